@@ -1,0 +1,118 @@
+"""The command line: `r1mega check | run | pipeline | report`.
+
+Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
+with 128 + signal. Everything heavy is imported inside the commands, so that `check` answers at once.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r1mega.config.load import load, load_pipeline
+from r1mega.errors import R1MegaError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
+ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=value; cluster.a.b=value for the cluster.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]
+RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<config's folders and name>.")]
+
+
+@app.command()
+def check(config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None) -> None:
+    """Read a config as `run` would, and say what is wrong with it."""
+    stage, _ = load(config, cluster, overrides or [])
+    print(f"{config}: {stage.stage} stage on {cluster}: ok")
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    cluster: ClusterName = "laptop",
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Run one stage."""
+    stage, machine = load(config, cluster, overrides or [])
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("r1mega").setLevel(logging.INFO)
+
+    from r1mega.runtime.run_dir import RunDir
+
+    directory = RunDir(run_dir or _default_run_dir(config), stage, machine, resume=resume)
+    try:
+        if stage.stage == "pretrain":
+            from r1mega.stages import pretrain
+
+            pretrain.run(stage, machine, directory)
+        elif stage.stage == "grpo":
+            from r1mega.stages import grpo
+
+            grpo.run(stage, machine, directory)
+        else:
+            from r1mega.stages import evaluate
+
+            evaluate.run(stage, machine, directory)
+    finally:
+        directory.close()
+    _report(directory.path)
+
+
+@app.command()
+def pipeline(
+    config: ConfigFile,
+    cluster: ClusterName = "laptop",
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Run the stages of a pipeline one after the other; --resume passes over those that are done."""
+    from r1mega.pipeline.chain import run_chain
+
+    directory = run_dir or _default_run_dir(config)
+    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume)
+    _report(directory)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a stage or a pipeline.")]) -> None:
+    """Draw the figures of a finished run again and print its summary."""
+    _report(run_dir)
+
+
+def _report(run_dir: Path) -> None:
+    from r1mega.report.show import show
+
+    show(run_dir)
+
+
+def _default_run_dir(config: Path) -> Path:
+    parts = config.with_suffix("").parts
+    return Path("runs", *(parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]))
+
+
+def main() -> None:
+    """Entry point: one message and exit code 2 for a fault of the user's, 128 + signal for an interruption."""
+    try:
+        app()
+    except R1MegaError as error:
+        print(f"r1mega: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        signum = getattr(error, "signum", None)  # runtime.interrupt.Interrupted, without importing it here
+        if signum is None:
+            raise
+        print(f"r1mega: {error}", file=sys.stderr)
+        sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

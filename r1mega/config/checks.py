@@ -1,0 +1,121 @@
+"""Laws between settings, each answered in one sentence: what is wrong and what would be right.
+
+A fault is a string; the loader raises one ConfigError with all of them.
+"""
+
+import importlib.util
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from r1mega.config.schema import GRPO, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage
+from r1mega.errors import ConfigError
+
+
+def raise_if_any(path: Path, faults: Iterable[str]) -> None:
+    """Raises ConfigError naming `path` and every fault, if there is one."""
+    faults = list(faults)
+    if faults:
+        raise ConfigError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
+
+
+def stage_faults(stage: Stage) -> list[str]:
+    """Faults of a stage config by itself."""
+    faults = _model_faults(stage.model)
+    if isinstance(stage, GRPO | Evaluate) and stage.model.path is None:
+        faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
+    if isinstance(stage, Pretrain):
+        faults += _pretrain_faults(stage)
+    elif isinstance(stage, GRPO):
+        faults += _grpo_faults(stage)
+    if not isinstance(stage, Evaluate) and stage.optimizer.warmup_steps >= stage.num_steps:
+        faults.append(
+            f"optimizer.warmup_steps: {stage.optimizer.warmup_steps} leaves no step at the full learning rate; "
+            f"num_steps is {stage.num_steps}"
+        )
+    return faults
+
+
+def cluster_faults(stage: Stage, cluster: Cluster) -> list[str]:
+    """Faults of a stage on a machine."""
+    faults: list[str] = []
+    if cluster.trainer.ranks > 1:
+        faults.append(
+            f"cluster.trainer: {cluster.trainer.ranks} ranks; only one trainer rank is supported so far (set tp, pp "
+            "and dp to 1)"
+        )
+    if isinstance(stage, GRPO | Evaluate) and importlib.util.find_spec("vllm") is None:
+        faults.append("vLLM is not installed in this environment; run `make env`")
+    return faults
+
+
+def _model_faults(model: Model) -> list[str]:
+    if (model.config is None) == (model.path is None):
+        return ["model: give either config (random weights) or path (a Hugging Face folder), not both or neither"]
+    file = model.config or (model.path / "config.json" if model.path else None)
+    if file is not None and not file.is_file():
+        return [f"model.{'config' if model.config else 'path'}: no file {file}"]
+    return []
+
+
+def _pretrain_faults(stage: Pretrain) -> list[str]:
+    faults: list[str] = []
+    styles = stage.data.styles
+    total = styles.think + styles.tags + styles.steps + styles.plain
+    if not math.isclose(total, 1.0, abs_tol=1e-9):
+        faults.append(f"data.styles: the shares sum to {total:g}, they must sum to 1")
+    if stage.documents_per_step > stage.data.num_documents:
+        faults.append(
+            f"documents_per_step: {stage.documents_per_step} exceeds data.num_documents = {stage.data.num_documents}"
+        )
+    return faults
+
+
+def _grpo_faults(stage: GRPO) -> list[str]:
+    faults: list[str] = []
+    rollout, objective = stage.rollout, stage.objective
+    outputs = rollout.num_prompts * objective.group_size
+    if outputs % rollout.num_minibatches:
+        faults.append(
+            f"rollout.num_minibatches: {outputs} outputs ({rollout.num_prompts} prompts x group_size "
+            f"{objective.group_size}) do not split evenly into {rollout.num_minibatches} mini-batches"
+        )
+    if stage.num_steps % rollout.num_minibatches:
+        faults.append(
+            f"num_steps: {stage.num_steps} optimiser steps are no whole number of rollouts of "
+            f"{rollout.num_minibatches} steps"
+        )
+    for name, every in (("evaluation", stage.evaluation.every_steps), ("save", stage.save.every_steps)):
+        if every % rollout.num_minibatches:
+            faults.append(
+                f"{name}.every_steps: {every} falls between two rollouts; use a multiple of "
+                f"rollout.num_minibatches = {rollout.num_minibatches}"
+            )
+    if objective.reference_refresh_steps % rollout.num_minibatches:
+        faults.append(
+            f"objective.reference_refresh_steps: {objective.reference_refresh_steps} falls inside a rollout; use a "
+            f"multiple of rollout.num_minibatches = {rollout.num_minibatches}"
+        )
+    if rollout.num_prompts > stage.num_questions:
+        faults.append(
+            f"num_questions: {stage.num_questions} is less than one rollout's {rollout.num_prompts} prompts"
+        )
+    if stage.rewards.accuracy == 0 and stage.rewards.format == 0:
+        faults.append("rewards: every weight is 0, so there is nothing to learn")
+    return faults
+
+
+def pipeline_faults(pipeline: Pipeline) -> list[str]:
+    """Faults of a pipeline by itself; its stages are checked when each is about to run."""
+    faults: list[str] = []
+    seen: set[str] = set()
+    for node in pipeline.stages:
+        if node.name in seen:
+            faults.append(f"stages: two are named {node.name!r}")
+        for field, name in (("start", node.start), ("same_seconds_as", node.same_seconds_as)):
+            if name and name not in seen:
+                faults.append(f"stages.{node.name}.{field}: no earlier stage is named {name!r}")
+        if not node.config.is_file():
+            faults.append(f"stages.{node.name}.config: no file {node.config}")
+        seen.add(node.name)
+    return faults

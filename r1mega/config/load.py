@@ -1,0 +1,172 @@
+"""Reads a stage config and a cluster file: TOML, then `--set` overrides, then the schema, then the laws.
+
+Every fault becomes one ConfigError that lists them all: which key, what was found, what is allowed, and the
+nearest valid name of a mistyped key.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from r1mega.config import checks
+from r1mega.config.schema import GRPO, Cluster, Evaluate, FromShell, Pipeline, Pretrain, Section, Stage
+from r1mega.errors import ConfigError
+
+STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "grpo": GRPO, "evaluate": Evaluate}
+CLUSTER_DIR = Path("configs/cluster")
+
+Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
+"""What TOML can hold, dates aside."""
+S = TypeVar("S", bound=Section)
+
+
+def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
+    """The stage config in `path` with `overrides` ("a.b=value") applied.
+
+    Raises:
+        ConfigError: missing file, malformed TOML or override, unknown key, value out of range, or a broken law
+            between fields.
+    """
+    table = _read_toml(path)
+    _apply(table, overrides)
+    stage = table.get("stage")
+    if stage not in STAGES:
+        near = _nearest(str(stage), STAGES)
+        raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(STAGES)}{near}")
+    config = _validate(STAGES[stage], table, path)
+    checks.raise_if_any(path, checks.stage_faults(config))
+    return config
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """The pipeline config in `path`.
+
+    Raises:
+        ConfigError: as `load_stage`.
+    """
+    pipeline = _validate(Pipeline, _read_toml(path), path)
+    checks.raise_if_any(path, checks.pipeline_faults(pipeline))
+    return pipeline
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
+    """The cluster file `name`: a path, or the stem of a file in configs/cluster."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = CLUSTER_DIR / f"{name}.toml"
+        if not path.is_file():
+            known = sorted(p.stem for p in CLUSTER_DIR.glob("*.toml"))
+            raise ConfigError(
+                f"cluster {name!r}: no file {path} (run from the repository root, or give a path ending in .toml); "
+                f"known: {', '.join(known) or 'none'}{_nearest(name, known)}"
+            )
+    table = _read_toml(path)
+    _apply(table, overrides)
+    return _validate(Cluster, table, path)
+
+
+def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Stage, Cluster]:
+    """Stage and cluster together, with the laws between them.
+
+    An override that starts with `cluster.` goes to the cluster file, every other to the stage config.
+    """
+    prefix = "cluster."
+    machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
+    stage = load_stage(path, [o for o in overrides if not o.startswith(prefix)])
+    checks.raise_if_any(path, checks.cluster_faults(stage, machine))
+    return stage, machine
+
+
+def _read_toml(path: Path) -> dict[str, Node]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder, not a config file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _apply(table: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Write each "a.b=value" into `table`; a number in the path is an index into a list of tables."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {override}: expected a.b=value")
+        *parents, last = key.strip().split(".")
+        place: Node = table
+        for part in parents:
+            place = _step(place, part, override)
+        if isinstance(place, list):
+            place[_index(place, last, override)] = _parse_value(text)
+        elif isinstance(place, dict):
+            place[last] = _parse_value(text)
+        else:
+            raise ConfigError(f"--set {override}: {'.'.join(parents)} is a value, not a table")
+
+
+def _step(place: Node, part: str, override: str) -> Node:
+    if isinstance(place, list):
+        return place[_index(place, part, override)]
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    raise ConfigError(f"--set {override}: nothing lies below a plain value at {part!r}")
+
+
+def _index(place: list[Node], part: str, override: str) -> int:
+    if part.isdecimal() and int(part) < len(place):
+        return int(part)
+    raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(place)}")
+
+
+def _parse_value(text: str) -> Node:
+    """A TOML value where it is one, otherwise the text itself."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return FromShell(value) if isinstance(value, str) else value
+
+
+def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
+    try:
+        return section.model_validate(table, context={"folder": str(path.resolve().parent)})
+    except ValidationError as error:
+        lines = [f"{path}: {len(error.errors())} fault(s)"]
+        lines += [_describe(section, dict(item)) for item in error.errors()]
+        raise ConfigError("\n  ".join(lines)) from None
+
+
+def _describe(section: type[Section], item: dict[str, Any]) -> str:
+    """One line for one pydantic error: key, what is wrong, what was found, the nearest valid name."""
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(section, item["loc"][:-1])
+        return f"{where}: unknown key{_nearest(str(item['loc'][-1]), fields)}; valid: {', '.join(fields)}"
+    if item["type"] == "missing":
+        return f"{where}: missing"
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
+
+
+def _fields_at(section: Any, loc: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the section that lies at `loc` below `section`."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation: Any = section.model_fields[part].annotation
+        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
+        section = inner[0] if inner else annotation
+    return list(section.model_fields)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

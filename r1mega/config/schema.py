@@ -1,0 +1,340 @@
+"""Every setting of every stage: names, types, ranges, and what the report says of each.
+
+One model per section, one per stage; unknown keys are errors. A stage config is science; where it runs
+(ranks, precision, threads) stands in a cluster file, read into `Cluster`. Imports pydantic alone.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+
+class FromShell(str):
+    """A value given with `--set`: its relative paths count from the working directory, not from the file."""
+
+
+def _anchor(value: object, info: ValidationInfo) -> object:
+    """A relative path counts from the folder of the config file that states it."""
+    if isinstance(value, str) and not Path(value).is_absolute():
+        context = cast(dict[str, str], info.context or {})
+        base = Path() if isinstance(value, FromShell) else Path(context.get("folder", "."))
+        return (base / value).resolve()
+    return value
+
+
+AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
+
+
+class Section(BaseModel):
+    """A table of a config file: frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+# ---- sections shared by stages ------------------------------------------------------------------------------
+
+
+class Model(Section):
+    """Which model the stage trains. Exactly one of `config` and `path`."""
+
+    config: AnchoredPath | None = None
+    """A Hugging Face config.json: start from random weights of this shape."""
+    path: AnchoredPath | None = None
+    """A Hugging Face folder (config.json, weights, tokenizer): start from these weights."""
+
+
+class Task(Section):
+    """A family of reasoning-gym questions with its own verifier."""
+
+    name: str
+    """Task name, as reasoning-gym spells it; `r1mega.data.tasks.TASKS` lists the supported ones."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this task among the questions, relative to the other tasks' weights."""
+    params: dict[str, int | float | bool | str] = {}
+    """Parameters of the task's generator, e.g. min_terms = 4."""
+
+
+class Optimizer(Section):
+    """Adam with decoupled weight decay, and the learning-rate schedule."""
+
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Final learning rate as a share of `lr`; used by the cosine and linear schedules."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimiser steps of linear warm-up from 0 to `lr`."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Bound on the global gradient norm; 0 does not clip."""
+
+
+class Batch(Section):
+    """How documents are laid out for the trainer. It changes speed and memory, never the result."""
+
+    chunk_tokens: int = Field(gt=0)
+    """Length of a packed chunk in tokens; documents are packed best-fit and do not see each other."""
+    chunks_per_micro_batch: int = Field(default=1, gt=0)
+
+
+class Save(Section):
+    """Checkpoints of a run."""
+
+    every_steps: int = Field(gt=0)
+    """Optimiser steps between checkpoints; the last step is always saved."""
+    keep_last: int = Field(default=2, gt=0)
+    """How many checkpoints stay on disk."""
+
+
+class Wandb(Section):
+    """Weights & Biases. Metrics always go to metrics.jsonl as well."""
+
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """auto: online where `wandb login` has left a key, otherwise offline files in the run directory."""
+    project: str = "r1mega"
+
+
+class Sampling(Section):
+    """How answers are drawn from the engine. top-p and top-k stay off: they would renormalise the logprobs."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """T. The engine's logprobs and the policy's, old and reference logprobs are all of logits / T."""
+    max_new_tokens: int = Field(gt=0)
+    """Length limit of an answer; one that reaches it is truncated."""
+
+
+class Evaluation(Section):
+    """Held-out questions, answered by the engine with the current weights."""
+
+    every_steps: int = Field(gt=0)
+    """Optimiser steps between evaluations; the first and last weights are always evaluated."""
+    num_questions: int = Field(gt=0)
+    samples_per_question: int = Field(default=4, gt=0)
+    """k: pass@1 is the mean over k answers at `sampling.temperature`."""
+    seed: int = 999_999
+    """Seed of the held-out questions; none of them is trained on (checked)."""
+
+
+# ---- pretraining of a tiny base -----------------------------------------------------------------------------
+
+
+class AnswerStyles(Section):
+    """Shares of the ways an answer is written in the pretraining text; they must sum to 1."""
+
+    think: float = Field(ge=0, le=1)
+    """Worked steps inside <think>, then <answer>: the format RL asks for."""
+    tags: float = Field(ge=0, le=1)
+    """Nothing worked: an empty thought in the same tags, then <answer>."""
+    steps: float = Field(ge=0, le=1)
+    """Worked steps in plain prose, no tags."""
+    plain: float = Field(ge=0, le=1)
+    """The bare answer in a sentence."""
+
+
+class PretrainData(Section):
+    """Clean text made from tasks: correct answers in several styles, so that RL has something to choose."""
+
+    num_documents: int = Field(gt=0)
+    """Documents generated; training passes over them as often as `num_steps` asks."""
+    styles: AnswerStyles
+    part: int = Field(default=0, ge=0, lt=1000)
+    """Which part of the endless text this stage reads; a stage that trains on takes another part."""
+    vocab_size: int = Field(default=384, ge=300)
+    """Size of the byte-level BPE trained on this text (single digits; special tokens and tags included)."""
+
+
+class Pretrain(Section):
+    """Pretraining of a base model: next-token cross-entropy + MTP loss (DeepSeek-V3 report 2.2)."""
+
+    stage: Literal["pretrain"]
+    seed: int = Field(default=0, ge=0)
+    model: Model
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    data: PretrainData
+    batch: Batch
+    num_steps: int = Field(gt=0)
+    """Optimiser steps; with `max_seconds` also set, whichever comes first ends the stage."""
+    documents_per_step: int = Field(gt=0)
+    max_seconds: float = Field(default=0.0, ge=0)
+    """End the stage after this much training time (0: no bound). The schedule then follows time, not steps."""
+    optimizer: Optimizer
+    mtp_loss_weight: float = Field(default=0.3, ge=0)
+    """lambda of the V3 report's Eq. 25 (0.3 for most of pretraining, later 0.1)."""
+    expert_bias_rate: float = Field(default=0.001, ge=0)
+    """gamma: step of the auxiliary-loss-free load balancing bias, after each optimiser step."""
+    save: Save
+    wandb: Wandb = Wandb()
+
+
+# ---- GRPO ---------------------------------------------------------------------------------------------------
+
+
+class Objective(Section):
+    """Eq. 1-3 with every choice that the equations leave open, by name."""
+
+    group_size: int = Field(ge=2)
+    """G: answers per question."""
+    ratio: Literal["token", "sequence", "sequence_mean"] = "token"
+    """token: pi/pi_old per token (every known implementation); sequence: Eq. 1 to the letter, one product per
+    output; sequence_mean: the output's geometric mean (GSPO)."""
+    reduction: Literal["sequence_mean", "token_mean", "fixed_length"] = "sequence_mean"
+    """sequence_mean: mean over an output's tokens, then over outputs (Eq. 1, DeepSeekMath); token_mean: over all
+    tokens (DAPO); fixed_length: token sum / (outputs x max_new_tokens) (Dr.GRPO)."""
+    clip_low: float = Field(default=0.2, ge=0)
+    """Lower bound of the ratio is 1 - clip_low; at or above 1 it never clips."""
+    clip_high: float = Field(default=0.2, ge=0)
+    """Upper bound of the ratio is 1 + clip_high. The report's reasoning RL has eps = 10: bound at 11."""
+    kl_coef: float = Field(default=0.001, ge=0)
+    """beta. 0 needs no reference model and runs none."""
+    kl_estimator: Literal["k1", "k2", "k3", "k3_weighted"] = "k3"
+    """k3 is Eq. 2; k3_weighted multiplies it by pi/pi_old, which is unbiased on samples of an older policy."""
+    reference_refresh_steps: int = Field(default=400, ge=0)
+    """Optimiser steps after which the reference becomes the current policy (report: 400); 0 never."""
+    std: Literal["population", "sample", "none"] = "population"
+    """Whether std(r) of Eq. 3 divides by G, by G - 1, or is left out (Dr.GRPO)."""
+    constant_groups: Literal["keep", "drop"] = "keep"
+    """A group whose rewards are all equal has advantage 0 exactly. keep: its tokens still count in the
+    denominators and carry the KL term; drop: it leaves the batch."""
+    truncated: Literal["zero", "mask", "judge"] = "zero"
+    """An answer cut at the limit: scores 0; or is left out of the baseline and the loss; or is judged as it is."""
+    mtp: Literal["off", "detached", "joint"] = "off"
+    """off: the MTP layer is neither run nor trained; detached: it learns the sampled tokens from a detached trunk;
+    joint: its loss reaches the trunk, as in pretraining."""
+    mtp_loss_weight: float = Field(default=0.1, ge=0)
+    expert_bias: Literal["frozen", "update"] = "frozen"
+    """Whether the router's load-balancing bias moves at each optimiser step in RL."""
+    expert_bias_rate: float = Field(default=0.001, ge=0)
+    importance: Literal["none", "truncated"] = "none"
+    """Correction from engine to trainer: truncated multiplies each token's loss by
+    min(pi_old / pi_behaviour, importance_cap) (TIS)."""
+    importance_cap: float = Field(default=2.0, gt=0)
+
+
+class Rewards(Section):
+    """Rule rewards and their weights; the report's R1-Zero adds accuracy and format with equal weight."""
+
+    accuracy: float = Field(default=1.0, ge=0)
+    format: float = Field(default=1.0, ge=0)
+
+
+class Rollout(Section):
+    """One rollout: questions x G answers, split at random into mini-batches, each one optimiser step."""
+
+    num_prompts: int = Field(gt=0)
+    """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
+    num_minibatches: int = Field(default=1, gt=0)
+    """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
+
+
+class Mismatch(Section):
+    """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
+
+    max_abs: float = Field(default=1e-4, gt=0)
+
+
+class GRPO(Section):
+    """Reinforcement learning with GRPO (report Eq. 1-3; R1-Zero: section 2.2)."""
+
+    stage: Literal["grpo"]
+    seed: int = Field(default=0, ge=0)
+    model: Model
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    num_questions: int = Field(gt=0)
+    """Distinct training questions; taken in a shuffled order, again from the start when exhausted."""
+    num_steps: int = Field(gt=0)
+    """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    rollout: Rollout
+    sampling: Sampling
+    objective: Objective
+    rewards: Rewards = Rewards()
+    optimizer: Optimizer
+    batch: Batch
+    mismatch: Mismatch = Mismatch()
+    evaluation: Evaluation
+    save: Save
+    wandb: Wandb = Wandb()
+
+
+# ---- evaluation of a finished model -------------------------------------------------------------------------
+
+
+class Evaluate(Section):
+    """Held-out questions answered by a Hugging Face folder; needs the engine alone, no trainer."""
+
+    stage: Literal["evaluate"]
+    seed: int = Field(default=0, ge=0)
+    model: Model
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    sampling: Sampling
+    evaluation: Evaluation
+
+
+Stage = Pretrain | GRPO | Evaluate
+
+
+# ---- a chain of stages --------------------------------------------------------------------------------------
+
+
+class Node(Section):
+    """One stage of a pipeline."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Name of the stage's run directory inside the pipeline's."""
+    config: AnchoredPath
+    """The stage config."""
+    start: str = ""
+    """The earlier stage whose final weights this one starts from; empty: the config says."""
+    same_seconds_as: str = ""
+    """The earlier stage whose training seconds bound this one's: a control at equal cost."""
+
+
+class Pipeline(Section):
+    """Stages run one after the other, each in a process of its own."""
+
+    stages: tuple[Node, ...] = Field(min_length=1)
+
+
+# ---- where it runs ------------------------------------------------------------------------------------------
+
+
+class TrainerLayout(Section):
+    """How the trainer's ranks are spread over one model."""
+
+    tp: int = Field(default=1, gt=0)
+    pp: int = Field(default=1, gt=0)
+    ep: int = Field(default=1, gt=0)
+    dp: int = Field(default=1, gt=0)
+    threads: int = Field(default=1, gt=0)
+    """Threads of each rank's CPU kernels."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp * self.dp
+
+
+class RolloutLayout(Section):
+    """The engine's processes."""
+
+    tp: int = Field(default=1, gt=0)
+    threads: int = Field(default=1, gt=0)
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    kv_cache_gib: float = Field(default=0.5, gt=0)
+    max_num_seqs: int = Field(default=256, gt=0)
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the server on this host; 0 takes a free one."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    request_timeout_s: float = Field(default=300.0, gt=0)
+
+
+class Cluster(Section):
+    """A machine: layout only, never science."""
+
+    device: Literal["cpu"]
+    """CUDA comes with its own cluster files."""
+    trainer: TrainerLayout = TrainerLayout()
+    rollout: RolloutLayout = RolloutLayout()

@@ -1,0 +1,79 @@
+"""Clean text for a tiny base model: correct answers in four styles, of which RL asks for one.
+
+A base model that writes all four at random gives GRPO its contrast: answers that think first are right more often
+than answers at once, and only two styles carry the tags. The shares are settings; every document is correct.
+"""
+
+import random
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from r1mega.config import schema
+from r1mega.data.tasks import Question, apportion, draw, family
+from r1mega.data.template import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    TINY,
+    Template,
+    render_prompt,
+)
+from r1mega.errors import ConfigError
+from r1mega.samples import Document
+
+Style = Literal["think", "tags", "steps", "plain"]
+STYLES: tuple[Style, ...] = get_args(Style)
+
+
+@dataclass(frozen=True)
+class TextDocument:
+    """One question and one correct answer to it."""
+
+    question: str
+    prompt: str
+    """The question as the template writes it; no bos."""
+    answer: str
+    """No eos."""
+    style: Style
+    task: str
+
+
+def write_answer(question: Question, style: Style) -> str:
+    """The right answer to `question` in `style`; the styles are those of `schema.AnswerStyles`."""
+    steps = family(question.task).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
+    if style in ("think", "tags"):
+        return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}"
+    return f"{steps}. So it is {question.truth}." if steps else f"The answer is {question.truth}."
+
+
+def documents(
+    tasks: Sequence[schema.Task],
+    styles: schema.AnswerStyles,
+    n: int,
+    seed: int,
+    exclude: Container[str] = frozenset(),
+    template: Template = TINY,
+) -> list[TextDocument]:
+    """`n` documents in shuffled order; shares of tasks and of styles are exact up to rounding.
+
+    No question text of `exclude` (the held-out ones) occurs; others may repeat. Deterministic.
+    Raises ConfigError when the style shares do not sum to 1, and as `tasks.questions` does.
+    """
+    shares = [getattr(styles, style) for style in STYLES]
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"the shares of the answer styles sum to {sum(shares):g}, not 1")
+    chosen: list[Style] = [style for style, num in zip(STYLES, apportion(n, shares), strict=True) for _ in range(num)]
+    random.Random(f"{seed}/styles").shuffle(chosen)
+    return [
+        TextDocument(q.text, render_prompt(template, q.text), write_answer(q, style), style, q.task)
+        for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
+    ]
+
+
+def tokenize(docs: Sequence[TextDocument], tokenizer: Any) -> list[Document]:
+    """bos, prompt, answer, eos as one token sequence each; every token but bos is learnt, the question's too."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoded = tokenizer([doc.prompt + doc.answer for doc in docs], add_special_tokens=False)["input_ids"]
+    return [Document((*bos, *ids, tokenizer.eos_token_id)) for ids in encoded]

@@ -1,0 +1,162 @@
+"""Prompts of RL: made from tasks or read from a file, and an endless, resumable stream of them."""
+
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1mega.config import schema
+from r1mega.data.split import HELD_OUT, TRAINED_ON
+from r1mega.data.tasks import TASKS, Question, question_id, questions
+from r1mega.data.template import TINY, Template, render_prompt
+from r1mega.errors import DataError
+from r1mega.samples import Prompt
+
+CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+
+
+def train_prompts(
+    tasks: Sequence[schema.Task], num: int, seed: int, tokenizer: Any, template: Template = TINY
+) -> list[Prompt]:
+    """`num` different questions of the side that is trained on. Raises as `questions` and `prompts`."""
+    return prompts(questions(tasks, num, seed, exclude=HELD_OUT), tokenizer, template)
+
+
+def held_out_prompts(
+    tasks: Sequence[schema.Task], evaluation: schema.Evaluation, tokenizer: Any, template: Template = TINY
+) -> list[Prompt]:
+    """The held-out questions of `evaluation`, which no stage trains on. Raises as `questions` and `prompts`."""
+    held_out = questions(tasks, evaluation.num_questions, evaluation.seed, exclude=TRAINED_ON)
+    return prompts(held_out, tokenizer, template)
+
+
+def prompts(asked: Sequence[Question], tokenizer: Any, template: Template) -> list[Prompt]:
+    """Each question in its template, tokenised with a leading bos where the tokenizer has one.
+
+    Raises DataError when the template is for another tokenizer, or a question spells a special token: it would
+    be read as the end of the user's turn.
+    """
+    special = set(tokenizer.all_special_tokens)
+    if missing := set(CONTROL_TOKEN.findall(render_prompt(template, ""))) - special:
+        raise DataError(f"template {template.name} needs the special tokens {sorted(missing)} in the tokenizer")
+    for question in asked:
+        if found := [token for token in special if token in question.text]:
+            raise DataError(f"question {question.id} contains the special token {found[0]}: take it out")
+    texts = [render_prompt(template, question.text) for question in asked]
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [
+        Prompt(q.id, q.task, q.text, q.truth, (*bos, *ids), template.prefill, q.entry)
+        for q, ids in zip(asked, encoded, strict=True)
+    ]
+
+
+class PromptStream:
+    """Prompts in a shuffled order, again and again; no prompt comes twice in one `take`.
+
+    Each epoch has its own order, a function of seed and epoch alone, except that prompts which the same `take`
+    already drew from the epoch before go to its end: answers are keyed by prompt.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+        """Raises DataError on no prompts or on two with the same id."""
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        if not prompts or len(self._prompts) < len(prompts):
+            raise DataError("no prompts to draw from" if not prompts else "two prompts have the same id")
+        self._seed, self._epoch, self._position = seed, 0, 0
+        self._late: list[str] = []
+        self._order = self._shuffled()
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the prompts so far, with the fraction of the current one."""
+        return self._epoch + self._position / len(self._order)
+
+    def take(self, n: int) -> list[Prompt]:
+        """The next `n` prompts. Raises DataError when there are fewer than `n` in all."""
+        if n > len(self._order):
+            raise DataError(f"{n} prompts a step asked for, but there are only {len(self._order)} different ones")
+        drawn = self._order[self._position : self._position + n]
+        self._position += len(drawn)
+        if (missing := n - len(drawn)) > 0:
+            self._epoch, self._position, self._late = self._epoch + 1, missing, drawn
+            self._order = self._shuffled()
+            drawn = drawn + self._order[:missing]
+        return [self._prompts[id] for id in drawn]
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on with the very next prompt; plain JSON."""
+        return {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "late": list(self._late),
+            "prompts": self._fingerprint(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Raises DataError when it belongs to other prompts."""
+        if state["prompts"] != self._fingerprint():
+            raise DataError("the saved position belongs to other prompts: tasks, seed or number have changed")
+        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._late = list(state["late"])
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> list[str]:
+        order = sorted(self._prompts)
+        random.Random(f"{self._seed}/{self._epoch}").shuffle(order)
+        late = set(self._late)
+        return [id for id in order if id not in late] + [id for id in order if id in late]
+
+    def _fingerprint(self) -> str:
+        return question_id("prompts", "\n".join(sorted(self._prompts)))
+
+
+def read_jsonl(path: Path) -> list[Question]:
+    """Questions of a JSONL file: `task`, `question` and `truth` (text), optional `id` and `entry` (object).
+
+    Blank lines are passed over. Raises DataError with file, line and field on a missing or unreadable file, an
+    empty one, a malformed row, an unknown task, and an id that occurs twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read prompts from {path}: {error}") from error
+    first_line: dict[str, int] = {}
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        question = _question(line, f"{path}, line {number}")
+        if question.id in first_line:
+            other = first_line[question.id]
+            raise DataError(f"{path}, line {number}: id {question.id!r} already stands in line {other}")
+        first_line[question.id] = number
+        found.append(question)
+    if not found:
+        raise DataError(f"{path} holds no prompts")
+    return found
+
+
+def _question(line: str, where: str) -> Question:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a row is a JSON object, not {type(row).__name__}")
+    if unknown := sorted(set(row) - {"id", "task", "question", "truth", "entry"}):
+        raise DataError(f"{where}: unknown field {unknown[0]!r}")
+    for name in ("task", "question", "truth"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise DataError(f"{where}: field {name!r} must be text and not empty")
+    if not isinstance(row.get("id", "-"), str) or not row.get("id", "-"):
+        raise DataError(f"{where}: field 'id' must be text and not empty")
+    if not isinstance(row.get("entry", {}), dict):
+        raise DataError(f"{where}: field 'entry' must be an object")
+    if row["task"] not in TASKS:
+        raise DataError(f"{where}: field 'task': unknown {row['task']!r}; known: {', '.join(TASKS)}")
+    id = row.get("id") or question_id(row["task"], row["question"])
+    return Question(id, row["task"], row["question"], row["truth"], row.get("entry", {}))

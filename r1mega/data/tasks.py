@@ -1,0 +1,214 @@
+"""Task families: questions from reasoning-gym, worked steps that we write, and the library's own verifier.
+
+A row of `TASKS` is a task whose steps are short enough for a tiny model and whose answer is much harder to
+give at once than step by step, so that RL has something to find. The question keeps the library's wording: it
+is the same for every question of a task, and the tokenizer, trained on it, folds it into a few tokens.
+
+Steps of chain_sum and products are a calculator's tape, a running result: `4-1=3-7=-4` reads "4; take 1, have 3;
+take 7, have -4". It spends one token per character and repeats no number.
+"""
+
+import contextlib
+import hashlib
+import io
+import random
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from r1mega.config import schema
+from r1mega.errors import ConfigError, DataError
+
+MAX_ANSWER_CHARS = 256
+"""A longer answer is wrong unread: a hostile text of many digits must not cost the verifier time."""
+
+# ASCII digits only: the library reads numbers with `Decimal`, to which "٣", "0_3" and "3e0" are all 3.
+# A sign directly after a digit is an operator ("5-3" ends in 3, "=-3" in -3).
+NUMBER = re.compile(r"(?:(?<![0-9])[+-])?[0-9][0-9,]*(?:\.[0-9]+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its reference answer."""
+
+    id: str
+    """Hash of task and text unless a file states another; the same in every run."""
+    task: str
+    text: str
+    truth: str
+    entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The library's record of it, for the verifier."""
+
+
+@dataclass(frozen=True)
+class TaskFamily:
+    """One task of reasoning-gym that the project can teach."""
+
+    name: str
+    """As reasoning-gym spells it."""
+    steps: Callable[[Mapping[str, Any]], str]
+    """Metadata of a question -> its worked steps, which end in the right answer."""
+    answer_form: re.Pattern[str] = NUMBER
+    """What an answer looks like; anything else is wrong before the verifier sees it."""
+
+    def last_answer(self, text: str) -> str:
+        """The last thing in `text` that looks like an answer; "" where nothing does. Linear in the text."""
+        found = ""
+        for match in self.answer_form.finditer(text):
+            found = match.group()
+        return found
+
+    def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
+        """Whether `answer`, stripped, is right by reasoning-gym's own rule.
+
+        The rule gives partial credit (a sentence that holds the answer scores about 0.1), so only a full 1.0
+        counts. Raises whatever the library raises: the caller must not read that as a wrong answer.
+        """
+        answer = answer.strip()
+        if len(answer) > MAX_ANSWER_CHARS or not self.answer_form.fullmatch(answer):
+            return False
+        return _verifier(self.name)(answer=answer, entry={"answer": truth, **entry}) >= 1.0
+
+
+def _tape(metadata: Mapping[str, Any]) -> str:
+    first, *rest = metadata["expression"].split()
+    total, steps = int(first), [first]
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        value = int(term)
+        total = total + value if sign == "+" else total - value if sign == "-" else total * value
+        steps.append(f"{sign}{term}={total}")
+    return "".join(steps)
+
+
+def _euclid(metadata: Mapping[str, Any]) -> str:
+    """`98%58=40,58%40=18,40%18=4,18%4=2,4%2=0`: the divisor of the last line is the answer."""
+    steps, (result, *others) = [], metadata["numbers"]
+    for other in others:
+        high, low = max(result, other), min(result, other)
+        while low:
+            steps.append(f"{high}%{low}={high % low}")
+            high, low = low, high % low
+        result = high
+    return ",".join(steps)
+
+
+def _count_bits(metadata: Mapping[str, Any]) -> str:
+    """`18-16=2[1]-2=0[2]`: take away the largest power of two, count, until nothing is left."""
+    left, count, steps = metadata["number"], 0, [str(metadata["number"])]
+    while left:
+        power = 1 << (left.bit_length() - 1)
+        left, count = left - power, count + 1
+        steps.append(f"-{power}={left}[{count}]")
+    return "".join(steps)
+
+
+TASKS: dict[str, TaskFamily] = {
+    row.name: row
+    for row in (
+        TaskFamily("chain_sum", _tape),
+        TaskFamily("products", _tape),
+        TaskFamily("count_bits", _count_bits),
+        TaskFamily("gcd", _euclid),
+    )
+}
+
+
+def question_id(task: str, text: str) -> str:
+    """16 hexadecimal digits that name a question in every run."""
+    return hashlib.sha256(f"{task}\0{text}".encode()).hexdigest()[:16]
+
+
+def family(name: str) -> TaskFamily:
+    """The row of `TASKS`. Raises ConfigError with the known names."""
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}: the supported ones are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def questions(
+    tasks: Sequence[schema.Task], n: int, seed: int, exclude: Container[str] = frozenset()
+) -> list[Question]:
+    """`n` questions with different texts, none of them in `exclude`, shuffled; shares follow the weights.
+
+    `exclude` is a set of texts or one side of `data.split`.
+
+    The same arguments give the same list. Raises ConfigError on an unknown task or parameter, DataError where
+    a task with these parameters has too few different questions.
+    """
+    return draw(tasks, n, seed, exclude, distinct=True)
+
+
+def draw(
+    tasks: Sequence[schema.Task], n: int, seed: int, exclude: Container[str], *, distinct: bool
+) -> list[Question]:
+    """`questions`, which may repeat unless `distinct` (pretraining keeps the generator's own mix of lengths)."""
+    drawn: list[Question] = []
+    met: set[str] = set()
+    for task, share in zip(tasks, apportion(n, [task.weight for task in tasks]), strict=True):
+        num_found, fruitless = 0, 0
+        for question in _generate(task, seed) if share else ():
+            fruitless += 1
+            is_new = question.text not in met
+            met.add(question.text)
+            if question.text not in exclude and (is_new or not distinct):
+                drawn.append(question)
+                num_found, fruitless = num_found + 1, 0
+            if num_found == share:
+                break
+            # Were one fresh question left among those met, this many misses would have odds of e^-10.
+            if fruitless > 10 * len(met) + 1000:
+                raise DataError(
+                    f"{task.name} with {task.params or 'its default parameters'} gives only {num_found} of the "
+                    f"{share} different questions asked for: widen the parameters or ask for fewer"
+                )
+    random.Random(f"{seed}/order").shuffle(drawn)
+    return drawn
+
+
+def apportion(n: int, weights: Sequence[float]) -> list[int]:
+    """Split `n` in proportion to `weights`, by largest remainder: whole numbers that sum to `n`."""
+    total = sum(weights)
+    exact = [n * weight / total for weight in weights]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: shares[i] - exact[i])
+    for i in by_remainder[: n - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def _generate(task: schema.Task, seed: int) -> Iterator[Question]:
+    """Questions without end. Raises ConfigError on parameters that the generator does not take."""
+    dataset = _dataset(task, seed)
+    index = 0
+    while True:
+        with contextlib.redirect_stdout(io.StringIO()):  # some of the library's generators print
+            entry = dataset[index]
+        text = entry["question"]
+        yield Question(question_id(task.name, text), task.name, text, entry["answer"], entry)
+        index += 1
+
+
+def _dataset(task: schema.Task, seed: int) -> Any:
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    config = DATASETS[family(task.name).name][1]
+    valid = sorted({f.name for f in fields(config)} - {"seed", "size"})
+    if unknown := sorted(set(task.params) - set(valid)):
+        raise ConfigError(f"task {task.name} has no parameter {', '.join(unknown)}: it takes {', '.join(valid)}")
+    # The library seeds question i with seed + i: neighbouring seeds would share almost all their questions.
+    digest = hashlib.sha256(f"{seed}/{task.name}".encode()).digest()
+    base = int.from_bytes(digest[:6], "big")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return create_dataset(task.name, seed=base, size=2**31, **task.params)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"task {task.name} refuses its parameters {task.params}: {error}") from error
+
+
+@cache
+def _verifier(name: str) -> Callable[..., float]:
+    from reasoning_gym.factory import create_dataset
+
+    return create_dataset(name, seed=0, size=1).score_answer

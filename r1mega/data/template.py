@@ -1,0 +1,77 @@
+"""How a question is written for the model: the tags of the required format and the named templates.
+
+`r1_zero` is Table 1 of the report to the letter, the full stop after the question included. `tiny` is its short
+form for a model of a million parameters: the same turn in two tokens, since the format itself comes from
+pretraining text. Neither writes `<think>` for the model (`prefill`); a template that does is judged with it.
+"""
+
+from dataclasses import dataclass
+
+from r1mega.errors import ConfigError
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text around a user's and an assistant's turn, and what stands before the first."""
+
+    name: str
+    preamble: str
+    user_open: str
+    user_close: str
+    assistant_open: str
+    prefill: str = ""
+    """Beginning of the answer, written by the template and judged together with the completion."""
+
+    @property
+    def chat_template(self) -> str:
+        """The same as a Jinja chat template for a Hugging Face tokenizer; writes bos where there is one."""
+        return (
+            "{{ bos_token or '' }}" + self.preamble + "{% for message in messages %}"
+            "{% if message['role'] == 'user' %}"
+            + self.user_open + "{{ message['content'] }}" + self.user_close +
+            "{% elif message['role'] == 'assistant' %}"
+            + self.assistant_open + "{{ message['content'] }}{{ eos_token or '' }}"
+            "{% else %}{{ raise_exception('only user and assistant turns are known') }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}" + self.assistant_open + self.prefill + "{% endif %}"
+        )  # fmt: skip
+
+
+R1_ZERO = Template(
+    name="r1_zero",
+    preamble=(
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+        "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+        "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+        "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+    ),
+    user_open=" User: ",
+    user_close=".",
+    assistant_open=" Assistant:",
+)
+
+TINY = Template("tiny", preamble="", user_open="<|user|>", user_close="", assistant_open="<|assistant|>")
+
+TEMPLATES = {template.name: template for template in (R1_ZERO, TINY)}
+
+
+def template(name: str) -> Template:
+    """The template of that name. Raises ConfigError with the known names."""
+    if name not in TEMPLATES:
+        raise ConfigError(f"unknown template {name!r}: the known ones are {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def render_prompt(template: Template, question: str) -> str:
+    """One user turn, up to where the model starts to write; no bos token."""
+    return (
+        template.preamble
+        + template.user_open
+        + question
+        + template.user_close
+        + template.assistant_open
+        + template.prefill
+    )

@@ -1,0 +1,41 @@
+"""Errors a user can mend. Each says what was wrong, what was found, where, and how to mend it.
+
+The command line prints the message alone and leaves with exit code 2; anything else is a defect of ours and
+shows its traceback. Imports nothing of r1mega.
+"""
+
+
+class R1MegaError(Exception):
+    """A fault in what the program was given: shown without a traceback, exit code 2."""
+
+
+class ConfigError(R1MegaError):
+    """A config file, a `--set` override or a combination of settings that cannot be run."""
+
+
+class DataError(R1MegaError):
+    """A data file or a row of one that cannot be used; names the file and the line."""
+
+
+class RunDirError(R1MegaError):
+    """A run directory that cannot be created, written or resumed."""
+
+
+class CheckpointError(R1MegaError):
+    """A checkpoint that is missing, incomplete, or belongs to another run."""
+
+
+class WeightMappingError(R1MegaError):
+    """Tensors that do not map one to one between Megatron and Hugging Face; lists every one of them."""
+
+
+class RolloutError(R1MegaError):
+    """The sampling side cannot start, does not answer in time, or answers with something else than asked."""
+
+
+class MismatchError(R1MegaError):
+    """vLLM and Megatron disagree on the log-probabilities of the same tokens by more than the bound."""
+
+
+class RewardError(R1MegaError):
+    """A reward cannot be computed as configured."""

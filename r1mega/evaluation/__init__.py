@@ -1,0 +1,1 @@
+"""Held-out answers in, figures with intervals out. Imports rewards and below; samples nothing itself."""

@@ -1,0 +1,34 @@
+"""What a rollout looked like, in the numbers people watch: rewards, lengths, groups that teach nothing."""
+
+from collections.abc import Sequence
+
+from r1mega.samples import Group
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the rollout's answers; shares are in [0, 1], lengths in tokens.
+
+    Rewards are means over scored answers only; `reward/unscored` is the share of the others. `groups/constant`
+    counts groups whose scored answers all have the same reward: they carry no preference.
+    """
+    verdicts = [v for g in groups for v in g.verdicts]
+    scored = [v for v in verdicts if v.scored]
+    completions = [c for g in groups for c in g.completions]
+    lengths = [len(c.token_ids) for c in completions]
+    rewards = [[v.reward for v in g.verdicts if v.scored] for g in groups]
+    metrics = {
+        "reward/total": _mean([v.reward for v in scored]),
+        "reward/unscored": 1.0 - len(scored) / len(verdicts),
+        "groups/constant": _mean([float(len(set(r)) < 2) for r in rewards]),
+        "response_length/mean": _mean(lengths),
+        "response_length/max": float(max(lengths)),
+        "response_length/truncated": _mean([float(c.truncated) for c in completions]),
+        "rollout/tokens": float(sum(lengths)),
+    }
+    for part in sorted({part for v in scored for part in v.parts}):
+        metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored])
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,225 @@
+"""Figures of a run from its metrics.jsonl: the report's Figures 2 and 3 and the health of training beside them.
+
+A curve whose metric is absent is left out, and a figure without curves is not written. Labels name the unit.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega.report.rows import Row, number, read_rows, read_summary, series
+
+COLORS = ("#1f5fa8", "#d1642a", "#3a8a5c", "#8a4f9e", "#7a7a7a")
+STYLE: dict[Any, Any] = {
+    "figure.figsize": (7.0, 4.2),
+    "figure.dpi": 150,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one kind of row, and how it is called in the legend."""
+
+    key: str
+    label: str
+    kind: str = "train"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves that share a y axis; x is the optimiser step."""
+
+    file: str
+    title: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    log: bool = False
+    share: bool = False
+    """The y axis is a share: fixed to [0, 1]."""
+
+
+FIGURES = (
+    Figure(
+        "pass_at_1",
+        "Held-out pass@1",
+        "share of answers",
+        (
+            Curve("eval/strict", "right, in the format (pass@1)", "eval"),
+            Curve("eval/lenient", "right, in any format", "eval"),
+            Curve("eval/format", "in the format", "eval"),
+            Curve("eval/works", "with worked steps", "eval"),
+            Curve("eval/strict", "right, in the format, greedy", "eval_greedy"),
+        ),
+        share=True,
+    ),
+    Figure(
+        "response_length",
+        "Response length",
+        "tokens per answer (mean)",
+        (
+            Curve("response_length/mean", "training questions"),
+            Curve("eval/mean_tokens", "held-out questions", "eval"),
+        ),
+    ),
+    Figure(
+        "reward",
+        "Reward of the sampled answers",
+        "mean reward",
+        (
+            Curve("reward/total", "total"),
+            Curve("reward/accuracy", "accuracy"),
+            Curve("reward/format", "format"),
+        ),
+    ),
+    Figure("kl", "Distance from the reference", "KL(policy || reference), nats per token", (Curve("kl/mean", "KL"),)),
+    Figure("clip", "Clipped tokens", "share of tokens", (Curve("clip_fraction", "clip fraction"),)),
+    Figure(
+        "mismatch",
+        "Engine against trainer",
+        "|logp(vLLM) − logp(Megatron)|, nats",
+        (Curve("mismatch/max", "largest of any token"), Curve("mismatch/mean", "mean over tokens")),
+        log=True,
+    ),
+    Figure("loss", "Loss", "loss", (Curve("loss", "loss"), Curve("mtp_loss", "MTP loss"))),
+    Figure("grad_norm", "Gradient norm before clipping", "global L2 norm", (Curve("grad_norm", "gradient norm"),)),
+    Figure("entropy", "Entropy of the policy", "nats per token", (Curve("entropy", "entropy"),)),
+)
+
+
+def draw(run_dir: Path, out_dir: Path | None = None) -> list[Path]:
+    """Draw what the run has metrics for as PNG files; into the run's `figures/` unless told otherwise.
+
+    Returns the files written. Raises DataError where metrics.jsonl is missing or malformed.
+    """
+    rows = read_rows(run_dir / "metrics.jsonl")
+    out_dir = out_dir or run_dir / "figures"
+    drawn = (_draw(figure, rows, out_dir / f"{figure.file}.png") for figure in FIGURES)
+    return [path for path in drawn if path is not None]
+
+
+def pass_at_1(runs: Mapping[str, Path | Sequence[Path]], out: Path) -> Path | None:
+    """Held-out pass@1 of several lines of training from one base against time: RL beside its control.
+
+    Args:
+        runs: label -> run directory, or run directories in the order in which they ran. Training runs put their
+            evaluations at the seconds trained so far; an evaluate run stands at the end of the runs before it,
+            so [control, its evaluate run] shows a stage that does not evaluate itself.
+        out: the PNG to write.
+
+    Returns: `out`, or None when no run has an evaluation.
+    """
+    lines = {
+        label: points
+        for label, paths in runs.items()
+        if (points := _over_time([paths] if isinstance(paths, Path) else paths))
+    }
+    if not lines:
+        return None
+    title = "Held-out pass@1 over training time"
+    with _axes(out, title, "training time, minutes", "pass@1 (share of answers, bars: 95%)") as axes:
+        for (label, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
+            minutes = [seconds / 60 for seconds, _, _ in points]
+            shares = [share for _, share, _ in points]
+            errors = [1.96 * se for _, _, se in points]
+            axes.errorbar(minutes, shares, yerr=errors, color=color, marker="o", markersize=4, capsize=3, label=label)
+            axes.annotate(
+                f"{shares[-1]:.2f}", (minutes[-1], shares[-1]), (8, 0), textcoords="offset points",
+                va="center", color=color, fontweight="bold",
+            )  # fmt: skip
+        axes.set_ylim(0, 1.02)
+        axes.margins(x=0.08)
+        axes.legend(loc="best")
+    return out
+
+
+def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float]]:
+    """(seconds of training, pass@1, its standard error) of each evaluation."""
+    points, trained = [], 0.0
+    for run_dir in run_dirs:
+        summary = read_summary(run_dir) or {}
+        metrics = run_dir / "metrics.jsonl"
+        rows = read_rows(metrics) if metrics.is_file() else []
+        steps = [row for row in rows if row.get("kind") == "train"]
+        evals = [row for row in rows if row.get("kind") == "eval"]
+        for row in evals:
+            share, step = number(row, "eval/strict"), number(row, "step")
+            if share is not None and step is not None:
+                seconds = sum(_seconds(s) for s in steps if (number(s, "step") or 0) <= step)
+                points.append((trained + seconds, share, number(row, "eval/strict_se") or 0.0))
+        if not evals:
+            rate = ((summary.get("eval") or {}).get("after") or {}).get("strict") or {}
+            at = trained + (0.0 if summary.get("stage") == "evaluate" else number(summary, "seconds") or 0.0)
+            if (share := number(rate, "mean")) is not None:
+                points.append((at, share, number(rate, "se") or 0.0))
+        if summary.get("stage") != "evaluate":
+            trained += sum(map(_seconds, steps)) or number(summary, "seconds") or 0.0
+    return points
+
+
+def _seconds(row: Row) -> float:
+    """Time that a training step took, all of its phases (`seconds/...`) together."""
+    return sum(number(row, key) or 0.0 for key in row if key.startswith("seconds/"))
+
+
+def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
+    lines = [(curve, *series(rows, curve.kind, "step", curve.key)) for curve in figure.curves]
+    if figure.log:  # a zero has no place on a log axis
+        lines = [
+            (curve, [x for x, y in zip(xs, ys, strict=True) if y > 0], [y for y in ys if y > 0])
+            for curve, xs, ys in lines
+        ]
+    if not any(xs for _, xs, _ in lines):
+        return None
+    with _axes(path, figure.title, "optimiser step", figure.y_label) as axes:
+        for (curve, xs, ys), color in zip(lines, _colors(len(lines)), strict=True):
+            if xs:
+                # Few points stand alone; hundreds would be a band of dots.
+                marker = "o" if curve.kind != "train" or len(xs) < 3 else ""
+                axes.plot(xs, ys, color=color, label=curve.label, marker=marker, markersize=4)
+        if figure.log:
+            axes.set_yscale("log")
+        elif figure.share:
+            axes.set_ylim(0, 1.02)
+        elif min(y for _, _, ys in lines for y in ys) >= 0:
+            axes.set_ylim(bottom=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if sum(bool(xs) for _, xs, _ in lines) > 1:
+            axes.legend(loc="best")
+    return path
+
+
+def _colors(num: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(num)]
+
+
+@contextlib.contextmanager
+def _axes(path: Path, title: str, x_label: str, y_label: str) -> Iterator[Any]:
+    """Fresh axes in the house style; saved to `path` when the block ends without an error."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas  # no pyplot: it would pick a window system
+
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(layout="constrained")
+        axes = canvas.add_subplot()
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        yield axes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        canvas.savefig(temporary, format="png")
+        temporary.replace(path)

@@ -1,0 +1,65 @@
+"""Every rule about the shape of an answer: the format reward, where the answer stands, in which style it is.
+
+The text is the template's prefill and the completion together, as the engine decoded it, and may be anything.
+Tags are matched to the letter, and each rule is a few scans of the text.
+"""
+
+from typing import Literal
+
+from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
+
+Style = Literal["think", "tags", "steps", "plain", "other"]
+"""think, tags, steps, plain: as in the pretraining text; other: none of these (broken tags, no sentence)."""
+
+
+def is_formatted(text: str) -> bool:
+    """`<think>...</think><answer>...</answer>`, each tag once, only white space before, between and after.
+
+    The thought may be empty, as in the report: the rule asks for the place to think, and GRPO finds the use of
+    it. The answer may not be: nothing would be left to judge.
+    """
+    return _split(text) is not None
+
+
+def find_answer(text: str) -> str | None:
+    """What stands in the answer tags, stripped; None unless there is exactly one such pair outside the thought.
+
+    Weaker than `is_formatted`: text around the tags, or no thought at all, costs the format reward alone. Two
+    answers are none (a model must not be paid for listing guesses), nor is one in a thought that is still open.
+    """
+    if text.count(ANSWER_OPEN) != 1 or text.count(ANSWER_CLOSE) != 1:
+        return None
+    before, _, rest = text.partition(ANSWER_OPEN)
+    answer, closed, after = rest.partition(ANSWER_CLOSE)
+    if not closed or THINK_CLOSE in after or before.rfind(THINK_OPEN) > before.rfind(THINK_CLOSE):
+        return None
+    return answer.strip()
+
+
+def style_of(text: str) -> Style:
+    """Which way of answering this is; worked steps are told by an equals sign."""
+    if any(tag in text for tag in TAGS):
+        parts = _split(text)
+        if parts is None:
+            return "other"
+        thought = parts[0].strip()
+        return "tags" if not thought else "think" if "=" in thought else "other"
+    if "=" in text:
+        return "steps"
+    return "plain" if text.strip().startswith("The answer is ") else "other"
+
+
+def _split(text: str) -> tuple[str, str] | None:
+    """Thought and answer of a text in the required format."""
+    if any(text.count(tag) != 1 for tag in TAGS):
+        return None
+    pieces, rest = [], text
+    for tag in TAGS:
+        piece, found, rest = rest.partition(tag)
+        if not found:  # the tags are all there, in another order
+            return None
+        pieces.append(piece)
+    before, thought, between, answer = pieces
+    if before.strip() or between.strip() or rest.strip() or not answer.strip():
+        return None
+    return thought, answer

@@ -1,0 +1,1 @@
+"""The sampling side: prompts in, completions with log-probabilities out. It never meets Megatron."""

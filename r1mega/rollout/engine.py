@@ -1,0 +1,48 @@
+"""What a sampling engine does for the loop: prompts in, completions with logprobs out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from r1mega.samples import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Request:
+    """G answers to one prompt."""
+
+    prompt: Prompt
+    n: int
+    """G, the number of answers."""
+    seed: int
+    """Answer i is drawn with seed + i. Give each prompt its own range: equal seeds correlate the samples."""
+
+
+class Engine(Protocol):
+    """A sampler. `rollout.fleet.Fleet` is the one over vLLM servers."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        version: int,
+        on_done: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """Answer every request.
+
+        Args:
+            requests: in any number; the engine decides how many run at once.
+            temperature: T of softmax(logits / T); 0 is greedy, and its logprobs are those of T = 1.
+            max_new_tokens: an answer that reaches it is cut (`FinishReason.LENGTH`).
+            version: of the weights that must answer; the engine refuses to sample from any other.
+            on_done: called with the number of requests finished so far, each time one finishes.
+
+        Returns:
+            For each request, in order, exactly n completions, index 0 to n - 1.
+
+        Raises:
+            RolloutError: a server that fails, answers late, or answers with something else than was asked.
+        """
+        ...

@@ -1,0 +1,190 @@
+"""One vLLM server in processes of its own: start it, wait for it, stop it, whatever happens to the trainer.
+
+Starting and waiting are separate calls, so that the trainer builds its model in the meantime:
+
+    with Server(model_dir, layout, max_model_len=512, seed=0, log_file=run_dir / "vllm.log") as server:
+        ...
+        server.wait_ready()
+"""
+
+import atexit
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from r1mega.config.schema import RolloutLayout
+from r1mega.errors import RolloutError
+from r1mega.runtime import process
+from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
+
+WORKER_EXTENSION = "r1mega.weights.gloo.WorkerExtension"
+"""Imported by name in each vLLM worker: it registers the weight-transfer backend there."""
+WEIGHT_BACKEND = "gloo"
+STOP_GRACE_S = 10.0
+_REAL_MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+"""The one shape for which vLLM has an MLA kernel on CPU; any other runs as plain attention."""
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+class Server:
+    """A vLLM server of one model on this host. Its weights start at version 0, those of `model_dir`."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        layout: RolloutLayout,
+        *,
+        max_model_len: int,
+        seed: int,
+        log_file: Path,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """Start the processes; `wait_ready` waits for them.
+
+        Args:
+            model_dir: Hugging Face folder with config.json, weights and tokenizer.
+            max_model_len: longest prompt + answer, in tokens.
+            seed: of the engine; answers depend on their requests' own seeds.
+            log_file: appended to; gets everything the server writes.
+
+        Raises:
+            RolloutError: vLLM is not installed, the port is taken, or `model_dir` holds no model.
+        """
+        if importlib.util.find_spec("vllm") is None:
+            raise RolloutError(
+                f"vLLM is not installed in {sys.prefix}. Install it with `pip install 'r1mega[cpu]'` "
+                "(or `make install`), or run with the Python that has it."
+            )
+        if not (model_dir / "config.json").is_file():
+            raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")
+        if not (model_dir / "tokenizer.json").is_file():
+            raise RolloutError(f"{model_dir} has no tokenizer.json; save the model's fast tokenizer there")
+        if layout.port and not process.port_is_free(layout.port, host):
+            raise RolloutError(
+                f"port {layout.port} of {host}, which rollout.port asks for, is taken by another process. "
+                "Set rollout.port to 0 (any free port) or to another port, or stop that process."
+            )
+        self.model_dir, self.layout, self.log_file, self.host = model_dir, layout, log_file, host
+        self.port = layout.port or process.free_port(host)
+        self.url = f"http://{host}:{self.port}"
+        self.world_size = layout.tp
+        """Ranks that receive weights."""
+        config = json.loads((model_dir / "config.json").read_text())
+        self.vocab_size: int = config["vocab_size"]
+        self._log_start = log_file.stat().st_size if log_file.exists() else 0
+        self._started = time.monotonic()
+        mla = all(config.get(key) == value for key, value in _REAL_MLA.items())
+        self._process = process.spawn(
+            self._command(max_model_len, seed, mla),
+            environment=self._environment(mla),
+            log_file=log_file,
+        )
+        self.pid = self._process.pid
+        """Of the group that all processes of the server are in."""
+        atexit.register(self.stop)
+
+    def _command(self, max_model_len: int, seed: int, mla: bool) -> list[str]:
+        """Command line of the server."""
+        layout = self.layout
+        values = {
+            "model": self.model_dir,
+            "served-model-name": "policy",
+            "host": self.host,
+            "port": self.port,
+            "seed": seed,
+            "dtype": _DTYPES[layout.dtype],
+            "tensor-parallel-size": layout.tp,
+            "max-model-len": max_model_len,
+            "max-num-seqs": layout.max_num_seqs,
+            "max-num-batched-tokens": vllm_cpu_seeded_prefill.step_tokens(max_model_len, layout.max_num_seqs),
+            "kv-cache-memory-bytes": int(layout.kv_cache_gib * 2**30),
+            "block-size": 16 if mla else 32,  # the kernels accept no other
+            "logprobs-mode": "processed_logprobs",  # of logits / T, which is what old and reference logprobs are of
+            "compilation-config": json.dumps({"custom_ops": vllm_cpu_rotary.CUSTOM_OPS}),
+            "weight-transfer-config": json.dumps({"backend": WEIGHT_BACKEND}),
+            "worker-extension-cls": WORKER_EXTENSION,
+            "uvicorn-log-level": "warning",
+        }
+        flags = (
+            "enforce-eager",
+            "enable-prefix-caching",
+            "disable-uvicorn-access-log",
+            "no-enable-log-requests",
+            vllm_cpu_seeded_prefill.FLAG,
+        )
+        pairs = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+        # `vllm serve` looks for a distribution named vllm, which the CPU package is not.
+        program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        return [*program, *pairs, *(f"--{flag}" for flag in flags)]
+
+    def _environment(self, mla: bool) -> dict[str, str]:
+        """Environment of the server."""
+        extra = {} if mla else {"VLLM_MLA_DISABLE": "1"}
+        if self.host in ("127.0.0.1", "localhost"):
+            extra["VLLM_HOST_IP"] = "127.0.0.1"
+        return process.child_environment(
+            OMP_NUM_THREADS=str(self.layout.threads),
+            VLLM_CPU_OMP_THREADS_BIND="nobind",  # or vLLM keeps a core to itself, whatever OMP_NUM_THREADS says
+            TORCHDYNAMO_DISABLE="1",
+            HF_HUB_OFFLINE="1",
+            VLLM_NO_USAGE_STATS="1",
+            VLLM_SERVER_DEV_MODE="1",  # opens the weight-sync and cache routes
+            **extra,
+        )
+
+    def alive(self) -> bool:
+        """Whether the server's processes run; it may not be ready yet."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> float:
+        """Wait until the server answers, up to `layout.start_timeout_s` seconds after its start.
+
+        Returns:
+            Seconds from start to ready.
+
+        Raises:
+            RolloutError: it ended, or is not ready in time; with its last log lines.
+        """
+        deadline = self._started + self.layout.start_timeout_s
+        with httpx.Client(base_url=self.url, timeout=5.0, trust_env=False) as http:
+            while True:
+                if not self.alive():
+                    raise RolloutError(self._story(f"ended with code {self._process.returncode} while starting"))
+                if time.monotonic() > deadline:
+                    self.stop()
+                    limit = f"{self.layout.start_timeout_s:g} s (rollout.start_timeout_s)"
+                    raise RolloutError(self._story(f"was not ready after {limit}"))
+                try:
+                    if http.get("/health").status_code == httpx.codes.OK:
+                        http.post("/update_weight_version", json={"new_version": "0"}).raise_for_status()
+                        return time.monotonic() - self._started
+                except httpx.HTTPError:
+                    pass
+                time.sleep(0.1)
+
+    def _story(self, what: str, num_lines: int = 30) -> str:
+        """What happened, and the end of this start's log."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+        last = "\n  ".join(lines[-num_lines:]) or "(nothing)"
+        return f"the vLLM server at {self.url} {what}. The end of its log {self.log_file}:\n  {last}"
+
+    def stop(self) -> None:
+        """End all processes of the server; at once if they are gone already."""
+        atexit.unregister(self.stop)
+        process.stop_group(self._process, grace_s=STOP_GRACE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

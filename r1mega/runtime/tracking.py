@@ -1,0 +1,68 @@
+"""Where metrics go: metrics.jsonl (always) and Weights & Biases (offline unless logged in)."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from r1mega.config.schema import Stage, Wandb
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes one JSON line a step and mirrors it to W&B.
+
+    A line is {"kind": "train" | "eval", "step": optimiser steps taken, ...}; a value that is not finite is
+    written as null, since NaN is not JSON.
+    """
+
+    def __init__(self, run_dir: Path, wandb: Wandb, stage: Stage, *, resume: bool) -> None:
+        self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._wandb = _start_wandb(run_dir, wandb, stage, resume=resume)
+
+    def log(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        """Append the metrics of one step."""
+        row = {"kind": kind, "step": step, **{k: _json_number(v) for k, v in metrics.items()}}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log({k: v for k, v in metrics.items() if isinstance(v, int | float)} | {"step": step})
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) -> Any:
+    if settings.mode == "disabled":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        log.warning("wandb is not installed: metrics go to %s/metrics.jsonl alone", run_dir)
+        return None
+    mode = settings.mode
+    if mode == "auto":
+        mode = "online" if wandb.api.api_key else "offline"
+    name = f"{run_dir.parent.name}-{run_dir.name}"
+    run = wandb.init(
+        project=settings.project,
+        name=name,
+        # The same id joins the parts of a resumed run into one.
+        id=name,
+        resume="allow" if resume and mode == "online" else None,
+        dir=run_dir,
+        mode=mode,
+        config=stage.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )
+    # Lines come out of order in steps (an evaluation after its step), so our own step is the axis.
+    run.define_metric("*", step_metric="step")
+    return run

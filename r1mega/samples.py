@@ -1,0 +1,122 @@
+"""What crosses rooms: prompts, completions, verdicts, groups and training samples. Frozen, torch-free.
+
+`logp` fields are natural-log probabilities of the sampled tokens under softmax(logits / T), one per token.
+Behaviour logprobs (what the engine sampled with) and old logprobs (what the policy had when the rollout was
+scored) are separate fields: the first comes from vLLM, the second from Megatron.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question as the engine sees it, with what its verifier needs to judge an answer."""
+
+    id: str
+    """Unique in the run, stable over restarts."""
+    task: str
+    """Name of the task, which also names its verifier."""
+    question: str
+    truth: str
+    """The reference answer."""
+    token_ids: tuple[int, ...]
+    """Template and question, tokenised; ends where the model starts to answer."""
+    prefill: str = ""
+    """Text of the answer that the template already wrote (such as `<think>`); judged with the completion."""
+    entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The task's own record, passed to its verifier untouched."""
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    """The model ended its answer."""
+    LENGTH = "length"
+    """The answer was cut at the token limit: truncated."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. `len(token_ids) == len(logp)`; the stop token is included."""
+
+    prompt_id: str
+    index: int
+    """Which of the G answers to its prompt."""
+    token_ids: tuple[int, ...]
+    logp: tuple[float, ...]
+    """Behaviour log-probabilities from the engine, at the sampling temperature."""
+    text: str
+    finish_reason: FinishReason
+    weight_version: int
+    """The version of the weights that sampled it."""
+    seed: int
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason is FinishReason.LENGTH
+
+
+class VerdictStatus(StrEnum):
+    SCORED = "scored"
+    UNSCORABLE = "unscorable"
+    """The rule cannot judge this answer (no ground truth, unsupported form): it does not enter the baseline."""
+    FAILED = "failed"
+    """The judge broke (time-out, sandbox, endpoint): never a zero."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of judging one completion. `reward` is meaningful only when `status` is scored."""
+
+    status: VerdictStatus
+    reward: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Each reward part before weighting, e.g. {"accuracy": 1.0, "format": 0.0}."""
+    reason: str = ""
+
+    @property
+    def scored(self) -> bool:
+        return self.status is VerdictStatus.SCORED
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G completions of one prompt and their verdicts, index by index (report Eq. 3)."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and completion as the trainer learns from it."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    adv: float
+    """Group-relative advantage A_i (Eq. 3), the same for every token of the completion."""
+    behaviour_logp: tuple[float, ...]
+    old_logp: tuple[float, ...] = ()
+    """Under the policy that the rollout was scored with (Megatron); empty until attached."""
+    ref_logp: tuple[float, ...] = ()
+    """Under the reference policy; empty where no KL is asked for."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A token sequence as the trainer sees it, whatever stage made it; documents never attend to each other.
+
+    Tokens from `learn_from` on are targets (each predicted from all tokens before it); `fields` holds one value
+    per target, such as {"weight": ..., "adv": ..., "old_logp": ...}, handed to the loss next to the logprobs.
+    """
+
+    token_ids: tuple[int, ...]
+    learn_from: int = 1
+    fields: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.token_ids) - self.learn_from

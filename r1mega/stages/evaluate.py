@@ -1,0 +1,55 @@
+"""Held-out questions answered by a finished model: a Hugging Face folder and an engine, no trainer.
+
+The last weights of any stage can be compared this way; the GRPO stage evaluates itself as it goes.
+"""
+
+import hashlib
+
+from r1mega.config.schema import Cluster, Evaluate
+from r1mega.data.prompts import held_out_prompts
+from r1mega.data.tokenizer import load_tokenizer
+from r1mega.evaluation.metrics import EvalResult, evaluate
+from r1mega.rollout.engine import Request
+from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.server import Server
+from r1mega.runtime import files
+from r1mega.runtime.progress import Stopwatch
+from r1mega.runtime.run_dir import RunDir
+
+
+def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
+    """Write summary.json with pass@1 at the sampling temperature and greedily."""
+    assert config.model.path is not None, "config.checks demands it"
+    held_out = held_out_prompts(config.tasks, config.evaluation, load_tokenizer(config.model.path))
+    files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
+    server = Server(
+        config.model.path,
+        cluster.rollout,
+        max_model_len=max(len(p.token_ids) for p in held_out) + config.sampling.max_new_tokens,
+        seed=config.seed,
+        log_file=run_dir.logs / "vllm.log",
+    )
+    with server:
+        server.wait_ready()
+        fleet = Fleet([server])
+
+        def ask(temperature: float, num_samples: int) -> EvalResult:
+            answers = fleet.generate(
+                [Request(p, num_samples, _seed(config.seed, p.id)) for p in held_out],
+                temperature=temperature,
+                max_new_tokens=config.sampling.max_new_tokens,
+                version=0,
+            )
+            return evaluate(held_out, [c for group in answers for c in group])
+
+        with Stopwatch() as watch:
+            sampled = ask(config.sampling.temperature, config.evaluation.samples_per_question)
+            greedy = ask(0.0, 1)
+    result = {"after": sampled.to_json(), "greedy_after": greedy.to_json()}
+    files.write_json(
+        run_dir.path / "summary.json", {"stage": "evaluate", "seconds": watch.seconds, "steps": 0, "eval": result}
+    )
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/eval/0/{name}".encode()).digest()[:4], "big") >> 1

@@ -1,0 +1,175 @@
+"""Pretraining of a tiny base model (V3 report 2.2): next-token cross-entropy, MTP loss, expert-bias balancing.
+
+From random weights (`model.config`) on text made from tasks, with a tokenizer trained on that text; or further
+from a base (`model.path`) with the base's tokenizer. Deviation from the V3 report: no sequence-wise auxiliary
+loss; the learning rate follows one cosine instead of the report's stages.
+"""
+
+import logging
+import random
+from typing import Any
+
+from r1mega.algos.likelihood import likelihood_loss
+from r1mega.algos.schedule import learning_rate
+from r1mega.config.schema import Cluster, Pretrain
+from r1mega.data.pretrain_text import TextDocument, documents, tokenize
+from r1mega.data.split import HELD_OUT
+from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
+from r1mega.families.registry import read_model
+from r1mega.families.spec import ModelSpec
+from r1mega.runtime import files
+from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.progress import Bar, Stopwatch
+from r1mega.runtime.resources import peak_rss_gib
+from r1mega.runtime.run_dir import RunDir
+from r1mega.runtime.tracking import Tracker
+from r1mega.samples import Document
+from r1mega.trainer import mesh
+from r1mega.trainer.policy import Policy
+from r1mega.weights import hf_io
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_DOCUMENTS = 5_000
+"""Documents the tokenizer is trained on; the text is uniform, more change nothing."""
+
+VOCAB_MULTIPLE = 32
+"""The embedding is padded to this, which divides it over any tensor-parallel size in use."""
+
+
+def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
+    """Train for `num_steps` or `max_seconds`, from the run's last checkpoint where there is one.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
+    """
+    data = config.data
+    texts = documents(config.tasks, data.styles, data.num_documents, config.seed * 1000 + data.part, exclude=HELD_OUT)
+    files.write_jsonl(
+        run_dir.path / "trained_on.jsonl", ({"question": q} for q in sorted({t.question for t in texts}))
+    )
+    tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
+    tokenizer = _tokenizer(config, texts, run_dir)
+    corpus = tokenize(texts, tokenizer)
+    with Interrupt() as interrupt:
+        policy, state = _policy(config, cluster, run_dir, tokenizer)
+        trainer = Trainer(config, run_dir, policy, corpus, state)
+        trainer.loop(interrupt)
+    hf_io.export(policy, run_dir.hf, tokenizer_dir=tokenizer_dir)
+    files.write_json(run_dir.path / "summary.json", _summary(run_dir))
+
+
+def _tokenizer(config: Pretrain, texts: list[TextDocument], run_dir: RunDir) -> Any:
+    """The base's tokenizer, or one trained on the text; the same text gives the same tokenizer."""
+    if config.model.path is not None:
+        return load_tokenizer(config.model.path)
+    sample = [t.prompt + t.answer for t in texts[:TOKENIZER_DOCUMENTS]]
+    return train_tokenizer(sample, config.data.vocab_size, run_dir.path / "tokenizer")
+
+
+def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
+    if config.model.path is not None:
+        return read_model(config.model.path)
+    assert config.model.config is not None, "config.checks demands it"
+    vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return read_model(config.model.config).with_vocab(
+        vocab_size, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id
+    )
+
+
+def _policy(config: Pretrain, cluster: Cluster, run_dir: RunDir, tokenizer: Any) -> tuple[Policy, dict[str, Any]]:
+    """The policy at the run's last checkpoint, or at its initial weights; and where the run stands."""
+    policy = Policy.build(
+        _spec(config, tokenizer),
+        mesh.start(cluster.trainer, device=cluster.device, seed=config.seed),
+        config.optimizer,
+        config.batch,
+        mtp="joint",
+        mtp_loss_weight=config.mtp_loss_weight,
+        expert_bias_rate=config.expert_bias_rate,
+        seed=config.seed,
+    )
+    checkpoint = run_dir.latest_checkpoint()
+    if checkpoint is not None:
+        state = policy.load(checkpoint)
+        run_dir.rewind(int(state["step"]))
+        log.info("resumed from %s", checkpoint)
+        return policy, state
+    run_dir.rewind(-1)
+    if config.model.path is not None:
+        hf_io.load_into(policy, config.model.path)
+    return policy, {"step": 0, "seconds": 0.0}
+
+
+class Trainer:
+    """The loop; its state is the policy, the steps taken and the seconds they took."""
+
+    def __init__(
+        self, config: Pretrain, run_dir: RunDir, policy: Policy, corpus: list[Document], state: dict[str, Any]
+    ) -> None:
+        self.config, self.run_dir, self.policy, self.corpus = config, run_dir, policy, corpus
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self._epoch, self._order = -1, list[int]()
+        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=self.step > 0)
+
+    @property
+    def progress(self) -> float:
+        """Share of the stage that is done: of its steps, or of its time where that ends it sooner."""
+        steps = self.step / self.config.num_steps
+        return max(steps, self.seconds / self.config.max_seconds) if self.config.max_seconds else steps
+
+    def loop(self, interrupt: Interrupt) -> None:
+        """An optimiser step per batch until the steps or the seconds are used up."""
+        config = self.config
+        with Bar("pretrain", config.num_steps, done=self.step) as bar:
+            while self.progress < 1.0:
+                with Stopwatch() as watch:
+                    metrics = self.update(self.batch())
+                self.seconds += watch.seconds
+                self.tracker.log("train", self.step, metrics | {"seconds/update": watch.seconds})
+                bar.advance(note=f"loss {metrics['loss']:.3f}")
+                last = self.progress >= 1.0
+                if last or self.step % config.save.every_steps == 0 or interrupt.received:
+                    self.save()
+                interrupt.leave_if_received(f"saved at step {self.step}; continue with --resume")
+        self.tracker.close()
+
+    def batch(self) -> list[Document]:
+        """The documents of this step: each epoch in its own order, from seed and step alone; no rest is carried."""
+        per_step = self.config.documents_per_step
+        per_epoch = len(self.corpus) // per_step
+        epoch, place = divmod(self.step, per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.corpus)))
+            random.Random(f"{self.config.seed}/{epoch}").shuffle(self._order)
+        chosen = [self.corpus[i] for i in self._order[place * per_step : (place + 1) * per_step]]
+        weight = 1.0 / sum(d.num_targets for d in chosen)
+        return [Document(d.token_ids, d.learn_from, {"weight": (weight,) * d.num_targets}) for d in chosen]
+
+    def update(self, batch: list[Document]) -> dict[str, float]:
+        lr = learning_rate(self.config.optimizer, self.step, self.progress)
+        learned = self.policy.forward_backward(batch, likelihood_loss)
+        grad_norm = self.policy.optim_step(lr)
+        self.step += 1
+        return learned | {"grad_norm": grad_norm, "lr": lr, "tokens": sum(len(d.token_ids) for d in batch)}
+
+    def save(self) -> None:
+        state = {"step": self.step, "seconds": self.seconds}
+        self.policy.save(self.run_dir.checkpoint(self.step), state)
+        self.run_dir.prune_checkpoints(self.config.save.keep_last)
+
+
+def _summary(run_dir: RunDir) -> dict[str, Any]:
+    """summary.json, from the metrics on disk, so that a resumed run counts all of its parts."""
+    train = [row for row in run_dir.metrics() if row["kind"] == "train"]
+    seconds = sum(row["seconds/update"] for row in train)
+    recent = train[-max(1, len(train) // 20) :]
+    return {
+        "stage": "pretrain",
+        "seconds": seconds,
+        "steps": train[-1]["step"],
+        "tokens": sum(row["tokens"] for row in train),
+        "tokens_per_second": {"train": sum(row["tokens"] for row in train) / seconds},
+        "loss": sum(row["loss"] for row in recent) / len(recent),
+        "peak_rss_gib": {"trainer": peak_rss_gib()},
+    }

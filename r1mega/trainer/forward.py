@@ -1,0 +1,116 @@
+"""Micro-batches through Megatron's pipeline schedule: losses and gradients, or log-probabilities alone.
+
+Shapes: T targets of a micro-batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from r1mega.trainer.batch import MicroBatch, Targets
+from r1mega.trainer.logprob import target_logprobs
+
+LossFn = Callable[[Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""(logp [T] fp32, fields each [T], doc [T]) -> (scalar loss, metrics). Weights inside `fields` are already
+normalised over the whole mini-batch: losses and metrics of micro-batches are summed, never averaged."""
+
+
+def train(
+    model: Any, batches: Sequence[MicroBatch], loss: LossFn, *, temperature: float, mtp_loss_weight: float
+) -> dict[str, float]:
+    """Accumulate the gradient of a mini-batch's loss into the model's buffers.
+
+    Returns:
+        The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
+        each summed over micro-batches.
+    """
+    network = model.module
+    # The denominators of the mini-batch, one a depth.
+    depths = range(len(batches[0].mtp_targets))
+    totals = [max(1, sum(len(b.mtp_targets[k].ids) for b in batches)) for k in depths]
+
+    def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        logp = _logprobs(network, states[0], batch.targets, network.output_layer.weight, temperature)
+        value, metrics = loss(logp, batch.fields, batch.doc)
+        metrics = {"loss": value.detach(), **metrics}
+        if states[1:]:
+            weight = network.output_layer.weight
+            weight = weight if network.mtp_mode == "joint" else weight.detach()
+            # The MTP head learns the distribution itself, hence no temperature.
+            parts = [
+                -_logprobs(network, state, targets, weight, 1.0).sum() / total
+                for state, targets, total in zip(states[1:], batch.mtp_targets, totals, strict=True)
+            ]
+            mtp = torch.stack(parts).mean()
+            value = value + mtp_loss_weight * mtp
+            metrics["mtp_loss"] = mtp.detach()
+        return value, metrics
+
+    def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
+        batch = next(batches)
+        states = _forward(model, batch, run_mtp=True)
+        return states, lambda states: _scaled(objective(batch, states))
+
+    return _sum(_schedule(model, batches, step, forward_only=False))
+
+
+@torch.no_grad()
+def score(model: Any, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
+    """Log-probabilities [T] fp32 of each micro-batch's targets. Changes no state of the model."""
+    network = model.module
+
+    def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
+        batch = next(batches)
+        states = _forward(model, batch, run_mtp=False)
+        hidden = states[0] if isinstance(states, tuple) else states  # what an earlier stage sends on
+
+        def collect(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
+            return _logprobs(network, hidden, batch.targets, network.output_layer.weight, temperature)
+
+        return hidden, collect
+
+    return _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
+
+
+def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
+    return model(
+        batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, run_mtp=run_mtp
+    )
+
+
+def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:
+    if network.config.sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden)
+    group = parallel_state.get_tensor_model_parallel_group()
+    return target_logprobs(
+        hidden.flatten(0, 1)[targets.rows], weight, targets.ids, temperature=temperature, group=group
+    )
+
+
+def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """With a token count Megatron divides by nothing itself (calculate_per_token_loss); the count is not used."""
+    value, metrics = result
+    return value, torch.ones((), dtype=torch.int), metrics
+
+
+def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iter(batches),
+        model=model,
+        num_microbatches=len(batches),
+        seq_length=batches[0].input_ids.size(1),
+        micro_batch_size=batches[0].input_ids.size(0),
+        **options,
+    )
+
+
+def _sum(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
+    names = list(metrics[0])
+    table = torch.stack([torch.stack([m[n].detach().double() for n in names]) for m in metrics])
+    return dict(zip(names, table.sum(0).tolist(), strict=True))

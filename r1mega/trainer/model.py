@@ -1,0 +1,212 @@
+"""The policy's network: Megatron's GPTModel, ending in hidden states instead of logits or losses.
+
+Shapes: B chunks of a micro-batch, S tokens of a chunk, H hidden size.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_decoder_layer_specs,
+    get_gpt_mtp_block_spec,
+)
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from torch import Tensor
+
+from r1mega.config.schema import TrainerLayout
+from r1mega.families.spec import ModelSpec
+from r1mega.trainer.attention import Attention, Segments
+
+MTP = Literal["off", "detached", "joint"]
+"""off: MTP layers are neither run nor trained. detached: they learn, but nothing of their gradient reaches trunk,
+embedding or output head. joint: their loss trains everything, as in pretraining (V3 report 2.2)."""
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """Megatron's own torch norm refuses sequence parallelism; this one marks its weight for it."""
+
+    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class MTPLayer(MultiTokenPredictionLayer):
+    """A multi-token-prediction layer that passes the padding mask on to its router."""
+
+    def forward(  # type: ignore[override]
+        self, embedded: Tensor, hidden: Tensor, segments: Segments, padding_mask: Tensor
+    ) -> Tensor:
+        """embedded: [S, B, H] of each position's next token; hidden: [S, B, H] of the depth before. Returns [S, B, H]."""
+        hidden = self._concat_embeddings(hidden, embedded)
+        hidden, _ = self.transformer_layer(
+            hidden_states=hidden, attention_mask=segments, padding_mask=padding_mask
+        )
+        return self._postprocess(hidden)
+
+
+class PolicyModel(GPTModel):
+    """GPTModel that returns the hidden states the output layer would see."""
+
+    mtp_mode: MTP = "off"
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor, position_ids: Tensor, segments: Segments, padding_mask: Tensor, *, run_mtp: bool
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Hidden states of one micro-batch.
+
+        Args:
+            input_ids, position_ids: [B, S] int64.
+            segments: which positions attend to each other.
+            padding_mask: [B, S] bool, True = padding, left out of the routers' counts.
+            run_mtp: whether to run the MTP layers (never in mode "off").
+
+        Returns:
+            On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
+            the [S, B, H] to send on.
+        """
+        embedded, *_, padding_mask = self._preprocess(input_ids, position_ids, padding_mask=padding_mask)
+        hidden = self.decoder(hidden_states=embedded, attention_mask=segments, padding_mask=padding_mask)
+        if not self.post_process:
+            return hidden
+        states = [hidden]
+        if run_mtp and self.mtp_mode != "off":
+            joint = self.mtp_mode == "joint"
+            hidden = hidden if joint else hidden.detach()
+            for layer in self.mtp.layers:
+                # The id that rolls in at the end of a chunk is never before a target.
+                input_ids = torch.roll(input_ids, -1, dims=1)
+                with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
+                    embedded = self.embedding(input_ids=input_ids, position_ids=position_ids)
+                hidden = layer(embedded, hidden, segments, padding_mask)
+                states.append(hidden)
+        return tuple(states)
+
+
+def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float) -> MLATransformerConfig:
+    """Megatron's configuration of a model. Every initial weight is normal with one deviation (V3 report 4.2)."""
+    std = spec.init_std
+
+    def init(weight: Tensor) -> Tensor:
+        return torch.nn.init.normal_(weight, 0.0, std)
+
+    yarn = spec.yarn
+    rope: dict[str, Any] = {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale_all_dim": 0.0}
+    if yarn is not None:
+        rope = {
+            "rope_type": "yarn",
+            "rotary_scaling_factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "mscale": yarn.mscale,
+            "mscale_all_dim": yarn.mscale_all_dim,
+        }
+    moe_layers = spec.num_layers - spec.num_dense_layers
+    return MLATransformerConfig(
+        num_layers=spec.num_layers,
+        hidden_size=spec.hidden_size,
+        num_attention_heads=spec.num_heads,
+        ffn_hidden_size=spec.ffn_size,
+        multi_latent_attention=True,
+        q_lora_rank=spec.q_lora_rank,  # type: ignore[arg-type]
+        kv_lora_rank=spec.kv_lora_rank,
+        qk_head_dim=spec.qk_nope_dim,
+        qk_pos_emb_head_dim=spec.qk_rope_dim,
+        v_head_dim=spec.v_dim,
+        qk_layernorm=True,
+        rotary_base=spec.rope_theta,
+        **rope,
+        normalization="RMSNorm",
+        layernorm_epsilon=spec.norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        num_moe_experts=spec.num_experts,
+        moe_layer_freq=[0] * spec.num_dense_layers + [1] * moe_layers,
+        moe_ffn_hidden_size=spec.moe_ffn_size,
+        moe_shared_expert_intermediate_size=spec.moe_ffn_size * spec.num_shared_experts,
+        moe_router_topk=spec.top_k,
+        moe_router_num_groups=spec.num_groups,
+        moe_router_group_topk=spec.group_top_k,
+        moe_router_topk_scaling_factor=spec.routed_scaling,
+        moe_router_score_function="sigmoid",
+        moe_router_pre_softmax=False,
+        moe_router_dtype="fp32",
+        moe_router_enable_expert_bias=True,
+        moe_router_bias_update_rate=expert_bias_rate,
+        moe_router_load_balancing_type="none",
+        moe_aux_loss_coeff=0.0,
+        moe_grouped_gemm=False,
+        moe_permute_fusion=False,
+        moe_token_dispatcher_type="alltoall" if layout.ep > 1 else "allgather",
+        mtp_num_layers=spec.num_mtp_layers or None,
+        tensor_model_parallel_size=layout.tp,
+        sequence_parallel=layout.tp > 1,
+        pipeline_model_parallel_size=layout.pp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=1,
+        params_dtype=torch.float32,
+        pipeline_dtype=torch.float32,
+        # The loss comes normalised over the mini-batch: micro-batches and data-parallel ranks are summed.
+        calculate_per_token_loss=True,
+        init_method=init,
+        output_layer_init_method=init,
+        embedding_init_method=init,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        cross_entropy_loss_fusion=False,
+    )
+
+
+def _local(layer: ModuleSpec) -> ModuleSpec:
+    """Replace the parts of Megatron's local (not Transformer Engine) layer that do not serve."""
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = Attention
+    attention.q_layernorm = attention.kv_layernorm = RMSNorm
+    return layer
+
+
+def build_model(spec: ModelSpec, config: MLATransformerConfig, *, mtp: MTP) -> PolicyModel:
+    """The model of this pipeline stage, initialised from torch's current random state. fp32 on the CPU."""
+    block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    block.layer_norm = RMSNorm
+    for layer in block.layer_specs:
+        _local(layer)
+    mtp_block = None
+    if spec.num_mtp_layers:
+        last = get_gpt_decoder_layer_specs(config, False, "RMSNorm")[-1]
+        mtp_block = get_gpt_mtp_block_spec(config, _local(last), use_transformer_engine=False)
+        for layer in mtp_block.layer_specs if mtp_block else ():
+            layer.module = MTPLayer
+            layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
+    model = PolicyModel(
+        config,
+        block,
+        spec.vocab_size,
+        spec.max_positions,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=spec.tied,
+        mtp_block_spec=mtp_block,
+        parallel_output=True,
+    )
+    model.mtp_mode = mtp if spec.num_mtp_layers else "off"
+    if model.mtp_mode == "off" and mtp_block is not None:
+        # Frozen, or weight decay would move what is not trained.
+        model.mtp.requires_grad_(False)
+    return model

@@ -1,0 +1,193 @@
+"""The policy: a model in training and the verbs on it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from r1mega.config import schema
+from r1mega.families.spec import ModelSpec
+from r1mega.trainer import checkpoint, forward
+from r1mega.trainer.batch import micro_batches
+from r1mega.trainer.forward import LossFn
+from r1mega.trainer.mesh import Mesh
+from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
+from r1mega.trainer.optimizer import build_optimizer, set_rates
+from r1mega.samples import Document
+
+
+class Policy:
+    """Weights, their optimiser and a frozen reference. Make one with `Policy.build`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: Mesh,
+        model: DistributedDataParallel,
+        optimizer: MegatronOptimizer,
+        settings: tuple[schema.Optimizer, schema.Batch],
+        mtp_loss_weight: float,
+    ) -> None:
+        self.spec = spec
+        self.mesh = mesh
+        self.model = model
+        self.optimizer = optimizer
+        self.reference: dict[str, Tensor] | None = None
+        """Host copy of the reference's parameters and buffers, by the model's names."""
+        self._optimizer_settings, self._batch = settings
+        self._mtp_loss_weight = mtp_loss_weight
+
+    @classmethod
+    def build(
+        cls,
+        spec: ModelSpec,
+        mesh: Mesh,
+        optimizer: schema.Optimizer,
+        batch: schema.Batch,
+        *,
+        mtp: MTP,
+        mtp_loss_weight: float,
+        expert_bias_rate: float,
+        seed: int,
+    ) -> "Policy":
+        """A policy with random weights.
+
+        Args:
+            mtp: whether the MTP layers run, and how far their gradient reaches (`trainer.model.MTP`).
+            mtp_loss_weight: lambda of the V3 report's Eq. 25.
+            expert_bias_rate: gamma of the load-balancing bias; 0 freezes it.
+            seed: of the initial weights; the random state of the process is left as it was.
+        """
+        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = build_model(spec, config, mtp=mtp)
+        ddp = DistributedDataParallelConfig(
+            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+        )
+        model = DistributedDataParallel(config=config, ddp_config=ddp, module=network)
+        megatron_optimizer = build_optimizer(model, optimizer)
+        config.grad_scale_func = megatron_optimizer.scale_loss
+        policy = cls(spec, mesh, model, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
+        policy._zero_grad()
+        return policy
+
+    @property
+    def network(self) -> PolicyModel:
+        """The model without Megatron's wrapper."""
+        return self.model.module
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by Megatron's names; the live tensors, not copies."""
+        tensors = self.network.state_dict(keep_vars=True)
+        return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
+
+    def weights_changed(self) -> None:
+        """Tell the optimiser that weights were written from outside."""
+        self.optimizer.reload_model_params()
+
+    # ---- verbs ------------------------------------------------------------------------------------------
+
+    def forward_backward(
+        self, documents: Sequence[Document], loss: LossFn, *, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """Add the gradient of a mini-batch's loss to what `optim_step` will apply.
+
+        Args:
+            documents: of this data-parallel rank; every document with the same fields.
+            loss: on log-probabilities at `temperature`; see `forward.LossFn`.
+            temperature: divides the logits (the report samples at 0.7 in its last stage).
+
+        Returns:
+            The loss function's metrics, `loss` (without the MTP part) and `mtp_loss`, summed over micro-batches.
+
+        Raises:
+            DataError: documents that cannot be packed.
+        """
+        depths = len(self.network.mtp.layers) if self.network.mtp_mode != "off" else 0
+        batches = micro_batches(documents, self._batch, mtp_depths=depths)
+        return forward.train(
+            self.model, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
+        )
+
+    def optim_step(self, lr: float) -> float:
+        """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
+
+        Returns:
+            The global gradient norm before clipping.
+        """
+        finalize_model_grads([self.model])
+        set_rates(self.optimizer, self._optimizer_settings, lr)
+        _, norm, _ = self.optimizer.step()
+        self._zero_grad()
+        return float(norm)
+
+    def logprobs(
+        self, documents: Sequence[Document], *, temperature: float, reference: bool = False
+    ) -> list[Tensor]:
+        """Log-probabilities of every document's targets; no gradient, no change of any state.
+
+        Args:
+            temperature: divides the logits.
+            reference: of the reference instead of the current weights.
+
+        Returns:
+            For each document, in order, [num_targets] fp32.
+        """
+        batches = micro_batches(documents, self._batch, mtp_depths=0)
+        with self._reference_weights() if reference else torch.no_grad():
+            scored = forward.score(self.model, batches, temperature=temperature)
+        result: dict[int, Tensor] = {}
+        for batch, logp in zip(batches, scored, strict=True):
+            counts = [documents[i].num_targets for i in batch.documents]
+            result.update(zip(batch.documents, logp.split(counts), strict=True))
+        return [result[i] for i in range(len(documents))]
+
+    def refresh_reference(self) -> None:
+        """Make the current weights the reference (the report does so every 400 steps)."""
+        self.reference = {name: t.detach().to("cpu", copy=True) for name, t in self.state().items()}
+
+    def save(self, folder: Path, extra: dict[str, Any]) -> None:
+        """Write everything that a resumed run needs; the folder appears complete or not at all."""
+        checkpoint.save(self, folder, extra)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Continue from `save`; returns its `extra`.
+
+        Raises:
+            CheckpointError: the folder is missing, torn or of another model.
+        """
+        return checkpoint.load(self, folder)
+
+    # ---- parts ------------------------------------------------------------------------------------------
+
+    def _zero_grad(self) -> None:
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    @contextmanager
+    def _reference_weights(self) -> Iterator[None]:
+        if self.reference is None:
+            raise RuntimeError("no reference yet: call refresh_reference() first")
+        with torch.no_grad():
+            state = self.state()
+            current = {name: t.clone() for name, t in state.items()}
+            _copy(self.reference, state)
+            try:
+                yield
+            finally:
+                _copy(current, state)
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

@@ -1,0 +1,95 @@
+"""The stream of weights as sender and receiver both cut it: few byte buffers, checked and counted.
+
+Both sides compute the same chunks from the metadata alone. Imports torch alone.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+_ALIGN = 16
+"""Every tensor starts at a multiple of this in its chunk, so that it can be viewed as any dtype."""
+
+
+class Param(NamedTuple):
+    """One tensor of the stream, under its Hugging Face name."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One broadcast: consecutive tensors in one byte buffer."""
+
+    params: tuple[Param, ...]
+    offsets: tuple[int, ...]
+    num_bytes: int
+
+    def views(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a byte buffer [num_bytes], sharing its memory."""
+        for param, start in zip(self.params, self.offsets, strict=True):
+            flat = buffer[start : start + _size(param)]
+            yield param.name, flat.view(param.dtype).view(param.shape)
+
+
+def chunks(params: Iterable[Param], bound_bytes: int) -> list[Chunk]:
+    """Cut the stream, in order, into buffers of at most `bound_bytes`; a larger tensor travels alone."""
+    cut: list[Chunk] = []
+    group: list[Param] = []
+    offsets: list[int] = []
+    end = 0
+    for param in params:
+        start = -(-end // _ALIGN) * _ALIGN
+        if group and start + _size(param) > bound_bytes:
+            cut.append(Chunk(tuple(group), tuple(offsets), end))
+            group, offsets, start = [], [], 0
+        group.append(param)
+        offsets.append(start)
+        end = start + _size(param)
+    if group:
+        cut.append(Chunk(tuple(group), tuple(offsets), end))
+    return cut
+
+
+def _size(param: Param) -> int:
+    return param.dtype.itemsize * int(torch.Size(param.shape).numel())
+
+
+class Tally:
+    """What one side saw of a push."""
+
+    def __init__(self) -> None:
+        self.num_tensors = self.num_bytes = self.crc = 0
+
+    def add(self, chunk: Chunk, buffer: torch.Tensor) -> None:
+        self.num_tensors += len(chunk.params)
+        self.num_bytes += chunk.num_bytes
+        self.crc = zlib.crc32(buffer.numpy(), self.crc)
+
+    def as_tensor(self) -> torch.Tensor:
+        return torch.tensor([self.num_tensors, self.num_bytes, self.crc], dtype=torch.int64)
+
+
+def checked(
+    stream: Iterator[tuple[str, torch.Tensor]], params: Sequence[Param]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The stream, held to its metadata tensor by tensor.
+
+    Raises:
+        RuntimeError: at the first name, dtype or shape out of place, and for one too many or too few.
+    """
+    for i, param in enumerate(params):
+        name, tensor = next(stream, (None, None))
+        if tensor is None:
+            raise RuntimeError(f"the weight source ended after {i} of {len(params)} tensors; next is {param.name}")
+        found = Param(str(name), tensor.dtype, tuple(tensor.shape))
+        if found != param:
+            raise RuntimeError(f"tensor {i} of the weight source is {found}, but its metadata says {param}")
+        yield param.name, tensor
+    if extra := next(stream, None):
+        raise RuntimeError(f"the weight source yields more than its {len(params)} tensors: next is {extra[0]}")

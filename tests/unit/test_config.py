@@ -1,0 +1,158 @@
+"""Configs: what is shipped loads; what is wrong is named, with the nearest valid key and the range."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
+from r1mega.config.schema import GRPO, Pretrain
+from r1mega.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs/tiny/r1_zero"
+BASE, RL = TINY / "0_base.toml", TINY / "1_rl.toml"
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """An override that points model.path at an existing folder."""
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text("{}")
+    return f"model.path={tmp_path / 'hf'}"
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/tiny/**/[0-9]*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_stage_config_loads(file: Path, model: str):
+    overrides = [] if file == BASE else [model]
+    stage, cluster = load(file, "laptop", overrides)
+    assert cluster.device == "cpu"
+    assert stage.model.config or stage.model.path
+
+
+def test_shipped_pipeline_loads():
+    assert [n.name for n in load_pipeline(TINY / "demo.toml").stages] == ["base", "rl", "control", "control_eval"]
+
+
+def fault(file: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_stage(file, overrides)
+    return str(error.value)
+
+
+def test_unknown_key_names_the_nearest_and_all_valid_ones(model: str):
+    message = fault(RL, model, "objective.clip_hihg=0.3")
+    assert "objective.clip_hihg: unknown key (did you mean 'clip_high'?)" in message
+    assert "group_size" in message
+    assert str(RL) in message
+
+
+def test_unknown_key_inside_a_list_of_tables(model: str):
+    assert "tasks.0.wieght: unknown key (did you mean 'weight'?)" in fault(RL, model, "tasks.0.wieght=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("sampling.temperature=0", "sampling.temperature: input should be greater than 0 (got 0)"),
+        ("objective.group_size=1", "objective.group_size"),
+        ("objective.std='popular'", "'population', 'sample' or 'none' (got 'popular')"),
+        ("optimizer.lr=fast", "optimizer.lr"),
+        ("rollout.num_minibatches=3", "do not split evenly into 3 mini-batches"),
+        ("num_questions=3", "less than one rollout's 16 prompts"),
+        ("optimizer.warmup_steps=60", "no step at the full learning rate"),
+        ("rewards.format=0", None),
+        ("tasks=[]", "tasks"),
+        ("tasks.7.name=a", "not an index"),
+        ("stage=sft", "is not a stage"),
+        ("stage=grop", "did you mean 'grpo'?"),
+    ],
+)
+def test_faults_are_named(model: str, override: str, part: str | None):
+    if part is None:  # one reward weight may be 0 ...
+        load_stage(RL, [model, override])
+        override, part = "rewards.accuracy=0", "nothing to learn"  # ... but not both
+        assert part in fault(RL, model, "rewards.format=0", override)
+    else:
+        assert part in fault(RL, model, override)
+
+
+def test_all_faults_come_at_once(model: str):
+    message = fault(RL, model, "sampling.temperature=0", "objective.group_size=1", "num_stepz=3")
+    assert "3 fault(s)" in message
+
+
+def test_missing_and_malformed_files(tmp_path: Path):
+    assert "no such config file" in fault(tmp_path / "no.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("stage = \n")
+    assert "not valid TOML" in fault(broken)
+    assert "a folder" in fault(tmp_path)
+
+
+def test_missing_model_folder_is_named(tmp_path: Path):
+    assert f"no file {tmp_path}/nowhere/config.json" in fault(RL, f"model.path={tmp_path}/nowhere")
+
+
+def test_config_and_path_exclude_each_other(model: str):
+    assert "either config" in fault(BASE, model)
+
+
+def test_styles_must_sum_to_one():
+    assert "sum to 1.25, they must sum to 1" in fault(BASE, "data.styles.think=0.5")
+
+
+def test_relative_paths_count_from_the_file_and_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text("{}")
+    base = load_stage(BASE)
+    assert isinstance(base, Pretrain)
+    assert base.model.config == TINY.parent / "deepseek_v3.json"
+    monkeypatch.chdir(tmp_path)
+    rl = load_stage(RL, ["model.path=hf"])
+    assert isinstance(rl, GRPO)
+    assert rl.model.path == tmp_path / "hf"
+
+
+@pytest.mark.parametrize("override", ["num_steps", "=3", "num_steps.x=3"])
+def test_malformed_overrides(model: str, override: str):
+    assert f"--set {override}" in fault(RL, model, override)
+
+
+def test_unknown_cluster_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"did you mean 'laptop'"):
+        load_cluster("lapdog")
+
+
+def test_more_ranks_than_supported_are_refused():
+    with pytest.raises(ConfigError, match="2 ranks; only one"):
+        load(BASE, "laptop", ["cluster.trainer.dp=2"])
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "r1mega.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_check_leaves_with_0_or_2_and_one_message():
+    good = run_cli("check", str(BASE))
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = run_cli("check", str(BASE), "--set", "num_step=3")
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert "did you mean 'num_steps'?" in bad.stderr
+    assert "Traceback" not in bad.stderr
+
+
+def test_check_imports_no_torch_and_no_engine():
+    code = (
+        "import sys, r1mega.cli as c; c.load(c.Path('configs/tiny/r1_zero/0_base.toml'), 'laptop');"
+        "print(sorted({'torch', 'transformers', 'numpy', 'vllm', 'megatron'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,68 @@
+"""Pretraining text: shares, correctness, what is left out."""
+
+from collections import Counter
+
+import pytest
+
+from r1mega.config.schema import AnswerStyles, Rewards, Task
+from r1mega.data.pretrain_text import STYLES, documents
+from r1mega.data.split import HELD_OUT
+from r1mega.data.tasks import TASKS, questions
+from r1mega.errors import ConfigError
+from r1mega.evaluation.metrics import grade
+from r1mega.rewards.rubric import judge
+from r1mega.samples import Completion, FinishReason, Prompt
+
+MIX = AnswerStyles(think=0.35, tags=0.35, steps=0.15, plain=0.15)
+SUMS = [Task(name="chain_sum", params={"max_digits": 1})]
+ALL = [Task(name=name) for name in TASKS]
+
+
+def test_shares_are_exact_and_the_order_is_mixed():
+    docs = documents(ALL, MIX, 1001, 5)
+    assert docs == documents(ALL, MIX, 1001, 5)
+    assert docs != documents(ALL, MIX, 1001, 6)
+    styles = Counter(doc.style for doc in docs)
+    assert all(abs(styles[style] - 1001 * getattr(MIX, style)) < 1 for style in STYLES)
+    assert set(Counter(doc.task for doc in docs).values()) <= {250, 251}
+    assert set(STYLES) == {doc.style for doc in docs[:60]}
+    assert set(TASKS) == {doc.task for doc in docs[:60]}
+
+
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
+def test_every_document_is_right_and_in_its_style(task):
+    truth = {q.text: q for q in questions([task], 300, 5)}
+    docs = [doc for doc in documents([task], MIX, 300, 5) if doc.question in truth]
+    assert len(docs) > 100
+    for doc in docs:
+        question = truth[doc.question]
+        prompt = Prompt(question.id, question.task, question.text, question.truth, (), entry=question.entry)
+        completion = Completion(question.id, 0, (1,), (0.0,), doc.answer, FinishReason.STOP, 0, 0)
+        graded = grade(prompt, completion)
+        assert (graded.lenient, graded.style) == (True, doc.style)
+        tagged = float(doc.style in ("think", "tags"))
+        assert judge(prompt, completion, Rewards(), "zero").parts == {"accuracy": tagged, "format": tagged}
+
+
+def test_one_document_of_each_style_to_the_letter():
+    docs = documents(SUMS, MIX, 400, 0)
+    steps = {doc.answer.partition(". So it is ")[0] for doc in docs if doc.style == "steps"}
+    think = next(doc for doc in docs if doc.style == "think")
+    body = think.answer.removeprefix("<think>").removesuffix("</answer>")
+    worked, _, answer = body.partition("</think><answer>")
+    assert worked.endswith(f"={answer}") and all("=" in step for step in steps)
+    assert think.prompt == f"<|user|>{think.question}<|assistant|>"
+    assert {d.answer for d in docs if d.style == "tags"} <= {
+        f"<think></think><answer>{n}</answer>" for n in range(-60, 61)
+    }
+    assert {d.answer for d in docs if d.style == "plain"} <= {f"The answer is {n}." for n in range(-60, 61)}
+
+
+def test_held_out_questions_are_not_in_the_text():
+    assert not any(doc.question in HELD_OUT for doc in documents(SUMS, MIX, 500, 0, exclude=HELD_OUT))
+    assert any(doc.question in HELD_OUT for doc in documents(SUMS, MIX, 500, 0))
+
+
+def test_styles_that_do_not_sum_to_one_are_refused():
+    with pytest.raises(ConfigError, match=r"sum to 0\.9"):
+        documents(SUMS, AnswerStyles(think=0.5, tags=0.4, steps=0, plain=0), 10, 0)

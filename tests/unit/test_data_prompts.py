@@ -1,0 +1,131 @@
+"""The stream of prompts and prompt files."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1mega.config.schema import AnswerStyles, Evaluation, Task
+from r1mega.data.pretrain_text import documents
+from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, read_jsonl, train_prompts
+from r1mega.data.tasks import Question
+from r1mega.data.template import R1_ZERO, TINY
+from r1mega.data.tokenizer import train_tokenizer
+from r1mega.errors import DataError
+from r1mega.samples import Prompt
+
+TASKS = [Task(name="chain_sum", params={"max_digits": 1})]
+
+
+def some_prompts(n):
+    return [Prompt(f"p{i}", "chain_sum", f"question {i}", "1", (1,)) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    docs = documents(TASKS, AnswerStyles(think=1, tags=0, steps=0, plain=0), 200, 0)
+    return train_tokenizer([d.prompt + d.answer for d in docs], 300, tmp_path_factory.mktemp("tokenizer"))
+
+
+@given(num=st.integers(1, 12), takes=st.lists(st.integers(1, 12), max_size=12), seed=st.integers(0, 3))
+def test_a_take_has_no_prompt_twice_and_an_epoch_has_each_once(num, takes, seed):
+    stream, seen = PromptStream(some_prompts(num), seed), []
+    for n in (min(n, num) for n in takes):
+        taken = [p.id for p in stream.take(n)]
+        assert len(set(taken)) == len(taken) == n
+        seen += taken
+    for start in range(0, len(seen) - num + 1, num):
+        assert len(set(seen[start : start + num])) == num
+    assert stream.epoch * num == pytest.approx(len(seen))
+
+
+@given(before=st.lists(st.integers(1, 7), max_size=6), after=st.lists(st.integers(1, 7), max_size=6))
+def test_a_restored_stream_goes_on_with_the_next_prompt(before, after):
+    first = PromptStream(some_prompts(7), 3)
+    for n in before:
+        first.take(n)
+    second = PromptStream(some_prompts(7), 99)
+    second.restore(json.loads(json.dumps(first.state())))
+    assert [first.take(n) for n in after] == [second.take(n) for n in after]
+
+
+def test_epochs_and_seeds_differ_in_order():
+    stream = PromptStream(some_prompts(50), 0)
+    orders = [[p.id for p in stream.take(50)] for _ in range(2)]
+    orders.append([p.id for p in PromptStream(some_prompts(50), 1).take(50)])
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_a_stream_refuses_what_it_cannot_keep():
+    with pytest.raises(DataError, match="no prompts"):
+        PromptStream([], 0)
+    with pytest.raises(DataError, match="same id"):
+        PromptStream(some_prompts(1) * 2, 0)
+    with pytest.raises(DataError, match="5 prompts a step asked for, but there are only 4"):
+        PromptStream(some_prompts(4), 0).take(5)
+    with pytest.raises(DataError, match="other prompts"):
+        PromptStream(some_prompts(4), 0).restore(PromptStream(some_prompts(5), 0).state())
+
+
+def test_training_and_held_out_prompts_are_disjoint(tokenizer):
+    train = train_prompts(TASKS, 300, 0, tokenizer)
+    held_out = held_out_prompts(TASKS, Evaluation(every_steps=1, num_questions=100, seed=0), tokenizer)
+    assert (len(train), len(held_out)) == (300, 100)
+    assert {p.question for p in train}.isdisjoint(p.question for p in held_out)
+    assert tokenizer.decode(train[0].token_ids) == f"<|bos|><|user|>{train[0].question}<|assistant|>"
+    assert train[0].entry["answer"] == train[0].truth
+
+
+def test_control_tokens_must_be_the_templates_alone(tokenizer):
+    with pytest.raises(DataError, match=r"special token <\|assistant\|>"):
+        prompts([Question("a", "chain_sum", "1 + 1 =<|assistant|>", "2")], tokenizer, TINY)
+    of_another_model = type("Other", (), {"all_special_tokens": ["</s>"], "bos_token_id": None})()
+    with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
+        prompts([], of_another_model, TINY)
+    assert prompts([], of_another_model, R1_ZERO) == []
+
+
+ROW = {"task": "chain_sum", "question": "1 + 1 =", "truth": "2"}
+
+
+def test_a_prompt_file_is_read(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [ROW, {**ROW, "id": "mine", "entry": {"answer": "2"}}]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    first, second = read_jsonl(path)
+    assert (first.text, first.truth, first.task, len(first.id)) == ("1 + 1 =", "2", "chain_sum", 16)
+    assert (second.id, second.entry) == ("mine", {"answer": "2"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "holds no prompts"),
+        (["", " "], "holds no prompts"),
+        ([json.dumps(ROW), "{"], "line 2: not JSON"),
+        (["[" * 100_000], "line 1: not JSON"),
+        (["[1]"], "line 1: a row is a JSON object, not list"),
+        ([json.dumps({**ROW, "truth": 2})], "line 1: field 'truth' must be text"),
+        ([json.dumps({**ROW, "question": " "})], "line 1: field 'question' must be text and not empty"),
+        ([json.dumps({"task": "chain_sum", "question": "1"})], "line 1: field 'truth'"),
+        ([json.dumps({**ROW, "id": 7})], "line 1: field 'id'"),
+        ([json.dumps({**ROW, "entry": [1]})], "line 1: field 'entry'"),
+        ([json.dumps({**ROW, "answer": "2"})], "line 1: unknown field 'answer'"),
+        ([json.dumps({**ROW, "task": "chess"})], "line 1: field 'task': unknown 'chess'"),
+        ([json.dumps(ROW), "", json.dumps(ROW)], "line 3: id '[0-9a-f]{16}' already stands in line 1"),
+    ],
+)
+def test_a_bad_prompt_file_names_line_and_field(tmp_path, lines, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=f"prompts.jsonl.*{message}"):
+        read_jsonl(path)
+
+
+def test_a_prompt_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read prompts from .*absent.jsonl"):
+        read_jsonl(tmp_path / "absent.jsonl")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"cannot read prompts from .*bytes.jsonl"):
+        read_jsonl(tmp_path / "bytes.jsonl")

@@ -1,0 +1,108 @@
+"""Figures from run directories: what is drawn, and from which numbers."""
+
+import json
+
+import pytest
+
+from r1mega.errors import DataError
+from r1mega.report import figures
+from r1mega.report.figures import FIGURES, draw, pass_at_1
+from r1mega.report.rows import number, read_rows, series
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer dots draw faster."""
+    monkeypatch.setitem(figures.STYLE, "figure.dpi", 40)
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write(run_dir, rows=None, summary=None):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if rows is not None:
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if summary is not None:
+        (run_dir / "summary.json").write_text(json.dumps(summary))
+    return run_dir
+
+
+def train(step, **metrics):
+    return {"kind": "train", "step": step, **metrics}
+
+
+def test_only_figures_with_numbers_are_written(tmp_path):
+    rows = [train(i, **{"kl/mean": 0.1 * i, "loss": None, "mismatch/max": 0.0}) for i in range(1, 4)]
+    rows.append({"kind": "eval", "step": 0, "eval/strict": 0.4, "kl/mean": 9.0})
+    written = draw(write(tmp_path, rows))
+    assert [path.name for path in written] == ["pass_at_1.png", "kl.png"]
+    assert all(path.parent == tmp_path / "figures" and path.read_bytes().startswith(PNG) for path in written)
+    assert sorted((tmp_path / "figures").iterdir()) == sorted(written), "nothing else is left behind"
+
+
+def test_every_figure_can_be_drawn_and_has_a_labelled_axis(tmp_path):
+    keys = {(curve.kind, curve.key) for figure in FIGURES for curve in figure.curves}
+    rows = [{"kind": kind, "step": step, key: 0.5} for kind, key in keys for step in (1, 2)]
+    assert len(draw(write(tmp_path, rows), tmp_path / "elsewhere")) == len(FIGURES)
+    assert all(figure.title and figure.y_label for figure in FIGURES)
+
+
+def test_an_empty_run_has_no_figures_and_a_missing_one_is_an_error(tmp_path):
+    assert draw(write(tmp_path / "empty", [])) == []
+    with pytest.raises(DataError, match=r"cannot read .*metrics.jsonl"):
+        draw(tmp_path / "absent")
+
+
+def test_rows_of_a_running_stage(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
+    assert read_rows(file) == [{"kind": "train", "step": 1}]
+    for text, message in (('{"a": 1}\nnonsense\n', "line 2: not JSON"), ("[]\n", "line 1: a row is a JSON object")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_rows(file)
+
+
+def test_series_takes_finite_numbers_of_one_kind_in_order():
+    rows = [train(3, y=0.3), train(1, y=0.1), train(2, y=None), train(4), train(5, y=True), train(6, y=float("inf"))]
+    rows.append({"kind": "eval", "step": 7, "y": 0.7})
+    assert series(rows, "train", "step", "y") == ([1, 3], [0.1, 0.3])
+    assert number({"y": "0.5"}, "y") is None
+
+
+def evaluation(share):
+    return {"strict": {"mean": share, "se": 0.01, "low": 0, "high": 1}}
+
+
+def test_evaluations_stand_at_the_seconds_trained_so_far(tmp_path):
+    seconds = {"seconds/rollout": 2.0, "seconds/update": 1.0}
+    rl = write(
+        tmp_path / "rl",
+        [
+            {"kind": "eval", "step": 0, "eval/strict": 0.4, "eval/strict_se": 0.02},
+            train(1, **seconds),
+            train(2, **seconds),
+            {"kind": "eval", "step": 2, "eval/strict": 0.7},
+            train(3, **seconds),
+        ],
+    )
+    base = write(tmp_path / "base", summary={"stage": "evaluate", "seconds": 99, "eval": {"after": evaluation(0.4)}})
+    control = write(tmp_path / "control", [train(1, **{"seconds/update": 5.0})], {"stage": "pretrain", "seconds": 5})
+    after = write(
+        tmp_path / "after", summary={"stage": "evaluate", "seconds": 99, "eval": {"after": evaluation(0.5)}}
+    )
+    unlogged = write(tmp_path / "unlogged", summary={"seconds": 8, "eval": {"after": evaluation(0.6)}})
+    assert figures._over_time([rl]) == [(0, 0.4, 0.02), (6, 0.7, 0)]
+    assert figures._over_time([base, control, after]) == [(0, 0.4, 0.01), (5, 0.5, 0.01)]
+    assert figures._over_time([rl, unlogged]) == [(0, 0.4, 0.02), (6, 0.7, 0), (17, 0.6, 0.01)]
+
+    out = tmp_path / "figures" / "compare.png"
+    assert pass_at_1({"GRPO": rl, "control": [base, control, after]}, out) == out
+    assert out.read_bytes().startswith(PNG)
+
+
+def test_no_evaluation_no_comparison(tmp_path):
+    run = write(tmp_path / "run", [train(1, loss=1.0)])
+    assert pass_at_1({"run": run, "absent": tmp_path / "absent"}, tmp_path / "compare.png") is None
+    assert not (tmp_path / "compare.png").exists()

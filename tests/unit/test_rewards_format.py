@@ -1,0 +1,125 @@
+"""Rules about the shape of an answer, on well-meant and on hostile text."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1mega.data.tasks import TASKS
+from r1mega.data.template import TAGS
+from r1mega.rewards.format import find_answer, is_formatted, style_of
+
+GOOD = "<think>4-1=3</think><answer>3</answer>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "<think></think><answer>3</answer>",
+        "\n<think>\nlong\nthought\n</think>\n\n<answer> 3 </answer>\n",
+        "<think>a < b, </ think> <THINK></think><answer>3</answer>",
+    ],
+)
+def test_formatted(text):
+    assert is_formatted(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",
+        "<answer>3</answer>",
+        "<think>4-1=3</think>3",
+        "<think>4-1=3</think><answer>3",
+        "<think>4-1=3<answer>3</answer>",
+        "4-1=3</think><answer>3</answer>",
+        "<answer>3</answer><think>4-1=3</think>",
+        "<think><answer>3</answer></think>",
+        "<think>4-1=3</think><answer></answer>",
+        "<think>4-1=3</think><answer> \n</answer>",
+        "</think><think><answer>3</answer>",
+        f"{GOOD}{GOOD}",
+        f"{GOOD}.",
+        f"So: {GOOD}",
+        "<think>4-1=3</think> so <answer>3</answer>",
+        "<think><think>4-1=3</think></think><answer>3</answer>",
+        "<think>4-1=3</think><answer>3</answer><answer>4</answer>",
+        "<think>4-1=3</think><answer><answer>3</answer></answer>",
+        "<Think>4-1=3</Think><answer>3</answer>",
+        "<think>4-1=3</think>\u200b<answer>3</answer>",
+    ],
+)
+def test_not_formatted(text):
+    assert not is_formatted(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (GOOD, "3"),
+        ("<answer> 3\n</answer>", "3"),
+        ("well <answer>3</answer> then", "3"),
+        ("<answer></answer>", ""),
+        ("<think>a</think><think>b</think><answer>3</answer>", "3"),
+        ("<answer>3</answer><answer>3</answer>", None),
+        ("<answer>3</answer></answer>", None),
+        ("</answer>3<answer>", None),
+        ("<answer>3", None),
+        ("<think>4-1=3<answer>3</answer>", None),
+        ("<think><answer>3</answer></think>", None),
+        ("<answer>3</answer></think>", None),
+        ("<think>a</think><think>b<answer>3</answer>", None),
+        ("The answer is 3.", None),
+    ],
+)
+def test_find_answer(text, answer):
+    assert find_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "style"),
+    [
+        (GOOD, "think"),
+        ("<think> </think><answer>3</answer>", "tags"),
+        ("<think>hm</think><answer>3</answer>", "other"),
+        ("<think>4-1=3<answer>3</answer>", "other"),
+        ("4-1=3. So it is 3.", "steps"),
+        ("The answer is 3.", "plain"),
+        ("3", "other"),
+        ("", "other"),
+    ],
+)
+def test_style(text, style):
+    assert style_of(text) == style
+
+
+soup = st.lists(st.sampled_from([*TAGS, "3", "-", " ", "\n", "=", "The answer is ", "٣"]), max_size=12).map("".join)
+
+
+@given(soup)
+def test_formatted_text_has_an_answer_and_is_rebuilt_from_its_parts(text):
+    if is_formatted(text):
+        answer = find_answer(text)
+        assert answer
+        thought = text.partition("<think>")[2].partition("</think>")[0]
+        squeezed = f"<think>{thought}</think><answer>{answer}</answer>"
+        assert is_formatted(squeezed) and style_of(squeezed) == style_of(text)
+    else:
+        assert style_of(text) not in ("think", "tags")
+
+
+@given(soup, soup)
+def test_one_more_tag_never_keeps_the_format(text, more):
+    if is_formatted(text) and more.strip():
+        assert not is_formatted(text + more) and not is_formatted(more + text)
+
+
+@pytest.mark.parametrize("piece", [*TAGS, "<think", "<answer><answer>", "9", "-", ",", "=", "\n", "9,9."])
+def test_huge_texts_take_no_time(piece):
+    text = piece * (500_000 // len(piece))
+    start = time.perf_counter()
+    is_formatted(text), find_answer(text), style_of(text), TASKS["chain_sum"].last_answer(text)
+    assert time.perf_counter() - start < 5, "a rule is not linear in the text"

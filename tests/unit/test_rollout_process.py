@@ -1,0 +1,104 @@
+"""Children end with their parent, however the parent ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r1mega.runtime import process
+
+FAMILY = """
+import subprocess, sys, pathlib, os, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} {child.pid}")
+time.sleep(60)
+"""
+"""A program with a child of its own, as a vLLM server has."""
+PARENT = """
+import sys, time, pathlib
+from r1mega.runtime import process
+command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
+process.spawn(command, environment=process.child_environment(), log_file=pathlib.Path(sys.argv[3]))
+time.sleep(60)
+"""
+
+
+def wait_for_pids(file: Path) -> list[int]:
+    for _ in range(500):
+        if file.exists() and (text := file.read_text()):
+            return [int(pid) for pid in text.split()]
+        time.sleep(0.02)
+    raise AssertionError("the program did not start")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_gone(pids: list[int]) -> bool:
+    for _ in range(500):
+        if all(gone(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_stop_ends_the_whole_family(tmp_path: Path) -> None:
+    pids_file = tmp_path / "pids"
+    child = process.spawn(
+        [sys.executable, "-c", FAMILY, str(pids_file)],
+        environment=process.child_environment(),
+        log_file=tmp_path / "log",
+    )
+    pids = wait_for_pids(pids_file)
+    start = time.monotonic()
+    process.stop_group(child, grace_s=5)
+    assert time.monotonic() - start < 3
+    assert wait_gone([child.pid, *pids])
+    process.stop_group(child, grace_s=5)  # once more does nothing
+
+
+def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    child = process.spawn([sys.executable, "-c", deaf], environment=process.child_environment(), log_file=log)
+    while "up" not in log.read_text():
+        time.sleep(0.02)
+    process.stop_group(child, grace_s=0.3)
+    assert gone(child.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_child_outlives_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+    pids_file = tmp_path / "pids"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, FAMILY, str(pids_file), str(tmp_path / "log")], stderr=subprocess.DEVNULL
+    )
+    pids = wait_for_pids(pids_file)
+    os.kill(parent.pid, number)
+    parent.wait()
+    assert wait_gone(pids)
+
+
+def test_exit_code_is_the_commands(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit(7)"]
+    child = process.spawn(command, environment=process.child_environment(), log_file=tmp_path / "log")
+    assert child.wait(10) == 7
+
+
+def test_child_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("KEPT", "yes")
+    env = process.child_environment(EXTRA="1")
+    assert "PYTHONDONTWRITEBYTECODE" not in env and "RANK" not in env
+    assert env["KEPT"] == "yes" and env["EXTRA"] == "1"

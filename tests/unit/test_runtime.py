@@ -1,0 +1,153 @@
+"""Run directories, files that are whole or absent, metrics, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from r1mega.config.load import load
+from r1mega.config.schema import Wandb
+from r1mega.errors import RunDirError
+from r1mega.runtime import files
+from r1mega.runtime.interrupt import Interrupt, Interrupted
+from r1mega.runtime.resources import peak_rss_gib
+from r1mega.runtime.run_dir import RunDir
+from r1mega.runtime.tracking import Tracker
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "configs/tiny/r1_zero/0_base.toml"
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    return load(BASE, "laptop")
+
+
+def test_a_new_run_writes_config_and_provenance(tmp_path: Path, config):
+    RunDir(tmp_path / "run", *config, resume=False).close()
+    resolved = json.loads((tmp_path / "run/config.json").read_text())
+    assert resolved["stage"]["num_steps"] == config[0].num_steps
+    assert resolved["cluster"]["device"] == "cpu"
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["versions"]["megatron-core"] == "0.16.1"
+    assert run["seed"] == 0
+    assert len(run["commit"].removesuffix("+dirty")) in (40, len("unknown"))
+
+
+def test_an_existing_run_needs_resume(tmp_path: Path, config):
+    RunDir(tmp_path, *config, resume=False).close()
+    with pytest.raises(RunDirError, match=r"already holds a run; pass --resume"):
+        RunDir(tmp_path, *config, resume=False)
+    RunDir(tmp_path, *config, resume=True).close()
+
+
+def test_resume_refuses_another_config_but_not_more_steps(tmp_path: Path, config):
+    RunDir(tmp_path, *config, resume=False).close()
+    longer = load(BASE, "laptop", ["num_steps=5000"])
+    RunDir(tmp_path, *longer, resume=True).close()
+    other = load(BASE, "laptop", ["optimizer.lr=1e-4", "seed=3"])
+    with pytest.raises(RunDirError, match=r"seed: 0 -> 3") as error:
+        RunDir(tmp_path, *other, resume=True)
+    assert "optimizer" in str(error.value)
+
+
+def test_one_process_at_a_time(tmp_path: Path, config):
+    held = RunDir(tmp_path, *config, resume=False)
+    with pytest.raises(RunDirError, match="another process"):
+        RunDir(tmp_path, *config, resume=True)
+    held.close()
+
+
+def test_an_unusable_place_is_one_message_and_leaves_nothing(tmp_path: Path, config):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunDirError, match=r"cannot be used as a run directory: Not a directory"):
+        RunDir(tmp_path / "file" / "run", *config, resume=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_latest_checkpoint_counts_by_number_and_ignores_torn_ones(tmp_path: Path, config):
+    run = RunDir(tmp_path, *config, resume=False)
+    assert run.latest_checkpoint() is None
+    for step in (9, 10, 100):
+        files.write_folder(run.checkpoint(step), lambda folder: (folder / "x").write_text("x"))
+    (run.checkpoints / ".step_200.1.tmp").mkdir()
+    assert run.latest_checkpoint() == run.checkpoint(100)
+    run.prune_checkpoints(2)
+    assert sorted(p.name for p in run.checkpoints.glob("step_*")) == ["step_10", "step_100"]
+    run.close()
+
+
+def test_rewind_drops_what_comes_after_the_checkpoint_and_a_torn_line(tmp_path: Path, config):
+    run = RunDir(tmp_path, *config, resume=False)
+    rows = [{"kind": "train", "step": s} for s in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"kind": "tra')
+    for step in (1, 3):
+        (run.samples / f"step_{step}.jsonl").write_text("{}\n")
+    run.rewind(2)
+    assert run.metrics() == rows[:2]
+    assert [p.name for p in run.samples.iterdir()] == ["step_1.jsonl"]
+    run.close()
+
+
+def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path):
+    files.write_folder(tmp_path / "made", lambda folder: (folder / "a").write_text("old"))
+
+    def fail(folder: Path) -> None:
+        (folder / "a").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_folder(tmp_path / "made", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert (tmp_path / "made/a").read_text() == "old"
+
+
+def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config):
+    tracker = Tracker(tmp_path, Wandb(mode="disabled"), config[0], resume=False)
+    tracker.log("train", 1, {"loss": float("nan"), "lr": 0.5})
+    tracker.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "kind": "train", "step": 1, "loss": None, "lr": 0.5,
+    }  # fmt: skip
+
+
+def test_wandb_records_offline(tmp_path: Path, config):
+    tracker = Tracker(tmp_path, Wandb(mode="offline"), config[0], resume=False)
+    tracker.log("train", 1, {"loss": 1.5})
+    tracker.close()
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 20  # W&B's own process writes the file, a moment after finish() returns
+    while b"loss" not in record.read_bytes():
+        assert time.monotonic() < deadline, "the metrics never reached the W&B record"
+        time.sleep(0.05)
+
+
+def test_first_signal_waits_for_the_step_and_the_second_does_not():
+    with Interrupt() as interrupt:
+        interrupt.leave_if_received("nothing came")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.received == signal.SIGTERM
+        with pytest.raises(Interrupted, match="saved") as error:
+            interrupt.leave_if_received("saved")
+        assert error.value.signum == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_peak_memory_counts_children():
+    code = "import time; x = bytearray(300 << 20); print('up', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert 0.3 < peak_rss_gib(child.pid) < 0.5
+        assert peak_rss_gib() > peak_rss_gib(child.pid)
+    finally:
+        child.kill()
+        child.wait()
