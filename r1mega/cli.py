@@ -6,6 +6,7 @@ with 128 + signal. Everything heavy is imported inside the commands, so that `ch
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,9 @@ def run(
     stage, machine = load(config, cluster, overrides or [])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("r1mega").setLevel(logging.INFO)
+    # What Megatron says at import on a machine without Apex and Transformer Engine, a dozen times.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
 
     from r1mega.runtime.run_dir import RunDir
 

@@ -26,25 +26,34 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 """Fields that change the computation, and the values of them that are implemented."""
 
+# fmt: off
 SIZES = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
-    "kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts n_shared_experts "
-    "num_experts_per_tok n_group topk_group moe_intermediate_size"
-).split()
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group",
+    "moe_intermediate_size",
+)
+# fmt: on
 """Required positive integers."""
 
+# fmt: off
 OTHERS = (
-    "first_k_dense_replace initializer_range routed_scaling_factor num_nextn_predict_layers tie_word_embeddings "
-    "q_lora_rank bos_token_id eos_token_id pad_token_id num_key_value_heads qk_head_dim head_dim rope_theta "
-    "rope_parameters rope_scaling model_type"
-).split()
+    "first_k_dense_replace", "initializer_range", "routed_scaling_factor", "num_nextn_predict_layers",
+    "tie_word_embeddings", "q_lora_rank", "bos_token_id", "eos_token_id", "pad_token_id",
+    "num_key_value_heads", "qk_head_dim", "head_dim", "rope_theta", "rope_parameters", "rope_scaling",
+    "model_type",
+)
+# fmt: on
 """Fields read with care below."""
 
+# fmt: off
 IGNORED = (
-    "architectures auto_map aux_loss_alpha chunk_size_feed_forward dtype ep_size id2label is_encoder_decoder "
-    "label2id output_attentions output_hidden_states problem_type return_dict seq_aux torch_dtype "
-    "transformers_version use_cache _name_or_path"
-).split()
+    "architectures", "auto_map", "aux_loss_alpha", "chunk_size_feed_forward", "dtype", "ep_size",
+    "id2label", "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states",
+    "problem_type", "return_dict", "seq_aux", "torch_dtype", "transformers_version", "use_cache",
+    "_name_or_path",
+)
+# fmt: on
 """Fields that do not change what the model computes."""
 
 
@@ -227,7 +236,5 @@ def _mlp(m: str, n: str, hidden: int, ffn: int, *, expert: bool = False) -> Iter
     yield _one(m + "linear_fc2", n + "down_proj", (hidden, ffn), columns)
 
 
-def _one(
-    m: str, n: str, shape: Shape, shard: Shard = Shard.REPLICATED, kind: Kind = Kind.DIRECT
-) -> Row:
+def _one(m: str, n: str, shape: Shape, shard: Shard = Shard.REPLICATED, kind: Kind = Kind.DIRECT) -> Row:
     return Row(m + ".weight", (n + ".weight",), (shape,), kind, shard)

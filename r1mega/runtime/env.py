@@ -17,6 +17,4 @@ def launch() -> Launch | None:
     """This process's place among torchrun's processes, or None when it was started by itself."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
-    return Launch(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
-    )
+    return Launch(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")))

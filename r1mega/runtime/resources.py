@@ -3,10 +3,10 @@
 from pathlib import Path
 
 
-def peak_rss_gib(pid: int | str = "self") -> float:
-    """Peak resident memory in GiB of a process and its living descendants, summed; 0 where there is no /proc.
+def peak_rss_gib(pid: int | str = "self", *, tree: bool = False) -> float:
+    """Peak resident memory in GiB of a process; with `tree`, of its living descendants too; 0 without /proc.
 
-    A peak over the sum of processes would need sampling; the sum of their peaks is an upper bound of it.
+    The peak over a sum of processes would need sampling: the sum of their peaks is an upper bound of it.
     """
     root = Path("/proc") / str(pid)
     peak = 0.0
@@ -14,7 +14,9 @@ def peak_rss_gib(pid: int | str = "self") -> float:
         for line in (root / "status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 peak = int(line.split()[1]) / 2**20
-        children = (root / "task").glob("*/children")
-        return peak + sum(peak_rss_gib(int(child)) for file in children for child in file.read_text().split())
-    except OSError:
-        return peak
+        if tree:
+            children = [int(child) for file in root.glob("task/*/children") for child in file.read_text().split()]
+            peak += sum(peak_rss_gib(child, tree=True) for child in children)
+    except OSError:  # it ended meanwhile
+        pass
+    return peak

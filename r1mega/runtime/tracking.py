@@ -50,7 +50,7 @@ def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) 
         return None
     mode = settings.mode
     if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
+        mode = "online" if wandb.login(prompt=False) else "offline"
     name = f"{run_dir.parent.name}-{run_dir.name}"
     run = wandb.init(
         project=settings.project,

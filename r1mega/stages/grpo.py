@@ -34,7 +34,7 @@ from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker
-from r1mega.samples import Group, Prompt, Sample
+from r1mega.samples import Document, Group, Prompt, Sample
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io
@@ -76,7 +76,7 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         server.wait_ready()
         trainer = Trainer(config, run_dir, policy, Fleet([server]), pusher, stream, step)
         trainer.loop(held_out, interrupt)
-        rss = {"trainer": peak_rss_gib(), "server": peak_rss_gib(server.pid)}
+        rss = {"trainer": peak_rss_gib(), "server": peak_rss_gib(server.pid, tree=True)}
     hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
     files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
 
@@ -201,7 +201,7 @@ class Trainer:
 
     def attach_logprobs(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the old policy's and the reference's logprobs, both at the sampling temperature."""
-        bare = documents(samples, self.config.objective.reduction, max_length=self.config.sampling.max_new_tokens)
+        bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in samples]
         temperature = self.config.sampling.temperature
         old = self.policy.logprobs(bare, temperature=temperature)
         if self.config.objective.kl_coef == 0:

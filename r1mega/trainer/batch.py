@@ -15,7 +15,6 @@ from r1mega.errors import DataError
 from r1mega.samples import Document
 from r1mega.trainer.attention import Segments, segments
 
-
 PADDING_RUN = 32
 """Padding attends to itself in runs of this length, which keeps it cheap."""
 

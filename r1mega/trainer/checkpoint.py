@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint import CheckpointException
 
 from r1mega.errors import CheckpointError
 from r1mega.runtime.files import sync_folder
@@ -84,7 +85,7 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
     template = _sharded(policy, loading=True, reference=manifest["reference"])
     try:
         loaded = dist_checkpointing.load(template, str(folder))
-    except Exception as e:
+    except (Exception, CheckpointException) as e:  # the second is no Exception
         raise CheckpointError(f"{folder}: torn or of another layout ({type(e).__name__}: {e})") from e
     with torch.no_grad():
         for name, tensor in policy.state().items():
@@ -93,9 +94,7 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
     policy.reference = None
     if manifest["reference"]:
         policy.reference = {
-            name.removeprefix(REFERENCE): t
-            for name, t in loaded["reference"].items()
-            if isinstance(t, torch.Tensor)
+            name.removeprefix(REFERENCE): t for name, t in loaded["reference"].items() if isinstance(t, torch.Tensor)
         }
     _set_random_states(pickle.loads(random_file.read_bytes()))
     return manifest["extra"]

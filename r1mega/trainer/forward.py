@@ -78,9 +78,7 @@ def score(model: Any, batches: Sequence[MicroBatch], *, temperature: float) -> l
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
-    return model(
-        batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, run_mtp=run_mtp
-    )
+    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, run_mtp=run_mtp)
 
 
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:

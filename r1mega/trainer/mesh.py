@@ -49,9 +49,9 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     torch.set_num_threads(layout.threads)
     # Megatron compiles small functions with torch.compile; on the CPU that costs minutes and gains nothing.
     torch._dynamo.config.disable = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what megatron says at import: no apex, no Transformer Engine, no Triton
-        shims.install_megatron_cpu()
+    # No apex, no Transformer Engine, its own deprecated arguments: nothing a user of this system can mend.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    shims.install_megatron_cpu()
     from megatron.core import parallel_state, tensor_parallel
 
     launch = env.launch()

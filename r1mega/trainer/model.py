@@ -42,11 +42,9 @@ class MTPLayer(MultiTokenPredictionLayer):
     def forward(  # type: ignore[override]
         self, embedded: Tensor, hidden: Tensor, segments: Segments, padding_mask: Tensor
     ) -> Tensor:
-        """embedded: [S, B, H] of each position's next token; hidden: [S, B, H] of the depth before. Returns [S, B, H]."""
+        """embedded: [S, B, H], of each position's next token; hidden: [S, B, H], of the depth before."""
         hidden = self._concat_embeddings(hidden, embedded)
-        hidden, _ = self.transformer_layer(
-            hidden_states=hidden, attention_mask=segments, padding_mask=padding_mask
-        )
+        hidden, _ = self.transformer_layer(hidden_states=hidden, attention_mask=segments, padding_mask=padding_mask)
         return self._postprocess(hidden)
 
 

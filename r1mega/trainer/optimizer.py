@@ -27,7 +27,7 @@ class Adam(torch.optim.Optimizer):
         adam_w_mode: bool = True,
     ) -> None:
         assert adam_w_mode, "only decoupled weight decay is implemented"
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True}
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -37,16 +37,11 @@ class Adam(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            group["step"] = group.get("step", 0) + 1
+            group["step"] += 1
             beta1, beta2 = group["betas"]
             grads = [p.grad for p in params]
-            m, v = [], []
-            for p in params:
-                state = self.state[p]
-                if not state:
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                m.append(state["exp_avg"])
-                v.append(state["exp_avg_sq"])
+            m = [self.state[p]["exp_avg"] for p in params]
+            v = [self.state[p]["exp_avg_sq"] for p in params]
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_lerp_(m, grads, 1 - beta1)
@@ -75,7 +70,10 @@ def build_optimizer(model: DistributedDataParallel, settings: schema.Optimizer) 
         use_distributed_optimizer=True,
         log_num_zeros_in_grad=False,
     )
-    return get_megatron_optimizer(config, [model])
+    optimizer = get_megatron_optimizer(config, [model])
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        part.init_state_fn(part.optimizer)  # now, so that a checkpoint before the first step has moments too
+    return optimizer
 
 
 def set_rates(optimizer: MegatronOptimizer, settings: schema.Optimizer, lr: float) -> None:

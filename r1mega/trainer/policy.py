@@ -16,13 +16,13 @@ from torch import Tensor
 
 from r1mega.config import schema
 from r1mega.families.spec import ModelSpec
+from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
 from r1mega.trainer.batch import micro_batches
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.optimizer import build_optimizer, set_rates
-from r1mega.samples import Document
 
 
 class Policy:
@@ -131,9 +131,7 @@ class Policy:
         self._zero_grad()
         return float(norm)
 
-    def logprobs(
-        self, documents: Sequence[Document], *, temperature: float, reference: bool = False
-    ) -> list[Tensor]:
+    def logprobs(self, documents: Sequence[Document], *, temperature: float, reference: bool = False) -> list[Tensor]:
         """Log-probabilities of every document's targets; no gradient, no change of any state.
 
         Args:

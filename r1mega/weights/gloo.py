@@ -45,7 +45,7 @@ class Wire:
         # The default device listens on whatever this host's name resolves to, which may be nothing at all.
         local = ProcessGroupGloo.create_device(hostname="127.0.0.1") if loopback else None
         options._devices = [local or ProcessGroupGloo.create_default_device()]
-        self._pg = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
+        self._pg: Any = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
         self._store = store  # the sender's store must live as long as the group
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
 
@@ -82,7 +82,9 @@ class Wire:
 
     def close(self) -> None:
         """Leave the group; who still waits for this rank gets an error at once."""
-        self._pg.abort()
+        if self._pg is not None:
+            self._pg.abort()
+        self._pg = None  # abort alone leaves gloo's sockets open, and the other side waiting
 
 
 # ---- in each vLLM worker ------------------------------------------------------------------------------------

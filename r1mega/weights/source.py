@@ -50,5 +50,3 @@ class PolicySource:
     def rows(self) -> list[Row]:
         """The table's rows behind the stream, copies included."""
         return list(self._table)
-
-

@@ -1,0 +1,47 @@
+"""Fixtures of the trainer's tests: one process group for the session, and small policies on it."""
+
+from collections.abc import Callable
+
+import pytest
+from trainer_data import TINY, make_documents
+
+from r1mega.config import schema
+from r1mega.families.registry import read_model
+from r1mega.families.spec import ModelSpec
+from r1mega.samples import Document
+
+
+@pytest.fixture(scope="session")
+def spec() -> ModelSpec:
+    return read_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    from r1mega.trainer import mesh
+
+    yield mesh.start(schema.TrainerLayout(threads=1), device="cpu", seed=1)
+    mesh.stop()
+
+
+@pytest.fixture(scope="session")
+def make_policy(mesh, spec) -> Callable:
+    """Build a policy; keywords override the defaults below."""
+    from r1mega.trainer.policy import Policy
+
+    def make(**changes):
+        batch = schema.Batch(
+            chunk_tokens=changes.pop("chunk_tokens", 64),
+            chunks_per_micro_batch=changes.pop("chunks_per_micro_batch", 32),
+        )
+        optimizer = schema.Optimizer(lr=1e-3, **changes.pop("optimizer", {}))
+        chosen = {"mtp": "off", "mtp_loss_weight": 0.3, "expert_bias_rate": 0.0, "seed": 0, **changes}
+        return Policy.build(chosen.pop("spec", spec), mesh, optimizer, batch, **chosen)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[Document]:
+    """Random documents of 5 to 40 tokens, learnt from different places; `weight` is 1 / number of targets."""
+    return make_documents(14, seed=7)

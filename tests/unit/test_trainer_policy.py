@@ -1,0 +1,237 @@
+"""The policy's verbs: gradients, MTP modes, expert bias, reference, packing."""
+
+import pytest
+import torch
+from trainer_data import make_documents, nll
+
+from r1mega.errors import ConfigError, DataError
+from r1mega.samples import Document
+
+
+def gradients(policy):
+    return {n: p.main_grad.clone() for n, p in policy.network.named_parameters() if p.requires_grad}
+
+
+def close(a, b, tolerance):
+    return all((a[n] - b[n]).abs().max() <= tolerance for n in a)
+
+
+def test_losses_of_micro_batches_are_summed(make_policy, documents):
+    """One micro-batch or many: the same loss, metrics and gradient."""
+    one = make_policy(mtp="joint")
+    many = make_policy(mtp="joint", chunks_per_micro_batch=1)
+    a, b = (p.forward_backward(documents, nll) for p in (one, many))
+    assert a == pytest.approx(b, abs=1e-6)
+    assert a["targets"] == sum(d.num_targets for d in documents)
+    assert close(gradients(one), gradients(many), 1e-6)
+    assert max(g.abs().max() for g in gradients(one).values()) > 1e-3
+
+
+def test_packed_documents_equal_single_ones(make_policy, documents):
+    policy = make_policy(chunk_tokens=96)
+    packed = policy.logprobs(documents, temperature=0.7)
+    for document, logp in zip(documents, packed, strict=True):
+        (alone,) = policy.logprobs([document], temperature=0.7)
+        assert logp.shape == (document.num_targets,)
+        torch.testing.assert_close(logp, alone, atol=1e-5, rtol=0)
+
+
+def test_gradients_add_up_until_the_step(make_policy, documents):
+    policy = make_policy()
+    policy.forward_backward(documents, nll)
+    once = gradients(policy)
+    policy.forward_backward(documents, nll)
+    assert close({n: 2 * g for n, g in once.items()}, gradients(policy), 1e-6)
+    policy.optim_step(1e-3)
+    assert all(not g.any() for g in gradients(policy).values())
+
+
+def test_learning_lowers_the_loss_and_reports_the_norm(make_policy, documents):
+    policy = make_policy(mtp="joint", expert_bias_rate=1e-3)
+    first = policy.forward_backward(documents, nll)
+    grads = [p.main_grad.norm() for p in policy.network.parameters()]
+    norm = policy.optim_step(3e-3)
+    assert norm == pytest.approx(torch.stack(grads).norm().item(), rel=1e-4)
+    for _ in range(4):
+        last = policy.forward_backward(documents, nll)
+        policy.optim_step(3e-3)
+    assert last["loss"] < first["loss"] - 0.5
+    assert last["mtp_loss"] < first["mtp_loss"] - 0.3
+
+
+def test_the_norm_is_measured_without_clipping(make_policy, documents):
+    free = make_policy(optimizer={"clip_grad": 0.0})
+    clipped = make_policy(optimizer={"clip_grad": 1e-3})
+    for policy in (free, clipped):
+        policy.forward_backward(documents, nll)
+    assert free.optim_step(1e-3) == clipped.optim_step(1e-3) > 0
+
+
+def test_norms_get_no_weight_decay(make_policy, documents):
+    """With weights that get no gradient, only decay moves them: matrices shrink, norms stay."""
+    policy = make_policy(optimizer={"weight_decay": 0.5})
+    before = {n: t.clone() for n, t in policy.state().items()}
+    policy.forward_backward(documents, lambda logp, fields, doc: ((0 * logp).sum(), {}))
+    policy.optim_step(0.1)
+    for name, tensor in policy.state().items():
+        if name.startswith("mtp.") or tensor.dim() == 1:
+            assert torch.equal(tensor, before[name]), name
+        else:
+            torch.testing.assert_close(tensor, before[name] * (1 - 0.1 * 0.5))
+
+
+def test_mtp_reaches_the_trunk_only_when_joint(make_policy, spec, documents, monkeypatch):
+    """Trunk gradients of "off" and "detached" equal those of a model that has no MTP layer."""
+    from dataclasses import replace
+
+    without = make_policy(spec=replace(spec, num_mtp_layers=0))
+    policies = {mode: make_policy(mtp=mode) for mode in ("off", "detached", "joint")}
+    trunk = without.state()
+    for policy in policies.values():
+        with torch.no_grad():
+            for name, tensor in policy.state().items():
+                if name in trunk:
+                    tensor.copy_(trunk[name])
+    reference = without.forward_backward(documents, nll)["loss"]
+    want = gradients(without)
+    losses = {mode: p.forward_backward(documents, nll) for mode, p in policies.items()}
+    for mode, policy in policies.items():
+        assert losses[mode]["loss"] == pytest.approx(reference, abs=1e-6)
+        got = gradients(policy)
+        assert close(want, {n: got[n] for n in want}, 1e-7 if mode != "joint" else 1.0)
+        assert close(want, {n: got[n] for n in want}, 1e-4) is (mode != "joint")
+        trained = [n for n in got if n.startswith("mtp.") and got[n].any()]
+        assert bool(trained) is (mode != "off")
+    assert "mtp_loss" not in losses["off"]
+    assert losses["detached"]["mtp_loss"] == pytest.approx(losses["joint"]["mtp_loss"], abs=1e-6)
+
+
+def test_the_mtp_loss_stays_inside_documents_and_learnt_targets(make_policy, documents):
+    """Packed or alone, the sum over targets that have a predictor two back in their document is the same."""
+    policy = make_policy(mtp="detached")
+    together = policy.forward_backward(documents, nll)["mtp_loss"]
+    total = count = 0
+    for d in documents:
+        counted = len(d.token_ids) - max(d.learn_from, 2)
+        total += policy.forward_backward([d], nll)["mtp_loss"] * counted
+        count += counted
+    assert together == pytest.approx(total / count, abs=1e-5)
+
+
+def test_off_leaves_the_mtp_layer_untouched(make_policy, documents):
+    policy = make_policy(mtp="off", expert_bias_rate=1e-3)
+    before = {n: t.clone() for n, t in policy.state().items() if n.startswith("mtp.")}
+    policy.forward_backward(documents, nll)
+    policy.optim_step(1e-2)
+    assert before
+    assert all(torch.equal(policy.state()[n], t) for n, t in before.items())
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_the_expert_bias_moves_by_its_rate(make_policy, documents, rate):
+    policy = make_policy(expert_bias_rate=rate)
+    bias = {n: t for n, t in policy.state().items() if n.endswith("expert_bias") and not n.startswith("mtp.")}
+    before = {n: t.clone() for n, t in bias.items()}
+    for _ in range(2):
+        policy.forward_backward(documents, nll)
+        policy.optim_step(1e-3)
+    for name, tensor in bias.items():
+        assert tensor.dtype is torch.float32
+        if rate:
+            assert (tensor - before[name]).abs().max() == pytest.approx(2 * rate)
+        else:
+            assert torch.equal(tensor, before[name])
+
+
+def test_padding_is_not_counted_by_the_routers(make_policy, documents):
+    policy = make_policy(chunk_tokens=200)
+    policy.forward_backward(documents, nll)
+    tokens = sum(len(d.token_ids) for d in documents)
+    for layer in policy.network.decoder.layers[1:]:
+        assert layer.mlp.router.local_tokens_per_expert.sum() == 2 * tokens
+
+
+def test_logprobs_change_nothing(make_policy, documents):
+    policy = make_policy(expert_bias_rate=1e-3)
+    policy.refresh_reference()
+    policy.forward_backward(documents, nll)
+    counts = [m.local_tokens_per_expert.clone() for m in policy.network.modules() if hasattr(m, "expert_bias")]
+    before = {n: t.clone() for n, t in policy.state().items()}
+    grads, random_state = gradients(policy), torch.get_rng_state()
+    policy.logprobs(documents, temperature=1.0)
+    policy.logprobs(documents, temperature=1.0, reference=True)
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert close(grads, gradients(policy), 0.0)
+    assert all(torch.equal(policy.state()[n], t) for n, t in before.items())
+    after = [m.local_tokens_per_expert for m in policy.network.modules() if hasattr(m, "expert_bias")]
+    assert all(torch.equal(a, b) for a, b in zip(counts, after, strict=True))
+
+
+def test_the_reference_is_the_policy_as_it_was(make_policy, documents):
+    policy = make_policy(expert_bias_rate=1e-3)
+    with pytest.raises(RuntimeError, match="refresh_reference"):
+        policy.logprobs(documents, temperature=1.0, reference=True)
+    policy.refresh_reference()
+    before = policy.logprobs(documents, temperature=1.0)
+    policy.forward_backward(documents, nll)
+    policy.optim_step(1e-2)
+    now = policy.logprobs(documents, temperature=1.0)
+    reference = policy.logprobs(documents, temperature=1.0, reference=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, reference, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+    again = policy.logprobs(documents, temperature=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(now, again, strict=True))
+
+
+def test_the_temperature_divides_the_logits(make_policy, documents):
+    """What `forward_backward` sees is what `logprobs` returns at the same temperature."""
+    policy = make_policy()
+    seen = []
+
+    def record(logp, fields, doc):
+        seen.append((logp.detach().clone(), doc.clone()))
+        return logp.sum() * 0, {}
+
+    policy.forward_backward(documents, record, temperature=0.7)
+    flat = torch.cat([logp for logp, _ in seen]).sort().values
+    want = torch.cat(policy.logprobs(documents, temperature=0.7)).sort().values
+    torch.testing.assert_close(flat, want, atol=1e-6, rtol=0)
+    (_, doc), *_ = seen
+    assert doc.unique().tolist() == list(range(len(documents)))
+    assert torch.equal(doc, doc.sort().values)
+
+
+def test_documents_that_do_not_fit_are_refused(make_policy):
+    policy = make_policy(chunk_tokens=64)
+    with pytest.raises(DataError, match="empty"):
+        policy.forward_backward([], nll)
+    with pytest.raises(DataError, match="70 tokens"):
+        policy.logprobs([Document(tuple(range(70)))], temperature=1.0)
+    with pytest.raises(DataError, match="fields"):
+        policy.forward_backward([Document((1, 2, 3), 1, {"weight": (1.0,)})], nll)
+    with pytest.raises(DataError, match="learn_from"):
+        policy.logprobs([Document((1, 2, 3), 0)], temperature=1.0)
+
+
+def test_a_document_without_targets_is_scored_as_nothing(make_policy):
+    policy = make_policy()
+    empty, full = policy.logprobs([Document((1, 2, 3), 3), Document((1, 2, 3), 1)], temperature=1.0)
+    assert (len(empty), len(full)) == (0, 2)
+
+
+def test_layouts_that_do_not_run_are_refused():
+    from r1mega.config.schema import TrainerLayout
+    from r1mega.trainer import mesh
+
+    with pytest.raises(ConfigError, match="tp=2"):
+        mesh.start(TrainerLayout(tp=2), device="cpu", seed=0)
+    with pytest.raises(ConfigError, match="cuda"):
+        mesh.start(TrainerLayout(), device="cuda", seed=0)
+
+
+def test_the_same_seed_gives_the_same_weights(make_policy):
+    a, b, c = make_policy(seed=3), make_policy(seed=3), make_policy(seed=4)
+    name = "decoder.layers.1.mlp.experts.local_experts.2.linear_fc1.weight"
+    assert torch.equal(a.state()[name], b.state()[name])
+    assert not torch.equal(a.state()[name], c.state()[name])
+    assert make_documents(1, 0)[0].token_ids  # the documents' generator is its own

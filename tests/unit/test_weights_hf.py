@@ -1,0 +1,164 @@
+"""Hugging Face folders: bitwise there and back, equal to Transformers, and every fault of a folder is named."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from trainer_data import nll
+
+from r1mega.errors import WeightMappingError
+
+# In a process of its own: the trainer's CUDA stubs are no place to load Transformers in.
+TRANSFORMERS = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM
+folder, temperature = sys.argv[1], float(sys.argv[2])
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+result = []
+for ids in json.load(sys.stdin):
+    ids = torch.tensor(ids)
+    with torch.no_grad():
+        logp = (model(ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
+    result.append(logp.gather(1, ids[1:, None])[:, 0].tolist())
+print(json.dumps([type(model).__name__, result]))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(make_policy, documents):
+    """A policy whose every tensor, expert bias included, has left its initial value."""
+    policy = make_policy(mtp="joint", expert_bias_rate=0.05)
+    for _ in range(3):
+        policy.forward_backward(documents, nll)
+        policy.optim_step(1e-2)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    from r1mega.weights.hf_io import export
+
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    (tokenizer / "tokenizer.json").write_text("{}")
+    (tokenizer / "unrelated.txt").write_text("")
+    to = tmp_path_factory.mktemp("hf") / "model"
+    export(trained, to, tokenizer)
+    return to
+
+
+def test_export_and_load_are_bitwise(make_policy, trained, folder):
+    from r1mega.weights.hf_io import load_into
+
+    other = make_policy(seed=5)
+    load_into(other, folder)
+    assert all(torch.equal(t, other.state()[n]) for n, t in trained.state().items())
+    assert any(t.any() for n, t in other.state().items() if n.endswith("expert_bias"))
+
+
+def test_training_goes_on_from_loaded_weights(make_policy, documents, folder):
+    """The optimiser's main parameters follow: a step moves the loaded weights, not the initial ones."""
+    from r1mega.weights.hf_io import load_into
+
+    policy = make_policy(seed=5)
+    load_into(policy, folder)
+    before = {n: t.clone() for n, t in policy.state().items()}
+    policy.forward_backward(documents, nll)
+    policy.optim_step(1e-4)
+    assert all((t - before[n]).abs().max() < 1e-3 for n, t in policy.state().items())
+
+
+def test_logprobs_equal_transformers(trained, documents, folder):
+    ids = json.dumps([d.token_ids for d in documents])
+    command = [sys.executable, "-W", "ignore", "-c", TRANSFORMERS, str(folder), "0.7"]
+    result = subprocess.run(command, input=ids, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    name, theirs = json.loads(result.stdout.splitlines()[-1])
+    assert name == "DeepseekV3ForCausalLM"
+    ours = trained.logprobs(documents, temperature=0.7)
+    for document, a, b in zip(documents, ours, theirs, strict=True):
+        torch.testing.assert_close(a, torch.tensor(b)[document.learn_from - 1 :], atol=1e-5, rtol=0)
+
+
+def test_the_folder_is_what_vllm_needs(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["topk_method"] == "noaux_tc"
+    assert config["scoring_func"] == "sigmoid"
+    assert config["architectures"] == ["DeepseekV3ForCausalLM"]
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    tensors = load_file(folder / "model.safetensors")
+    assert "model.layers.3.mlp.experts.7.gate_proj.weight" in tensors
+    assert torch.equal(tensors["model.layers.4.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
+    assert torch.equal(tensors["model.layers.4.shared_head.head.weight"], tensors["lm_head.weight"])
+
+
+def test_an_exported_config_reads_back(folder, spec):
+    from r1mega.families.registry import read_model
+
+    again = read_model(folder)
+    assert [r.hf for r in again.tensors()] == [r.hf for r in spec.tensors()]
+
+
+def test_every_fault_of_a_folder_is_listed_at_once(make_policy, folder, tmp_path):
+    from r1mega.weights.hf_io import load_into
+
+    tensors = load_file(folder / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    tensors["model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 3)
+    tensors["model.layers.9.surprise.weight"] = norm
+    save_file(tensors, tmp_path / "a.safetensors")
+    save_file({"lm_head.weight": tensors["lm_head.weight"]}, tmp_path / "b.safetensors")
+    policy = make_policy()
+    before = {n: t.clone() for n, t in policy.state().items()}
+    with pytest.raises(WeightMappingError) as fault:
+        load_into(policy, tmp_path)
+    for part in ("4 faults", "model.norm.weight: missing", "(3, 3)", "surprise.weight: unmapped", "found 2 times"):
+        assert part in str(fault.value)
+    assert all(torch.equal(t, before[n]) for n, t in policy.state().items())
+
+
+def test_a_copy_that_differs_is_refused(make_policy, folder, tmp_path):
+    from r1mega.weights.hf_io import load_into
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.4.shared_head.head.weight"] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightMappingError, match=r"shared_head\.head"):
+        load_into(make_policy(), tmp_path)
+    # Left out altogether they are no fault.
+    tensors = {n: t for n, t in tensors.items() if "layers.4.embed" not in n and "shared_head.head" not in n}
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_into(make_policy(), tmp_path)
+
+
+def test_swapped_experts_are_seen(make_policy, trained, documents, folder, tmp_path):
+    """Two experts in each other's place pass every check of names and shapes; the logprobs betray them."""
+    from r1mega.weights.hf_io import load_into
+
+    tensors = load_file(folder / "model.safetensors")
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        a, b = (f"model.layers.1.mlp.experts.{e}.{part}.weight" for e in (0, 5))
+        tensors[a], tensors[b] = tensors[b], tensors[a]
+    save_file(tensors, tmp_path / "model.safetensors")
+    other = make_policy()
+    load_into(other, tmp_path)
+    pairs = zip(*(p.logprobs(documents, temperature=1.0) for p in (trained, other)), strict=True)
+    assert max((a - b).abs().max() for a, b in pairs) > 1e-3
+
+
+def test_the_source_streams_what_its_metadata_says(trained):
+    from r1mega.weights.source import PolicySource
+
+    source = PolicySource(trained, include_mtp=False)
+    stream = list(source)
+    assert [(n, t.dtype, tuple(t.shape)) for n, t in stream] == source.metadata()
+    assert len(source) == len(stream)
+    assert not any(n.startswith("model.layers.4.") for n, _ in stream)
+    assert all(t.is_contiguous() and not t.requires_grad for _, t in stream)
+    assert len(PolicySource(trained, include_mtp=True)) > len(source)
+    bias = next(t for n, t in stream if n.endswith("e_score_correction_bias"))
+    assert bias.dtype is torch.float32
