@@ -96,7 +96,9 @@ def _grpo_faults(stage: GRPO) -> list[str]:
             f"objective.reference_refresh_steps: {objective.reference_refresh_steps} falls inside a rollout; use a "
             f"multiple of rollout.num_minibatches = {rollout.num_minibatches}"
         )
-    if rollout.num_prompts > stage.num_questions:
+    if stage.questions is not None and not stage.questions.is_file():
+        faults.append(f"questions: no file {stage.questions}")
+    if stage.questions is None and rollout.num_prompts > stage.num_questions:
         faults.append(
             f"num_questions: {stage.num_questions} is less than one rollout's {rollout.num_prompts} prompts"
         )

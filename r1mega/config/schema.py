@@ -234,6 +234,9 @@ class Mismatch(Section):
     """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
 
     max_abs: float = Field(default=1e-4, gt=0)
+    tie_margin: float = Field(default=5e-6, ge=0)
+    """Lead, in the router's scores, below which its choice of experts counts as a tie that rounding may decide
+    either way; an answer after a tie is exempt from the bound. 0 exempts none."""
 
 
 class GRPO(Section):
@@ -243,8 +246,10 @@ class GRPO(Section):
     seed: int = Field(default=0, ge=0)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
+    questions: AnchoredPath | None = None
+    """A JSONL file of training questions (fields task, question, truth) to use instead of made ones."""
     num_questions: int = Field(gt=0)
-    """Distinct training questions; taken in a shuffled order, again from the start when exhausted."""
+    """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: int = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
     rollout: Rollout

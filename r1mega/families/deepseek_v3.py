@@ -74,6 +74,7 @@ def read(hf: Mapping[str, Any]) -> ModelSpec:
     if faults:
         raise ConfigError("; ".join(faults))
     theta, yarn = _rope(hf)
+    pad = hf.get("pad_token_id")
     spec = ModelSpec(
         family="deepseek_v3",
         vocab_size=hf["vocab_size"],
@@ -103,7 +104,7 @@ def read(hf: Mapping[str, Any]) -> ModelSpec:
         num_mtp_layers=hf.get("num_nextn_predict_layers") or 0,
         bos=hf.get("bos_token_id", 0),
         eos=hf.get("eos_token_id", 1),
-        pad=hf.get("pad_token_id") if hf.get("pad_token_id") is not None else hf.get("eos_token_id", 1),
+        pad=hf.get("eos_token_id", 1) if pad is None else pad,
         hf={
             **hf,
             # Without these vLLM builds another router than Transformers does.

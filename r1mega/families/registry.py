@@ -32,7 +32,7 @@ def read_model(path: Path) -> ModelSpec:
         raise ConfigError(f"{file}: not JSON ({e})") from e
     if not isinstance(hf, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {type(hf).__name__}")
-    family = hf.get("model_type")
+    family = str(hf.get("model_type"))
     if family not in FAMILIES:
         raise ConfigError(f"{file}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}")
     try:

@@ -47,6 +47,7 @@ def _comparison(run_dir: Path, stages: list[Path]) -> list[Path]:
     (run_dir / "figures").mkdir(exist_ok=True)
     control = stages[stages.index(evaluated[0]) - 1]
     drawn = figures.pass_at_1(
-        {"RL": rl[0], "control: pretraining continued": [control, evaluated[0]]}, run_dir / "figures/rl_and_control.png"
+        {"RL": rl[0], "control: pretraining continued": [control, evaluated[0]]},
+        run_dir / "figures/rl_and_control.png",
     )
     return [drawn] if drawn else []

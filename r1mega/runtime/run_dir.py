@@ -37,7 +37,8 @@ class RunDir:
     def __init__(self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool) -> None:
         self.path = path
         config = {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
-        exists = (path / "config.json").exists()
+        # A run that failed before its first line of metrics has left nothing to continue: start over.
+        exists = (path / "config.json").exists() and (path / "metrics.jsonl").exists()
         if exists and not resume:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
         if exists:

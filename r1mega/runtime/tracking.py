@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def _json_number(value: Any) -> Any:
 def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) -> Any:
     if settings.mode == "disabled":
         return None
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises itself on every start
     try:
         import wandb
     except ImportError:

@@ -84,7 +84,7 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
         policy.refresh_reference()  # makes room; overwritten below
     template = _sharded(policy, loading=True, reference=manifest["reference"])
     try:
-        loaded = dist_checkpointing.load(template, str(folder))
+        loaded: Any = dist_checkpointing.load(template, str(folder))
     except (Exception, CheckpointException) as e:  # the second is no Exception
         raise CheckpointError(f"{folder}: torn or of another layout ({type(e).__name__}: {e})") from e
     with torch.no_grad():
@@ -134,11 +134,12 @@ def _sharded(policy: "Policy", *, loading: bool = False, reference: bool | None 
 
 
 def _random_states() -> dict[str, Any]:
+    tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     return {
         "torch": torch.get_rng_state().numpy(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),
-        "megatron": {k: v.numpy() for k, v in tensor_parallel.get_cuda_rng_tracker().get_states().items()},
+        "megatron": {k: v.numpy() for k, v in tracker.get_states().items()},
     }
 
 
@@ -146,7 +147,7 @@ def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])
-    tracker = tensor_parallel.get_cuda_rng_tracker()
+    tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     tracker.set_states({k: torch.from_numpy(v) for k, v in states["megatron"].items()})
 
 

@@ -84,7 +84,7 @@ def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:
     if network.config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden)
-    group = parallel_state.get_tensor_model_parallel_group()
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     return target_logprobs(
         hidden.flatten(0, 1)[targets.rows], weight, targets.ids, temperature=temperature, group=group
     )

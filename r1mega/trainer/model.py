@@ -15,25 +15,18 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_mtp_block_spec,
 )
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
 from r1mega.config.schema import TrainerLayout
 from r1mega.families.spec import ModelSpec
 from r1mega.trainer.attention import Attention, Segments
+from r1mega.trainer.latent import LatentAttention
+from r1mega.trainer.norm import RMSNorm
 
 MTP = Literal["off", "detached", "joint"]
 """off: MTP layers are neither run nor trained. detached: they learn, but nothing of their gradient reaches trunk,
 embedding or output head. joint: their loss trains everything, as in pretraining (V3 report 2.2)."""
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """Megatron's own torch norm refuses sequence parallelism; this one marks its weight for it."""
-
-    def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class MTPLayer(MultiTokenPredictionLayer):
@@ -68,7 +61,8 @@ class PolicyModel(GPTModel):
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
             the [S, B, H] to send on.
         """
-        embedded, *_, padding_mask = self._preprocess(input_ids, position_ids, padding_mask=padding_mask)
+        prepared: Any = self._preprocess(input_ids, position_ids, padding_mask=padding_mask)
+        embedded, *_, padding_mask = prepared
         hidden = self.decoder(hidden_states=embedded, attention_mask=segments, padding_mask=padding_mask)
         if not self.post_process:
             return hidden
@@ -168,10 +162,11 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
     )
 
 
-def _local(layer: ModuleSpec) -> ModuleSpec:
+def _local(layer: Any) -> Any:
     """Replace the parts of Megatron's local (not Transformer Engine) layer that do not serve."""
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.module = LatentAttention
     attention = parts.self_attention.submodules
     attention.core_attention = Attention
     attention.q_layernorm = attention.kv_layernorm = RMSNorm
@@ -180,14 +175,14 @@ def _local(layer: ModuleSpec) -> ModuleSpec:
 
 def build_model(spec: ModelSpec, config: MLATransformerConfig, *, mtp: MTP) -> PolicyModel:
     """The model of this pipeline stage, initialised from torch's current random state. fp32 on the CPU."""
-    block = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    block: Any = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RMSNorm
     for layer in block.layer_specs:
         _local(layer)
-    mtp_block = None
+    mtp_block: Any = None
     if spec.num_mtp_layers:
-        last = get_gpt_decoder_layer_specs(config, False, "RMSNorm")[-1]
-        mtp_block = get_gpt_mtp_block_spec(config, _local(last), use_transformer_engine=False)
+        specs: Any = get_gpt_decoder_layer_specs(config, False, "RMSNorm")
+        mtp_block = get_gpt_mtp_block_spec(config, _local(specs[-1]), use_transformer_engine=False)
         for layer in mtp_block.layer_specs if mtp_block else ():
             layer.module = MTPLayer
             layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm

@@ -23,6 +23,7 @@ from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.optimizer import build_optimizer, set_rates
+from r1mega.trainer.routing import recorded_margins
 
 
 class Policy:
@@ -84,7 +85,7 @@ class Policy:
     @property
     def network(self) -> PolicyModel:
         """The model without Megatron's wrapper."""
-        return self.model.module
+        return self.model.module  # type: ignore[return-value]
 
     def state(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers by Megatron's names; the live tensors, not copies."""
@@ -127,7 +128,8 @@ class Policy:
         """
         finalize_model_grads([self.model])
         set_rates(self.optimizer, self._optimizer_settings, lr)
-        _, norm, _ = self.optimizer.step()
+        step: Any = self.optimizer.step()
+        _, norm, _ = step
         self._zero_grad()
         return float(norm)
 
@@ -148,6 +150,24 @@ class Policy:
         for batch, logp in zip(batches, scored, strict=True):
             counts = [documents[i].num_targets for i in batch.documents]
             result.update(zip(batch.documents, logp.split(counts), strict=True))
+        return [result[i] for i in range(len(documents))]
+
+    def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
+        """How close each position's choice of experts was to another one (`trainer.routing`).
+
+        Returns:
+            For each document, in order, [len(token_ids) - 1] fp32: the smallest margin over the layers, of every
+            position but the last, which predicts nothing.
+        """
+        every_position = [Document(d.token_ids) for d in documents]
+        batches = micro_batches(every_position, self._batch, mtp_depths=0)
+        result: dict[int, Tensor] = {}
+        for batch in batches:
+            with recorded_margins(self.network) as margins:
+                forward.score(self.model, [batch], temperature=1.0)
+            smallest = torch.stack(margins).amin(0)[batch.targets.rows]
+            counts = [every_position[i].num_targets for i in batch.documents]
+            result.update(zip(batch.documents, smallest.split(counts), strict=True))
         return [result[i] for i in range(len(documents))]
 
     def refresh_reference(self) -> None:

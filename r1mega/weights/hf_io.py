@@ -51,9 +51,10 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None) -> None:
         _write_json(to / "config.json", config)
         generation = {"bos_token_id": spec.bos, "eos_token_id": spec.eos, "pad_token_id": spec.pad}
         _write_json(to / "generation_config.json", generation)
-        for name in TOKENIZER_FILES if tokenizer_dir is not None else ():
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, to / name)
+        if tokenizer_dir is not None:
+            for file in (tokenizer_dir / name for name in TOKENIZER_FILES):
+                if file.is_file():
+                    shutil.copyfile(file, to / file.name)
 
     write_folder(folder, write)
 

@@ -42,6 +42,8 @@ def test_a_new_run_writes_config_and_provenance(tmp_path: Path, config):
 
 def test_an_existing_run_needs_resume(tmp_path: Path, config):
     RunDir(tmp_path, *config, resume=False).close()
+    RunDir(tmp_path, *config, resume=False).close()  # nothing was done in it yet
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(RunDirError, match=r"already holds a run; pass --resume"):
         RunDir(tmp_path, *config, resume=False)
     RunDir(tmp_path, *config, resume=True).close()
@@ -49,6 +51,7 @@ def test_an_existing_run_needs_resume(tmp_path: Path, config):
 
 def test_resume_refuses_another_config_but_not_more_steps(tmp_path: Path, config):
     RunDir(tmp_path, *config, resume=False).close()
+    (tmp_path / "metrics.jsonl").touch()
     longer = load(BASE, "laptop", ["num_steps=5000"])
     RunDir(tmp_path, *longer, resume=True).close()
     other = load(BASE, "laptop", ["optimizer.lr=1e-4", "seed=3"])

@@ -1,0 +1,156 @@
+"""The stages through the command line, on real Megatron-core and a real vLLM server: run, interrupt, resume."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs/tiny/r1_zero"
+BASE = [str(TINY / "0_base.toml"), "--set", "num_steps=8", "--set", "documents_per_step=16", "--set",
+        "data.num_documents=400", "--set", "optimizer.warmup_steps=2", "--set", "save.every_steps=2"]  # fmt: skip
+TIMING = {"seconds/update", "seconds/rollout", "seconds/logprobs", "seconds/push"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "r1mega.cli", *arguments]
+
+
+def r1mega(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
+
+
+def interrupt_after_step(run_dir: Path, step: int, arguments: list[str]) -> str:
+    """Send Ctrl-C once `step` stands in metrics.jsonl; returns what the run printed. It must leave with 130."""
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    deadline = time.monotonic() + 240
+    file = run_dir / "metrics.jsonl"
+    while f'"train", "step": {step},' not in (file.read_text() if file.exists() else ""):
+        assert process.poll() is None, process.communicate()[0].decode()
+        assert time.monotonic() < deadline, "no step in time"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    printed = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 130, printed
+    assert "continue with --resume" in printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a base that was pretrained for eight steps without interruption."""
+    run_dir = tmp_path_factory.mktemp("base") / "run"
+    done = r1mega("run", *BASE, "--run-dir", str(run_dir))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def test_pretrain_leaves_the_whole_run_directory(base: Path):
+    for name in ("config.json", "run.json", "metrics.jsonl", "summary.json", "trained_on.jsonl",
+                 "figures/loss.png", "checkpoints/step_8", "checkpoints/step_6", "hf/model.safetensors",
+                 "hf/tokenizer.json"):  # fmt: skip
+        assert (base / name).exists(), name
+    assert not (base / "checkpoints/step_4").exists()  # keep_last = 2
+    assert list((base / "wandb").glob("offline-run-*"))
+    rows = metrics(base)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_pretrain_resumed_after_ctrl_c_equals_the_uninterrupted_run_bit_for_bit(base: Path, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    interrupt_after_step(run_dir, 3, ["run", *BASE, "--run-dir", str(run_dir)])
+    assert not (run_dir / "summary.json").exists()
+    done = r1mega("run", *BASE, "--run-dir", str(run_dir), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert metrics(run_dir) == metrics(base)
+    got, want = (load_file(d / "hf/model.safetensors") for d in (run_dir, base))
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
+    settings = ("num_steps=4", "rollout.num_prompts=4", "rollout.num_minibatches=2", "objective.group_size=4",
+                "objective.reference_refresh_steps=2", "sampling.max_new_tokens=16", "sampling.temperature=0.7",
+                "evaluation.num_questions=8", "evaluation.every_steps=2", "save.every_steps=2",
+                "optimizer.warmup_steps=1", "num_questions=64", *overrides)  # fmt: skip
+    sets = [part for s in (f"model.path={base / 'hf'}", *settings) for part in ("--set", s)]
+    return ["run", str(TINY / "1_rl.toml"), "--run-dir", str(run_dir), *sets]
+
+
+@pytest.mark.vllm
+def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
+    run_dir = tmp_path / "rl"
+    interrupt_after_step(run_dir, 1, rl(base, run_dir))
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["step_2"]
+    done = r1mega(*rl(base, run_dir), "--resume")
+    assert done.returncode == 0, done.stderr
+    rows = metrics(run_dir)
+    train = [row for row in rows if row["kind"] == "train"]
+    # Every step once, in order, whatever was interrupted.
+    assert [row["step"] for row in train] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 2, 4]
+    # The engine's logprobs equal the policy's before and after pushes, at T = 0.7.
+    assert 0 < max(row["mismatch/max"] for row in train) < 1e-4
+    assert max(row["mismatch/answers_after_tie"] for row in train) <= 1
+    # The second mini-batch of a rollout is off-policy: its ratio has moved, the first one's has not.
+    assert train[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
+    assert abs(train[1]["ratio/mean"] - 1.0) > 1e-6
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["eval"]["before"]["num_answers"] == summary["eval"]["after"]["num_answers"] == 32
+    assert {"trainer", "server"} == set(summary["peak_rss_gib"])
+    for name in ("hf/config.json", "samples/step_0.jsonl", "samples/step_2.jsonl", "figures/pass_at_1.png",
+                 "figures/mismatch.png", "logs/vllm.log"):  # fmt: skip
+        assert (run_dir / name).exists(), name
+
+
+@pytest.mark.vllm
+def test_a_finished_model_is_evaluated_without_a_trainer(base: Path, tmp_path: Path):
+    settings = ("evaluation.num_questions=8", "sampling.max_new_tokens=16", f"model.path={base / 'hf'}")
+    sets = [part for s in settings for part in ("--set", s)]
+    done = r1mega("run", str(TINY / "2_eval.toml"), "--run-dir", str(tmp_path), *sets)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["eval"]["after"]["num_questions"] == 8
+    code = "import sys, r1mega.stages.evaluate; print([m for m in sys.modules if m.startswith('megatron')])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
+
+
+def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: Path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"task": "chain_sum", "question": "1 + 1 =", "truth": "2"}\n{"task": "chain_sum", \n')
+    (tmp_path / "file").write_text("")
+    with_listener = subprocess.Popen(
+        [sys.executable, "-c", "import socket,time;s=socket.create_server(('127.0.0.1',0));"
+         "print(s.getsockname()[1],flush=True);time.sleep(120)"], stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert with_listener.stdout is not None
+        port = with_listener.stdout.readline().strip()
+        cases = {
+            f"{rows}, line 2": rl(base, tmp_path / "a", f"questions={rows}"),
+            f"port {port} of 127.0.0.1": rl(base, tmp_path / "b", f"cluster.rollout.port={port}"),
+            "cannot be used as a run directory": rl(base, tmp_path / "file" / "c"),
+            "no file": rl(tmp_path / "nowhere", tmp_path / "d"),
+            "did you mean 'group_size'": rl(base, tmp_path / "e", "objective.grup_size=3"),
+        }
+        for message, arguments in cases.items():
+            done = r1mega(*arguments)
+            assert done.returncode == 2, done.stderr
+            assert message in done.stderr
+            assert "Traceback" not in done.stderr
+            assert not (Path(arguments[3]) / "summary.json").exists()
+    finally:
+        with_listener.kill()
+        with_listener.wait()

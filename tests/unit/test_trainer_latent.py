@@ -1,0 +1,26 @@
+"""Latent attention: the complex rotation gives Megatron's own attention scores, plain and with YaRN."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from r1mega.families.spec import Yarn
+
+
+@pytest.mark.parametrize("yarn", [None, Yarn(4.0, 64, 32, 1, 0.707, 1.0)])
+@pytest.mark.parametrize("q_lora_rank", [None, 64])
+def test_scores_and_values_equal_megatrons(make_policy, spec, yarn, q_lora_rank):
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+    policy = make_policy(spec=replace(spec, yarn=yarn, q_lora_rank=q_lora_rank, num_mtp_layers=0))
+    layer = policy.network.decoder.layers[0].self_attention
+    torch.manual_seed(0)
+    hidden = torch.randn(40, 3, spec.hidden_size)
+    with torch.no_grad():
+        q, k, v, *_ = layer.get_query_key_value_tensors(hidden)
+        q_ref, k_ref, v_ref, *_ = MLASelfAttention.get_query_key_value_tensors(layer, hidden)
+    scores, want = (torch.einsum("sbnd,tbnd->bnst", a, b) for a, b in ((q, k), (q_ref, k_ref)))
+    torch.testing.assert_close(scores, want, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(v, v_ref)
+    assert want.abs().max() > 1
