@@ -2,10 +2,10 @@
 
 The report's pipeline, and where each part of it lives:
 
-    report section              config                       stage                rooms
-    (a tiny base to start from) tiny/r1_zero/0_base.toml     stages/pretrain.py   trainer, data
-    2.2  R1-Zero                tiny/r1_zero/1_rl.toml       stages/grpo.py       rollout, rewards, algos, trainer, weights
-    2.4  evaluation             (GRPO's [evaluation])        stages/evaluate.py   rollout, evaluation
+    report section         config                      stage                rooms
+    (a tiny base)          tiny/r1_zero/0_base.toml    stages/pretrain.py   trainer, data
+    2.2 R1-Zero            tiny/r1_zero/1_rl.toml      stages/grpo.py       rollout, rewards, algos, trainer, weights
+    3   evaluation         tiny/r1_zero/2_eval.toml    stages/evaluate.py   rollout, evaluation
 
 Equations: algos/advantage.py (Eq. 3), algos/grpo.py and algos/kl.py (Eq. 1-2). docs/architecture.md is the plan of
 the house; imports go down its list of layers only.

@@ -14,6 +14,7 @@ import typer
 
 from r1mega.config.load import load, load_pipeline
 from r1mega.errors import R1MegaError
+from r1mega.runtime import openmp
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -41,6 +42,8 @@ def run(
 ) -> None:
     """Run one stage."""
     stage, machine = load(config, cluster, overrides or [])
+    if machine.device == "cpu":
+        openmp.restart_with_preload()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("r1mega").setLevel(logging.INFO)
     # What Megatron says at import on a machine without Apex and Transformer Engine, a dozen times.

@@ -1,6 +1,7 @@
 """What a rollout looked like, in the numbers people watch: rewards, lengths, groups that teach nothing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from r1mega.samples import Group
 
@@ -28,6 +29,25 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored])
     return metrics
+
+
+def transcripts(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The rollout as people read it, a row an answer: samples/step_N.jsonl."""
+    return [
+        {
+            "step": step,
+            "question": group.prompt.question,
+            "truth": group.prompt.truth,
+            "text": group.prompt.prefill + completion.text,
+            "status": verdict.status,
+            "reward": verdict.reward,
+            "parts": dict(verdict.parts),
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        }
+        for group in groups
+        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
+    ]
 
 
 def _mean(values: Sequence[float]) -> float:

