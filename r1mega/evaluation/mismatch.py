@@ -14,7 +14,9 @@ MarginsOf = Callable[[Sequence[Sample]], Sequence[Sequence[float]]]
 """For each sample, the router's smallest lead at every position of prompt + completion but the last."""
 
 
-def mismatch(samples: Sequence[Sample], margins_of: MarginsOf, *, max_abs: float, tie_margin: float) -> dict[str, float]:
+def mismatch(
+    samples: Sequence[Sample], margins_of: MarginsOf, *, max_abs: float, tie_margin: float
+) -> dict[str, float]:
     """|behaviour_logp - old_logp| over all sampled tokens, in nats.
 
     Args:
@@ -41,9 +43,9 @@ def mismatch(samples: Sequence[Sample], margins_of: MarginsOf, *, max_abs: float
     if leads and max(leads) > tie_margin:
         raise MismatchError(
             f"engine and trainer disagree on the log-probability of a sampled token by up to {worst:.3g}, more than "
-            f"mismatch.max_abs = {max_abs:g}, in {len(past)} of {len(samples)} answers, and no tie of the router explains "
-            f"it (smallest lead {max(leads):.3g}, mismatch.tie_margin = {tie_margin:g}): the engine does not hold the "
-            "policy's weights, or one of the two computes something else; look at the weight push and the shims"
+            f"mismatch.max_abs = {max_abs:g}, in {len(past)} of {len(samples)} answers, and no tie of the router "
+            f"explains it (smallest lead {max(leads):.3g}, mismatch.tie_margin = {tie_margin:g}): the engine does not "
+            "hold the policy's weights, or one of the two computes something else; look at the push and the shims"
         )
     flat = [g for gap in gaps for g in gap]
     return {

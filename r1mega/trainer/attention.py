@@ -32,14 +32,16 @@ class Segments:
     """[S * B] int64: the slot of each row; every row has one."""
     batches: tuple[tuple[int, int], ...]
     """(number of segments, padded length) of each batch, in the order of the slots."""
+    positions: Tensor
+    """[S, B] int64: the place of each row in its segment."""
 
 
-def segments(runs: Sequence[range], num_rows: int) -> Segments:
+def segments(runs: Sequence[range], shape: tuple[int, int]) -> Segments:
     """Group runs of rows into batches of one padded length.
 
     Args:
         runs: the rows of each segment in the order of its tokens; together every row of the micro-batch once.
-        num_rows: S * B.
+        shape: (S, B).
     """
     by_length: dict[int, list[range]] = {}
     for run in runs:
@@ -49,12 +51,15 @@ def segments(runs: Sequence[range], num_rows: int) -> Segments:
     for length, group in sorted(by_length.items()):
         for run in group:
             rows += [*run, *[-1] * (length - len(run))]
-    slots = torch.empty(num_rows, dtype=torch.int64)
+    slots = torch.empty(shape[0] * shape[1], dtype=torch.int64)
+    positions = torch.empty_like(slots)
+    for run in runs:
+        positions[run.start : run.stop : run.step] = torch.arange(len(run))
     order = torch.tensor(rows)
     held = (order >= 0).nonzero()[:, 0]
     slots[order[held]] = held
     batches = tuple((len(group), length) for length, group in sorted(by_length.items()))
-    return Segments(order.clamp(min=0), (order < 0)[:, None, None], slots, batches)
+    return Segments(order.clamp(min=0), (order < 0)[:, None, None], slots, batches, positions.view(shape))
 
 
 class _ToSlots(torch.autograd.Function):

@@ -36,7 +36,7 @@ class MicroBatch:
     input_ids: Tensor
     """[B, S] int64, padded with 0."""
     position_ids: Tensor
-    """[B, S] int64, counted from the chunk's start: rotary attention depends on differences alone."""
+    """[B, S] int64, counted from each document's start."""
     segments: Segments
     """Which positions attend to each other: those of one document."""
     padding_mask: Tensor
@@ -113,10 +113,11 @@ def _micro_batch(
             runs.append(range(stop * num_chunks + b, last * num_chunks + b, num_chunks))
     all_targets = [Targets(torch.tensor(r), torch.tensor(t)) for r, t in zip(rows, targets, strict=True)]
     all_targets = [Targets(t.rows.long(), t.ids.long()) for t in all_targets]  # empty lists make floats
+    segs = segments(runs, (size, num_chunks))
     return MicroBatch(
         input_ids=ids,
-        position_ids=torch.arange(size).expand(num_chunks, -1),
-        segments=segments(runs, ids.numel()),
+        position_ids=segs.positions.T,
+        segments=segs,
         padding_mask=padding,
         targets=all_targets[0],
         mtp_targets=tuple(all_targets[1:]),

@@ -15,13 +15,24 @@ from torch import Tensor
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn each pair of neighbouring channels. x: [S, B, N, R]; turn: [S, 1, 1, R / 2] complex."""
+    """Turn each pair of neighbouring channels. x: [S, B, N, R]; turn: [S, B or 1, 1, R / 2] complex."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
 
 
 class LatentAttention(MLASelfAttention):
-    """MLASelfAttention for training: the same weights and the same attention scores."""
+    """MLASelfAttention for training: the same weights and the same attention scores.
+
+    Positions restart with every document, as the engine counts them. Scores depend on differences alone, but a
+    large angle has fewer digits in fp32: counted from a chunk's start, the two differ several times more.
+    """
+
+    _positions: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any, **others: Any) -> Any:  # type: ignore[override]
+        """As Megatron's; `attention_mask` is `trainer.attention.Segments`."""
+        self._positions = attention_mask.positions
+        return super().forward(hidden_states, attention_mask, **others)
 
     def get_query_key_value_tensors(  # type: ignore[override]
         self, hidden_states: Tensor, *_: Any, **__: Any
@@ -60,8 +71,9 @@ class LatentAttention(MLASelfAttention):
         return query, torch.cat([key, key_rope], -1), value, compressed, latent
 
     def _turn(self, length: int) -> Tensor:
-        """[length, 1, 1, R / 2] complex64: by how much each position turns each pair."""
+        """[length, B or 1, 1, R / 2] complex64: by how much each position turns each pair."""
         rotary = self.rotary_pos_emb(length)
         angles, scale = rotary if isinstance(rotary, tuple) else (rotary, 1.0)  # YaRN adds a factor
         angles = angles[:length, ..., : angles.size(-1) // 2].float()
-        return torch.polar(torch.full_like(angles, scale), angles)
+        turns = torch.polar(torch.full_like(angles, scale), angles)
+        return turns if self._positions is None else turns[self._positions, 0]

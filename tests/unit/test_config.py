@@ -65,7 +65,7 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
         ("objective.std='popular'", "'population', 'sample' or 'none' (got 'popular')"),
         ("optimizer.lr=fast", "optimizer.lr"),
         ("rollout.num_minibatches=3", "do not split evenly into 3 mini-batches"),
-        ("num_questions=3", "less than one rollout's 16 prompts"),
+        ("num_questions=3", "less than one rollout's 32 prompts"),
         ("optimizer.warmup_steps=60", "no step at the full learning rate"),
         ("rewards.format=0", None),
         ("tasks=[]", "tasks"),

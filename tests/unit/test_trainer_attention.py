@@ -13,7 +13,7 @@ def test_segments_equal_a_masked_chunk(mesh, spec):
     size, chunks, heads = 40, 2, 4
     bounds = [(0, 0, 17), (0, 17, 40), (1, 0, 3), (1, 3, 36), (1, 36, 40)]
     runs = [range(start * chunks + b, stop * chunks + b, chunks) for b, start, stop in bounds]
-    segs = segments(runs, size * chunks)
+    segs = segments(runs, (size, chunks))
     owner = torch.empty(chunks, size, dtype=torch.int64)
     for i, (b, start, stop) in enumerate(bounds):
         owner[b, start:stop] = i
@@ -34,7 +34,7 @@ def test_segments_equal_a_masked_chunk(mesh, spec):
 def test_every_row_has_a_slot_and_padding_has_none():
     from r1mega.trainer.attention import segments
 
-    segs = segments([range(0, 20), range(20, 25), range(25, 60)], 60)
+    segs = segments([range(0, 20), range(20, 25), range(25, 60)], (60, 1))
     assert segs.batches == ((1, 16), (1, 32), (1, 48))
     assert torch.equal(segs.rows[segs.slots], torch.arange(60))
     assert int(segs.padding.sum()) == 16 + 32 + 48 - 60
