@@ -4,6 +4,7 @@ Faults of the user's making (R1MegaError) are one message on stderr and exit cod
 with 128 + signal. Everything heavy is imported inside the commands, so that `check` answers at once.
 """
 
+import errno
 import logging
 import sys
 import warnings
@@ -13,8 +14,14 @@ from typing import Annotated
 import typer
 
 from r1mega.config.load import load, load_pipeline
+from r1mega.config.schema import Cluster, Stage
+from r1mega.data.tasks import family
 from r1mega.errors import R1MegaError
+from r1mega.families.registry import read_model
 from r1mega.runtime import openmp
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -28,7 +35,7 @@ RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: r
 @app.command()
 def check(config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
-    stage, _ = load(config, cluster, overrides or [])
+    stage, _ = _load(config, cluster, overrides)
     print(f"{config}: {stage.stage} stage on {cluster}: ok")
 
 
@@ -41,7 +48,7 @@ def run(
     resume: Resume = False,
 ) -> None:
     """Run one stage."""
-    stage, machine = load(config, cluster, overrides or [])
+    stage, machine = _load(config, cluster, overrides)
     if machine.device == "cpu":
         openmp.restart_with_preload()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -93,6 +100,17 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a s
     _report(run_dir)
 
 
+def _load(config: Path, cluster: str, overrides: list[str] | None) -> tuple[Stage, Cluster]:
+    """The config with everything that can be said against it without starting anything."""
+    stage, machine = load(config, cluster, overrides or [])
+    for task in stage.tasks:
+        family(task.name)
+    file = stage.model.config or stage.model.path
+    assert file is not None, "config.checks demands one"
+    read_model(file)
+    return stage, machine
+
+
 def _report(run_dir: Path) -> None:
     from r1mega.report.show import show
 
@@ -113,12 +131,17 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"r1mega: {error.filename or 'a file'}: cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except Exception as error:
-        signum = getattr(error, "signum", None)  # runtime.interrupt.Interrupted, without importing it here
-        if signum is None:
+        code = getattr(error, "exit_code", None)  # Interrupted, StageCrashed: known without importing them here
+        if code is None:
             raise
         print(f"r1mega: {error}", file=sys.stderr)
-        sys.exit(128 + signum)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

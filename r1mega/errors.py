@@ -37,5 +37,9 @@ class MismatchError(R1MegaError):
     """vLLM and Megatron disagree on the log-probabilities of the same tokens by more than the bound."""
 
 
+class DivergenceError(R1MegaError):
+    """Loss or gradient is no longer a finite number."""
+
+
 class RewardError(R1MegaError):
     """A reward cannot be computed as configured."""

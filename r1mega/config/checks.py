@@ -19,9 +19,9 @@ def raise_if_any(path: Path, faults: Iterable[str]) -> None:
         raise ConfigError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
 
 
-def stage_faults(stage: Stage) -> list[str]:
-    """Faults of a stage config by itself."""
-    faults = _model_faults(stage.model)
+def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
+    """Faults of a stage config by itself; `model_exists` off passes over a model folder that is not there yet."""
+    faults = _model_faults(stage.model, must_exist=model_exists)
     if isinstance(stage, GRPO | Evaluate) and stage.model.path is None:
         faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
     if isinstance(stage, Pretrain):
@@ -44,16 +44,18 @@ def cluster_faults(stage: Stage, cluster: Cluster) -> list[str]:
             f"cluster.trainer: {cluster.trainer.ranks} ranks; only one trainer rank is supported so far (set tp, pp "
             "and dp to 1)"
         )
+    if cluster.trainer.ep > 1 or cluster.trainer.dtype != "fp32":
+        faults.append("cluster.trainer: ep = 1 and dtype = 'fp32' are what is supported so far")
     if isinstance(stage, GRPO | Evaluate) and importlib.util.find_spec("vllm") is None:
         faults.append("vLLM is not installed in this environment; run `make env`")
     return faults
 
 
-def _model_faults(model: Model) -> list[str]:
+def _model_faults(model: Model, *, must_exist: bool) -> list[str]:
     if (model.config is None) == (model.path is None):
         return ["model: give either config (random weights) or path (a Hugging Face folder), not both or neither"]
     file = model.config or (model.path / "config.json" if model.path else None)
-    if file is not None and not file.is_file():
+    if must_exist and file is not None and not file.is_file():
         return [f"model.{'config' if model.config else 'path'}: no file {file}"]
     return []
 

@@ -24,8 +24,11 @@ Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
 S = TypeVar("S", bound=Section)
 
 
-def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
+def load_stage(path: Path, overrides: Sequence[str] = (), *, model_exists: bool = True) -> Stage:
     """The stage config in `path` with `overrides` ("a.b=value") applied.
+
+    Args:
+        model_exists: off, a model folder need not be there yet: an earlier stage will write it.
 
     Raises:
         ConfigError: missing file, malformed TOML or override, unknown key, value out of range, or a broken law
@@ -34,11 +37,13 @@ def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
     table = _read_toml(path)
     _apply(table, overrides)
     stage = table.get("stage")
-    if stage not in STAGES:
+    if stage is None and "stages" in table:
+        raise ConfigError(f"{path}: a pipeline, not a stage; `r1mega pipeline {path}` runs it")
+    if not isinstance(stage, str) or stage not in STAGES:
         near = _nearest(str(stage), STAGES)
         raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(STAGES)}{near}")
     config = _validate(STAGES[stage], table, path)
-    checks.raise_if_any(path, checks.stage_faults(config))
+    checks.raise_if_any(path, checks.stage_faults(config, model_exists=model_exists))
     return config
 
 
@@ -69,14 +74,17 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
     return _validate(Cluster, table, path)
 
 
-def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Stage, Cluster]:
-    """Stage and cluster together, with the laws between them.
+def load(
+    path: Path, cluster: str, overrides: Sequence[str] = (), *, model_exists: bool = True
+) -> tuple[Stage, Cluster]:
+    """Stage and cluster together, with the laws between them; `model_exists` as in `load_stage`.
 
     An override that starts with `cluster.` goes to the cluster file, every other to the stage config.
     """
     prefix = "cluster."
     machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
-    stage = load_stage(path, [o for o in overrides if not o.startswith(prefix)])
+    own = [o for o in overrides if not o.startswith(prefix)]
+    stage = load_stage(path, own, model_exists=model_exists)
     checks.raise_if_any(path, checks.cluster_faults(stage, machine))
     return stage, machine
 
@@ -140,8 +148,11 @@ def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
     try:
         return section.model_validate(table, context={"folder": str(path.resolve().parent)})
     except ValidationError as error:
-        lines = [f"{path}: {len(error.errors())} fault(s)"]
-        lines += [_describe(section, dict(item)) for item in error.errors()]
+        found = [dict(item) for item in error.errors()]
+        deeper = {item["loc"][:-1] for item in found} | {item["loc"][:-2] for item in found}
+        # A list counts its valid items only, so one fault inside makes it "too short" as well.
+        found = [item for item in found if not (item["type"] == "too_short" and item["loc"] in deeper)]
+        lines = [f"{path}: {len(found)} fault(s)", *(_describe(section, item) for item in found)]
         raise ConfigError("\n  ".join(lines)) from None
 
 

@@ -29,7 +29,9 @@ AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 class Section(BaseModel):
     """A table of a config file: frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 # ---- sections shared by stages ------------------------------------------------------------------------------
@@ -101,8 +103,9 @@ class Wandb(Section):
 class Sampling(Section):
     """How answers are drawn from the engine. top-p and top-k stay off: they would renormalise the logprobs."""
 
-    temperature: float = Field(default=1.0, gt=0)
-    """T. The engine's logprobs and the policy's, old and reference logprobs are all of logits / T."""
+    temperature: float = Field(default=1.0, ge=0.01)
+    """T, no less than the engine takes (0.01). The engine's logprobs and the policy's, old and reference logprobs
+    are all of logits / T."""
     max_new_tokens: int = Field(gt=0)
     """Length limit of an answer; one that reaches it is truncated."""
 
@@ -141,6 +144,9 @@ class PretrainData(Section):
     num_documents: int = Field(gt=0)
     """Documents generated; training passes over them as often as `num_steps` asks."""
     styles: AnswerStyles
+    learn: Literal["all", "answers"] = "all"
+    """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
+    them, and their gradient is noise."""
     part: int = Field(default=0, ge=0, lt=1000)
     """Which part of the endless text this stage reads; a stage that trains on takes another part."""
     vocab_size: int = Field(default=384, ge=300)
@@ -151,7 +157,7 @@ class Pretrain(Section):
     """Pretraining of a base model: next-token cross-entropy + MTP loss (DeepSeek-V3 report 2.2)."""
 
     stage: Literal["pretrain"]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
     data: PretrainData
@@ -243,7 +249,7 @@ class GRPO(Section):
     """Reinforcement learning with GRPO (report Eq. 1-3; R1-Zero: section 2.2)."""
 
     stage: Literal["grpo"]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
     questions: AnchoredPath | None = None
@@ -271,7 +277,7 @@ class Evaluate(Section):
     """Held-out questions answered by a Hugging Face folder; needs the engine alone, no trainer."""
 
     stage: Literal["evaluate"]
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
     sampling: Sampling

@@ -72,8 +72,17 @@ def documents(
     ]
 
 
-def tokenize(docs: Sequence[TextDocument], tokenizer: Any) -> list[Document]:
-    """bos, prompt, answer, eos as one token sequence each; every token but bos is learnt, the question's too."""
+def tokenize(docs: Sequence[TextDocument], tokenizer: Any, learn: Literal["all", "answers"]) -> list[Document]:
+    """bos, prompt, answer, eos as one token sequence each.
+
+    Args:
+        learn: whether every token but bos is a target, or only what stands after the prompt.
+    """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     encoded = tokenizer([doc.prompt + doc.answer for doc in docs], add_special_tokens=False)["input_ids"]
-    return [Document((*bos, *ids, tokenizer.eos_token_id)) for ids in encoded]
+    sequences = [(*bos, *ids, tokenizer.eos_token_id) for ids in encoded]
+    if learn == "all":
+        return [Document(ids) for ids in sequences]
+    # The prompt ends in a special token, so no merge crosses its end.
+    ends = [len(ids) for ids in tokenizer([doc.prompt for doc in docs], add_special_tokens=False)["input_ids"]]
+    return [Document(ids, len(bos) + end) for ids, end in zip(sequences, ends, strict=True)]

@@ -69,7 +69,7 @@ class TaskFamily:
         answer = answer.strip()
         if len(answer) > MAX_ANSWER_CHARS or not self.answer_form.fullmatch(answer):
             return False
-        return _verifier(self.name)(answer=answer, entry={"answer": truth, **entry}) >= 1.0
+        return _verifier(self.name)(answer=answer, entry={**entry, "answer": truth}) >= 1.0
 
 
 def _tape(metadata: Mapping[str, Any]) -> str:

@@ -143,7 +143,13 @@ def _check(spec: ModelSpec, hf: Mapping[str, Any]) -> None:
             f"num_experts_per_tok // topk_group = {spec.top_k // spec.group_top_k}, but must be 2 when n_group > 1: "
             "Megatron and Transformers score the groups differently otherwise"
         )
-    if not 0 <= spec.num_dense_layers <= spec.num_layers:
+    if spec.q_lora_rank is not None and spec.q_lora_rank <= 0:
+        raise ConfigError(f"q_lora_rank = {spec.q_lora_rank}: must be positive, or null")
+    if not (isinstance(spec.init_std, int | float) and spec.init_std > 0):
+        raise ConfigError(f"initializer_range = {spec.init_std!r}: must be a positive number")
+    if not (isinstance(spec.num_mtp_layers, int) and spec.num_mtp_layers >= 0):
+        raise ConfigError(f"num_nextn_predict_layers = {spec.num_mtp_layers!r}: must be a whole number, 0 or more")
+    if not 0 <= spec.num_dense_layers < spec.num_layers:
         raise ConfigError(f"first_k_dense_replace = {spec.num_dense_layers} with {spec.num_layers} layers")
 
 

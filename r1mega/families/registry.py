@@ -5,12 +5,47 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1mega.config.schema import Batch
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3
 from r1mega.families.spec import ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {"deepseek_v3": deepseek_v3.read}
 """model_type of a config.json -> the family's reader."""
+
+
+def check_lengths(longest: int, spec: ModelSpec, batch: Batch) -> None:
+    """Refuse sequences that the model or a chunk cannot hold, before anything is started.
+
+    Args:
+        longest: tokens of the longest sequence that can come up; in RL the longest prompt + max_new_tokens.
+
+    Raises:
+        ConfigError: naming the limit and the setting to change.
+    """
+    if longest > spec.max_positions:
+        raise ConfigError(
+            f"sequences of up to {longest} tokens exceed the model's max_position_embeddings = {spec.max_positions}: "
+            "lower sampling.max_new_tokens or choose a model with more positions"
+        )
+    if longest > batch.chunk_tokens:
+        raise ConfigError(
+            f"sequences of up to {longest} tokens exceed batch.chunk_tokens = {batch.chunk_tokens}: raise it to at "
+            f"least {longest} (it never changes the result)"
+        )
+
+
+def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer that is not the model's.
+
+    Raises:
+        ConfigError: it has more tokens than the model, or another end token.
+    """
+    if len(tokenizer) > spec.vocab_size:
+        raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {spec.vocab_size}")
+    if tokenizer.eos_token_id != spec.eos:
+        ours, theirs = tokenizer.eos_token_id, spec.eos
+        raise ConfigError(f"{folder}: the tokenizer ends with token {ours}, the model with {theirs}")
 
 
 def read_model(path: Path) -> ModelSpec:
@@ -39,3 +74,5 @@ def read_model(path: Path) -> ModelSpec:
         return FAMILIES[family](hf)
     except ConfigError as e:
         raise ConfigError(f"{file}: {e}") from e
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise ConfigError(f"{file}: a field has a value of another kind than expected: {e}") from e

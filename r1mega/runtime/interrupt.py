@@ -11,6 +11,7 @@ class Interrupted(Exception):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+        self.exit_code = 128 + signum
 
 
 class Interrupt:

@@ -16,7 +16,7 @@ class Bar:
     Use as a context manager; `advance(note=...)` after each unit. The note stands behind the bar.
     """
 
-    def __init__(self, title: str, total: int, *, unit: str = "step", done: int = 0) -> None:
+    def __init__(self, title: str, total: float, *, unit: str = "step", done: float = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self._done_before = done, done
         self._console = Console()
@@ -44,7 +44,7 @@ class Bar:
         if self._progress is not None:
             self._progress.stop()
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: float = 1, note: str = "") -> None:
         self.done += count
         elapsed = time.monotonic() - self._started
         rate = (self.done - self._done_before) / max(elapsed, 1e-9)
@@ -53,7 +53,7 @@ class Bar:
         elif time.monotonic() - self._last_line > LINE_EVERY_S or self.done >= self.total:
             self._last_line = time.monotonic()
             left = (self.total - self.done) / max(rate, 1e-9)
-            count = f"{self.done}/{self.total} {self.unit}s, {rate:.2f} {self.unit}/s"
+            count = f"{self.done:.4g}/{self.total:.4g} {self.unit}s, {rate:.2f} {self.unit}/s"
             print(f"{self.title}: {count}, {left:.0f} s left  {note}", flush=True)
 
 

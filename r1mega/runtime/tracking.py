@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,25 @@ def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) 
     mode = settings.mode
     if mode == "auto":
         mode = "online" if wandb.login(prompt=False) else "offline"
-    name = f"{run_dir.parent.name}-{run_dir.name}"
-    run = wandb.init(
-        project=settings.project,
-        name=name,
-        # The same id joins the parts of a resumed run into one.
-        id=name,
-        resume="allow" if resume and mode == "online" else None,
-        dir=run_dir,
-        mode=mode,
-        config=stage.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    )
+    # The same id joins the parts of a resumed run into one.
+    id_file = run_dir / "wandb" / "r1mega_id"
+    if not resume or not id_file.is_file():
+        id_file.parent.mkdir(exist_ok=True)
+        id_file.write_text(uuid.uuid4().hex[:12])
+    try:
+        run = wandb.init(
+            project=settings.project,
+            name=f"{run_dir.parent.name}-{run_dir.name}",
+            id=id_file.read_text(),
+            resume="allow" if resume and mode == "online" else None,
+            dir=run_dir,
+            mode=mode,
+            config=stage.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+    except wandb.Error as error:
+        log.warning("W&B does not start (%s): metrics go to %s/metrics.jsonl alone", error, run_dir)
+        return None
     # Lines come out of order in steps (an evaluation after its step), so our own step is the axis.
     run.define_metric("*", step_metric="step")
     return run

@@ -9,6 +9,7 @@ from r1mega.config.schema import Cluster, Evaluate
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
+from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.rollout.engine import Request
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
@@ -20,7 +21,9 @@ from r1mega.runtime.run_dir import RunDir
 def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
     """Write summary.json with pass@1 at the sampling temperature and greedily."""
     assert config.model.path is not None, "config.checks demands it"
-    held_out = held_out_prompts(config.tasks, config.evaluation, load_tokenizer(config.model.path))
+    tokenizer = load_tokenizer(config.model.path)
+    check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
+    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer)
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
     server = Server(
         config.model.path,

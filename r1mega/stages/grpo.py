@@ -26,7 +26,7 @@ from r1mega.errors import DataError, RolloutError
 from r1mega.evaluation.metrics import evaluate
 from r1mega.evaluation.mismatch import mismatch
 from r1mega.evaluation.rollouts import rollout_metrics, transcripts
-from r1mega.families.registry import read_model
+from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.rewards.rubric import judge
 from r1mega.rollout.engine import Engine, Request
 from r1mega.rollout.fleet import Fleet
@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
 
+MAX_EMPTY_ROLLOUTS = 10
+"""Rollouts in a row that leave nothing to learn from before the run gives up."""
+
 
 def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one.
@@ -68,10 +71,14 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
     for name, asked in (("trained_on", train), ("held_out", held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in asked))
+    spec = read_model(config.model.path)
+    check_tokenizer(spec, tokenizer, config.model.path)
+    longest = max(len(p.token_ids) for p in [*train, *held_out]) + config.sampling.max_new_tokens
+    check_lengths(longest, spec, config.batch)
     server = Server(
         config.model.path,
         cluster.rollout,
-        max_model_len=max(len(p.token_ids) for p in [*train, *held_out]) + config.sampling.max_new_tokens,
+        max_model_len=longest,
         seed=config.seed,
         log_file=run_dir.logs / "vllm.log",
     )
@@ -82,6 +89,7 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
         pusher.prepare()
         server.wait_ready()
+        interrupt.leave_if_received("stopped before the first step; start again")
         trainer = Trainer(config, run_dir, policy, Fleet([server]), pusher, stream, step)
         trainer.loop(held_out, interrupt)
         rss = {"trainer": peak_rss_gib(), "server": peak_rss_gib(server.pid, tree=True)}
@@ -136,6 +144,7 @@ class Trainer:
     ) -> None:
         self.config, self.run_dir, self.policy = config, run_dir, policy
         self.engine, self.pusher, self.stream, self.step = engine, pusher, stream, step
+        self.empty_rollouts = 0
         self.tracker = Tracker(run_dir.path, config.wandb, config, resume=step > 0)
         objective = config.objective
         self.loss = GRPOLoss(
@@ -153,12 +162,16 @@ class Trainer:
         self.pusher.push(self.step)
         if self.step == 0:
             self.evaluate(held_out, greedy=True)
+        interrupt.leave_if_received(f"stopped at step {self.step}; continue with --resume")
         with Bar("grpo", config.num_steps, done=self.step) as bar:
             while self.step < config.num_steps:
                 with Stopwatch() as watch:
                     groups = self.roll_out(self.stream.take(config.rollout.num_prompts))
                 metrics = rollout_metrics(groups) | {"seconds/rollout": watch.seconds}
-                self.learn(groups, metrics)
+                samples = self.usable(groups)
+                if not samples:
+                    continue
+                self.learn(samples, metrics)
                 bar.advance(self.step - bar.done, note=f"reward {metrics['reward/total']:.3f}")
                 last = self.step >= config.num_steps
                 if last or self.step % config.evaluation.every_steps == 0:
@@ -184,16 +197,31 @@ class Trainer:
         files.write_jsonl(self.run_dir.samples / f"step_{self.step}.jsonl", transcripts(self.step, groups))
         return groups
 
-    def learn(self, groups: list[Group], metrics: Metrics) -> None:
-        """One pass over the rollout, an optimiser step per mini-batch; then the new weights go to the engine."""
+    def usable(self, groups: list[Group]) -> list[Sample]:
+        """What the rollout teaches; empty where it is less than a sample per mini-batch, and other prompts are due.
+
+        Raises:
+            RolloutError: that was so `MAX_EMPTY_ROLLOUTS` times in a row.
+        """
         config, objective = self.config, self.config.objective
         samples = samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)
-        if len(samples) < config.rollout.num_minibatches:
+        if len(samples) >= config.rollout.num_minibatches:
+            self.empty_rollouts = 0
+            return samples
+        self.empty_rollouts += 1
+        log.warning("step %d: %d usable answers in the rollout; taking other prompts", self.step, len(samples))
+        if self.empty_rollouts == MAX_EMPTY_ROLLOUTS:
+            self.save()
             raise RolloutError(
-                f"step {self.step}: {len(samples)} usable answers in the rollout, fewer than its "
+                f"step {self.step}: {MAX_EMPTY_ROLLOUTS} rollouts in a row left fewer usable answers than the "
                 f"{config.rollout.num_minibatches} mini-batches; objective.constant_groups and objective.truncated "
                 f"decide what is usable, {self.run_dir.samples} holds the answers"
             )
+        return []
+
+    def learn(self, samples: list[Sample], metrics: Metrics) -> None:
+        """One pass over the rollout, an optimiser step per mini-batch; then the new weights go to the engine."""
+        config = self.config
         with Stopwatch() as watch:
             samples = self.attach_logprobs(samples)
         metrics |= {"seconds/logprobs": watch.seconds} | self.mismatch(samples)
@@ -305,7 +333,7 @@ def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:
         "mismatch": {
             "mean": sum(r["mismatch/mean"] for r in train) / len(train),
             "max": max(r["mismatch/max"] for r in train),
-            "max_after_tie": max(r["mismatch/max_after_tie"] for r in train),
+            "max_untied": max(r["mismatch/max_untied"] for r in train),
             "answers_after_tie": sum(r["mismatch/answers_after_tie"] for r in train if "seconds/rollout" in r),
         },
         "eval": {

@@ -15,7 +15,7 @@ from r1mega.config.schema import Cluster, Pretrain
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
-from r1mega.families.registry import read_model
+from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt
@@ -50,9 +50,11 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
     )
     tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
     tokenizer = _tokenizer(config, texts, run_dir)
-    corpus = tokenize(texts, tokenizer)
+    corpus = tokenize(texts, tokenizer, data.learn)
+    spec = _spec(config, tokenizer)
+    check_lengths(max(len(d.token_ids) for d in corpus), spec, config.batch)
     with Interrupt() as interrupt:
-        policy, state = _policy(config, cluster, run_dir, tokenizer)
+        policy, state = _policy(config, cluster, run_dir, spec)
         trainer = Trainer(config, run_dir, policy, corpus, state)
         trainer.loop(interrupt)
     hf_io.export(policy, run_dir.hf, tokenizer_dir=tokenizer_dir)
@@ -69,7 +71,9 @@ def _tokenizer(config: Pretrain, texts: list[TextDocument], run_dir: RunDir) -> 
 
 def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     if config.model.path is not None:
-        return read_model(config.model.path)
+        spec = read_model(config.model.path)
+        check_tokenizer(spec, tokenizer, config.model.path)
+        return spec
     assert config.model.config is not None, "config.checks demands it"
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return read_model(config.model.config).with_vocab(
@@ -77,10 +81,10 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     )
 
 
-def _policy(config: Pretrain, cluster: Cluster, run_dir: RunDir, tokenizer: Any) -> tuple[Policy, dict[str, Any]]:
+def _policy(config: Pretrain, cluster: Cluster, run_dir: RunDir, spec: ModelSpec) -> tuple[Policy, dict[str, Any]]:
     """The policy at the run's last checkpoint, or at its initial weights; and where the run stands."""
     policy = Policy.build(
-        _spec(config, tokenizer),
+        spec,
         mesh.start(cluster.trainer, device=cluster.device, seed=config.seed),
         config.optimizer,
         config.batch,
@@ -121,13 +125,19 @@ class Trainer:
     def loop(self, interrupt: Interrupt) -> None:
         """An optimiser step per batch until the steps or the seconds are used up."""
         config = self.config
-        with Bar("pretrain", config.num_steps, done=self.step) as bar:
+        by_time = config.max_seconds > 0
+        with Bar(
+            "pretrain",
+            config.max_seconds if by_time else config.num_steps,
+            unit="second" if by_time else "step",
+            done=self.seconds if by_time else self.step,
+        ) as bar:
             while self.progress < 1.0:
                 with Stopwatch() as watch:
                     metrics = self.update(self.batch())
                 self.seconds += watch.seconds
                 self.tracker.log("train", self.step, metrics | {"seconds/update": watch.seconds})
-                bar.advance(note=f"loss {metrics['loss']:.3f}")
+                bar.advance(watch.seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
                 last = self.progress >= 1.0
                 if last or self.step % config.save.every_steps == 0 or interrupt.received:
                     self.save()

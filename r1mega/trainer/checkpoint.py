@@ -45,6 +45,9 @@ def save(policy: "Policy", folder: Path, extra: dict[str, Any]) -> None:
     try:
         strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
         dist_checkpointing.save(_sharded(policy), str(temporary), strategy)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
+        raise
     finally:
         gc.unfreeze()
     with (temporary / f"random_{policy.mesh.rank}.pkl").open("wb") as file:
@@ -80,6 +83,10 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
     random_file = folder / f"random_{policy.mesh.rank}.pkl"
     if not random_file.is_file():
         raise CheckpointError(f"{folder}: {random_file.name} is missing; it was saved by {manifest['ranks']} ranks")
+    try:
+        random = pickle.loads(random_file.read_bytes())
+    except (EOFError, ValueError, AttributeError, pickle.UnpicklingError) as e:
+        raise CheckpointError(f"{random_file}: torn ({type(e).__name__})") from e
     if manifest["reference"]:
         policy.refresh_reference()  # makes room; overwritten below
     template = _sharded(policy, loading=True, reference=manifest["reference"])
@@ -96,7 +103,7 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
         policy.reference = {
             name.removeprefix(REFERENCE): t for name, t in loaded["reference"].items() if isinstance(t, torch.Tensor)
         }
-    _set_random_states(pickle.loads(random_file.read_bytes()))
+    _set_random_states(random)
     return manifest["extra"]
 
 
@@ -108,8 +115,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e:
         raise CheckpointError(f"{file}: torn ({e})") from e
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: format {manifest.get('format')}, this version reads {FORMAT}")
+    keys = {"format", "reference", "ranks", "model", "extra"}
+    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+        raise CheckpointError(f"{file}: torn (expected an object with {', '.join(sorted(keys))})")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{file}: format {manifest['format']}, this version reads {FORMAT}")
     return manifest
 
 

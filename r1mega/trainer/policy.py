@@ -1,5 +1,6 @@
 """The policy: a model in training and the verbs on it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from r1mega.config import schema
+from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
@@ -125,12 +127,20 @@ class Policy:
 
         Returns:
             The global gradient norm before clipping.
+
+        Raises:
+            DivergenceError: it is not finite; the weights must not be used or saved any more.
         """
         finalize_model_grads([self.model])
         set_rates(self.optimizer, self._optimizer_settings, lr)
         step: Any = self.optimizer.step()
         _, norm, _ = step
         self._zero_grad()
+        if not math.isfinite(float(norm)):
+            raise DivergenceError(
+                f"the gradient norm is {float(norm)}: training has diverged, and nothing was saved since the "
+                "last checkpoint; lower optimizer.lr or lengthen optimizer.warmup_steps in a new run"
+            )
         return float(norm)
 
     def logprobs(self, documents: Sequence[Document], *, temperature: float, reference: bool = False) -> list[Tensor]:

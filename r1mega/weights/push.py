@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from r1mega.errors import RolloutError
 from r1mega.rollout.server import Server
+from r1mega.runtime import env
 
 
 class Source(Protocol):
@@ -118,6 +119,8 @@ class Pusher:
     def _connected(self) -> Any:
         """The sender, connected at its first use."""
         if self._engine is None:
+            for server in self._servers:
+                env.bypass_proxy(server.host)  # vLLM's client would ask a proxy for it
             from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
             self._engine = WeightTransferTrainerFactory.trainer_init(

@@ -60,17 +60,20 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("sampling.temperature=0", "sampling.temperature: input should be greater than 0 (got 0)"),
+        ("sampling.temperature=0", "sampling.temperature: input should be greater than or equal to 0.01 (got 0)"),
         ("objective.group_size=1", "objective.group_size"),
         ("objective.std='popular'", "'population', 'sample' or 'none' (got 'popular')"),
         ("optimizer.lr=fast", "optimizer.lr"),
         ("rollout.num_minibatches=3", "do not split evenly into 3 mini-batches"),
         ("num_questions=3", "less than one rollout's 32 prompts"),
-        ("optimizer.warmup_steps=60", "no step at the full learning rate"),
+        ("optimizer.warmup_steps=96", "no step at the full learning rate"),
         ("rewards.format=0", None),
         ("tasks=[]", "tasks"),
         ("tasks.7.name=a", "not an index"),
         ("stage=sft", "is not a stage"),
+        ('stage=["grpo"]', "is not a stage"),
+        ("optimizer.lr=inf", "optimizer.lr"),
+        ("sampling.temperature=0.001", "sampling.temperature"),
         ("stage=grop", "did you mean 'grpo'?"),
     ],
 )
@@ -86,6 +89,14 @@ def test_faults_are_named(model: str, override: str, part: str | None):
 def test_all_faults_come_at_once(model: str):
     message = fault(RL, model, "sampling.temperature=0", "objective.group_size=1", "num_stepz=3")
     assert "3 fault(s)" in message
+
+
+def test_a_pipeline_given_as_a_stage_is_recognised():
+    assert "r1mega pipeline" in fault(TINY / "demo.toml")
+
+
+def test_a_fault_inside_a_list_is_one_fault(model: str):
+    assert "1 fault(s)" in fault(RL, model, "tasks.0.weight=-1")
 
 
 def test_missing_and_malformed_files(tmp_path: Path):
@@ -156,3 +167,18 @@ def test_check_imports_no_torch_and_no_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["tasks.0.name=chain_some"], "unknown task 'chain_some'"),
+        (["cluster.trainer.ep=2"], "ep = 1"),
+        (["model.config=/etc/passwd"], "/etc/passwd: not JSON"),
+    ],
+)
+def test_check_says_what_run_would_refuse(overrides: list[str], part: str):
+    done = run_cli("check", str(BASE), *(p for o in overrides for p in ("--set", o)))
+    assert done.returncode == 2
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr

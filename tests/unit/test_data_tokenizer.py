@@ -79,7 +79,7 @@ def test_any_text_survives(tokenizer, text):
 
 
 def test_documents_are_bos_prompt_answer_eos(tokenizer):
-    tokens = tokenize(DOCS[:50], tokenizer)
+    tokens = tokenize(DOCS[:50], tokenizer, "all")
     for doc, encoded in zip(DOCS, tokens, strict=False):
         assert encoded.token_ids[0] == 1 and encoded.token_ids[-1] == 2
         assert tokenizer.decode(encoded.token_ids) == f"<|bos|>{doc.prompt}{doc.answer}<|eos|>"
@@ -118,3 +118,13 @@ def test_tokenizers_that_cannot_be_used_are_data_errors(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="does not load"):
         load_tokenizer(tmp_path)
+
+
+def test_only_answers_are_targets_when_asked(tokenizer):
+    for text, whole, answer in zip(
+        DOCS[:50], tokenize(DOCS[:50], tokenizer, "all"), tokenize(DOCS[:50], tokenizer, "answers"), strict=True
+    ):
+        assert answer.token_ids == whole.token_ids
+        learnt = tokenizer.decode(answer.token_ids[answer.learn_from :], skip_special_tokens=True)
+        assert learnt == text.answer
+        assert whole.learn_from == 1

@@ -27,7 +27,7 @@ def test_within_the_bound_by_hand():
     assert metrics == {
         "mismatch/mean": pytest.approx(2e-6),
         "mismatch/max": 3e-6,
-        "mismatch/max_after_tie": 0.0,
+        "mismatch/max_untied": 3e-6,
         "mismatch/answers_after_tie": 0.0,
     }
 
@@ -38,10 +38,22 @@ def test_past_the_bound_without_a_tie_stops_the_run():
 
 
 def test_after_a_tie_anything_may_differ():
-    metrics = mismatch([sample(1e-6), sample(1e-6, 0.2)], lambda s: [[1.0, 1.0, 1e-7]], **BOUNDS)
-    assert metrics["mismatch/max"] == 1e-6
-    assert metrics["mismatch/max_after_tie"] == 0.2
+    answers = [sample(1e-6)] * 3 + [sample(1e-6, 0.2)]
+    metrics = mismatch(answers, lambda s: [[1.0, 1.0, 1e-7]], **BOUNDS)
+    assert metrics["mismatch/max_untied"] == 1e-6
+    assert metrics["mismatch/max"] == 0.2
     assert metrics["mismatch/answers_after_tie"] == 1.0
+
+
+@pytest.mark.parametrize("gap", [math.nan, math.inf])
+def test_a_log_probability_that_is_not_finite_stops_the_run(gap: float):
+    with pytest.raises(MismatchError, match="not finite"):
+        mismatch([sample(1e-6), sample(1e-6, gap)], never, **BOUNDS)
+
+
+def test_ties_cannot_exempt_most_answers():
+    with pytest.raises(MismatchError):
+        mismatch([sample(0.2), sample(1e-6)], lambda s: [[1e-9, 1e-9]], **BOUNDS)
 
 
 def test_a_tie_after_the_first_difference_explains_nothing():

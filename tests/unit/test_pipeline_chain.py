@@ -1,14 +1,18 @@
 """The chain of stages: order, hand-over, resuming, and the check of held-out questions."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from r1mega.config.load import load_pipeline
+from r1mega.config.load import load, load_pipeline
 from r1mega.config.schema import Pipeline
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
 from r1mega.pipeline import chain
+from r1mega.runtime.interrupt import Interrupted
 
 DEMO = Path(__file__).parents[2] / "configs/tiny/r1_zero/demo.toml"
 
@@ -26,7 +30,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     def run_stage(node, cluster, run_dir, overrides):
         ran.append((node.name, overrides))
         folder = run_dir / node.name
-        folder.mkdir()
+        (folder / "checkpoints/step_1").mkdir(parents=True)
         (folder / "trained_on.jsonl").write_text('{"question": "1 + 1"}\n')
         (folder / "held_out.jsonl").write_text('{"question": "2 + 2"}\n')
         (folder / "summary.json").write_text(json.dumps({"seconds": 12.34}))
@@ -35,41 +39,98 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return ran
 
 
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(DEMO.parents[3])
+
+
 def test_stages_run_in_order_each_from_the_one_named(tmp_path: Path, demo, stages):
-    chain.run_chain(demo, "laptop", tmp_path / "run", ["seed=3", "rl:num_steps=40"], resume=False)
+    overrides = ["seed=3", "rl:num_steps=40", "wandb.mode=disabled"]
+    chain.run_chain(demo, "laptop", tmp_path / "run", overrides, resume=False)
     hf = [f'model.path="{tmp_path}/run/{name}/hf"' for name in ("base", "control")]
     assert stages == [
-        ("base", ["seed=3"]),
-        ("rl", ["seed=3", "num_steps=40", hf[0]]),
-        ("control", ["seed=3", hf[0], "max_seconds=12.3"]),
-        ("control_eval", ["seed=3", hf[1]]),
+        ("base", ["seed=3", "wandb.mode=disabled"]),
+        ("rl", ["seed=3", "num_steps=40", "wandb.mode=disabled", hf[0]]),
+        ("control", ["seed=3", "wandb.mode=disabled", hf[0], "max_seconds=12.3"]),
+        ("control_eval", ["seed=3", hf[1]]),  # it has no wandb section
     ]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert list(summary["stages"]) == ["base", "rl", "control", "control_eval"]
     assert summary["questions"] == {"trained_on": 1, "held_out": 1, "overlap": 0}
 
 
-def test_resume_passes_over_what_is_done(tmp_path: Path, demo, stages):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/summary.json").write_text("{}")
+def test_resume_passes_over_what_is_done_with_the_same_config(tmp_path: Path, demo, stages):
+    base = tmp_path / "base"
+    (base / "checkpoints/step_1").mkdir(parents=True)
+    (base / "trained_on.jsonl").write_text("")
+    (base / "summary.json").write_text("{}")
+    stage, machine = load(DEMO.parent / "0_base.toml", "laptop")
+    config = {"stage": stage.model_dump(mode="json"), "cluster": machine.model_dump(mode="json")}
+    (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunDirError, match="--resume"):
         chain.run_chain(demo, "laptop", tmp_path, [], resume=False)
+    with pytest.raises(RunDirError, match=r"finished with another config.*\n.*seed: 0 -> 5"):
+        chain.run_chain(demo, "laptop", tmp_path, ["seed=5"], resume=True)
     chain.run_chain(demo, "laptop", tmp_path, [], resume=True)
     assert [name for name, _ in stages] == ["rl", "control", "control_eval"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("control_eval:sampling.temprature=1", "did you mean 'temperature'"),
+        ("nowhere=1", "no stage of the pipeline"),
+        ("rl:objective.group_size=1", "objective.group_size"),
+    ],
+)
+def test_every_stage_is_checked_before_the_first_runs(tmp_path: Path, demo, stages, override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        chain.run_chain(demo, "laptop", tmp_path / "run", [override], resume=False)
+    assert stages == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_used_is_one_message(tmp_path: Path, demo):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirError, match=r"cannot be used: (Not a directory|File exists)"):
+        chain.run_chain(demo, "laptop", tmp_path / "file", [], resume=True)
 
 
 def test_a_held_out_question_that_was_trained_on_is_found(tmp_path: Path, demo, stages):
     chain.run_chain(demo, "laptop", tmp_path, [], resume=False)
     (tmp_path / "base/trained_on.jsonl").write_text('{"question": "2 + 2"}\n')
     with pytest.raises(DataError, match=r"1 held-out questions were trained on, such as '2 \+ 2'"):
-        chain.run_chain(demo, "laptop", tmp_path, [], resume=True)
+        chain._check_held_out(tmp_path, demo)
+    (tmp_path / "base/trained_on.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        chain._check_held_out(tmp_path, demo)
 
 
-def test_a_failing_stage_stops_the_chain(tmp_path: Path, demo, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(DEMO.parents[3])
-    with pytest.raises(R1MegaError, match="stage base left with exit code 2"):
-        chain.run_chain(demo, "laptop", tmp_path / "run", ["base:no_such_key=1"], resume=False)
-    assert not (tmp_path / "run/rl").exists()
+def command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Makes every stage run this Python code instead of the program."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(chain.subprocess, "Popen", lambda _, **how: popen([sys.executable, "-c", code], **how))
+
+
+@pytest.mark.parametrize(("code", "error"), [(2, R1MegaError), (1, chain.StageCrashed), (137, chain.StageCrashed)])
+def test_a_failing_stage_stops_the_chain(tmp_path: Path, demo, monkeypatch, code: int, error: type[Exception]):
+    command(monkeypatch, f"raise SystemExit({code})")
+    with pytest.raises(error, match="stage base"):
+        chain.run_chain(demo, "laptop", tmp_path / "run", [], resume=False)
+
+
+def test_a_signal_reaches_the_stage_and_is_waited_for(tmp_path: Path, demo, monkeypatch: pytest.MonkeyPatch):
+    mark = tmp_path / "saved"
+    command(
+        monkeypatch,
+        "import os, pathlib, signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(mark)!r}).touch(), sys.exit(143)))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(30)\n",
+    )
+    with pytest.raises(Interrupted, match="stage base was stopped") as error:
+        chain.run_chain(demo, "laptop", tmp_path / "run", [], resume=False)
+    assert error.value.signum == signal.SIGTERM
+    assert mark.exists()
 
 
 def test_a_chain_names_only_earlier_stages(tmp_path: Path):

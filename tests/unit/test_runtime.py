@@ -34,7 +34,7 @@ def test_a_new_run_writes_config_and_provenance(tmp_path: Path, config):
     resolved = json.loads((tmp_path / "run/config.json").read_text())
     assert resolved["stage"]["num_steps"] == config[0].num_steps
     assert resolved["cluster"]["device"] == "cpu"
-    run = json.loads((tmp_path / "run/run.json").read_text())
+    (run,) = json.loads((tmp_path / "run/run.json").read_text())["parts"]
     assert run["versions"]["megatron-core"] == "0.16.1"
     assert run["seed"] == 0
     assert len(run["commit"].removesuffix("+dirty")) in (40, len("unknown"))
@@ -44,16 +44,24 @@ def test_an_existing_run_needs_resume(tmp_path: Path, config):
     RunDir(tmp_path, *config, resume=False).close()
     RunDir(tmp_path, *config, resume=False).close()  # nothing was done in it yet
     (tmp_path / "metrics.jsonl").touch()
+    RunDir(tmp_path, *config, resume=False).close()  # a tracker was opened, no step was taken
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
     with pytest.raises(RunDirError, match=r"already holds a run; pass --resume"):
         RunDir(tmp_path, *config, resume=False)
     RunDir(tmp_path, *config, resume=True).close()
 
 
-def test_resume_refuses_another_config_but_not_more_steps(tmp_path: Path, config):
+def test_resume_refuses_another_config_but_not_what_alters_nothing(tmp_path: Path, config):
     RunDir(tmp_path, *config, resume=False).close()
-    (tmp_path / "metrics.jsonl").touch()
-    longer = load(BASE, "laptop", ["num_steps=5000"])
-    RunDir(tmp_path, *longer, resume=True).close()
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    RunDir(tmp_path, *load(BASE, "laptop", ["save.keep_last=5", "batch.chunk_tokens=512"]), resume=True).close()
+    assert json.loads((tmp_path / "config.json").read_text())["stage"]["save"]["keep_last"] == 5
+    assert len(json.loads((tmp_path / "run.json").read_text())["parts"]) == 2
+    # The steps already taken would have had another learning rate on a longer cosine.
+    with pytest.raises(RunDirError, match="num_steps"):
+        RunDir(tmp_path, *load(BASE, "laptop", ["num_steps=5000"]), resume=True)
+    with pytest.raises(RunDirError, match=r"cluster\.trainer"):
+        RunDir(tmp_path, *load(BASE, "laptop", ["cluster.trainer.threads=1"]), resume=True)
     other = load(BASE, "laptop", ["optimizer.lr=1e-4", "seed=3"])
     with pytest.raises(RunDirError, match=r"seed: 0 -> 3") as error:
         RunDir(tmp_path, *other, resume=True)
@@ -80,9 +88,10 @@ def test_latest_checkpoint_counts_by_number_and_ignores_torn_ones(tmp_path: Path
     for step in (9, 10, 100):
         files.write_folder(run.checkpoint(step), lambda folder: (folder / "x").write_text("x"))
     (run.checkpoints / ".step_200.1.tmp").mkdir()
+    (run.checkpoints / "step_300.bak").mkdir()
     assert run.latest_checkpoint() == run.checkpoint(100)
     run.prune_checkpoints(2)
-    assert sorted(p.name for p in run.checkpoints.glob("step_*")) == ["step_10", "step_100"]
+    assert sorted(p.name for p in run.checkpoints.glob("step_*")) == ["step_10", "step_100", "step_300.bak"]
     run.close()
 
 

@@ -1,0 +1,64 @@
+"""What a finished run and a finished pipeline show."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from r1mega.errors import DataError
+from r1mega.evaluation.metrics import Graded, summarise
+from r1mega.report.show import show
+
+
+def result(right: int, of: int = 4) -> dict:
+    graded = [Graded(str(q), q < right, q < right, True, False, "think", 20) for q in range(of)]
+    return summarise(graded).to_json()
+
+
+def stage(run_dir: Path, summary: dict, rows: list[dict]) -> None:
+    run_dir.mkdir(parents=True)
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    if rows:
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A base, RL that was evaluated before and after, and a control with an evaluation of its own."""
+    train = [{"kind": "train", "step": s, "loss": 1.0 / s, "seconds/update": 60.0} for s in (1, 2)]
+    evals = [{"kind": "eval", "step": s, "eval/strict": v, "eval/strict_se": 0.1} for s, v in ((0, 0.25), (2, 0.75))]
+    stages = {
+        "base": ({"stage": "pretrain", "seconds": 120.0, "steps": 2}, train),
+        "rl": ({"stage": "grpo", "seconds": 120.0, "eval": {"before": result(1), "after": result(3)}}, train + evals),
+        "control": ({"stage": "pretrain", "seconds": 120.0, "steps": 2}, train),
+        "control_eval": ({"stage": "evaluate", "eval": {"after": result(2)}}, []),
+    }
+    for name, (summary, rows) in stages.items():
+        stage(tmp_path / name, summary, rows)
+    samples = tmp_path / "rl/samples"
+    samples.mkdir()
+    for step, text in ((0, "it is seven"), (2, "<think>1+1=2</think><answer>2</answer>")):
+        row = {"step": step, "question": "1 + 1 =", "truth": "2", "text": text, "reward": 0.0, "parts": {}}
+        (samples / f"step_{step}.jsonl").write_text(json.dumps(row) + "\n")
+    whole = {
+        "stages": {name: summary for name, (summary, _) in stages.items()},
+        "questions": {"trained_on": 1200, "held_out": 4, "overlap": 0},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(whole))
+    return tmp_path
+
+
+def test_a_pipeline_shows_rl_beside_its_control(pipeline: Path, capsys: pytest.CaptureFixture[str]):
+    show(pipeline)
+    printed = capsys.readouterr().out
+    for part in ("25.0", "75.0", "50.0", "control_eval", "it is seven", "<think>1+1=2</think>", "1,200 trained on"):
+        assert part in printed, part
+    assert (pipeline / "figures/rl_and_control.png").stat().st_size > 5_000
+    assert (pipeline / "rl/figures/pass_at_1.png").exists()
+    assert (pipeline / "base/figures/loss.png").exists()
+    assert not (pipeline / "control_eval/figures").exists()
+
+
+def test_an_unfinished_run_is_one_message(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no summary\.json here"):
+        show(tmp_path)
