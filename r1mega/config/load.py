@@ -148,8 +148,8 @@ def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
     try:
         return section.model_validate(table, context={"folder": str(path.resolve().parent)})
     except ValidationError as error:
-        found = [dict(item) for item in error.errors()]
-        deeper = {item["loc"][:-1] for item in found} | {item["loc"][:-2] for item in found}
+        found: list[dict[str, Any]] = [dict(item) for item in error.errors()]
+        deeper: set[tuple[Any, ...]] = {item["loc"][:cut] for item in found for cut in (-1, -2)}
         # A list counts its valid items only, so one fault inside makes it "too short" as well.
         found = [item for item in found if not (item["type"] == "too_short" and item["loc"] in deeper)]
         lines = [f"{path}: {len(found)} fault(s)", *(_describe(section, item) for item in found)]

@@ -16,6 +16,8 @@ def show(run_dir: Path) -> None:
         DataError: `run_dir` is neither, or a stage in it has not finished.
     """
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no width; 80 would cut the table's names
     whole = read_summary(run_dir)
     if whole is None:
         raise DataError(f"{run_dir}: no summary.json here: no run, or one that has not finished")

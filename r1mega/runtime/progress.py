@@ -36,7 +36,8 @@ class Bar:
                 TextColumn("{task.fields[note]}"),
                 console=self._console,
             )
-            self._task = self._progress.add_task(self.title, total=self.total, completed=self.done, rate="", note="")
+            done = int(self.done)
+            self._task = self._progress.add_task(self.title, total=self.total, completed=done, rate="", note="")
             self._progress.start()
         return self
 
@@ -53,8 +54,8 @@ class Bar:
         elif time.monotonic() - self._last_line > LINE_EVERY_S or self.done >= self.total:
             self._last_line = time.monotonic()
             left = (self.total - self.done) / max(rate, 1e-9)
-            count = f"{self.done:.4g}/{self.total:.4g} {self.unit}s, {rate:.2f} {self.unit}/s"
-            print(f"{self.title}: {count}, {left:.0f} s left  {note}", flush=True)
+            line = f"{self.done:.4g}/{self.total:.4g} {self.unit}s, {rate:.2f} {self.unit}/s"
+            print(f"{self.title}: {line}, {left:.0f} s left  {note}", flush=True)
 
 
 class Stopwatch:

@@ -40,7 +40,7 @@ class Wire:
     """A gloo group of one sender (rank 0) and the workers, apart from any default group of either side."""
 
     def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float, loopback: bool) -> None:
-        options = ProcessGroupGloo._Options()
+        options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
         options._timeout = timedelta(seconds=timeout_s)
         # The default device listens on whatever this host's name resolves to, which may be nothing at all.
         local = ProcessGroupGloo.create_device(hostname="127.0.0.1") if loopback else None
@@ -163,7 +163,7 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                 buffer = torch.empty(chunk.num_bytes, dtype=torch.uint8)
                 self._wire.broadcast(buffer)
                 tally.add(chunk, buffer)
-                self.model.load_weights(list(chunk.views(buffer)))
+                self.model.load_weights(list(chunk.views(buffer)))  # pyright: ignore[reportCallIssue]
             self._wire.compare(tally)
         except BaseException:
             self.shutdown()  # the sender learns it at once

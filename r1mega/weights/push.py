@@ -126,7 +126,7 @@ class Pusher:
             self._engine = WeightTransferTrainerFactory.trainer_init(
                 self._init_info(self._link),
                 client=ServerClient(self._servers, self._timeout_s),
-                source=_VllmSource(self._source),
+                source=_VllmSource(self._source),  # pyright: ignore[reportArgumentType]
             )
         return self._engine
 

@@ -69,7 +69,7 @@ class Tally:
     def add(self, chunk: Chunk, buffer: torch.Tensor) -> None:
         self.num_tensors += len(chunk.params)
         self.num_bytes += chunk.num_bytes
-        self.crc = zlib.crc32(buffer.numpy(), self.crc)
+        self.crc = zlib.crc32(buffer.numpy(), self.crc)  # pyright: ignore[reportArgumentType]
 
     def as_tensor(self) -> torch.Tensor:
         return torch.tensor([self.num_tensors, self.num_bytes, self.crc], dtype=torch.int64)

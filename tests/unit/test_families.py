@@ -22,7 +22,7 @@ def write(tmp_path):
 
 
 def test_the_tiny_model_is_read(spec):
-    assert (spec.num_layers, spec.hidden_size, spec.num_experts, spec.num_mtp_layers) == (4, 128, 8, 1)
+    assert (spec.num_layers, spec.hidden_size, spec.num_experts, spec.num_mtp_layers) == (3, 128, 8, 1)
     assert spec.hf["topk_method"] == "noaux_tc"
     assert spec.hf["scoring_func"] == "sigmoid"
 

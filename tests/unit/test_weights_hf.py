@@ -91,9 +91,9 @@ def test_the_folder_is_what_vllm_needs(folder):
     names = {p.name for p in folder.iterdir()}
     assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     tensors = load_file(folder / "model.safetensors")
-    assert "model.layers.3.mlp.experts.7.gate_proj.weight" in tensors
-    assert torch.equal(tensors["model.layers.4.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
-    assert torch.equal(tensors["model.layers.4.shared_head.head.weight"], tensors["lm_head.weight"])
+    assert "model.layers.2.mlp.experts.7.gate_proj.weight" in tensors
+    assert torch.equal(tensors["model.layers.3.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
+    assert torch.equal(tensors["model.layers.3.shared_head.head.weight"], tensors["lm_head.weight"])
 
 
 def test_an_exported_config_reads_back(folder, spec):
@@ -125,12 +125,12 @@ def test_a_copy_that_differs_is_refused(make_policy, folder, tmp_path):
     from r1mega.weights.hf_io import load_into
 
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.4.shared_head.head.weight"] += 1
+    tensors["model.layers.3.shared_head.head.weight"] += 1
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(WeightMappingError, match=r"shared_head\.head"):
         load_into(make_policy(), tmp_path)
     # Left out altogether they are no fault.
-    tensors = {n: t for n, t in tensors.items() if "layers.4.embed" not in n and "shared_head.head" not in n}
+    tensors = {n: t for n, t in tensors.items() if "layers.3.embed" not in n and "shared_head.head" not in n}
     save_file(tensors, tmp_path / "model.safetensors")
     load_into(make_policy(), tmp_path)
 
@@ -157,7 +157,7 @@ def test_the_source_streams_what_its_metadata_says(trained):
     stream = list(source)
     assert [(n, t.dtype, tuple(t.shape)) for n, t in stream] == source.metadata()
     assert len(source) == len(stream)
-    assert not any(n.startswith("model.layers.4.") for n, _ in stream)
+    assert not any(n.startswith("model.layers.3.") for n, _ in stream)
     assert all(t.is_contiguous() and not t.requires_grad for _, t in stream)
     assert len(PolicySource(trained, include_mtp=True)) > len(source)
     bias = next(t for n, t in stream if n.endswith("e_score_correction_bias"))

@@ -25,7 +25,9 @@ def apply() -> None:
             done: queue.Queue[Any] = queue.Queue()
             counter: queue.Queue[int] = queue.Queue()
             counter.put(i)
-            writer.write_preloaded_data(transforms, i, bucket, done, counter, use_fsync=True)
+            # Plain queues serve: nothing is written in another process.
+            put: Any = writer.write_preloaded_data
+            put(transforms, i, bucket, done, counter, use_fsync=True)
             _, outcome = done.get_nowait()
             if isinstance(outcome, Exception):
                 raise outcome
@@ -33,4 +35,4 @@ def apply() -> None:
         results.put(written)
 
     filesystem_async._results_queue = queue.Queue()
-    writer.write_preloaded_data_multiproc = staticmethod(write)
+    setattr(writer, "write_preloaded_data_multiproc", staticmethod(write))  # noqa: B010 (its type is narrower)

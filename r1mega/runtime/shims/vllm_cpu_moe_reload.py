@@ -12,7 +12,7 @@ VERSIONS = ("0.32.0",)
 
 def drop_moe_kernels(model: Any) -> int:
     """Make every MoE layer repack at its next load; returns how many had a kernel."""
-    methods = [getattr(module, "quant_method", None) for module in model.modules()]
+    methods: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
     stale = [method for method in methods if getattr(method, "moe_kernel", None) is not None]
     for method in stale:
         method.moe_kernel = None
