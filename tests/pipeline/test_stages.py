@@ -105,9 +105,6 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
     # The engine's logprobs equal the policy's before and after pushes, at T = 0.7.
     assert 0 < max(row["mismatch/max_untied"] for row in train) < 1e-4
     assert sum(row["mismatch/answers_after_tie"] for row in train) <= 8
-    # The second mini-batch of a rollout is off-policy: its ratio has moved, the first one's has not.
-    assert train[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-6)
-    assert abs(train[1]["ratio/mean"] - 1.0) > 1e-6
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["eval"]["before"]["num_answers"] == summary["eval"]["after"]["num_answers"] == 32

@@ -1,0 +1,104 @@
+"""Megatron against vLLM, in a process of its own: `python policy_and_engine.py FOLDER` prints what it found as JSON.
+
+The policy's own export starts the server; then the policy changes, all of its weights and the routers' bias, and is
+pushed. As loaded and after each push, at T = 1 and T = 0.7, the two are compared on every sampled token.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from r1mega.config.schema import AnswerStyles, Batch, Evaluation, Optimizer, RolloutLayout, Task, TrainerLayout
+from r1mega.data.pretrain_text import documents
+from r1mega.data.prompts import held_out_prompts
+from r1mega.data.tokenizer import train_tokenizer
+from r1mega.errors import MismatchError
+from r1mega.evaluation.mismatch import mismatch
+from r1mega.families.registry import read_model
+from r1mega.rollout.engine import Request
+from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.server import Server
+from r1mega.samples import Document, Sample
+from r1mega.trainer import mesh
+
+MODEL = Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json"
+TASKS = (Task(name="chain_sum", params={"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}),)
+MAX_NEW_TOKENS = 40
+
+
+def disturb(policy, seed: int) -> None:
+    """Move every weight by a tenth of its size, and the routers' bias by enough to change choices."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in policy.state().items():
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor += 0.02 * noise if "expert_bias" in name else 0.1 * tensor.abs().mean() * noise
+    policy.weights_changed()
+
+
+def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[str, float]:
+    held_out = held_out_prompts(TASKS, Evaluation(every_steps=1, num_questions=40), tokenizer)
+    answers = fleet.generate(
+        [Request(p, 8, 1000 * i) for i, p in enumerate(held_out)],
+        temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, version=version,
+    )  # fmt: skip
+    sampled = [(p, c) for p, cs in zip(held_out, answers, strict=True) for c in cs]
+    docs = [Document(p.token_ids + c.token_ids, len(p.token_ids)) for p, c in sampled]
+    samples = [
+        Sample(p.token_ids, c.token_ids, 0.0, c.logp, tuple(logp.tolist()))
+        for (p, c), logp in zip(sampled, policy.logprobs(docs, temperature=temperature), strict=True)
+    ]
+    num_tokens = sum(len(s.completion_ids) for s in samples)
+
+    def margins_of(some):
+        return [m.tolist() for m in policy.routing_margins([Document(s.prompt_ids + s.completion_ids) for s in some])]
+
+    return mismatch(samples, margins_of, max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
+
+
+def main(folder: Path) -> None:
+    started = mesh.start(TrainerLayout(), device="cpu", seed=0)
+    from r1mega.trainer.policy import Policy
+    from r1mega.weights import hf_io
+    from r1mega.weights.push import Pusher
+    from r1mega.weights.source import PolicySource
+
+    styles = AnswerStyles(think=0.25, tags=0.25, steps=0.25, plain=0.25)
+    tokenizer = train_tokenizer([d.prompt + d.answer for d in documents(TASKS, styles, 500, 0)], 352, folder / "tok")
+    policy = Policy.build(
+        read_model(MODEL).with_vocab(352, bos=1, eos=2, pad=0),
+        started,
+        Optimizer(lr=1e-3),
+        Batch(chunk_tokens=256, chunks_per_micro_batch=8),
+        mtp="off",
+        mtp_loss_weight=0.0,
+        expert_bias_rate=0.0,
+        seed=0,
+    )
+    hf_io.export(policy, folder / "hf", tokenizer_dir=folder / "tok")
+    found = []
+    with Server(folder / "hf", RolloutLayout(), max_model_len=96, seed=0, log_file=folder / "vllm.log") as server:
+        pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
+        pusher.prepare()
+        server.wait_ready()
+        fleet = Fleet([server])
+        for version in range(3):
+            if version:
+                disturb(policy, version)
+                pusher.push(version)
+            for temperature in (1.0, 0.7):
+                row = compare(policy, fleet, tokenizer, temperature, version)
+                found.append({"version": version, "temperature": temperature, **row})
+        disturb(policy, 9)  # and not pushed
+        try:
+            compare(policy, fleet, tokenizer, 1.0, 2)
+            stale = ""
+        except MismatchError as error:
+            stale = str(error)
+    print(json.dumps({"found": found, "stale": stale}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
