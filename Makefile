@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed-$(shell sha256sum $(LOCK) pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 SEED ?= 0
+# With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
+PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test lint format env lock clean
 .DEFAULT_GOAL := help
@@ -30,14 +32,17 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 env: $(STAMP)  ## the environment alone
 
-# The lock names torch with the hashes of the CPU and of the CUDA build: whichever pip finds first is installed.
-# The last line completes a CUDA build with the libraries that only it needs, and does nothing for a CPU build.
+# torch first, by the CPU build's hash alone: given both hashes, pip would take a CUDA build from an index before a CPU
+# build from a folder. Where pip finds no CPU build the lock's other hash is taken, and the last line completes it with
+# the libraries that only a CUDA build needs.
 $(STAMP): $(LOCK) pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "r1mega needs Python 3.11: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(BIN)/python -c 'import torch, sys; sys.exit(bool(torch.version.cuda))' || $(BIN)/python -m pip install -q torch==2.13.0
+	echo "torch==2.13.0 --hash=sha256:$$(head -n 1 requirements/torch.hashes)" > $(VENV)/torch-cpu.txt
+	$(PIP) --no-deps --require-hashes -r $(VENV)/torch-cpu.txt || echo "no CPU build of torch found: taking another"
+	$(PIP) --no-deps --require-hashes -r $(LOCK)
+	$(PIP) --no-deps --no-build-isolation -e .
+	$(BIN)/python -c 'import torch, sys; sys.exit(bool(torch.version.cuda))' || $(PIP) torch==2.13.0
 	rm -f $(VENV)/.installed-*
 	touch $@
 
