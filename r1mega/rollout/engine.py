@@ -1,5 +1,6 @@
 """What a sampling engine does for the loop: prompts in, completions with logprobs out."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,12 @@ class Request:
     """G, the number of answers."""
     seed: int
     """Answer i is drawn with seed + i. Give each prompt its own range: equal seeds correlate the samples."""
+
+
+def derived_seed(run_seed: int, purpose: str, step: int, name: str) -> int:
+    """A 31-bit seed from the run's seed, what it is for, the step and the prompt: the same in a resumed run."""
+    text = f"{run_seed}/{purpose}/{step}/{name}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 class Engine(Protocol):

@@ -3,14 +3,12 @@
 The last weights of any stage can be compared this way; the GRPO stage evaluates itself as it goes.
 """
 
-import hashlib
-
 from r1mega.config.schema import Cluster, Evaluate
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
 from r1mega.families.registry import check_tokenizer, read_model
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
@@ -38,7 +36,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
 
         def ask(temperature: float, num_samples: int) -> EvalResult:
             answers = fleet.generate(
-                [Request(p, num_samples, _seed(config.seed, p.id)) for p in held_out],
+                [Request(p, num_samples, derived_seed(config.seed, "eval", 0, p.id)) for p in held_out],
                 temperature=temperature,
                 max_new_tokens=config.sampling.max_new_tokens,
                 version=0,
@@ -52,7 +50,3 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
     files.write_json(
         run_dir.path / "summary.json", {"stage": "evaluate", "seconds": watch.seconds, "steps": 0, "eval": result}
     )
-
-
-def _seed(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/eval/0/{name}".encode()).digest()[:4], "big") >> 1

@@ -9,7 +9,6 @@ are split at random into mini-batches before packing, since packing first would 
 """
 
 import dataclasses
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from r1mega.evaluation.mismatch import mismatch
 from r1mega.evaluation.rollouts import rollout_metrics, transcripts
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.rewards.rubric import judge
-from r1mega.rollout.engine import Engine, Request
+from r1mega.rollout.engine import Engine, Request, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
@@ -297,9 +296,8 @@ class Trainer:
         return random.Random(self.seed("split", self.step, ""))
 
     def seed(self, purpose: str, step: int, name: str) -> int:
-        """A 31-bit seed from the run's seed, what it is for, the step and the prompt."""
-        text = f"{self.config.seed}/{purpose}/{step}/{name}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+        """This run's seed for one draw (rollout/engine.py)."""
+        return derived_seed(self.config.seed, purpose, step, name)
 
 
 def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Random) -> list[list[Sample]]:
