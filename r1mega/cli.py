@@ -4,6 +4,7 @@ Faults of the user's making (R1MegaError) are one message on stderr and exit cod
 with 128 + signal. Everything heavy is imported inside the commands, so that `check` answers at once.
 """
 
+import enum
 import errno
 import logging
 import sys
@@ -14,14 +15,17 @@ from typing import Annotated
 import typer
 
 from r1mega.config.load import load, load_pipeline
-from r1mega.config.schema import Cluster, Stage
+from r1mega.config.schema import Cluster, Evaluate, Stage
 from r1mega.data.tasks import family
 from r1mega.errors import R1MegaError
-from r1mega.families.registry import read_model
-from r1mega.runtime import openmp
+from r1mega.families.registry import check_layout, read_model
+from r1mega.runtime import env, openmp
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
+
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says to a rank whose partner is gone, below a traceback that tells nobody anything."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -32,11 +36,25 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --ru
 RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<config's folders and name>.")]
 
 
+class Fact(enum.StrEnum):
+    """What `check --print` tells a script that starts the run."""
+
+    RANKS = "ranks"
+
+
+Print = Annotated[Fact | None, typer.Option("--print", help="Print this alone; ranks: of the trainer.")]
+
+
 @app.command()
-def check(config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None) -> None:
+def check(
+    config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None, fact: Print = None
+) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
-    stage, _ = _load(config, cluster, overrides)
-    print(f"{config}: {stage.stage} stage on {cluster}: ok")
+    stage, machine = _load(config, cluster, overrides)
+    if fact is Fact.RANKS:
+        print(_num_ranks(stage, machine))
+    else:
+        print(f"{config}: {stage.stage} stage on {cluster}: ok")
 
 
 @app.command()
@@ -47,8 +65,16 @@ def run(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Run one stage."""
+    """Run one stage. Where the cluster file has several trainer ranks, this process starts them and waits.
+
+    Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
+    """
     stage, machine = _load(config, cluster, overrides)
+    path = run_dir or _default_run_dir(config)
+    launch = env.launch()
+    if launch is None and _num_ranks(stage, machine) > 1:
+        raise typer.Exit(_run_ranks(path, _num_ranks(stage, machine)))
+    leads = launch is None or launch.rank == 0
     if machine.device == "cpu":
         openmp.restart_with_preload()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -59,7 +85,7 @@ def run(
 
     from r1mega.runtime.run_dir import RunDir
 
-    directory = RunDir(run_dir or _default_run_dir(config), stage, machine, resume=resume)
+    directory = RunDir(path, stage, machine, resume=resume) if leads else RunDir.join(path)
     try:
         if stage.stage == "pretrain":
             from r1mega.stages import pretrain
@@ -75,7 +101,8 @@ def run(
             evaluate.run(stage, machine, directory)
     finally:
         directory.close()
-    _report(directory.path)
+    if leads:
+        _report(path)
 
 
 @app.command()
@@ -96,7 +123,7 @@ def pipeline(
 
 @app.command()
 def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a stage or a pipeline.")]) -> None:
-    """Draw the figures of a finished run again and print its summary."""
+    """Draw the figures of a run, finished or not, print its summary, and write its page, report.html."""
     _report(run_dir)
 
 
@@ -107,8 +134,25 @@ def _load(config: Path, cluster: str, overrides: list[str] | None) -> tuple[Stag
         family(task.name)
     file = stage.model.config or stage.model.path
     assert file is not None, "config.checks demands one"
-    read_model(file)
+    spec = read_model(file)
+    if not isinstance(stage, Evaluate):
+        check_layout(spec, machine.trainer, stage.batch)
     return stage, machine
+
+
+def _num_ranks(stage: Stage, machine: Cluster) -> int:
+    """Ranks of the trainer; an evaluation has none, and runs in one process."""
+    return 1 if stage.stage == "evaluate" else machine.trainer.ranks
+
+
+def _run_ranks(run_dir: Path, num_ranks: int) -> int:
+    """This same command line once per rank; the exit code of the rank that failed first, or 0."""
+    from r1mega.runtime.ranks import start_ranks
+    from r1mega.runtime.run_dir import create
+
+    create(run_dir)
+    command = [sys.executable, "-m", "r1mega.cli", *sys.argv[1:]]
+    return start_ranks(command, num_ranks, log_dir=run_dir / "logs")
 
 
 def _report(run_dir: Path) -> None:
@@ -138,6 +182,11 @@ def main() -> None:
         sys.exit(2)
     except Exception as error:
         code = getattr(error, "exit_code", None)  # Interrupted, StageCrashed: known without importing them here
+        if code is None and env.launch() is not None and any(words in str(error) for words in LOST_RANK):
+            print(
+                "r1mega: another rank has ended, so this one cannot go on; the other's log says why", file=sys.stderr
+            )
+            sys.exit(1)
         if code is None:
             raise
         print(f"r1mega: {error}", file=sys.stderr)

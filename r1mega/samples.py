@@ -103,6 +103,8 @@ class Sample:
     """Under the policy that the rollout was scored with (Megatron); empty until attached."""
     ref_logp: tuple[float, ...] = ()
     """Under the reference policy; empty where no KL is asked for."""
+    weight: float = 0.0
+    """Of each of its tokens in the loss: one over the denominator of its whole mini-batch; 0 until attached."""
 
 
 @dataclass(frozen=True)

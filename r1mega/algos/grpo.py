@@ -10,7 +10,7 @@ Shapes: T target tokens of a micro-batch, D documents (outputs) in it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,20 +43,29 @@ def token_weights(lengths: Sequence[int], reduction: Reduction, *, max_length: i
     return [1.0 / (num_outputs * max_length)] * num_outputs
 
 
-def documents(samples: Sequence[Sample], reduction: Reduction, *, max_length: int) -> list[Document]:
-    """The samples of one mini-batch as training documents, each target token with the fields of `GRPOLoss`.
+def weighted(samples: Sequence[Sample], reduction: Reduction, *, max_length: int) -> list[Sample]:
+    """The samples of a whole mini-batch, over all ranks, with the weights of their tokens.
 
     Args:
-        samples: the whole mini-batch, over all ranks; old_logp attached, ref_logp where there is a KL term.
+        samples: every output of the mini-batch.
         reduction: see `token_weights`.
         max_length: length limit of an answer in tokens.
     """
     weights = token_weights([len(s.completion_ids) for s in samples], reduction, max_length=max_length)
+    return [replace(s, weight=w) for s, w in zip(samples, weights, strict=True)]
+
+
+def documents(samples: Sequence[Sample]) -> list[Document]:
+    """A rank's samples as training documents, each target token with the fields of `GRPOLoss`.
+
+    Args:
+        samples: with weight and old_logp attached, and ref_logp where there is a KL term.
+    """
     made: list[Document] = []
-    for sample, weight in zip(samples, weights, strict=True):
+    for sample in samples:
         length = len(sample.completion_ids)
         fields = {
-            "weight": (weight,) * length,
+            "weight": (sample.weight,) * length,
             "adv": (sample.adv,) * length,
             "old_logp": sample.old_logp,
             "behaviour_logp": sample.behaviour_logp,

@@ -38,16 +38,39 @@ def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
 
 def cluster_faults(stage: Stage, cluster: Cluster) -> list[str]:
     """Faults of a stage on a machine."""
-    faults: list[str] = []
-    if cluster.trainer.ranks > 1:
-        faults.append(
-            f"cluster.trainer: {cluster.trainer.ranks} ranks; only one trainer rank is supported so far (set tp, pp "
-            "and dp to 1)"
-        )
-    if cluster.trainer.ep > 1 or cluster.trainer.dtype != "fp32":
-        faults.append("cluster.trainer: ep = 1 and dtype = 'fp32' are what is supported so far")
+    faults = layout_faults(cluster)
     if isinstance(stage, GRPO | Evaluate) and importlib.util.find_spec("vllm") is None:
         faults.append("vLLM is not installed in this environment; run `make env`")
+    return faults
+
+
+def layout_faults(cluster: Cluster) -> list[str]:
+    """Faults of the trainer's layout by itself; `families.registry.check_layout` holds it against a model."""
+    layout = cluster.trainer
+    faults: list[str] = []
+    if layout.cp > 1:
+        faults.append("cluster.trainer.cp: context parallelism needs Transformer Engine (CUDA); set it to 1")
+    if layout.tp > 1 and not layout.sp:
+        faults.append("cluster.trainer.sp: tensor parallelism trains mixtures of experts with sp = true only")
+    if (layout.tp * layout.dp) % layout.ep:
+        faults.append(
+            f"cluster.trainer.ep: {layout.ep} does not divide the tp x dp = {layout.tp * layout.dp} ranks that "
+            "experts are spread over"
+        )
+    elif (layout.tp * layout.dp) % (layout.ep * layout.expert_tp):
+        faults.append(
+            f"cluster.trainer.etp: ep {layout.ep} x etp {layout.expert_tp} does not divide the tp x dp = "
+            f"{layout.tp * layout.dp} ranks that experts are spread over"
+        )
+    if layout.ep == 1 and layout.expert_tp != layout.tp:
+        faults.append(
+            f"cluster.trainer.etp: {layout.expert_tp} with tp = {layout.tp} and ep = 1: Megatron then sums no "
+            "gradient of the experts over the tensor-parallel ranks; leave etp out, or set ep"
+        )
+    if cluster.device == "cpu" and layout.ep > 1 and layout.expert_tp > 1:
+        faults.append("cluster.trainer.etp: with ep > 1 gloo has no collective for uneven parts; set etp = 1")
+    if layout.dtype != "fp32":
+        faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
     return faults
 
 
@@ -87,12 +110,11 @@ def _grpo_faults(stage: GRPO) -> list[str]:
             f"num_steps: {stage.num_steps} optimiser steps are no whole number of rollouts of "
             f"{rollout.num_minibatches} steps"
         )
-    for name, every in (("evaluation", stage.evaluation.every_steps), ("save", stage.save.every_steps)):
-        if every % rollout.num_minibatches:
-            faults.append(
-                f"{name}.every_steps: {every} falls between two rollouts; use a multiple of "
-                f"rollout.num_minibatches = {rollout.num_minibatches}"
-            )
+    if stage.evaluation.every_steps % rollout.num_minibatches:
+        faults.append(
+            f"evaluation.every_steps: {stage.evaluation.every_steps} falls between two rollouts; use a multiple of "
+            f"rollout.num_minibatches = {rollout.num_minibatches}"
+        )
     if objective.reference_refresh_steps % rollout.num_minibatches:
         faults.append(
             f"objective.reference_refresh_steps: {objective.reference_refresh_steps} falls inside a rollout; use a "

@@ -234,6 +234,9 @@ class Rollout(Section):
     """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
     num_minibatches: int = Field(default=1, gt=0)
     """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
+    replay: Literal["journal", "live"] = "journal"
+    """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
+    for bit; "live" samples all of them again and counts how many tokens came out the same."""
 
 
 class Mismatch(Section):
@@ -313,19 +316,39 @@ class Pipeline(Section):
 
 
 class TrainerLayout(Section):
-    """How the trainer's ranks are spread over one model."""
+    """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
 
     tp: int = Field(default=1, gt=0)
+    """Tensor parallel: ranks that share each matrix. Above 1 with sequence parallelism, always."""
+    sp: bool = True
+    """Sequence parallelism where tp > 1. Off is refused: without it Megatron reduces some of latent attention's
+    gradients twice and trains mixtures of experts not at all."""
     pp: int = Field(default=1, gt=0)
+    """Pipeline parallel: consecutive groups of layers."""
     ep: int = Field(default=1, gt=0)
+    """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
+    etp: int | None = Field(default=None, gt=0)
+    """Expert tensor parallel: ranks that share each expert's matrices; tp where ep is 1, otherwise 1."""
+    cp: int = Field(default=1, gt=0)
+    """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
     dp: int = Field(default=1, gt=0)
+    """Data parallel: copies of the model, with the optimiser's state spread over them."""
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait of a rank for the others within a step."""
+    first_rank_timeout_s: float = Field(default=7200.0, gt=0)
+    """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.cp * self.dp
+
+    @property
+    def expert_tp(self) -> int:
+        """`etp`, resolved. With ep 1 Megatron sums no gradient of experts that tensor-parallel ranks hold whole."""
+        return self.etp or (self.tp if self.ep == 1 else 1)
 
 
 class RolloutLayout(Section):
@@ -336,10 +359,19 @@ class RolloutLayout(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
     kv_cache_gib: float = Field(default=0.5, gt=0)
     max_num_seqs: int = Field(default=256, gt=0)
+    host: str = "127.0.0.1"
+    """Where the server listens, as the trainer reaches it."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of the server on this host; 0 takes a free one."""
+    """Port of the server on its host; 0 takes a free one, and with `launch` a random one from 20000 to 29999."""
+    launch: tuple[str, ...] = ()
+    """Command put before the server's own, such as ["srun", "--overlap", "-w", "node2", "-N1", "-n1"]; it must hand
+    its environment on and end its command at SIGTERM. Empty starts the server on this host."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     request_timeout_s: float = Field(default=300.0, gt=0)
+    health_timeout_s: float = Field(default=30.0, gt=0)
+    """A server whose /health stays silent for so long is taken for dead, and restarted."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Restarts of a server in a row, without one answered request, before the run gives up."""
 
 
 class Cluster(Section):
@@ -347,5 +379,7 @@ class Cluster(Section):
 
     device: Literal["cpu"]
     """CUDA comes with its own cluster files."""
+    address: str = "127.0.0.1"
+    """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()
     rollout: RolloutLayout = RolloutLayout()

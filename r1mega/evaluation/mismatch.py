@@ -6,28 +6,71 @@ differs by any amount. Such answers are counted; any other difference past the b
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from r1mega.errors import MismatchError
 from r1mega.samples import Sample
-
-MarginsOf = Callable[[Sequence[Sample]], Sequence[Sequence[float]]]
-"""For each sample, the router's smallest lead at every position of prompt + completion but the last."""
-
 
 MAX_TIED_SHARE = 0.25
 """Share of answers that ties may exempt; ties come one in some 100,000 tokens, so more is a fault."""
 
 
-def mismatch(
-    samples: Sequence[Sample], margins_of: MarginsOf, *, max_abs: float, tie_margin: float
-) -> dict[str, float]:
-    """|behaviour_logp - old_logp| over all sampled tokens, in nats.
+@dataclass(frozen=True)
+class Gaps:
+    """|behaviour_logp - old_logp| over the sampled tokens of one rank's answers, in nats."""
+
+    answers: int
+    tokens: int
+    total: float
+    largest: float
+    largest_within: float
+    """Over the answers without a token past the bound."""
+    past: int
+    """Answers with a token past the bound."""
+    largest_lead: float
+    """Over those, of the router's smallest lead before the first such token; -inf where there are none."""
+
+
+def answers_past(samples: Sequence[Sample], max_abs: float) -> list[Sample]:
+    """The answers with a token whose two log-probabilities differ by more than `max_abs`, and are numbers."""
+    return [s for s in samples if max_abs < max(_gap(s)) < math.inf]
+
+
+def measure(samples: Sequence[Sample], margins: Sequence[Sequence[float]], *, max_abs: float) -> Gaps:
+    """The gaps of one rank's answers.
 
     Args:
         samples: with both logprobs attached.
-        margins_of: called only for the samples with a token past `max_abs`.
+        margins: for each of `answers_past`, the router's smallest lead at every position of prompt + completion but
+            the last.
         max_abs: the bound.
+    """
+    gaps = [_gap(s) for s in samples]
+    past = answers_past(samples, max_abs)
+    leads = [-math.inf]
+    for sample, leads_of in zip(past, margins, strict=True):
+        first = next(i for i, g in enumerate(_gap(sample)) if g > max_abs)
+        # Completion token i is predicted by the positions up to the one before it.
+        leads.append(min(leads_of[: len(sample.prompt_ids) + first]))
+    flat = [g for gap in gaps for g in gap]
+    return Gaps(
+        answers=len(samples),
+        tokens=len(flat),
+        total=math.fsum(flat),
+        largest=max(flat, default=0.0) if all(map(math.isfinite, flat)) else math.nan,
+        largest_within=max((max(gap) for gap in gaps if max(gap) <= max_abs), default=0.0),
+        past=len(past),
+        largest_lead=max(leads),
+    )
+
+
+def mismatch(parts: Sequence[Gaps], *, max_abs: float, tie_margin: float) -> dict[str, float]:
+    """What all ranks' gaps come to.
+
+    Args:
+        parts: of every data-parallel rank.
+        max_abs: the bound on a token's gap.
         tie_margin: a lead below this is a tie.
 
     Returns:
@@ -38,28 +81,25 @@ def mismatch(
         MismatchError: an answer is past the bound and no tie stands before its first such token; more than
             `MAX_TIED_SHARE` of the answers are past it; or a log-probability is not finite.
     """
-    gaps = [[abs(b - o) for b, o in zip(s.behaviour_logp, s.old_logp, strict=True)] for s in samples]
-    if not all(math.isfinite(g) for gap in gaps for g in gap):
+    if any(math.isnan(part.largest) for part in parts):
         raise MismatchError("a log-probability of a sampled token is not finite: the policy has diverged")
-    past = [(s, gap) for s, gap in zip(samples, gaps, strict=True) if max(gap) > max_abs]
-    leads = []
-    for (sample, gap), margins in zip(past, margins_of([s for s, _ in past]) if past else (), strict=True):
-        first = next(i for i, g in enumerate(gap) if g > max_abs)
-        # Completion token i is predicted by the positions up to the one before it.
-        leads.append(min(margins[: len(sample.prompt_ids) + first]))
-    worst = max(max(gap) for gap in gaps)
-    if leads and (max(leads) > tie_margin or len(past) > MAX_TIED_SHARE * len(samples)):
+    worst, lead = max(p.largest for p in parts), max(p.largest_lead for p in parts)
+    past, answers = sum(p.past for p in parts), sum(p.answers for p in parts)
+    if past and (lead > tie_margin or past > MAX_TIED_SHARE * answers):
         raise MismatchError(
             f"engine and trainer disagree on the log-probability of a sampled token by up to {worst:.3g}, more than "
-            f"mismatch.max_abs = {max_abs:g}, in {len(past)} of {len(samples)} answers, and no tie of the router "
-            f"explains it (smallest lead {max(leads):.3g}, mismatch.tie_margin = {tie_margin:g}): the engine "
+            f"mismatch.max_abs = {max_abs:g}, in {past} of {answers} answers, and no tie of the router "
+            f"explains it (smallest lead {lead:.3g}, mismatch.tie_margin = {tie_margin:g}): the engine "
             "does not hold the policy's weights, or one of the two computes something else; look at the push and "
             "the shims"
         )
-    flat = [g for gap in gaps for g in gap]
     return {
-        "mismatch/mean": sum(flat) / len(flat),
+        "mismatch/mean": math.fsum(p.total for p in parts) / sum(p.tokens for p in parts),
         "mismatch/max": worst,
-        "mismatch/max_untied": max((max(gap) for gap in gaps if max(gap) <= max_abs), default=0.0),
-        "mismatch/answers_after_tie": float(len(past)),
+        "mismatch/max_untied": max(p.largest_within for p in parts),
+        "mismatch/answers_after_tie": float(past),
     }
+
+
+def _gap(sample: Sample) -> list[float]:
+    return [abs(b - o) for b, o in zip(sample.behaviour_logp, sample.old_logp, strict=True)]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.schema import Batch
+from r1mega.config.schema import Batch, TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3
 from r1mega.families.spec import ModelSpec
@@ -33,6 +33,31 @@ def check_lengths(longest: int, spec: ModelSpec, batch: Batch) -> None:
             f"sequences of up to {longest} tokens exceed batch.chunk_tokens = {batch.chunk_tokens}: raise it to at "
             f"least {longest} (it never changes the result)"
         )
+
+
+def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
+    """Refuse a layout that cannot hold the model.
+
+    Raises:
+        ConfigError: lists every size that its ranks do not divide.
+    """
+    tp, shared = layout.tp, spec.moe_ffn_size * spec.num_shared_experts
+    divided = (
+        ("tp", tp, "attention heads (num_attention_heads)", spec.num_heads),
+        ("tp", tp, "channels of a dense layer (intermediate_size)", spec.ffn_size),
+        ("tp", tp, "channels of the shared experts (moe_intermediate_size x n_shared_experts)", shared),
+        ("tp", tp, "tokens of a chunk (batch.chunk_tokens)", batch.chunk_tokens),
+        ("etp", layout.expert_tp, "channels of an expert (moe_intermediate_size)", spec.moe_ffn_size),
+        ("ep", layout.ep, "experts (n_routed_experts)", spec.num_experts),
+        ("pp", layout.pp, "layers (num_hidden_layers)", spec.num_layers),
+    )
+    faults = [
+        f"cluster.trainer.{axis} = {ranks} does not divide the model's {size} {what}"
+        for axis, ranks, what, size in divided
+        if size % ranks
+    ]
+    if faults:
+        raise ConfigError("\n  ".join([f"the layout does not fit the model: {len(faults)} fault(s)", *faults]))
 
 
 def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Figures of a run from its metrics.jsonl: the report's Figures 2 and 3 and the health of training beside them.
 
 A curve whose metric is absent is left out, and a figure without curves is not written. Labels name the unit.
+A long curve is thinned out to what a figure can show, its spikes kept.
 """
 
 import contextlib
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1mega.report.catalogue import FIGURES, Figure
 from r1mega.report.rows import Row, number, read_rows, read_summary, series
 
 COLORS = ("#1f5fa8", "#d1642a", "#3a8a5c", "#8a4f9e", "#7a7a7a")
@@ -28,80 +31,12 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric of one kind of row, and how it is called in the legend."""
-
-    key: str
-    label: str
-    kind: str = "train"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Curves that share a y axis; x is the optimiser step."""
-
-    file: str
-    title: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    log: bool = False
-    share: bool = False
-    """The y axis is a share: fixed to [0, 1]."""
-
-
-FIGURES = (
-    Figure(
-        "pass_at_1",
-        "Held-out pass@1",
-        "share of answers",
-        (
-            Curve("eval/strict", "right, in the format (pass@1)", "eval"),
-            Curve("eval/lenient", "right, in any format", "eval"),
-            Curve("eval/format", "in the format", "eval"),
-            Curve("eval/works", "with worked steps", "eval"),
-            Curve("eval/strict", "right, in the format, greedy", "eval_greedy"),
-        ),
-        share=True,
-    ),
-    Figure(
-        "response_length",
-        "Response length",
-        "tokens per answer (mean)",
-        (
-            Curve("response_length/mean", "training questions"),
-            Curve("eval/mean_tokens", "held-out questions", "eval"),
-        ),
-    ),
-    Figure(
-        "reward",
-        "Reward of the sampled answers",
-        "mean reward",
-        (
-            Curve("reward/total", "total"),
-            Curve("reward/accuracy", "accuracy"),
-            Curve("reward/format", "format"),
-        ),
-    ),
-    Figure("kl", "Distance from the reference", "KL(policy || reference), nats per token", (Curve("kl/mean", "KL"),)),
-    Figure("clip", "Clipped tokens", "share of tokens", (Curve("clip_fraction", "clip fraction"),)),
-    Figure(
-        "mismatch",
-        "Engine against trainer",
-        "|logp(vLLM) − logp(Megatron)|, nats",
-        (
-            Curve("mismatch/max", "largest of any token"),
-            Curve("mismatch/max_untied", "largest without a tie of the router"),
-            Curve("mismatch/mean", "mean over tokens"),
-        ),
-        log=True,
-    ),
-    Figure("loss", "Loss", "loss", (Curve("loss", "loss"), Curve("mtp_loss", "MTP loss"))),
-    Figure("grad_norm", "Gradient norm before clipping", "global L2 norm", (Curve("grad_norm", "gradient norm"),)),
-    Figure("entropy", "Entropy of the policy", "nats per token", (Curve("entropy", "entropy"),)),
-)
+MAX_POINTS = 2000
+"""Points of a curve that are drawn; a figure is about a thousand dots wide."""
+LOG_RANGE = 1e-6
+"""Share of the largest value below which nothing is drawn on a log axis."""
+SMOOTHED_FROM = 50
+"""Points from which on a curve of training steps is drawn pale, with its running mean on top."""
 
 
 def draw(run_dir: Path, out_dir: Path | None = None) -> list[Path]:
@@ -181,29 +116,58 @@ def _seconds(row: Row) -> float:
 
 def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
     lines = [(curve, *series(rows, curve.kind, "step", curve.key)) for curve in figure.curves]
-    if figure.log:  # a zero has no place on a log axis
+    if figure.log:  # a zero has no place on a log axis, and what rounding left of one would stretch it to 1e-16
+        least = LOG_RANGE * max((y for _, _, ys in lines for y in ys), default=0.0)
+        kept = [[(x, y) for x, y in zip(xs, ys, strict=True) if y > least > 0] for _, xs, ys in lines]
         lines = [
-            (curve, [x for x, y in zip(xs, ys, strict=True) if y > 0], [y for y in ys if y > 0])
-            for curve, xs, ys in lines
+            (line[0], [x for x, _ in some], [y for _, y in some]) for line, some in zip(lines, kept, strict=True)
         ]
     if not any(xs for _, xs, _ in lines):
         return None
     with _axes(path, figure.title, "optimiser step", figure.y_label) as axes:
         for (curve, xs, ys), color in zip(lines, _colors(len(lines)), strict=True):
-            if xs:
-                # Few points stand alone; hundreds would be a band of dots.
-                marker = "o" if curve.kind != "train" or len(xs) < 3 else ""
-                axes.plot(xs, ys, color=color, label=curve.label, marker=marker, markersize=4)
+            if len(xs) >= SMOOTHED_FROM and curve.kind == "train" and not figure.log:
+                half = max(2, len(xs) // 40)
+                axes.plot(*_thin(xs, ys), color=color, alpha=0.3, linewidth=0.9)
+                axes.plot(*_thin(xs, _running_mean(ys, half)), color=color, label=curve.label)
+                axes.set_xlabel(f"optimiser step (bold: mean of {2 * half + 1} steps)")
+            elif xs:
+                errors = dict(zip(*series(rows, curve.kind, "step", curve.error), strict=True))
+                xs, ys = _thin(xs, ys)
+                axes.errorbar(
+                    xs, ys, yerr=[1.96 * errors.get(x, 0.0) for x in xs] if errors else None, capsize=3, color=color,
+                    label=curve.label, linestyle="--" if curve.dashed else "-", markersize=4,
+                    # Few points stand alone; hundreds would be a band of dots.
+                    marker="o" if curve.kind != "train" or len(xs) < 3 else "",
+                )  # fmt: skip
         if figure.log:
             axes.set_yscale("log")
         elif figure.share:
-            axes.set_ylim(0, 1.02)
+            axes.set_ylim(-0.02, 1.02)  # a curve that lies at 0 shows
         elif min(y for _, _, ys in lines for y in ys) >= 0:
             axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if sum(bool(xs) for _, xs, _ in lines) > 1:
             axes.legend(loc="best")
     return path
+
+
+def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """About `MAX_POINTS` of the points: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(xs) <= MAX_POINTS:
+        return xs, ys
+    size = math.ceil(2 * len(xs) / MAX_POINTS)
+    stretches = (range(i, min(i + size, len(xs))) for i in range(0, len(xs), size))
+    ends = ((min(s, key=ys.__getitem__), max(s, key=ys.__getitem__)) for s in stretches)
+    kept = sorted({0, len(xs) - 1, *itertools.chain.from_iterable(ends)})
+    return [xs[i] for i in kept], [ys[i] for i in kept]
+
+
+def _running_mean(ys: Sequence[float], half: int) -> list[float]:
+    """Mean of each point with `half` neighbours on either side, fewer towards the ends: the ends stay as they are."""
+    sums = [0.0, *itertools.accumulate(ys)]
+    reach = [min(half, i, len(ys) - 1 - i) for i in range(len(ys))]
+    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
 
 
 def _colors(num: int) -> list[str]:

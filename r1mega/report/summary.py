@@ -1,4 +1,7 @@
-"""What a run came to, in the terminal: one table of stages before and after, and answers early against late."""
+"""What a run came to, in the terminal: one table of stages before and after, and answers early against late.
+
+The lines of the table are those of the page as well.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +14,20 @@ from rich.text import Text
 
 from r1mega.errors import DataError
 from r1mega.evaluation.metrics import EvalResult
-from r1mega.report.rows import Row, number, read_rows, read_summary
+from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary, series
+from r1mega.report.text import cut, visible
 
 MAX_SHOWN_CHARS = 600
 """Longer answers are cut in the terminal."""
+COSTS = (
+    ("time, s", "seconds", ",.0f"),
+    ("optimiser steps", "steps", ",.0f"),
+    ("tokens", "tokens", ",.0f"),
+    ("tokens per second", "tokens_per_second", ",.0f"),
+    ("peak memory, GiB", "peak_rss_gib", ".2f"),
+    ("mismatch, nats", "mismatch", ".1e"),
+)
+"""(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
 
 
 def table(run_dirs: Sequence[Path]) -> Table:
@@ -26,43 +39,72 @@ def table(run_dirs: Sequence[Path]) -> Table:
     out = Table(title="Held-out questions, before and after", title_justify="left", show_lines=False)
     out.add_column("", no_wrap=True)
     for run_dir in run_dirs:
-        out.add_column(Text(f"{_plain(run_dir.name)}\nbefore"), justify="right")
+        out.add_column(Text(f"{visible(run_dir.name)}\nbefore"), justify="right")
         out.add_column("\nafter", justify="right", style="bold")
     columns = [_eval_column(summary, when) for summary in summaries for when in ("before", "after")]
     _add_lines(out, columns)
     out.add_section()
-    _add_lines(out, [column for summary in summaries for column in ({}, _run_column(summary))])
+    _add_lines(out, [column for summary in summaries for column in ({}, cost_lines(summary))])
     return out
 
 
 def transcripts(run_dir: Path, console: Console, num: int = 2) -> None:
-    """Print `num` answers of the earliest and of the latest samples/*.jsonl, questions that both have first.
+    """Print `num` answers of the earliest and of the latest samples (rows.early_and_late).
 
     Raises DataError when the run kept no samples.
     """
-    rows = [row for file in sorted((run_dir / "samples").glob("*.jsonl")) for row in read_rows(file)]
-    steps = sorted({step for row in rows if (step := number(row, "step")) is not None})
-    if not steps:
+    shown = early_and_late(run_dir, num)
+    if not any(shown.values()):
         raise DataError(f"no samples in {run_dir / 'samples'}")
-    shown = {step: [row for row in rows if row.get("step") == step] for step in (steps[0], steps[-1])}
-    common = set.intersection(*({str(row.get("question")) for row in group} for group in shown.values()))
-    for step, group in shown.items():
-        # Stable sort: shared questions first, in the same order early and late, else as sampled.
-        order = sorted(group, key=lambda row: (str(row.get("question")) not in common, str(row.get("question"))))
-        distinct = list({str(row.get("question")): row for row in reversed(order)}.values())[::-1]
-        for row in distinct[:num]:
-            console.print(_transcript(row, f"step {step:g}"))
+    for step, answers in shown.items():
+        for row in answers:
+            console.print(_transcript(row, f"step {step}"))
+
+
+def so_far(run_dir: Path) -> Row:
+    """What summary.json would hold, as far as metrics.jsonl tells by now: a running stage has no summary yet.
+
+    Raises DataError where metrics.jsonl or config.json is malformed.
+    """
+    file = run_dir / "metrics.jsonl"
+    rows = read_rows(file) if file.is_file() else []
+    train = [row for row in rows if row.get("kind") == "train"]
+    names = dict.fromkeys(key for row in train for key in row if key.startswith("seconds/"))
+    phases = {name.removeprefix("seconds/"): _total(train, name) for name in names}
+    sampled = [row for row in train if number(row, "seconds/rollout")]
+    tokens = {"rollout": _total(sampled, "rollout/tokens"), "update": _total(train, "tokens")}
+    results = {
+        k: [r["result"] for r in rows if r.get("kind") == k and "result" in r] for k in ("eval", "eval_greedy")
+    }
+    evals = {}
+    for name, found in (("", results["eval"]), ("greedy_", results["eval_greedy"])):
+        evals |= {f"{name}before": found[0]} if found else {}
+        evals |= {f"{name}after": found[-1]} if len(found) > 1 else {}
+    return {
+        "stage": ((read_object(run_dir / "config.json") or {}).get("stage") or {}).get("stage"),
+        "seconds": sum(phases.values()),
+        "seconds_by_phase": phases,
+        "steps": max((number(row, "step") or 0.0 for row in train), default=0.0),
+        "tokens_per_second": {
+            "train" if p == "update" else p: tokens[p] / phases[p] for p in tokens if tokens[p] and phases.get(p)
+        },
+        "mismatch": {"max": max(series(train, "train", "step", "mismatch/max")[1], default=None)},
+        "eval": evals,
+    }
+
+
+def _total(rows: Sequence[Row], key: str) -> float:
+    return sum(number(row, key) or 0.0 for row in rows)
 
 
 def _transcript(row: Row, title: str) -> Panel:
     reward, parts = number(row, "reward"), row.get("parts") or {}
-    score = " · ".join(f"{_plain(str(name))} {value:g}" for name, value in parts.items() if _is_number(value))
+    score = " · ".join(f"{visible(str(name))} {value:g}" for name, value in parts.items() if _is_number(value))
+    question, text, truth = (
+        visible(cut(str(row.get(key, "")), MAX_SHOWN_CHARS)) for key in ("question", "text", "truth")
+    )
     return Panel(
-        Group(
-            Text(_plain(str(row.get("question", ""))), style="bold"),
-            Text(_plain(str(row.get("text", "")))),
-            Text(f"truth {_plain(str(row.get('truth', '')))}", style="dim"),
-        ),
+        Group(Text(question, style="bold"), Text(text), Text(f"truth {truth}", style="dim")),
         title=f"{title}" + (f", reward {reward:g}" if reward is not None else ""),
         title_align="left",
         subtitle=Text(score),
@@ -84,6 +126,15 @@ def _add_lines(out: Table, columns: Sequence[dict[str, str]]) -> None:
 
 
 def _eval_column(summary: Row, when: str) -> dict[str, str]:
+    styles = {f"  {style}: share, right": cell for style, cell in style_lines(summary, when).items()}
+    return eval_lines(summary, when) | styles
+
+
+def eval_lines(summary: Row, when: str) -> dict[str, str]:
+    """Name -> figure of the evaluation "before" or "after", sampled and greedy; shares with their 95% intervals.
+
+    Raises DataError where the summary holds no record of an evaluation under that name.
+    """
     evals = summary.get("eval") or {}
     lines: dict[str, str] = {}
     if evals.get(when):
@@ -96,30 +147,39 @@ def _eval_column(summary: Row, when: str) -> dict[str, str]:
             "truncated": f"{result.truncated:.1%}",
             "tokens per answer": f"{result.mean_tokens:.1f}",
         }
-        for style, share in result.by_style.items():
-            lines[f"  {style}: share, right"] = f"{share.share:.0%}, {share.lenient:.0%}" if share.share else "0%"
     greedy = evals.get(f"greedy_{when}")
     if _is_number(greedy):
         lines["greedy"] = f"{greedy:.1%}"
     elif greedy:
         result = EvalResult.from_json(greedy)
-        lines["greedy strict"] = f"{result.strict.mean:.1%}"
-        lines["greedy lenient"] = f"{result.lenient.mean:.1%}"
+        lines["greedy strict"] = _with_error(result.strict.mean, result.strict.se)
+        lines["greedy lenient"] = _with_error(result.lenient.mean, result.lenient.se)
     return lines
 
 
-def _run_column(summary: Row) -> dict[str, str]:
-    figures = [("time, s", "seconds", ".0f"), ("optimiser steps", "steps", ",.0f"), ("tokens", "tokens", ",.0f")]
-    figures += [("tokens per second", "tokens_per_second", ",.0f"), ("peak memory, GiB", "peak_rss_gib", ".2f")]
-    figures += [("mismatch, nats", "mismatch", ".1e")]
+def style_lines(summary: Row, when: str) -> dict[str, str]:
+    """Style of answer -> its share of the answers and how many of them are right, as in `eval_lines`."""
+    record = (summary.get("eval") or {}).get(when)
+    styles = EvalResult.from_json(record).by_style if record else {}
+    return {
+        style: f"{share.share:.0%}, {share.lenient:.0%}" if share.share else "0%" for style, share in styles.items()
+    }
+
+
+def cost_lines(summary: Row, costs: Sequence[tuple[str, str, str]] = COSTS) -> dict[str, str]:
+    """Name -> figure of what the stage took: time, tokens, memory; and how far engine and trainer were apart."""
     lines: dict[str, str] = {}
-    for name, key, form in figures:
+    for name, key, form in costs:
         value = summary.get(key)
-        parts = value if isinstance(value, dict) else {"": value}  # one figure, or one for each part of the run
+        parts = value if isinstance(value, dict) else {"": value}
         for part in parts:
             figure = number(parts, part)
-            if figure is not None:
-                lines[f"{name}: {_plain(part)}" if part else name] = format(figure, form)
+            if figure is None:
+                continue
+            if part == "answers_after_tie":  # the one count among the differences
+                lines["answers after a tie"] = f"{figure:,.0f}"
+            else:
+                lines[f"{name}: {visible(part)}" if part else name] = format(figure, form)
     return lines
 
 
@@ -129,9 +189,3 @@ def _with_error(share: float, se: float) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _plain(text: str) -> str:
-    """Model text made safe for a terminal: no control or invisible characters, cut to `MAX_SHOWN_CHARS`."""
-    cut = text[:MAX_SHOWN_CHARS] + ("…" if len(text) > MAX_SHOWN_CHARS else "")
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in cut)

@@ -25,8 +25,12 @@ def derived_seed(run_seed: int, purpose: str, step: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+OnAnswer = Callable[[int, tuple[Completion, ...]], None]
+"""Takes the index of a request and its completions."""
+
+
 class Engine(Protocol):
-    """A sampler. `rollout.fleet.Fleet` is the one over vLLM servers."""
+    """A sampler: `rollout.fleet.Fleet` over vLLM servers, `rollout.journal.JournalledEngine` over another one."""
 
     def generate(
         self,
@@ -35,7 +39,7 @@ class Engine(Protocol):
         temperature: float,
         max_new_tokens: int,
         version: int,
-        on_done: Callable[[int], None] | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """Answer every request.
 
@@ -44,12 +48,12 @@ class Engine(Protocol):
             temperature: T of softmax(logits / T); 0 is greedy, and its logprobs are those of T = 1.
             max_new_tokens: an answer that reaches it is cut (`FinishReason.LENGTH`).
             version: of the weights that must answer; the engine refuses to sample from any other.
-            on_done: called with the number of requests finished so far, each time one finishes.
+            on_answer: called with a request's index and its completions, once for each request, as they arrive.
 
         Returns:
             For each request, in order, exactly n completions, index 0 to n - 1.
 
         Raises:
-            RolloutError: a server that fails, answers late, or answers with something else than was asked.
+            RolloutError: a request that cannot be answered, or a server that keeps failing.
         """
         ...

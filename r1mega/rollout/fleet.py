@@ -1,46 +1,87 @@
 """The client of one or more vLLM servers: tokens in, tokens and logprobs out, over /v1/completions.
 
 A request is one prompt with n answers; the server draws answer i with seed + i. All servers hold the same
-weights, so which one answers does not matter; each gets enough requests to stay busy and no more.
+weights, so which one answers does not matter; each gets enough requests to stay busy and no more. A server that
+fails is restarted and gets its weights again while the others take over what it had not answered; a request is
+answered whole or not at all.
 """
 
 import asyncio
+import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 from tokenizers import Tokenizer
 
 from r1mega.errors import RolloutError
-from r1mega.rollout.engine import Request
+from r1mega.rollout.completions import Job, Reader, body, describe
+from r1mega.rollout.engine import OnAnswer, Request
+from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
-from r1mega.samples import Completion, FinishReason
+from r1mega.samples import Completion
 
 _BACKLOG = 2
 """Sequences sent to a server per sequence that it can run: the next ones must already wait there."""
+_COMPLETIONS = "/v1/completions"
+_KEEPALIVE_S = 2.0
+"""Less than vLLM's 5 s: a request on a connection that the server is closing would look like its death."""
+_POLL_S = 1.0
+"""Between two looks at a server's health."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all requests of one `generate` share."""
+class _Failed(Exception):
+    """A server did not do what any server should: it is restarted."""
 
-    temperature: float
-    max_new_tokens: int
-    version: int
+
+class _Todo:
+    """One `generate`: all servers take requests from one queue, and those of a server that fails return there."""
+
+    def __init__(self, requests: Sequence[Request], job: Job, on_answer: OnAnswer | None) -> None:
+        self.requests, self.job, self._on_answer = requests, job, on_answer
+        self.waiting: asyncio.Queue[int] = asyncio.Queue()
+        self.give_back(range(len(requests)))
+        self.answers: dict[int, tuple[Completion, ...]] = {}
+        self.complete = asyncio.Event()
+
+    def give_back(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            self.waiting.put_nowait(index)
+
+    def accept(self, index: int, completions: tuple[Completion, ...]) -> None:
+        self.answers[index] = completions
+        if self._on_answer is not None:
+            self._on_answer(index, completions)
+        if len(self.answers) == len(self.requests):
+            self.complete.set()
 
 
 class Fleet:
     """An `Engine` over vLLM servers."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
-        """Servers of one model, ready (`Server.wait_ready`) by the first `generate`."""
-        self._servers = tuple(servers)
-        self._vocab_size = min(server.vocab_size for server in self._servers)
-        # Text is decoded here, from the ids that came: vLLM's incremental decoding starts in the prompt and, where
-        # that ends within a character, returns a part of the prompt as the answer's.
-        self._tokenizer = Tokenizer.from_file(str(self._servers[0].model_dir / "tokenizer.json"))
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        *,
+        reload: Callable[[Server, int], None] | None = None,
+        on_recovery: Callable[[Recovery], None] | None = None,
+    ) -> None:
+        """Nothing is asked of the servers yet.
+
+        Args:
+            servers: of one model, ready (`Server.wait_ready`) by the first `generate`.
+            reload: gives a restarted server the weights of a version and returns once it samples from them; called
+                from other threads, for several servers at once. Without it only version 0 survives a failure.
+            on_recovery: called after each recovery, from the thread of `generate`.
+        """
+        self._servers, self._reload = tuple(servers), reload
+        self._on_recovery = on_recovery or (lambda _: None)
+        tokenizer = Tokenizer.from_file(str(self._servers[0].model_dir / "tokenizer.json"))
+        self._reader = Reader(tokenizer, min(server.vocab_size for server in self._servers))
+        self._restarts = Restarts()
 
     def generate(
         self,
@@ -49,149 +90,181 @@ class Fleet:
         temperature: float,
         max_new_tokens: int,
         version: int,
-        on_done: Callable[[int], None] | None = None,
+        on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`."""
-        job = _Job(temperature, max_new_tokens, version)
-        return asyncio.run(self._generate(requests, job, on_done or (lambda _: None)))
+        job = Job(temperature, max_new_tokens, version)
+        return asyncio.run(self._generate(requests, job, on_answer)) if requests else []
 
     async def _generate(
-        self, requests: Sequence[Request], job: _Job, on_done: Callable[[int], None]
+        self, requests: Sequence[Request], job: Job, on_answer: OnAnswer | None
     ) -> list[tuple[Completion, ...]]:
-        answers: dict[int, tuple[Completion, ...]] = {}
-        todo = iter(enumerate(requests))
+        todo = _Todo(requests, job, on_answer)
+        # Not asyncio's own threads: it would wait for a restart to end before an error or Ctrl-C gets through.
+        threads = ThreadPoolExecutor(len(self._servers))
+        try:
+            await _together(self._serve(server, todo, threads) for server in self._servers)
+        finally:
+            threads.shutdown(wait=False)
+        return [todo.answers[i] for i in range(len(requests))]
 
-        async def work(server: Server, http: httpx.AsyncClient) -> None:
-            for index, request in todo:  # shared by all workers: each takes the next one
-                answers[index] = await self._answer(server, http, request, job)
-                on_done(len(answers))
+    async def _serve(self, server: Server, todo: _Todo, threads: ThreadPoolExecutor) -> None:
+        """Keep a server at work until every request is answered, restarting it when it fails."""
+        while not todo.complete.is_set():
+            asked: set[int] = set()
+            try:
+                await self._session(server, todo, asked)
+            except _Failed as failure:
+                todo.give_back(sorted(asked))
+                await self._recover(server, str(failure), len(asked), todo.job.version, threads)
 
-        async def serve(server: Server) -> None:
-            most = max((request.n for request in requests), default=1)
-            width = min(math.ceil(_BACKLOG * server.layout.max_num_seqs / most), len(requests))
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-            timeout = httpx.Timeout(server.layout.request_timeout_s, connect=10.0)
-            async with httpx.AsyncClient(
-                base_url=server.url, timeout=timeout, limits=limits, trust_env=False
-            ) as http:
-                await self._check_version(server, http, job.version)
-                await _together(work(server, http) for _ in range(width))
+    async def _session(self, server: Server, todo: _Todo, asked: set[int]) -> None:
+        """Ask a server until every request is answered; `asked` holds the indices that it has not answered yet.
 
-        await _together(serve(server) for server in self._servers)
-        return [answers[i] for i in range(len(requests))]
+        Raises:
+            _Failed: whatever restarting it may mend.
+        """
+        limit_s = server.layout.health_timeout_s
+        most = max(request.n for request in todo.requests)
+        width = min(math.ceil(_BACKLOG * server.layout.max_num_seqs / most), len(todo.requests))
 
-    async def _check_version(self, server: Server, http: httpx.AsyncClient, version: int) -> None:
-        """The weights asked for must be the ones the server has."""
-        found = (await _call(server, http, "GET", "/weight_info", None, "its weight version")).get("weight_version")
-        if found != str(version):
+        async def work(http: httpx.AsyncClient) -> None:
+            while True:
+                index = await todo.waiting.get()
+                asked.add(index)
+                completions = await self._answer(server, http, todo.requests[index], todo.job)
+                asked.remove(index)
+                self._restarts.succeeded(server)
+                todo.accept(index, completions)
+
+        async with (
+            _client(server, server.layout.request_timeout_s) as http,
+            _client(server, limit_s) as health,
+        ):
+            await _check_version(server, health, todo.job.version)
+            await _until(todo.complete, [_watch(server, health), *(work(http) for _ in range(width))])
+
+    async def _recover(
+        self, server: Server, reason: str, reissued: int, version: int, threads: ThreadPoolExecutor
+    ) -> None:
+        """Bring a failed server back to the weights of `version`.
+
+        Raises:
+            RolloutError: it failed too often, or there is nobody to give it these weights.
+        """
+        if version and self._reload is None:
             raise RolloutError(
-                f"asked {server.url} to sample from version {version} of the weights, but it has {found!r}: "
-                f"push them first (weights.push). Its log: {server.log_file}"
+                f"{reason}. A restarted server has version 0 of the weights, and nobody gives it others"
             )
+        begin, url = time.monotonic(), server.url
+        await asyncio.get_running_loop().run_in_executor(threads, self._bring_back, server, reason, version)
+        self._on_recovery(Recovery(url, reason, time.monotonic() - begin, reissued))
+
+    def _bring_back(self, server: Server, reason: str, version: int) -> None:
+        self._restarts.bring_back(server, reason)
+        if self._reload is not None:
+            self._reload(server, version)
 
     async def _answer(
-        self, server: Server, http: httpx.AsyncClient, request: Request, job: _Job
+        self, server: Server, http: httpx.AsyncClient, request: Request, job: Job
     ) -> tuple[Completion, ...]:
         """One request's answers, checked."""
-        prompt = request.prompt
-        body = {
-            "model": "policy",
-            "prompt": list(prompt.token_ids),
-            "n": _num_draws(request, job),
-            "seed": request.seed,
-            "temperature": job.temperature,
-            "max_tokens": job.max_new_tokens,
-            "logprobs": 0,  # of the sampled token alone
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-            # What a model's generation_config.json may set otherwise, and would change the distribution:
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-        }
-        asked = (
-            f"{request.n} answers of at most {job.max_new_tokens} tokens to prompt {prompt.id!r} "
-            f"({len(prompt.token_ids)} tokens), temperature {job.temperature}, seed {request.seed}"
-        )
-        answer = await _call(server, http, "POST", "/v1/completions", body, asked)
+        asked = describe(request, job)
+        answer = await _call(server, http, "POST", _COMPLETIONS, body(request, job), asked)
+        refused = f"asked {server.url} for {asked}; its answer cannot be used"
         try:
-            return self._completions(answer, request, job)
+            return self._reader.completions(answer, request, job)
         except (ValueError, KeyError, TypeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise RolloutError(
-                f"asked {server.url} for {asked}; its answer cannot be used: {what}. Its log: {server.log_file}"
-            ) from error
+            raise _Failed(f"{refused}: {type(error).__name__}: {error}. Its log: {server.log_file}") from error
+        except RolloutError as error:
+            raise RolloutError(f"{refused}: {error}. Its log: {server.log_file}") from error
 
-    def _completions(self, answer: dict[str, Any], request: Request, job: _Job) -> tuple[Completion, ...]:
-        """The answers of a response body; ValueError, KeyError or TypeError where it is not what was asked."""
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        indices = [choice["index"] for choice in choices]
-        if indices != list(range(_num_draws(request, job))):
-            raise ValueError(f"answers {indices} came")
-        drawn = [choices[i % len(choices)] for i in range(request.n)]
-        return tuple(self._completion(i, choice, request, job) for i, choice in enumerate(drawn))
 
-    def _completion(self, index: int, choice: dict[str, Any], request: Request, job: _Job) -> Completion:
-        ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-        finish = FinishReason(choice["finish_reason"])
-        limit = job.max_new_tokens
-        if len(ids) != len(logp):
-            raise ValueError(f"answer {index} has {len(ids)} tokens and {len(logp)} logprobs")
-        if not 1 <= len(ids) <= limit:
-            raise ValueError(f"answer {index} has {len(ids)} tokens")
-        if finish is FinishReason.LENGTH and len(ids) < limit:
-            raise ValueError(
-                f"answer {index} was cut at {len(ids)} tokens: prompt and answer must fit max_model_len, and "
-                "generation_config.json must not set a smaller max_new_tokens"
-            )
-        if bad := [i for i in ids if not 0 <= i < self._vocab_size]:
-            raise ValueError(f"answer {index} has token ids outside 0..{self._vocab_size - 1}: {bad[:5]}")
-        if bad := [x for x in logp if not (math.isfinite(x) and -9999.0 < x <= 0.0)]:
-            raise ValueError(f"answer {index} has logprobs that are none: {bad[:5]}")
-        return Completion(
-            prompt_id=request.prompt.id,
-            index=index,
-            token_ids=tuple(ids),
-            logp=tuple(logp),
-            # Special tokens are kept: the answer's tags may be such. The stop token is no part of the text.
-            text=self._tokenizer.decode(ids[:-1] if finish is FinishReason.STOP else ids, skip_special_tokens=False),
-            finish_reason=finish,
-            weight_version=job.version,
-            seed=request.seed + index,
+async def _check_version(server: Server, http: httpx.AsyncClient, version: int) -> None:
+    """The weights asked for must be the ones the server has."""
+    found = (await _call(server, http, "GET", "/weight_info", None, "its weight version")).get("weight_version")
+    if found != str(version):
+        raise _Failed(
+            f"asked {server.url} to sample from version {version} of the weights, but it has {found!r}: "
+            f"push them first (weights.push). Its log: {server.log_file}"
         )
 
 
-def _num_draws(request: Request, job: _Job) -> int:
-    """How many answers to ask for: greedy ones are all equal, and vLLM refuses n > 1 of them."""
-    return request.n if job.temperature > 0 else 1
+async def _watch(server: Server, http: httpx.AsyncClient) -> None:
+    """Look at a server's health for ever: a frozen one would keep its requests until they time out."""
+    while True:
+        await _call(server, http, "GET", "/health", None, "its health")
+        await asyncio.sleep(min(_POLL_S, server.layout.health_timeout_s / 4))
+
+
+def _client(server: Server, timeout_s: float) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        base_url=server.url,
+        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S),
+        trust_env=False,
+        verify=False,  # plain http; reading the certificates takes longer than most calls
+    )
 
 
 async def _call(
     server: Server, http: httpx.AsyncClient, verb: str, route: str, body: Any, asked: str
 ) -> dict[str, Any]:
-    """A JSON answer, or a RolloutError that says what was asked of whom."""
+    """A JSON object, empty where the server sent nothing.
+
+    Raises:
+        _Failed: no answer, a server error, or something else than JSON.
+        RolloutError: the server refuses the request itself (4xx).
+    """
     try:
         response = await http.request(verb, route, json=body)
     except httpx.HTTPError as error:
         state = "it still runs" if server.alive() else "its process has ended"
-        late = f" within {server.layout.request_timeout_s:g} s (rollout.request_timeout_s)"
-        what = f"no answer{late if isinstance(error, httpx.TimeoutException) else ''} ({type(error).__name__})"
-        raise RolloutError(f"asked {server.url} for {asked}: {what}; {state}. Its log: {server.log_file}") from error
-    if response.status_code != httpx.codes.OK:
-        raise RolloutError(
-            f"asked {server.url} for {asked}: it answered {response.status_code} {response.text[:500]}. "
+        setting = "request_timeout_s" if route == _COMPLETIONS else "health_timeout_s"
+        limit = f" within {http.timeout.read:g} s (rollout.{setting})"
+        late = limit if isinstance(error, httpx.TimeoutException) else ""
+        raise _Failed(
+            f"asked {server.url} for {asked}: no answer{late} ({type(error).__name__}); {state}. "
             f"Its log: {server.log_file}"
-        )
-    return response.json()
+        ) from error
+    said = f"asked {server.url} for {asked}: it answered {response.status_code} {response.text[:500]}"
+    if response.is_client_error:
+        raise RolloutError(f"{said}. Its log: {server.log_file}")
+    try:
+        answer = json.loads(response.content or b"{}")
+    except ValueError:
+        answer = None
+    if response.status_code != httpx.codes.OK or not isinstance(answer, dict):
+        raise _Failed(f"{said}. Its log: {server.log_file}")
+    return answer
 
 
-async def _together(coroutines: Any) -> None:
+async def _until(event: asyncio.Event, endless: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all of them until the event; the first error cancels the others and is raised as it is."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in (_wait(event), *endless)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not event.is_set():
+            for task in done:
+                task.result()
+    finally:
+        await _cancel(tasks)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _together(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run all to their end; the first error cancels the others and is raised as it is."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

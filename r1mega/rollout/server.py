@@ -1,16 +1,21 @@
-"""One vLLM server in processes of its own: start it, wait for it, stop it, whatever happens to the trainer.
+"""One vLLM server in processes of its own: start, wait, restart, stop it, whatever happens to the trainer.
 
 Starting and waiting are separate calls, so that the trainer builds its model in the meantime:
 
     with Server(model_dir, layout, max_model_len=512, seed=0, log_file=run_dir / "vllm.log") as server:
         ...
         server.wait_ready()
+
+A restart may change `url`, `port` and `pid`: read them when they are used.
 """
 
 import atexit
 import importlib.util
 import json
+import logging
+import random
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -23,27 +28,27 @@ from r1mega.errors import RolloutError
 from r1mega.runtime import openmp, process
 from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
 
+log = logging.getLogger(__name__)
+
 WORKER_EXTENSION = "r1mega.weights.gloo.WorkerExtension"
 """Imported by name in each vLLM worker: it registers the weight-transfer backend there."""
 WEIGHT_BACKEND = "gloo"
 STOP_GRACE_S = 10.0
+PORTS = range(20000, 30000)
+"""Where a free port is looked for: below the ports that the kernel hands to outgoing connections, since one of
+those may take the port in the half minute until vLLM listens."""
+_PORT_GRACE_S = 10.0
+"""How long the killed processes may keep a configured port."""
 _REAL_MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 """The one shape for which vLLM has an MLA kernel on CPU; any other runs as plain attention."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 class Server:
-    """A vLLM server of one model on this host. Its weights start at version 0, those of `model_dir`."""
+    """A vLLM server of one model. After each start its weights are version 0, those of `model_dir`."""
 
     def __init__(
-        self,
-        model_dir: Path,
-        layout: RolloutLayout,
-        *,
-        max_model_len: int,
-        seed: int,
-        log_file: Path,
-        host: str = "127.0.0.1",
+        self, model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
     ) -> None:
         """Start the processes; `wait_ready` waits for them.
 
@@ -65,39 +70,96 @@ class Server:
             raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")
         if not (model_dir / "tokenizer.json").is_file():
             raise RolloutError(f"{model_dir} has no tokenizer.json; save the model's fast tokenizer there")
-        if layout.port and not process.port_is_free(layout.port, host):
-            raise RolloutError(
-                f"port {layout.port} of {host}, which rollout.port asks for, is taken by another process. "
-                "Set rollout.port to 0 (any free port) or to another port, or stop that process."
-            )
-        self.model_dir, self.layout, self.log_file, self.host = model_dir, layout, log_file, host
-        self.port = layout.port or process.free_port(host)
-        self.url = f"http://{host}:{self.port}"
+        self.model_dir, self.layout, self.log_file, self.host = model_dir, layout, log_file, layout.host
         self.world_size = layout.tp
         """Ranks that receive weights."""
         config = json.loads((model_dir / "config.json").read_text())
         self.vocab_size: int = config["vocab_size"]
-        self._log_start = log_file.stat().st_size if log_file.exists() else 0
-        self._started = time.monotonic()
-        mla = all(config.get(key) == value for key, value in _REAL_MLA.items())
-        self._process = process.spawn(
-            self._command(max_model_len, seed, mla),
-            environment=self._environment(mla),
-            log_file=log_file,
-        )
-        self.pid = self._process.pid
-        """Of the group that all processes of the server are in."""
-        atexit.register(self.stop)
+        self.incarnation = 0
+        """Starts so far: what was told to an earlier one, such as weights, is gone."""
+        self._max_model_len, self._seed = max_model_len, seed
+        self._mla = all(config.get(key) == value for key, value in _REAL_MLA.items())
+        self._ended_for_good = False
+        self._processes = threading.RLock()  # stop() may come while a restart runs in another thread
+        self._restarting = threading.Lock()
+        self.start()
 
-    def _command(self, max_model_len: int, seed: int, mla: bool) -> list[str]:
-        """Command line of the server."""
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start the processes of a server that has none; `wait_ready` waits for them.
+
+        Raises:
+            RolloutError: the port is taken, or `stop` was called.
+        """
+        with self._processes:
+            if self._ended_for_good:
+                raise RolloutError(f"the vLLM server of {self.model_dir} was stopped and will not start again")
+            self.port = self._choose_port()
+            self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
+            self._started = time.monotonic()
+            self._process = process.spawn(
+                [*self.layout.launch, *self._command()], environment=self._environment(), log_file=self.log_file
+            )
+            self.pid = self._process.pid
+            """Of the group that all processes of the server on this host are in."""
+            self.incarnation += 1
+            atexit.register(self.stop)
+
+    def restart(self, reason: str) -> float:
+        """Kill the server, which may be frozen, and start it anew with the same arguments and the first weights.
+
+        Returns:
+            Seconds until it was ready.
+
+        Raises:
+            RolloutError: it does not start, or `stop` was called meanwhile.
+        """
+        log.warning("restarting the vLLM server at %s: %s", self.url, reason)
+        begin = time.monotonic()
+        with self._restarting:
+            # SIGTERM is lost on frozen processes. One that `launch` started elsewhere is out of SIGKILL's reach:
+            # its launcher ends it when told to with SIGTERM.
+            self._end(grace_s=STOP_GRACE_S if self.layout.launch else 0.0)
+            self.start()
+            self.wait_ready()
+        return time.monotonic() - begin
+
+    def _choose_port(self) -> int:
+        """The configured port, or a free one."""
         layout = self.layout
+        if layout.launch:  # ports of another host cannot be probed
+            return layout.port or random.SystemRandom().choice(PORTS)
+        if not layout.port:
+            for port in random.SystemRandom().sample(PORTS, 100):
+                if process.port_is_free(port, self.host):
+                    return port
+            raise RolloutError(
+                f"no port from {PORTS[0]} to {PORTS[-1]} of {self.host} can be listened on from here. If that is "
+                "another host, set rollout.launch to what starts a command there."
+            )
+        deadline = time.monotonic() + (_PORT_GRACE_S if self.incarnation else 0.0)
+        while not process.port_is_free(layout.port, self.host):
+            if time.monotonic() > deadline:
+                raise RolloutError(
+                    f"port {layout.port} of {self.host}, which rollout.port asks for, is taken by another process. "
+                    "Set rollout.port to 0 (any free port) or to another port, or stop that process."
+                )
+            time.sleep(0.05)
+        return layout.port
+
+    def _command(self) -> list[str]:
+        """Command line of the server."""
+        layout, max_model_len = self.layout, self._max_model_len
         values = {
             "model": self.model_dir,
             "served-model-name": "policy",
-            "host": self.host,
+            # A host's name may mean its loopback address on that host itself.
+            "host": self.host if _is_loopback(self.host) else "0.0.0.0",
             "port": self.port,
-            "seed": seed,
+            "seed": self._seed,
             # The model in the engine's own process: one vLLM import less, and no busy-waiting between the two.
             "distributed-executor-backend": "uni" if layout.tp == 1 else "mp",
             "dtype": _DTYPES[layout.dtype],
@@ -106,7 +168,7 @@ class Server:
             "max-num-seqs": layout.max_num_seqs,
             "max-num-batched-tokens": vllm_cpu_seeded_prefill.step_tokens(max_model_len, layout.max_num_seqs),
             "kv-cache-memory-bytes": int(layout.kv_cache_gib * 2**30),
-            "block-size": 16 if mla else 32,  # the kernels accept no other
+            "block-size": 16 if self._mla else 32,  # the kernels accept no other
             "logprobs-mode": "processed_logprobs",  # of logits / T, which is what old and reference logprobs are of
             "compilation-config": json.dumps({"custom_ops": vllm_cpu_rotary.CUSTOM_OPS}),
             "weight-transfer-config": json.dumps({"backend": WEIGHT_BACKEND}),
@@ -125,10 +187,10 @@ class Server:
         program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         return [*program, *pairs, *(f"--{flag}" for flag in flags)]
 
-    def _environment(self, mla: bool) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         """Environment of the server."""
-        extra = {} if mla else {"VLLM_MLA_DISABLE": "1"}
-        if self.host in ("127.0.0.1", "localhost"):
+        extra = {} if self._mla else {"VLLM_MLA_DISABLE": "1"}
+        if _is_loopback(self.host):
             extra["VLLM_HOST_IP"] = "127.0.0.1"
         return process.child_environment(
             OMP_NUM_THREADS=str(self.layout.threads),
@@ -146,6 +208,23 @@ class Server:
         """Whether the server's processes run; it may not be ready yet."""
         return self._process.poll() is None
 
+    def healthy(self, timeout_s: float, *, engine: bool = True) -> bool:
+        """Whether it answers within `timeout_s`: not if it is gone, frozen, still starting or its engine died.
+
+        Args:
+            engine: ask the engine as well, which answers only between two steps and after a weight update.
+        """
+        routes = ("/health", "/is_paused") if engine else ("/health",)
+        try:
+            with self._http(timeout_s) as http:
+                return self.alive() and all(http.get(route).status_code == httpx.codes.OK for route in routes)
+        except httpx.HTTPError:
+            return False
+
+    def _http(self, timeout_s: float) -> httpx.Client:
+        # Plain http: reading the certificates would take longer than the calls.
+        return httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False, verify=False)
+
     def wait_ready(self) -> float:
         """Wait until the server answers, up to `layout.start_timeout_s` seconds after its start.
 
@@ -156,12 +235,12 @@ class Server:
             RolloutError: it ended, or is not ready in time; with its last log lines.
         """
         deadline = self._started + self.layout.start_timeout_s
-        with httpx.Client(base_url=self.url, timeout=5.0, trust_env=False) as http:
+        with self._http(timeout_s=5.0) as http:
             while True:
                 if not self.alive():
                     raise RolloutError(self._story(f"ended with code {self._process.returncode} while starting"))
                 if time.monotonic() > deadline:
-                    self.stop()
+                    self._end(grace_s=STOP_GRACE_S)
                     limit = f"{self.layout.start_timeout_s:g} s (rollout.start_timeout_s)"
                     raise RolloutError(self._story(f"was not ready after {limit}"))
                 try:
@@ -181,9 +260,14 @@ class Server:
         return f"the vLLM server at {self.url} {what}. The end of its log {self.log_file}:\n  {last}"
 
     def stop(self) -> None:
-        """End all processes of the server; at once if they are gone already."""
-        atexit.unregister(self.stop)
-        process.stop_group(self._process, grace_s=STOP_GRACE_S)
+        """End all processes of the server, for good; at once if they are gone already."""
+        self._ended_for_good = True
+        self._end(grace_s=STOP_GRACE_S)
+
+    def _end(self, *, grace_s: float) -> None:
+        with self._processes:
+            atexit.unregister(self.stop)
+            process.stop_group(self._process, grace_s=grace_s)
 
     def __enter__(self) -> Self:
         return self
@@ -192,3 +276,7 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")

@@ -1,8 +1,16 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. A second signal leaves at once."""
+"""Being asked to stop: finish the step, save, leave. Ctrl-C a second time leaves at once."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
+
+from r1mega.runtime.process import STOP_SIGNALS
+
+
+class StopNow(KeyboardInterrupt):
+    """A signal came while work ran that need not be finished."""
 
 
 class Interrupted(Exception):
@@ -15,14 +23,19 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; the next one raises KeyboardInterrupt."""
+    """While entered, the first SIGINT, SIGTERM or SIGUSR1 only sets `received`.
+
+    A SIGINT after that raises KeyboardInterrupt: someone at a keyboard will not wait. Schedulers send their SIGTERM
+    several times while a run is saving, and SIGKILL when they mean it.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at_once = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOP_SIGNALS:
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -30,13 +43,25 @@ class Interrupt:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For work of which nothing is lost when it breaks off: the first signal raises StopNow inside."""
+        if self.received is not None:
+            raise StopNow
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def leave_if_received(self, message: str) -> None:
         """Raises Interrupted with `message` if a signal has come; call it where everything is saved."""
         if self.received is not None:
             raise Interrupted(self.received, message)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = signum
+            print("\nstopping after this step, then saving; Ctrl-C once more to leave at once", flush=True)
+        elif signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signum
-        print("\nstopping after this step, then saving; once more to leave at once", flush=True)

@@ -3,7 +3,7 @@
 `spawn` puts a guard between parent and command: a process that leads a new process group, starts the command
 in it and ends the whole group when the parent is gone. The guard watches its parent's id, which works
 whichever thread started it and whatever the parent forked since (PR_SET_PDEATHSIG and pipes do not). Run as
-`python -m r1mega.runtime.process PARENT_PID COMMAND...`; imports the standard library alone.
+`python -m r1mega.runtime.process [--pass-signals] PARENT_PID COMMAND...`; imports the standard library alone.
 """
 
 import contextlib
@@ -16,11 +16,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 POLL_S = 0.25
 GRACE_S = 5.0
 """What a group gets between SIGTERM and SIGKILL once its command or its parent is gone."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a run to save and leave: a user, a scheduler, and Slurm before a time limit."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PASS_SIGNALS = "--pass-signals"
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -29,8 +33,9 @@ def child_environment(**extra: str) -> dict[str, str]:
     PYTHONDONTWRITEBYTECODE is dropped: without .pyc files each process of a server compiles everything again,
     which doubles its start. Torchrun's rendezvous is dropped too: the child is no rank of the trainer.
     """
-    ours = ("PYTHONDONTWRITEBYTECODE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
-    keep = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(("TORCHELASTIC_", "GROUP_"))}
+    ours = ("PYTHONDONTWRITEBYTECODE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+    prefixes = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_", "GROUP_")
+    keep = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
     return keep | extra
 
 
@@ -52,16 +57,32 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         return True
 
 
-def spawn(command: Sequence[str], *, environment: Mapping[str, str], log_file: Path) -> subprocess.Popen[bytes]:
-    """Start a command under a guard, output appended to `log_file`; its pid is its process group's id."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as log:
+def spawn(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log_file: Path | None,
+    pass_signals: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a command under a guard; the pid is its process group's id, and the exit code the command's.
+
+    Args:
+        log_file: its output is appended there; None: the command writes where this process writes.
+        pass_signals: the guard hands each of STOP_SIGNALS that it gets to the command, and to nothing else of the
+            group: `send_signal` then reaches the command as if it had been started without a guard.
+    """
+    flags = [_PASS_SIGNALS] if pass_signals else []
+    with contextlib.ExitStack() as stack:
+        log = None
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context(log_file.open("ab"))
         return subprocess.Popen(
-            [sys.executable, "-m", "r1mega.runtime.process", str(os.getpid()), *command],
+            [sys.executable, "-m", "r1mega.runtime.process", *flags, str(os.getpid()), *command],
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=None if log is None else subprocess.STDOUT,
             start_new_session=True,  # a group of its own: Ctrl-C reaches the parent, which stops the child in order
         )
 
@@ -84,27 +105,43 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
 
 
-def _guard(parent: int, command: Sequence[str]) -> int:
+def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
     """Run `command` until it ends or `parent` is gone, then end what it left; the exit code is the command's."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become children of the guard
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the group's SIGTERM is for the command; the guard waits
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if child is None:
+            early.append(signum)
+        elif pass_signals:
+            child.send_signal(signum)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)  # the group's SIGTERM reaches the command by itself, and the guard waits
     # One thread here, so preexec_fn is safe.
     child = subprocess.Popen(command, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
+    for signum in early:
+        handle(signum, None)
     code = None
     while code is None and os.getppid() == parent:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = child.wait(timeout=POLL_S)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _signal_group(os.getpgrp(), signal.SIGTERM)
-    if not _all_ended(time.monotonic() + GRACE_S):
+    if not _group_ended(time.monotonic() + GRACE_S):
         _signal_group(os.getpgrp(), signal.SIGKILL)  # the guard as well
     return 1 if code is None else code if code >= 0 else 128 - code
 
 
-def _all_ended(deadline: float) -> bool:
-    """Reap children until there are none; False if some still run at the deadline."""
+def _group_ended(deadline: float) -> bool:
+    """Reap the group's children until there are none; False if some still run at the deadline.
+
+    A child in a group of its own is not waited for: it is another guard, which ends by itself.
+    """
     while time.monotonic() < deadline:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, _ = os.waitpid(-os.getpgrp(), os.WNOHANG)
         except ChildProcessError:
             return True
         if pid == 0:
@@ -113,4 +150,7 @@ def _all_ended(deadline: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(int(sys.argv[1]), sys.argv[2:]))
+    _arguments = sys.argv[1:]
+    _passing = _arguments[0] == _PASS_SIGNALS
+    _parent, *_command = _arguments[_passing:]
+    sys.exit(_guard(int(_parent), _command, pass_signals=_passing))

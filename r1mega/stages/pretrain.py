@@ -18,14 +18,15 @@ from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.interrupt import Interrupt, Interrupted
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
-from r1mega.runtime.run_dir import RunDir
+from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Document
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
+from r1mega.trainer.scatter import divide
 from r1mega.weights import hf_io
 
 log = logging.getLogger(__name__)
@@ -38,27 +39,35 @@ VOCAB_MULTIPLE = 32
 
 
 def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
-    """Train for `num_steps` or `max_seconds`, from the run's last checkpoint where there is one.
+    """Train for `num_steps` or `max_seconds`, from the run's last checkpoint where there is one. On every rank.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
+    ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
+    spec, corpus = ours.from_first(lambda: _corpus(config, run_dir))
+    with Interrupt() as interrupt:
+        policy, state = _policy(config, ours, run_dir, spec)
+        trainer = Trainer(config, run_dir, policy, corpus, state)
+        trainer.loop(interrupt)
+        rss = sum(ours.gather(peak_rss_gib()))
+    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path or run_dir.path / "tokenizer")
+    if ours.first:
+        files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
+
+
+def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document]]:
+    """The model with the text's vocabulary, and the text; also leaves the tokenizer and the list of questions."""
     data = config.data
     texts = documents(config.tasks, data.styles, data.num_documents, config.seed * 1000 + data.part, exclude=HELD_OUT)
     files.write_jsonl(
         run_dir.path / "trained_on.jsonl", ({"question": q} for q in sorted({t.question for t in texts}))
     )
-    tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
     tokenizer = _tokenizer(config, texts, run_dir)
     corpus = tokenize(texts, tokenizer, data.learn)
     spec = _spec(config, tokenizer)
     check_lengths(max(len(d.token_ids) for d in corpus), spec, config.batch)
-    with Interrupt() as interrupt:
-        policy, state = _policy(config, cluster, run_dir, spec)
-        trainer = Trainer(config, run_dir, policy, corpus, state)
-        trainer.loop(interrupt)
-    hf_io.export(policy, run_dir.hf, tokenizer_dir=tokenizer_dir)
-    files.write_json(run_dir.path / "summary.json", _summary(run_dir))
+    return spec, corpus
 
 
 def _tokenizer(config: Pretrain, texts: list[TextDocument], run_dir: RunDir) -> Any:
@@ -81,11 +90,11 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     )
 
 
-def _policy(config: Pretrain, cluster: Cluster, run_dir: RunDir, spec: ModelSpec) -> tuple[Policy, dict[str, Any]]:
+def _policy(config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec) -> tuple[Policy, dict[str, Any]]:
     """The policy at the run's last checkpoint, or at its initial weights; and where the run stands."""
     policy = Policy.build(
         spec,
-        mesh.start(cluster.trainer, device=cluster.device, seed=config.seed),
+        ours,
         config.optimizer,
         config.batch,
         mtp="joint",
@@ -93,13 +102,13 @@ def _policy(config: Pretrain, cluster: Cluster, run_dir: RunDir, spec: ModelSpec
         expert_bias_rate=config.expert_bias_rate,
         seed=config.seed,
     )
-    checkpoint = run_dir.latest_checkpoint()
+    checkpoint = ours.from_first(run_dir.latest_checkpoint)
+    if ours.first:
+        run_dir.rewind(checkpoint_step(checkpoint) if checkpoint else -1)
     if checkpoint is not None:
         state = policy.load(checkpoint)
-        run_dir.rewind(int(state["step"]))
         log.info("resumed from %s", checkpoint)
         return policy, state
-    run_dir.rewind(-1)
     if config.model.path is not None:
         hf_io.load_into(policy, config.model.path)
     return policy, {"step": 0, "seconds": 0.0}
@@ -112,9 +121,10 @@ class Trainer:
         self, config: Pretrain, run_dir: RunDir, policy: Policy, corpus: list[Document], state: dict[str, Any]
     ) -> None:
         self.config, self.run_dir, self.policy, self.corpus = config, run_dir, policy, corpus
+        self.mesh = policy.mesh
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self._epoch, self._order = -1, list[int]()
-        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=self.step > 0)
+        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=self.step > 0) if self.mesh.first else None
 
     @property
     def progress(self) -> float:
@@ -131,18 +141,23 @@ class Trainer:
             config.max_seconds if by_time else config.num_steps,
             unit="second" if by_time else "step",
             done=self.seconds if by_time else self.step,
+            silent=not self.mesh.first,
         ) as bar:
             while self.progress < 1.0:
                 with Stopwatch() as watch:
                     metrics = self.update(self.batch())
-                self.seconds += watch.seconds
-                self.tracker.log("train", self.step, metrics | {"seconds/update": watch.seconds})
-                bar.advance(watch.seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
-                last = self.progress >= 1.0
-                if last or self.step % config.save.every_steps == 0 or interrupt.received:
+                # The clock and the signals are the first rank's, so that all ranks end at the same step.
+                seconds, stop = self.mesh.from_first(lambda w=watch: (w.seconds, interrupt.received))
+                self.seconds += seconds
+                if self.tracker is not None:
+                    self.tracker.log("train", self.step, metrics | {"seconds/update": seconds})
+                bar.advance(seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
+                if self.progress >= 1.0 or stop or self.step % config.save.every_steps == 0:
                     self.save()
-                interrupt.leave_if_received(f"saved at step {self.step}; continue with --resume")
-        self.tracker.close()
+                if stop:
+                    raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
+        if self.tracker is not None:
+            self.tracker.close()
 
     def batch(self) -> list[Document]:
         """The documents of this step: each epoch in its own order, from seed and step alone; no rest is carried."""
@@ -156,9 +171,14 @@ class Trainer:
         weight = 1.0 / sum(d.num_targets for d in chosen)
         return [Document(d.token_ids, d.learn_from, {"weight": (weight,) * d.num_targets}) for d in chosen]
 
+    def share(self, batch: list[Document]) -> list[Document]:
+        """This rank's documents of a batch, which every rank knows: about as many tokens as any other's."""
+        shares = divide([len(d.token_ids) for d in batch], self.mesh.layout.dp)
+        return [batch[i] for i in shares[self.mesh.data_rank]]
+
     def update(self, batch: list[Document]) -> dict[str, float]:
         lr = learning_rate(self.config.optimizer, self.step, self.progress)
-        learned = self.policy.forward_backward(batch, likelihood_loss)
+        learned = self.policy.forward_backward(self.share(batch), likelihood_loss)
         grad_norm = self.policy.optim_step(lr)
         self.step += 1
         return learned | {"grad_norm": grad_norm, "lr": lr, "tokens": sum(len(d.token_ids) for d in batch)}
@@ -166,10 +186,11 @@ class Trainer:
     def save(self) -> None:
         state = {"step": self.step, "seconds": self.seconds}
         self.policy.save(self.run_dir.checkpoint(self.step), state)
-        self.run_dir.prune_checkpoints(self.config.save.keep_last)
+        if self.mesh.first:
+            self.run_dir.prune_checkpoints(self.config.save.keep_last)
 
 
-def _summary(run_dir: RunDir) -> dict[str, Any]:
+def _summary(run_dir: RunDir, rss: float) -> dict[str, Any]:
     """summary.json, from the metrics on disk, so that a resumed run counts all of its parts."""
     train = [row for row in run_dir.metrics() if row["kind"] == "train"]
     seconds = sum(row["seconds/update"] for row in train)
@@ -181,5 +202,5 @@ def _summary(run_dir: RunDir) -> dict[str, Any]:
         "tokens": sum(row["tokens"] for row in train),
         "tokens_per_second": {"train": sum(row["tokens"] for row in train) / seconds},
         "loss": sum(row["loss"] for row in recent) / len(recent),
-        "peak_rss_gib": {"trainer": peak_rss_gib()},
+        "peak_rss_gib": {"trainer": rss},
     }

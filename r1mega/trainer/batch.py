@@ -3,7 +3,7 @@
 Shapes: B chunks of a micro-batch, S tokens of a chunk, T targets of a micro-batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,15 +53,25 @@ class MicroBatch:
     """Indices into the mini-batch's documents."""
 
 
-def micro_batches(documents: Sequence[Document], batch: Batch, *, mtp_depths: int) -> list[MicroBatch]:
-    """Pack documents into chunks, chunks into micro-batches.
+def micro_batches(
+    documents: Sequence[Document],
+    batch: Batch,
+    *,
+    mtp_depths: int,
+    agreed: Callable[[int], int] = lambda num_chunks: num_chunks,
+) -> list[MicroBatch]:
+    """Pack documents into chunks, chunks into micro-batches of equal size.
+
+    Args:
+        documents: may be empty where other ranks have some.
+        mtp_depths: how many MTP depths need targets.
+        agreed: the number of chunks that all data-parallel ranks make, from this rank's own; no smaller. Chunks
+            without documents make up for the difference: experts and pipelines need the ranks to move in step.
 
     Raises:
-        DataError: no documents, an empty or too long one, or fields that do not fit the targets.
+        DataError: no documents on any rank, an empty or too long one, or fields that do not fit the targets.
     """
-    if not documents:
-        raise DataError("no documents to train on: the mini-batch is empty")
-    names = set(documents[0].fields)
+    names = set(documents[0].fields) if documents else set()
     for i, d in enumerate(documents):
         if not 1 <= d.learn_from <= len(d.token_ids):
             raise DataError(f"document {i}: learn_from {d.learn_from} with {len(d.token_ids)} tokens")
@@ -71,7 +81,12 @@ def micro_batches(documents: Sequence[Document], batch: Batch, *, mtp_depths: in
         if wrong:
             raise DataError(f"document {i}: {d.num_targets} targets, but fields of length {wrong}")
     chunks = pack([len(d.token_ids) for d in documents], batch.chunk_tokens)
-    step = batch.chunks_per_micro_batch
+    num_chunks = agreed(len(chunks))
+    if num_chunks == 0:
+        raise DataError("no documents to train on: the mini-batch is empty")
+    num_micro_batches = max(1, -(-num_chunks // batch.chunks_per_micro_batch))
+    step = max(1, -(-num_chunks // num_micro_batches))  # a pipeline sends one shape
+    chunks += [[] for _ in range(num_micro_batches * step - len(chunks))]
     return [
         _micro_batch(documents, chunks[i : i + step], batch.chunk_tokens, sorted(names), mtp_depths)
         for i in range(0, len(chunks), step)

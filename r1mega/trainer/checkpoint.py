@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,10 @@ MANIFEST = "policy.json"
 REFERENCE = "reference."
 
 
-def save(policy: "Policy", folder: Path, extra: dict[str, Any]) -> None:
+def save(policy: "Policy", folder: Path, extra: dict[str, Any], own: Mapping[str, bytes]) -> None:
     """Write the checkpoint beside `folder` and rename it there; an older one of that name is replaced.
 
-    Every rank calls this.
+    Every rank calls this; `extra` is the first rank's, `own` are files of each rank's.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     first = policy.mesh.rank == 0
@@ -52,6 +53,8 @@ def save(policy: "Policy", folder: Path, extra: dict[str, Any]) -> None:
         gc.unfreeze()
     with (temporary / f"random_{policy.mesh.rank}.pkl").open("wb") as file:
         pickle.dump(_random_states(), file)
+    for name, data in own.items():
+        (temporary / name).write_bytes(data)
     policy.mesh.barrier()
     if first:
         manifest = {
@@ -95,8 +98,9 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
     except (Exception, CheckpointException) as e:  # the second is no Exception
         raise CheckpointError(f"{folder}: torn or of another layout ({type(e).__name__}: {e})") from e
     with torch.no_grad():
-        for name, tensor in policy.state().items():
-            tensor.copy_(loaded["model"][name])
+        for name, tensor in policy.network.state_dict(keep_vars=True).items():
+            if isinstance(tensor, torch.Tensor):
+                tensor.copy_(loaded["model"][name])
     policy.optimizer.load_state_dict(loaded["optimizer"])
     policy.reference = None
     if manifest["reference"]:

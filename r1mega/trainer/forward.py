@@ -3,6 +3,7 @@
 Shapes: T targets of a micro-batch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from r1mega.trainer.batch import MicroBatch, Targets
 from r1mega.trainer.logprob import target_logprobs
+from r1mega.trainer.mesh import Mesh
 
 LossFn = Callable[[Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
 """(logp [T] fp32, fields each [T], doc [T]) -> (scalar loss, metrics). Weights inside `fields` are already
@@ -21,22 +23,30 @@ normalised over the whole mini-batch: losses and metrics of micro-batches are su
 
 
 def train(
-    model: Any, batches: Sequence[MicroBatch], loss: LossFn, *, temperature: float, mtp_loss_weight: float
+    model: Any,
+    mesh: Mesh,
+    batches: Sequence[MicroBatch],
+    loss: LossFn,
+    *,
+    temperature: float,
+    mtp_loss_weight: float,
 ) -> dict[str, float]:
     """Accumulate the gradient of a mini-batch's loss into the model's buffers.
 
     Returns:
         The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
-        each summed over micro-batches.
+        each summed over micro-batches and data-parallel ranks.
     """
     network = model.module
     # The denominators of the mini-batch, one a depth.
     depths = range(len(batches[0].mtp_targets))
-    totals = [max(1, sum(len(b.mtp_targets[k].ids) for b in batches)) for k in depths]
+    counts = torch.tensor([sum(len(b.mtp_targets[k].ids) for b in batches) for k in depths])
+    totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         logp = _logprobs(network, states[0], batch.targets, network.output_layer.weight, temperature)
-        value, metrics = loss(logp, batch.fields, batch.doc)
+        # A micro-batch that only keeps this rank in step with the others has no targets, and nothing to say.
+        value, metrics = loss(logp, batch.fields, batch.doc) if batch.documents else (logp.sum(), {})
         metrics = {"loss": value.detach(), **metrics}
         if states[1:]:
             weight = network.output_layer.weight
@@ -56,12 +66,12 @@ def train(
         states = _forward(model, batch, run_mtp=True)
         return states, lambda states: _scaled(objective(batch, states))
 
-    return _sum(_schedule(model, batches, step, forward_only=False))
+    return _sum(_schedule(model, batches, step, forward_only=False), mesh)
 
 
 @torch.no_grad()
-def score(model: Any, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
-    """Log-probabilities [T] fp32 of each micro-batch's targets. Changes no state of the model."""
+def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
+    """Log-probabilities [T] fp32 of each micro-batch's targets, on every rank. Changes no state of the model."""
     network = model.module
 
     def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
@@ -74,7 +84,8 @@ def score(model: Any, batches: Sequence[MicroBatch], *, temperature: float) -> l
 
         return hidden, collect
 
-    return _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
+    scored = _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
+    return mesh.from_last_stage(scored)
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
@@ -108,7 +119,13 @@ def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: A
     )
 
 
-def _sum(metrics: list[dict[str, Tensor]]) -> dict[str, float]:
-    names = list(metrics[0])
-    table = torch.stack([torch.stack([m[n].detach().double() for n in names]) for m in metrics])
-    return dict(zip(names, table.sum(0).tolist(), strict=True))
+def _sum(metrics: list[dict[str, Tensor]], mesh: Mesh) -> dict[str, float]:
+    """Each metric summed over the micro-batches and the data-parallel ranks; the last stage alone has some."""
+    if mesh.last_stage:
+        values = [{name: float(value) for name, value in m.items()} for m in metrics]
+        total: Counter[str] = Counter()
+        for of_rank in mesh.gather_over_data(values):
+            for m in of_rank:
+                total.update(m)
+        return mesh.from_last_stage(dict(total))
+    return mesh.from_last_stage({})

@@ -20,6 +20,23 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn).flatten(-2).type_as(x)
 
 
+class Duplicated(torch.nn.Module):
+    """A linear layer that every tensor-parallel rank holds whole, applied to its part of the sequence.
+
+    Megatron's local layers divide the down-projections by columns, and then never sum the gradient of the rotary
+    key over the ranks. Transformer Engine's do it as here.
+    """
+
+    def __init__(self, input_size: int, output_size: int, config: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """x: [..., input_size]; returns ([..., output_size], no bias)."""
+        return torch.nn.functional.linear(x, self.weight), None
+
+
 class LatentAttention(MLASelfAttention):
     """MLASelfAttention for training: the same weights and the same attention scores.
 
@@ -28,6 +45,13 @@ class LatentAttention(MLASelfAttention):
     """
 
     _positions: Tensor | None = None
+
+    def __init__(self, config: Any, *arguments: Any, **others: Any) -> None:
+        super().__init__(config, *arguments, **others)
+        if config.q_lora_rank is not None:
+            self.linear_q_down_proj = Duplicated(config.hidden_size, config.q_lora_rank, config)
+        compressed = config.kv_lora_rank + config.qk_pos_emb_head_dim
+        self.linear_kv_down_proj = Duplicated(config.hidden_size, compressed, config)
 
     def forward(self, hidden_states: Tensor, attention_mask: Any, **others: Any) -> Any:  # type: ignore[override]
         """As Megatron's; `attention_mask` is `trainer.attention.Segments`."""

@@ -1,16 +1,23 @@
 """Process groups of the trainer, and everything that must happen before megatron is imported."""
 
+import datetime
+import pickle
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from r1mega.config.schema import TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.runtime import env, shims
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -21,14 +28,97 @@ class Mesh:
     device: torch.device
     rank: int
     world_size: int
+    patient: Any
+    """A group of all ranks whose waits last as long as the first rank's own work may."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that samples, judges, logs and writes what there is once."""
+        return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of every mini-batch this rank takes."""
+        return _state().get_data_parallel_rank()
+
+    @property
+    def leads_copy(self) -> bool:
+        """Whether this is the first rank of its copy of the model."""
+        return dist.get_rank(_state().get_model_parallel_group()) == 0
+
+    @property
+    def last_stage(self) -> bool:
+        """Whether this rank holds the last pipeline stage, which alone sees log-probabilities."""
+        return _state().is_pipeline_last_stage()
 
     def barrier(self) -> None:
         """Wait for every rank of the trainer."""
         dist.barrier()
 
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on every rank; the others wait for it as long as that may take."""
+        if self.world_size == 1:
+            return make()
+        size = torch.zeros((), dtype=torch.int64)
+        if not self.first:
+            dist.broadcast(size, 0, group=self.patient)
+            data = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(data, 0, group=self.patient)
+            return pickle.loads(data.numpy().tobytes())
+        made = make()
+        data = torch.frombuffer(bytearray(pickle.dumps(made)), dtype=torch.uint8)
+        size.fill_(len(data))
+        dist.broadcast(size, 0, group=self.patient)
+        dist.broadcast(data, 0, group=self.patient)
+        return made
+
+    def gather(self, mine: T) -> list[T]:
+        """Every rank's object, in the order of ranks, on every rank. For small things."""
+        if self.world_size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, mine)
+        return found
+
+    def gather_over_data(self, mine: T) -> list[T]:
+        """The object of each data-parallel rank, in their order, on every rank. For small things."""
+        if self.layout.dp == 1:
+            return [mine]
+        group = _state().get_data_parallel_group()
+        found: list[Any] = [None] * group.size()
+        dist.all_gather_object(found, mine, group=group)
+        return found
+
+    def sum_over_data(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the data-parallel ranks, in place."""
+        if self.layout.dp > 1:
+            dist.all_reduce(values, group=_state().get_data_parallel_group())
+        return values
+
+    def max_over_data(self, value: int) -> int:
+        """The largest of a number over the data-parallel ranks."""
+        if self.layout.dp == 1:
+            return value
+        largest = torch.tensor(value)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_state().get_data_parallel_group())
+        return int(largest)
+
+    def from_last_stage(self, value: T) -> T:
+        """The last pipeline stage's object on every stage."""
+        if self.layout.pp == 1:
+            return value
+        found = [value]
+        state = _state()
+        dist.broadcast_object_list(
+            found, state.get_pipeline_model_parallel_last_rank(), group=state.get_pipeline_model_parallel_group()
+        )
+        return found[0]
+
 
 def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     """Join the trainer's ranks (torchrun's, or a world of one), form Megatron's groups, seed every generator.
+
+    Called again with another layout of as many ranks, it forms new groups over the same processes.
 
     Args:
         layout: axes of the mesh, threads and dtype.
@@ -36,14 +126,11 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
         seed: of torch, numpy, python and Megatron's tracker.
 
     Raises:
-        ConfigError: a layout that this version does not run, or another number of processes than it asks for.
+        ConfigError: another device or dtype than this version runs, or another number of processes than the layout
+            asks for.
     """
     if device != "cpu":
         raise ConfigError(f"device {device!r}: the trainer runs on cpu only")
-    if layout.ranks != 1 or layout.ep != 1:
-        raise ConfigError(
-            f"trainer layout tp={layout.tp} pp={layout.pp} ep={layout.ep} dp={layout.dp}: only one rank is supported"
-        )
     if layout.dtype != "fp32":
         raise ConfigError(f"trainer dtype {layout.dtype!r}: only fp32 is supported on cpu")
     torch.set_num_threads(layout.threads)
@@ -52,35 +139,53 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     # No apex, no Transformer Engine, its own deprecated arguments: nothing a user of this system can mend.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     shims.install_megatron_cpu()
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import tensor_parallel
 
-    launch = env.launch()
-    if not dist.is_initialized():
-        if launch is None:
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size)
-    if dist.get_world_size() != layout.ranks:
-        raise ConfigError(f"the layout has {layout.ranks} ranks, but {dist.get_world_size()} processes were started")
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tp,
-            pipeline_model_parallel_size=layout.pp,
-            expert_model_parallel_size=layout.ep,
-            # Megatron's default is tp, which would multiply the ranks that experts need.
-            expert_tensor_parallel_size=1,
-        )
+    _join(layout)
+    state = _state()
+    if state.model_parallel_is_initialized():
+        state.destroy_model_parallel()
+    state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.expert_tp,
+        distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
+    )
+    patient = dist.group.WORLD
+    if dist.get_world_size() > 1:
+        patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    return Mesh(layout, torch.device(device), dist.get_rank(), dist.get_world_size())
+    return Mesh(layout, torch.device(device), dist.get_rank(), dist.get_world_size(), patient)
+
+
+def _join(layout: TrainerLayout) -> None:
+    """The default group; formed once a process."""
+    if not dist.is_initialized():
+        launch = env.launch()
+        timeout = datetime.timedelta(seconds=layout.collective_timeout_s)
+        if launch is None:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    if dist.get_world_size() != layout.ranks:
+        raise ConfigError(
+            f"the trainer's layout has {layout.ranks} ranks (tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x dp "
+            f"{layout.dp}), but {dist.get_world_size()} processes were started"
+        )
+
+
+def _state() -> Any:
+    from megatron.core import parallel_state
+
+    return parallel_state
 
 
 def stop() -> None:
     """Leave the process groups."""
     if dist.is_initialized():
-        from megatron.core import parallel_state
-
-        parallel_state.destroy_model_parallel()
+        _state().destroy_model_parallel()
         dist.destroy_process_group()

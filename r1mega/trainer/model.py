@@ -14,6 +14,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_layer_specs,
     get_gpt_mtp_block_spec,
 )
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
@@ -61,8 +62,11 @@ class PolicyModel(GPTModel):
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
             the [S, B, H] to send on.
         """
-        prepared: Any = self._preprocess(input_ids, position_ids, padding_mask=padding_mask)
-        embedded, *_, padding_mask = prepared
+        prepared: Any = self._preprocess(input_ids, position_ids)
+        embedded = prepared[0]
+        if self.config.sequence_parallel:
+            # Here and not in _preprocess, which divides the mask on the first pipeline stage alone.
+            padding_mask = scatter_to_sequence_parallel_region(padding_mask.T.contiguous()).T.contiguous()
         hidden = self.decoder(hidden_states=embedded, attention_mask=segments, padding_mask=padding_mask)
         if not self.post_process:
             return hidden
@@ -81,12 +85,7 @@ class PolicyModel(GPTModel):
 
 
 def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float) -> MLATransformerConfig:
-    """Megatron's configuration of a model. Every initial weight is normal with one deviation (V3 report 4.2)."""
-    std = spec.init_std
-
-    def init(weight: Tensor) -> Tensor:
-        return torch.nn.init.normal_(weight, 0.0, std)
-
+    """Megatron's configuration of a model."""
     yarn = spec.yarn
     rope: dict[str, Any] = {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale_all_dim": 0.0}
     if yarn is not None:
@@ -144,14 +143,11 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         sequence_parallel=layout.tp > 1,
         pipeline_model_parallel_size=layout.pp,
         expert_model_parallel_size=layout.ep,
-        expert_tensor_parallel_size=1,
+        expert_tensor_parallel_size=layout.expert_tp,
         params_dtype=torch.float32,
         pipeline_dtype=torch.float32,
         # The loss comes normalised over the mini-batch: micro-batches and data-parallel ranks are summed.
         calculate_per_token_loss=True,
-        init_method=init,
-        output_layer_init_method=init,
-        embedding_init_method=init,
         use_cpu_initialization=True,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
@@ -174,7 +170,7 @@ def _local(layer: Any) -> Any:
 
 
 def build_model(spec: ModelSpec, config: MLATransformerConfig, *, mtp: MTP) -> PolicyModel:
-    """The model of this pipeline stage, initialised from torch's current random state. fp32 on the CPU."""
+    """The model of this pipeline stage, fp32 on the CPU. `trainer.initial` gives it its first weights."""
     block: Any = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RMSNorm
     for layer in block.layer_specs:

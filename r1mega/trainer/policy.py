@@ -1,7 +1,7 @@
 """The policy: a model in training and the verbs on it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
-from r1mega.trainer.batch import micro_batches
+from r1mega.trainer.batch import MicroBatch, micro_batches
 from r1mega.trainer.forward import LossFn
+from r1mega.trainer.initial import initialise
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
+from r1mega.trainer.names import whole_model_name
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.routing import recorded_margins
 
@@ -45,7 +47,7 @@ class Policy:
         self.model = model
         self.optimizer = optimizer
         self.reference: dict[str, Tensor] | None = None
-        """Host copy of the reference's parameters and buffers, by the model's names."""
+        """Host copy of the reference's parameters and buffers, by the network's own names."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
 
@@ -71,9 +73,9 @@ class Policy:
             seed: of the initial weights; the random state of the process is left as it was.
         """
         config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):  # Megatron draws weights too, which are overwritten
             network = build_model(spec, config, mtp=mtp)
+        initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
         )
@@ -90,9 +92,13 @@ class Policy:
         return self.model.module  # type: ignore[return-value]
 
     def state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by Megatron's names; the live tensors, not copies."""
-        tensors = self.network.state_dict(keep_vars=True)
-        return {name: t for name, t in tensors.items() if isinstance(t, Tensor)}
+        """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies."""
+        return by_whole_model_names(self.network, own_tensors(self.network))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """This rank's accumulated fp32 gradients, by the same names as `state`."""
+        trained = {n: p.main_grad for n, p in self.network.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+        return by_whole_model_names(self.network, trained)
 
     def weights_changed(self) -> None:
         """Tell the optimiser that weights were written from outside."""
@@ -106,24 +112,38 @@ class Policy:
         """Add the gradient of a mini-batch's loss to what `optim_step` will apply.
 
         Args:
-            documents: of this data-parallel rank; every document with the same fields.
+            documents: of this data-parallel rank, the same on all ranks of its model; every document with the same
+                fields.
             loss: on log-probabilities at `temperature`; see `forward.LossFn`.
             temperature: divides the logits (the report samples at 0.7 in its last stage).
 
         Returns:
-            The loss function's metrics, `loss` (without the MTP part) and `mtp_loss`, summed over micro-batches.
+            The loss function's metrics, `loss` (without the MTP part) and `mtp_loss`, summed over micro-batches and
+            data-parallel ranks; the same on every rank.
 
         Raises:
             DataError: documents that cannot be packed.
         """
-        depths = len(self.network.mtp.layers) if self.network.mtp_mode != "off" else 0
-        batches = micro_batches(documents, self._batch, mtp_depths=depths)
+        depths = self.spec.num_mtp_layers if self.network.mtp_mode != "off" else 0
+        batches = self._micro_batches(documents, mtp_depths=depths)
         return forward.train(
-            self.model, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
+            self.model, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
         )
 
-    def optim_step(self, lr: float) -> float:
+    def reduce_gradients(self, *, everywhere: bool = False) -> None:
+        """Sum the accumulated gradient over the ranks that share each weight, and move the expert bias.
+
+        Args:
+            everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
+                its share of the optimiser needs.
+        """
+        finalize_model_grads([self.model], force_all_reduce=everywhere)
+
+    def optim_step(self, lr: float, *, reduced: bool = False) -> float:
         """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
+
+        Args:
+            reduced: `reduce_gradients` has been called.
 
         Returns:
             The global gradient norm before clipping.
@@ -131,7 +151,8 @@ class Policy:
         Raises:
             DivergenceError: it is not finite; the weights must not be used or saved any more.
         """
-        finalize_model_grads([self.model])
+        if not reduced:
+            self.reduce_gradients()
         set_rates(self.optimizer, self._optimizer_settings, lr)
         step: Any = self.optimizer.step()
         _, norm, _ = step
@@ -147,20 +168,17 @@ class Policy:
         """Log-probabilities of every document's targets; no gradient, no change of any state.
 
         Args:
+            documents: as in `forward_backward`.
             temperature: divides the logits.
             reference: of the reference instead of the current weights.
 
         Returns:
             For each document, in order, [num_targets] fp32.
         """
-        batches = micro_batches(documents, self._batch, mtp_depths=0)
+        batches = self._micro_batches(documents, mtp_depths=0)
         with self._reference_weights() if reference else torch.no_grad():
-            scored = forward.score(self.model, batches, temperature=temperature)
-        result: dict[int, Tensor] = {}
-        for batch, logp in zip(batches, scored, strict=True):
-            counts = [documents[i].num_targets for i in batch.documents]
-            result.update(zip(batch.documents, logp.split(counts), strict=True))
-        return [result[i] for i in range(len(documents))]
+            scored = forward.score(self.model, self.mesh, batches, temperature=temperature)
+        return _by_document(documents, batches, scored)
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
         """How close each position's choice of experts was to another one (`trainer.routing`).
@@ -170,23 +188,26 @@ class Policy:
             position but the last, which predicts nothing.
         """
         every_position = [Document(d.token_ids) for d in documents]
-        batches = micro_batches(every_position, self._batch, mtp_depths=0)
-        result: dict[int, Tensor] = {}
+        batches = self._micro_batches(every_position, mtp_depths=0)
+        smallest: list[Tensor] = []
         for batch in batches:
             with recorded_margins(self.network) as margins:
-                forward.score(self.model, [batch], temperature=1.0)
-            smallest = torch.stack(margins).amin(0)[batch.targets.rows]
-            counts = [every_position[i].num_targets for i in batch.documents]
-            result.update(zip(batch.documents, smallest.split(counts), strict=True))
-        return [result[i] for i in range(len(documents))]
+                forward.score(self.model, self.mesh, [batch], temperature=1.0)
+            smallest.append(margins.smallest(batch.input_ids.numel())[batch.targets.rows])
+        return _by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
         """Make the current weights the reference (the report does so every 400 steps)."""
-        self.reference = {name: t.detach().to("cpu", copy=True) for name, t in self.state().items()}
+        self.reference = {n: t.detach().to("cpu", copy=True) for n, t in own_tensors(self.network).items()}
 
-    def save(self, folder: Path, extra: dict[str, Any]) -> None:
-        """Write everything that a resumed run needs; the folder appears complete or not at all."""
-        checkpoint.save(self, folder, extra)
+    def save(self, folder: Path, extra: dict[str, Any], own: Mapping[str, bytes] | None = None) -> None:
+        """Write everything that a resumed run needs; the folder appears complete or not at all.
+
+        Args:
+            extra: plain JSON that `load` returns; the first rank's counts.
+            own: files of this rank's to lie beside, by name.
+        """
+        checkpoint.save(self, folder, extra, own or {})
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Continue from `save`; returns its `extra`.
@@ -198,6 +219,9 @@ class Policy:
 
     # ---- parts ------------------------------------------------------------------------------------------
 
+    def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
+        return micro_batches(documents, self._batch, mtp_depths=mtp_depths, agreed=self.mesh.max_over_data)
+
     def _zero_grad(self) -> None:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -207,13 +231,34 @@ class Policy:
         if self.reference is None:
             raise RuntimeError("no reference yet: call refresh_reference() first")
         with torch.no_grad():
-            state = self.state()
+            state = own_tensors(self.network)
             current = {name: t.clone() for name, t in state.items()}
             _copy(self.reference, state)
             try:
                 yield
             finally:
                 _copy(current, state)
+
+
+def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
+    """A network's live parameters and persistent buffers by its own names."""
+    return {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+
+def by_whole_model_names(network: PolicyModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors by the names of the family's table."""
+    return {whole_model_name(n, network.config): t for n, t in tensors.items()}
+
+
+def _by_document(
+    documents: Sequence[Document], batches: Sequence[MicroBatch], values: Sequence[Tensor]
+) -> list[Tensor]:
+    """Values of the targets of micro-batches, [T] each, as one tensor a document in the documents' order."""
+    result: dict[int, Tensor] = {}
+    for batch, of_targets in zip(batches, values, strict=True):
+        counts = [documents[i].num_targets for i in batch.documents]
+        result.update(zip(batch.documents, of_targets.split(counts), strict=True))
+    return [result[i] for i in range(len(documents))]
 
 
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:

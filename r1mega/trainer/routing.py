@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -43,26 +45,50 @@ def _lead(scores: Tensor, kept: int) -> Tensor:
     return best[:, kept - 1] - best[:, kept]
 
 
+class Margins:
+    """What `recorded_margins` saw: one tensor a router of this rank."""
+
+    def __init__(self) -> None:
+        self.by_router: list[Tensor] = []
+
+    def smallest(self, num_positions: int) -> Tensor:
+        """[num_positions] fp32, the smallest margin over all layers at each row of [S, B] flattened.
+
+        A collective of the ranks that share the model; infinite where there is no router.
+        """
+        tp: Any = parallel_state.get_tensor_model_parallel_group()
+        smallest = torch.full((num_positions // tp.size(),), math.inf)
+        for margins in self.by_router:
+            smallest = torch.minimum(smallest, margins)
+        if tp.size() > 1:  # sequence parallelism: each rank routed its part of the positions
+            whole = torch.empty(num_positions)
+            dist.all_gather_into_tensor(whole, smallest, group=tp)
+            smallest = whole
+        pp: Any = parallel_state.get_pipeline_model_parallel_group()
+        if pp.size() > 1:
+            dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=pp)
+        return smallest
+
+
 @contextmanager
-def recorded_margins(network: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """While entered, every router's forward pass appends its [S * B] margins, in the order of the hidden states."""
-    margins: list[Tensor] = []
+def recorded_margins(network: torch.nn.Module) -> Iterator[Margins]:
+    """While entered, every router's forward pass records its margins, in the order of its rank's positions."""
+    recorded = Margins()
 
     def record(router: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
         config = router.config
         scores = torch.sigmoid(router.gating(inputs[0]).float()).flatten(0, -2) + router.expert_bias
-        margins.append(
-            selection_margin(
-                scores,
-                num_groups=config.moe_router_num_groups or 1,
-                group_top_k=config.moe_router_group_topk or 1,
-                top_k=router.topk,
-            )
+        margins = selection_margin(
+            scores,
+            num_groups=config.moe_router_num_groups or 1,
+            group_top_k=config.moe_router_group_topk or 1,
+            top_k=router.topk,
         )
+        recorded.by_router.append(margins)
 
     hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, TopKRouter)]
     try:
-        yield margins
+        yield recorded
     finally:
         for hook in hooks:
             hook.remove()

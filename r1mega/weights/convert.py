@@ -7,6 +7,8 @@ from torch import Tensor
 
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row
+from r1mega.layout.shards import Axis, axis, part_shape
+from r1mega.trainer.initial import local_part
 
 
 def to_hf(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -20,19 +22,23 @@ def to_megatron(row: Row, parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if row.kind is Kind.GATED else parts[0]
 
 
-def check_state(table: Sequence[Row], state: Mapping[str, Tensor]) -> None:
+def check_state(table: Sequence[Row], shapes: Mapping[str, Sequence[int]], sizes: Mapping[Axis | None, int]) -> None:
     """Whether a Megatron model has exactly the tensors of the table.
+
+    Args:
+        shapes: of a rank's part of each tensor, over all ranks.
+        sizes: number of ranks on each axis.
 
     Raises:
         WeightMappingError: lists every tensor that has no row, no tensor, or another shape.
     """
     rows = {r.megatron: r for r in table if r.kind is not Kind.COPY}
-    faults = [f"{name}: in the model, not in the table" for name in state if name not in rows]
-    faults += [f"{name}: in the table, not in the model" for name in rows if name not in state]
+    faults = [f"{name}: in the model, not in the table" for name in shapes if name not in rows]
+    faults += [f"{name}: in the table, not in the model" for name in rows if name not in shapes]
     faults += [
-        f"{name}: {tuple(state[name].shape)} in the model, {row.shape} in the table"
+        f"{name}: {tuple(shapes[name])} in the model, {part_shape(row, sizes[axis(row)])} by the table"
         for name, row in rows.items()
-        if name in state and tuple(state[name].shape) != row.shape
+        if name in shapes and tuple(shapes[name]) != part_shape(row, sizes[axis(row)])
     ]
     _raise(faults, "the model and its family's table disagree")
 
@@ -61,11 +67,11 @@ def check_files(table: Sequence[Row], shapes: Sequence[tuple[str, tuple[int, ...
 
 
 def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapping[str, Tensor]) -> None:
-    """Copy Hugging Face tensors into a Megatron model's tensors.
+    """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
 
     Args:
         read: a tensor by its Hugging Face name, None for an absent copy.
-        state: the live Megatron tensors, written in place and cast to their dtype.
+        state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
 
     Raises:
         WeightMappingError: a repeated embedding or head differs from its original.
@@ -73,14 +79,15 @@ def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapp
     faults = []
     with torch.no_grad():
         # Originals first: copies are compared with them.
-        for row in sorted(table, key=lambda r: r.kind is Kind.COPY):
-            parts = [read(name) for name in row.hf]
-            if row.kind is Kind.COPY:
-                target = state[row.megatron]
-                if parts[0] is not None and not torch.equal(parts[0].to(target), target):
-                    faults.append(f"{row.hf[0]}: differs from {row.megatron}, which it should repeat")
-            else:
-                state[row.megatron].copy_(to_megatron(row, [p for p in parts if p is not None]))
+        for row in sorted((r for r in table if r.megatron in state), key=lambda r: r.kind is Kind.COPY):
+            parts = [part for name in row.hf if (part := read(name)) is not None]
+            if not parts:
+                continue
+            target, whole = state[row.megatron], to_megatron(row, parts)
+            if row.kind is not Kind.COPY:
+                target.copy_(local_part(row, whole))
+            elif not torch.equal(local_part(row, whole).to(target), target):
+                faults.append(f"{row.hf[0]}: differs from {row.megatron}, which it should repeat")
     _raise(faults, "the folder contradicts itself")
 
 

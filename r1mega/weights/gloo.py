@@ -25,9 +25,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from r1mega.errors import RolloutError
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
-from r1mega.weights.stream import Param, Tally, checked, chunks
+from r1mega.weights.stream import Param, SourceError, Tally, checked, chunks
 
 BACKEND = "gloo"
 CHUNK_BYTES = 64 * 2**20
@@ -243,8 +244,10 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         """Push every tensor of the source.
 
         Raises:
-            RuntimeError: a source that disagrees with its metadata, a worker that failed, a time-out, or a
-                difference between what was sent and received. The group is closed then.
+            SourceError: the source fails or disagrees with its metadata.
+            RolloutError: a server refuses what it is asked.
+            RuntimeError: a worker that failed, a time-out, or a difference between what was sent and received.
+                The group is closed then, as for the others.
         """
         params = [Param(p.name, p.dtype, tuple(p.shape)) for p in self.source.metadata()]  # type: ignore[union-attr]
         self.tally = Tally()
@@ -266,7 +269,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             for _ in stream:  # runs its check for what is left over
                 pass
             self._wire.compare(self.tally, refused)
-            rpc.result()
+            rpc.result(self._wire.timeout_s)
         except Exception as error:
             self.shutdown()
             raise _also(error, rpc) from error
@@ -278,13 +281,16 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         self._wire.close()
 
 
-def _also(error: Exception, rpc: Future[None]) -> RuntimeError:
+def _also(error: Exception, rpc: Future[None]) -> Exception:
     """The error, and what the server answered if it did: often that is the cause."""
     try:
         answer = rpc.exception(timeout=10)
     except TimeoutError:
         answer = None
-    return RuntimeError(f"{error}; the server said: {answer}" if answer else str(error))
+    text = f"{error}; the server said: {answer}" if answer else str(error)
+    if isinstance(error, SourceError):
+        return SourceError(text)
+    return RolloutError(text) if isinstance(answer, RolloutError) else RuntimeError(text)
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -32,7 +32,8 @@ TOKENIZER_FILES = (
 def export(policy: Policy, folder: Path, tokenizer_dir: Path | None) -> None:
     """Write config.json, generation_config.json, safetensors and the tokenizer's files; complete or not at all.
 
-    MTP layers are written under DeepSeek's published names, embedding and head repeated as published.
+    MTP layers are written under DeepSeek's published names, embedding and head repeated as published. Every rank
+    calls this; the first one writes.
 
     Args:
         folder: replaced if it exists.
@@ -56,7 +57,12 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None) -> None:
                 if file.is_file():
                     shutil.copyfile(file, to / file.name)
 
-    write_folder(folder, write)
+    if policy.mesh.first:
+        write_folder(folder, write)
+    else:
+        for _ in source:
+            pass
+    policy.mesh.barrier()
 
 
 def load_into(policy: Policy, folder: Path) -> None:

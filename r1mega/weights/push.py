@@ -5,19 +5,25 @@
     report = pusher.push(version)
 
 `source` has `metadata()` -> [(name, dtype, shape)] and iterates over (name, tensor), Hugging Face names both,
-in the same order. Every rank of the trainer pushes, since reading the source is a collective; only rank 0 sends.
+in the same order. The pusher lives in the trainer's first rank. Where reading the source is a collective of all
+ranks, `announce` calls the others to it: once for each pass over the source, and each pass goes to its end,
+whatever becomes of the servers.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 from r1mega.errors import RolloutError
+from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
 from r1mega.runtime import env
+from r1mega.weights.servers import ServerClient, Watch, unhealthy
+from r1mega.weights.stream import SourceError
 
 
 class Source(Protocol):
@@ -30,11 +36,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class PushReport:
-    """What one push took. Bytes are those of one copy, whatever the number of servers."""
+    """What one push took. Bytes are those of one copy, whatever the number of servers and of tries."""
 
     seconds: float
     bytes: int
     num_tensors: int
+    crc: int
+    """CRC-32 of the bytes sent, padding between tensors included."""
+    recoveries: tuple[Recovery, ...]
+    """Servers that failed on the way and were brought back."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +53,13 @@ class Link:
 
     address: str
     num_workers: int
-    rank: int
     timeout_s: float
 
 
 def _gloo(link: Link) -> Any:
     from r1mega.weights import gloo
 
-    return gloo.GlooTrainerInitInfo(link.address, link.num_workers, link.timeout_s, rank=link.rank)
+    return gloo.GlooTrainerInitInfo(link.address, link.num_workers, link.timeout_s, rank=0)
 
 
 BACKENDS: dict[str, Callable[[Link], Any]] = {"gloo": _gloo}
@@ -58,155 +67,171 @@ BACKENDS: dict[str, Callable[[Link], Any]] = {"gloo": _gloo}
 
 
 class Pusher:
-    """Keeps a set of servers at the trainer's weights."""
+    """Keeps a set of servers at the trainer's weights, and restarts those that fail to take them."""
 
     def __init__(
         self,
         source: Source,
         servers: Sequence[Server],
         *,
-        rank: int = 0,
+        announce: Callable[[], None] = lambda: None,
         backend: str = "gloo",
         address: str = "127.0.0.1",
-        timeout_s: float = 120.0,
+        timeout_s: float | None = None,
     ) -> None:
         """Nothing is connected yet.
 
         Args:
-            servers: to keep at the source's weights; started, ready by the first push. Ranks but 0 may give none.
-            rank: of this process in the trainer.
+            servers: to keep at the source's weights; started, ready by the first push.
+            announce: called before each pass over the source, in the thread that pushes.
             address: of this host, as the servers reach it.
-            timeout_s: longest wait for any one answer or any one broadcast.
+            timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
+                where not given, since a server that is gone or frozen is noticed by its health before.
         """
-        self._source, self._servers, self._rank, self._timeout_s = source, tuple(servers), rank, timeout_s
-        self._link = Link(address, sum(server.world_size for server in servers), rank, timeout_s)
+        self._source, self._servers, self._announce = source, tuple(servers), announce
+        self._address = address
+        self._timeout_s = timeout_s or 2 * max(server.layout.health_timeout_s for server in self._servers)
         self._init_info = BACKENDS[backend]
         self._engine: Any = None
+        self._client: ServerClient | None = None
+        self._connected_to: tuple[tuple[Server, int], ...] = ()
+        self._restarts = Restarts()
+        self._lock = threading.Lock()
 
     def prepare(self) -> None:
         """Import what pushing needs, which is most of the first push's time."""
-        if self._rank == 0:
-            self._init_info(self._link)
+        self._init_info(self._link(self._servers))
 
-    def push(self, version: int) -> PushReport:
-        """Replace every server's weights; returns once all of them sample from the new ones.
+    def push(self, version: int, servers: Sequence[Server] | None = None) -> PushReport:
+        """Replace the weights of all servers, or of some; returns once all of them sample from the new ones.
+
+        A server that is gone, frozen, refuses the weights or received something else than was sent is restarted,
+        and the push begins again. May be called from several threads; they take turns.
 
         Raises:
-            RolloutError: a server that fails, does not answer in time or received something else than was sent,
-                or a source that disagrees with its metadata. The servers' weights are undefined then, and their
-                version says so: `Fleet.generate` refuses to sample from them.
+            RolloutError: a server failed `layout.max_restarts` + 1 times in a row, or the source itself fails or
+                disagrees with its metadata. The servers' weights are undefined then, and their version says so:
+                `Fleet.generate` refuses to sample from them.
         """
-        start = time.perf_counter()
-        if self._rank != 0:
-            metadata = list(self._source.metadata())
-            for _ in self._source:
-                pass
-            return PushReport(time.perf_counter() - start, 0, len(metadata))
-        try:
-            engine = self._connected()
-            servers: ServerClient = engine.client
-            servers.set_version(f"incomplete push of {version}")
-            engine.send_weights()
-            servers.reset_prefix_cache()  # blocks computed with the old weights
-            servers.set_version(str(version))
-            servers.check_version(str(version))
-        except Exception as error:
-            self.close()
-            logs = ", ".join(str(server.log_file) for server in self._servers)
-            raise RolloutError(f"the push of weights {version} failed: {error}. Server logs: {logs}") from error
-        return PushReport(time.perf_counter() - start, engine.tally.num_bytes, engine.tally.num_tensors)
+        targets = self._servers if servers is None else tuple(servers)
+        begin, recoveries = time.perf_counter(), list[Recovery]()
+        with self._lock:
+            while (failed := self._try(version, targets)) is not None:
+                recoveries += self._bring_back(*failed)
+            for server in targets:
+                self._restarts.succeeded(server)
+            sent = self._engine.tally
+        return PushReport(time.perf_counter() - begin, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries))
 
-    def _connected(self) -> Any:
-        """The sender, connected at its first use."""
+    def _try(self, version: int, servers: Sequence[Server]) -> tuple[Sequence[Server], str] | None:
+        """One push; None where it succeeded, else the servers that failed, and how."""
+        if gone := unhealthy(servers):
+            return gone, f"found gone, frozen or broken before the push of weights {version}"
+        with Watch(servers) as watch:
+            try:
+                client = self._connect(servers, watch)
+                client.set_version(f"incomplete push of {version}")
+                self._send()
+                client.reset_prefix_cache()  # blocks computed with the old weights
+                client.set_version(str(version))
+                client.check_version(str(version))
+            except Exception as error:
+                refused = tuple(self._client.refused) if self._client else ()
+                logs = ", ".join(str(server.log_file) for server in servers)
+                failure = f"the push of weights {version} failed: {error}. Server logs: {logs}"
+                self.close()
+                if isinstance(error, RolloutError | SourceError):
+                    raise RolloutError(failure) from error
+                # A server's death makes the others' part of the push fail as well, and they are none the worse.
+                suspects = tuple(watch.silent) or unhealthy(servers) or refused or servers
+                return suspects, failure
+        return None
+
+    def _connect(self, servers: Sequence[Server], watch: Watch) -> ServerClient:
+        """The sender's client; the group is formed anew where it was of other servers, or of earlier starts."""
+        wanted = tuple((server, server.incarnation) for server in servers)
+        if self._client is None or self._connected_to != wanted:
+            self.close()
+            self._client, self._connected_to = ServerClient(servers, self._timeout_s), wanted
+        self._client.watch, self._client.refused = watch, set()
         if self._engine is None:
-            for server in self._servers:
+            for server in servers:
                 env.bypass_proxy(server.host)  # vLLM's client would ask a proxy for it
             from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
             self._engine = WeightTransferTrainerFactory.trainer_init(
-                self._init_info(self._link),
-                client=ServerClient(self._servers, self._timeout_s),
-                source=_VllmSource(self._source),  # pyright: ignore[reportArgumentType]
+                self._init_info(self._link(servers)), client=self._client
             )
-        return self._engine
+        return self._client
+
+    def _send(self) -> None:
+        """One pass over the source, to its end even where sending fails: other ranks read along."""
+        with _blamed():
+            self._announce()
+        reading = _Pass(self._source)
+        self._engine.source = reading
+        try:
+            self._engine.send_weights()
+        except Exception:
+            reading.finish()
+            raise
+
+    def _bring_back(self, servers: Sequence[Server], reason: str) -> list[Recovery]:
+        """Restart servers, all at once."""
+
+        def bring_back(server: Server) -> Recovery:
+            begin, url = time.perf_counter(), server.url
+            self._restarts.bring_back(server, reason)
+            return Recovery(url, reason, time.perf_counter() - begin, requests_reissued=0)
+
+        with ThreadPoolExecutor(len(servers)) as executor:
+            return list(executor.map(bring_back, servers))
+
+    def _link(self, servers: Sequence[Server]) -> Link:
+        return Link(self._address, sum(server.world_size for server in servers), self._timeout_s)
 
     def close(self) -> None:
-        """Leave the group; the next push connects again, to restarted servers as well."""
+        """Leave the group; the next push connects again."""
         if self._engine is not None:
             self._engine.shutdown()
-            self._engine = None
+        self._engine = self._client = None
 
 
-class _VllmSource:
-    """Our source with vLLM's own metadata type."""
+@contextmanager
+def _blamed() -> Iterator[None]:
+    """What fails inside is the trainer's own fault, and no server's."""
+    try:
+        yield
+    except Exception as error:
+        raise SourceError(f"{type(error).__name__}: {error}") from error
+
+
+class _Pass:
+    """One pass over a source, with vLLM's own metadata type."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        self._stream: Iterator[tuple[str, Any]] | None = None
 
     def metadata(self) -> list[Any]:
         from vllm.distributed.weight_transfer import ParamMeta
 
-        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._source.metadata()]
+        with _blamed():
+            return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._source.metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._source)
+        return self
 
+    def __next__(self) -> tuple[str, Any]:
+        with _blamed():
+            if self._stream is None:
+                self._stream = iter(self._source)
+            pair = next(self._stream, None)
+        if pair is None:
+            raise StopIteration
+        return pair
 
-class ServerClient:
-    """vLLM's HTTP client for several servers at once, with the routes that it lacks."""
-
-    def __init__(self, servers: Sequence[Server], timeout_s: float) -> None:
-        from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient
-
-        self._clients = [HTTPVLLMWeightSyncClient(server.url, timeout=timeout_s) for server in servers]
-        self._world_sizes = [server.world_size for server in servers]
-        self._timeout_s = timeout_s
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Each server's workers follow those of the servers before it."""
-        offsets = accumulate(self._world_sizes, initial=init_info["rank_offset"])
-        ranks = dict(zip(self._clients, offsets, strict=False))
-        self._all(lambda c: c.init_weight_transfer_engine({**init_info, "rank_offset": ranks[c]}))
-
-    def start_weight_update(self) -> None:
-        self._all(lambda c: c.start_weight_update())
-
-    def update_weights(self, update_info: Any) -> None:
-        self._all(lambda c: c.update_weights(update_info))
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all(lambda c: c.finish_weight_update(weight_version))
-
-    def reset_prefix_cache(self) -> None:
-        self._all(self._reset_prefix_cache)
-
-    def _reset_prefix_cache(self, client: Any) -> None:
-        if not self._call(client, "post", "reset_prefix_cache").get("success"):
-            raise RuntimeError("its prefix cache cannot be emptied: requests still run")
-
-    def set_version(self, version: str) -> None:
-        self._all(lambda c: self._call(c, "post", "update_weight_version", {"new_version": version}))
-
-    def check_version(self, version: str) -> None:
-        self._all(lambda c: self._check_version(c, version))
-
-    def _check_version(self, client: Any, version: str) -> None:
-        found = self._call(client, "get", "weight_info").get("weight_version")
-        if found != version:
-            raise RuntimeError(f"its weights are of version {found!r} after the push of {version!r}")
-
-    def _call(self, client: Any, verb: str, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        import requests
-
-        answer = requests.request(verb, f"{client.base_url}/{route}", json=body, timeout=self._timeout_s)
-        answer.raise_for_status()
-        return answer.json()
-
-    def _all(self, call: Callable[[Any], object]) -> None:
-        """Call every server at once; the first error, with its server and what it answered, is raised."""
-        with ThreadPoolExecutor(len(self._clients)) as executor:
-            answers = [executor.submit(call, client) for client in self._clients]
-            for client, answer in zip(self._clients, answers, strict=True):
-                if error := answer.exception():
-                    text = getattr(getattr(error, "response", None), "text", "")
-                    raise RuntimeError(f"{client.base_url}: {error} {text[:2000]}".strip()) from error
+    def finish(self) -> None:
+        """Read what has not been read."""
+        for _ in self:
+            pass

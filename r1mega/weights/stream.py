@@ -75,21 +75,25 @@ class Tally:
         return torch.tensor([self.num_tensors, self.num_bytes, self.crc], dtype=torch.int64)
 
 
+class SourceError(RuntimeError):
+    """The trainer's own weights cannot be read, or are not what they were said to be."""
+
+
 def checked(
     stream: Iterator[tuple[str, torch.Tensor]], params: Sequence[Param]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The stream, held to its metadata tensor by tensor.
 
     Raises:
-        RuntimeError: at the first name, dtype or shape out of place, and for one too many or too few.
+        SourceError: at the first name, dtype or shape out of place, and for one too many or too few.
     """
     for i, param in enumerate(params):
         name, tensor = next(stream, (None, None))
         if tensor is None:
-            raise RuntimeError(f"the weight source ended after {i} of {len(params)} tensors; next is {param.name}")
+            raise SourceError(f"the weight source ended after {i} of {len(params)} tensors; next is {param.name}")
         found = Param(str(name), tensor.dtype, tuple(tensor.shape))
         if found != param:
-            raise RuntimeError(f"tensor {i} of the weight source is {found}, but its metadata says {param}")
+            raise SourceError(f"tensor {i} of the weight source is {found}, but its metadata says {param}")
         yield param.name, tensor
     if extra := next(stream, None):
-        raise RuntimeError(f"the weight source yields more than its {len(params)} tensors: next is {extra[0]}")
+        raise SourceError(f"the weight source yields more than its {len(params)} tensors: next is {extra[0]}")

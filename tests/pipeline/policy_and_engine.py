@@ -15,7 +15,7 @@ from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.errors import MismatchError
-from r1mega.evaluation.mismatch import mismatch
+from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.rollout.engine import Request
 from r1mega.rollout.fleet import Fleet
@@ -52,10 +52,10 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     ]
     num_tokens = sum(len(s.completion_ids) for s in samples)
 
-    def margins_of(some):
-        return [m.tolist() for m in policy.routing_margins([Document(s.prompt_ids + s.completion_ids) for s in some])]
-
-    return mismatch(samples, margins_of, max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
+    past = [Document(s.prompt_ids + s.completion_ids) for s in answers_past(samples, 1e-4)]
+    margins = [m.tolist() for m in policy.routing_margins(past)] if past else []
+    gaps = measure(samples, margins, max_abs=1e-4)
+    return mismatch([gaps], max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
 
 
 def main(folder: Path) -> None:

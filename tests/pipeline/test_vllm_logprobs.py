@@ -126,9 +126,13 @@ def router_margin(gate: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def live(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Live:
+def live(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     torch.set_num_threads(1)
-    return Live(server, model_dir, tmp_path_factory.mktemp("weights"))
+    layout = server.layout
+    # Faults are to be seen here, not mended (test_recovery.py).
+    server.layout = layout.model_copy(update={"max_restarts": 0})
+    yield Live(server, model_dir, tmp_path_factory.mktemp("weights"))
+    server.layout = layout
 
 
 def agrees(live: Live, temperature: float) -> None:
@@ -283,16 +287,14 @@ def test_bytes_that_change_on_the_way(live: Live, monkeypatch: pytest.MonkeyPatc
     live.push()
 
 
-def test_a_server_that_hangs(live: Live) -> None:
-    live.pusher.close()
-    live.pusher = Pusher(live, [live.server], timeout_s=3)
-    live.push()
+def test_a_server_that_hangs(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live.server, "layout", live.server.layout.model_copy(update={"health_timeout_s": 3}))
     pids = subprocess.run(["pgrep", "-g", str(live.server.pid)], capture_output=True, text=True).stdout.split()
     assert len(pids) >= 4  # guard, API server, engine, worker
     subprocess.run(["kill", "-STOP", *pids])
     try:
         start = time.monotonic()
-        with pytest.raises(RolloutError, match=r"timed out|Timeout|waited"):
+        with pytest.raises(RolloutError, match="gone, frozen or broken before the push"):
             live.push()
         assert time.monotonic() - start < 15
     finally:
@@ -300,7 +302,6 @@ def test_a_server_that_hangs(live: Live) -> None:
 
 
 def test_it_recovers(live: Live) -> None:
-    live.pusher = Pusher(live, [live.server], timeout_s=60)
     live.push(seed=31)
     agrees(live, 0.7)
 

@@ -3,12 +3,17 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import settings
 from trainer_data import TINY, make_documents
 
 from r1mega.config import schema
 from r1mega.families.registry import read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
+
+# A time limit an example would test the machine's load.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

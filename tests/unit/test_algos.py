@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from r1mega.algos.advantage import group_advantages, samples_from_groups
-from r1mega.algos.grpo import GRPOLoss, documents, token_weights
+from r1mega.algos.grpo import GRPOLoss, documents, token_weights, weighted
 from r1mega.algos.kl import kl_per_token
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.algos.schedule import learning_rate
@@ -190,7 +190,7 @@ def test_documents_carry_one_value_per_target():
         Sample((1, 2, 3), (4, 5), 0.5, (-0.1, -0.2), old_logp=(-0.3, -0.4), ref_logp=(-0.5, -0.6)),
         Sample((1,), (6,), -0.5, (-1.0,), old_logp=(-1.1,), ref_logp=(-1.2,)),
     ]
-    first, second = documents(samples, "sequence_mean", max_length=8)
+    first, second = documents(weighted(samples, "sequence_mean", max_length=8))
     assert first.token_ids == (1, 2, 3, 4, 5)
     assert first.learn_from == 3
     assert first.num_targets == 2

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from r1mega.config import checks
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, Pretrain
+from r1mega.config.schema import GRPO, Batch, Cluster, Pretrain, TrainerLayout
 from r1mega.errors import ConfigError
+from r1mega.families.registry import check_layout, read_model
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -141,9 +143,9 @@ def test_unknown_cluster_names_the_known_ones():
         load_cluster("lapdog")
 
 
-def test_more_ranks_than_supported_are_refused():
-    with pytest.raises(ConfigError, match="2 ranks; only one"):
-        load(BASE, "laptop", ["cluster.trainer.dp=2"])
+def test_a_layout_is_part_of_the_check():
+    with pytest.raises(ConfigError, match="context parallelism"):
+        load(BASE, "laptop", ["cluster.trainer.cp=2"])
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -173,7 +175,8 @@ def test_check_imports_no_torch_and_no_engine():
     ("overrides", "part"),
     [
         (["tasks.0.name=chain_some"], "unknown task 'chain_some'"),
-        (["cluster.trainer.ep=2"], "ep = 1"),
+        (["cluster.trainer.ep=2"], "2 does not divide the tp x dp = 1 ranks"),
+        (["cluster.trainer.pp=2"], "pp = 2 does not divide the model's 3 layers"),
         (["model.config=/etc/passwd"], "/etc/passwd: not JSON"),
     ],
 )
@@ -182,3 +185,34 @@ def test_check_says_what_run_would_refuse(overrides: list[str], part: str):
     assert done.returncode == 2
     assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"cp": 2}, "context parallelism needs Transformer Engine"),
+        ({"tp": 2, "sp": False}, "sp = true only"),
+        ({"ep": 3, "dp": 2}, "3 does not divide the tp x dp = 2 ranks"),
+        ({"tp": 2, "etp": 1}, "leave etp out"),
+        ({"tp": 2, "dp": 2, "ep": 2, "etp": 2}, "no collective for uneven parts"),
+        ({"dtype": "bf16"}, "in fp32 only"),
+    ],
+)
+def test_layouts_that_would_train_wrongly_are_refused(layout: dict, message: str):
+    faults = checks.layout_faults(Cluster(device="cpu", trainer=TrainerLayout(**layout)))
+    assert any(message in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"tp": 2, "ep": 2}, {"pp": 2}])
+def test_two_ranks_of_every_kind_are_accepted(layout: dict):
+    assert checks.layout_faults(Cluster(device="cpu", trainer=TrainerLayout(**layout))) == []
+
+
+def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():
+    spec = read_model(Path("configs/tiny/deepseek_v3.json"))
+    with pytest.raises(ConfigError, match=r"(?s)pp = 2 does not divide the model's 3 layers"):
+        check_layout(spec, TrainerLayout(pp=2), Batch(chunk_tokens=256))
+    with pytest.raises(ConfigError, match=r"(?s)4 fault.*tp = 3 .*4 attention heads.*ep = 3 .*8 experts") as raised:
+        check_layout(spec, TrainerLayout(tp=3, ep=3), Batch(chunk_tokens=258))
+    assert "tokens of a chunk" not in str(raised.value)
+    check_layout(spec, TrainerLayout(tp=2, ep=2), Batch(chunk_tokens=256))

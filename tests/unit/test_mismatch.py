@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from r1mega.errors import MismatchError
-from r1mega.evaluation.mismatch import mismatch
+from r1mega.evaluation.mismatch import answers_past, measure
+from r1mega.evaluation.mismatch import mismatch as verdict
 from r1mega.samples import Sample
 from r1mega.trainer.routing import selection_margin
 
@@ -16,6 +17,13 @@ BOUNDS = {"max_abs": 1e-4, "tie_margin": 5e-6}
 def sample(*gaps: float) -> Sample:
     zeros = (0.0,) * len(gaps)
     return Sample((1, 2), (3,) * len(gaps), 0.0, behaviour_logp=zeros, old_logp=tuple(-g for g in gaps))
+
+
+def mismatch(samples, margins_of, *, max_abs, tie_margin):
+    """As the stage does it on one rank."""
+    past = answers_past(samples, max_abs)
+    part = measure(samples, margins_of(past) if past else [], max_abs=max_abs)
+    return verdict([part], max_abs=max_abs, tie_margin=tie_margin)
 
 
 def never(samples):
@@ -75,3 +83,13 @@ def test_margins_by_hand():
     assert got.tolist() == pytest.approx([0.1, 0.1])
     everything = selection_margin(scores, num_groups=1, group_top_k=1, top_k=8)
     assert everything.tolist() == [math.inf, math.inf]
+
+
+def test_ranks_are_judged_together():
+    """A tie on one rank and the share of all answers; an empty rank changes nothing."""
+    tied, good = [sample(1e-6, 0.2)], [sample(1e-6)] * 3
+    parts = [measure(tied, [[1.0, 1.0, 1e-7]], max_abs=1e-4), measure(good, [], max_abs=1e-4)]
+    alone = mismatch(tied + good, lambda s: [[1.0, 1.0, 1e-7]], **BOUNDS)
+    assert verdict([*parts, measure([], [], max_abs=1e-4)], **BOUNDS) == pytest.approx(alone)
+    with pytest.raises(MismatchError, match="no tie"):
+        verdict([measure(tied, [[1.0, 1.0, 0.01]], max_abs=1e-4), parts[1]], **BOUNDS)

@@ -6,7 +6,8 @@ import pytest
 
 from r1mega.errors import DataError
 from r1mega.report import figures
-from r1mega.report.figures import FIGURES, draw, pass_at_1
+from r1mega.report.catalogue import CAPTIONS, COMPARISON, FIGURES
+from r1mega.report.figures import draw, pass_at_1
 from r1mega.report.rows import number, read_rows, series
 
 
@@ -69,6 +70,25 @@ def test_series_takes_finite_numbers_of_one_kind_in_order():
     rows.append({"kind": "eval", "step": 7, "y": 0.7})
     assert series(rows, "train", "step", "y") == ([1, 3], [0.1, 0.3])
     assert number({"y": "0.5"}, "y") is None
+
+
+def test_a_long_curve_is_thinned_out_and_keeps_its_spikes():
+    ys = [0.0] * 100_000
+    ys[12_345], ys[54_321], ys[-1] = 9.0, -9.0, 1.0
+    xs, kept = figures._thin(range(100_000), ys)
+    assert len(xs) <= figures.MAX_POINTS and (xs[0], xs[-1]) == (0, 99_999)
+    assert {x: y for x, y in zip(xs, kept, strict=True) if y} == {12_345: 9.0, 54_321: -9.0, 99_999: 1.0}
+    assert list(xs) == sorted(xs)
+    assert figures._thin([1, 2], [3, 4]) == ([1, 2], [3, 4])
+
+
+def test_the_running_mean_has_fewer_neighbours_towards_the_ends():
+    assert figures._running_mean([6.0, 0.0, 3.0, 0.0, 6.0], 2) == [6.0, 3.0, 3.0, 3.0, 6.0]
+    assert figures._running_mean([1.0, 2.0], 5) == [1.0, 2.0]
+
+
+def test_every_figure_says_what_to_look_for():
+    assert all(CAPTIONS[figure.file].endswith(".") for figure in FIGURES) and CAPTIONS[COMPARISON].endswith(".")
 
 
 def evaluation(share):

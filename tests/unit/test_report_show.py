@@ -59,6 +59,17 @@ def test_a_pipeline_shows_rl_beside_its_control(pipeline: Path, capsys: pytest.C
     assert not (pipeline / "control_eval/figures").exists()
 
 
-def test_an_unfinished_run_is_one_message(tmp_path: Path):
-    with pytest.raises(DataError, match=r"no summary\.json here"):
+def test_a_run_that_goes_on_is_shown_as_far_as_it_got(pipeline: Path, capsys: pytest.CaptureFixture[str]):
+    (pipeline / "summary.json").unlink()
+    (pipeline / "control_eval/summary.json").unlink()
+    (pipeline / "rl/summary.json").unlink()
+    show(pipeline)
+    printed = capsys.readouterr().out
+    assert f"{pipeline}/rl: not finished: no summary.json yet" in printed and "it is seven" in printed
+    assert f"{pipeline}/rl/figures/pass_at_1.png" in printed and "rl_and_control" not in printed
+    assert f"page: {pipeline}/report.html" in printed
+
+
+def test_where_there_is_no_run_is_one_message(tmp_path: Path):
+    with pytest.raises(DataError, match="no run here"):
         show(tmp_path)

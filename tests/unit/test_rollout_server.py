@@ -1,9 +1,12 @@
-"""A server that cannot start says why, before or while it starts."""
+"""A server that cannot start says why, before or while it starts; one that fails or freezes can be restarted."""
 
 import importlib.util
 import json
+import os
+import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from r1mega.config.schema import RolloutLayout
 from r1mega.errors import RolloutError
-from r1mega.rollout.server import Server
+from r1mega.rollout.server import PORTS, Server
 
 
 @pytest.fixture
@@ -21,9 +24,9 @@ def model_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(model_dir: Path, layout: RolloutLayout | None = None) -> Server:
+def start(model_dir: Path, layout: RolloutLayout | None = None, max_model_len: int = 64) -> Server:
     log = model_dir / "vllm.log"
-    return Server(model_dir, layout or RolloutLayout(), max_model_len=64, seed=0, log_file=log)
+    return Server(model_dir, layout or RolloutLayout(), max_model_len=max_model_len, seed=0, log_file=log)
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -83,11 +86,131 @@ def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments that correctness hangs on."""
     command = Server._command
     runs(monkeypatch, "import time; time.sleep(60)")
-    with start(model_dir, RolloutLayout(tp=1, kv_cache_gib=0.5)) as server:
-        plain = " ".join(command(server, 4096, 0, False))
+    with start(model_dir, RolloutLayout(tp=1, kv_cache_gib=0.5), max_model_len=4096) as server:
+        plain = " ".join(command(server))
         assert "--logprobs-mode processed_logprobs" in plain
         assert "--no-enable-chunked-prefill" in plain and "--max-num-batched-tokens 4096" in plain
         assert '"-rotary_embedding"' in plain and "--block-size 32" in plain
         assert f"--kv-cache-memory-bytes {2**29}" in plain
-        assert "--block-size 16" in " ".join(command(server, 64, 0, True))
-        assert server._environment(mla=False)["VLLM_MLA_DISABLE"] == "1"
+        assert f"--host 127.0.0.1 --port {server.port}" in plain and server.port in PORTS
+        assert server._environment()["VLLM_MLA_DISABLE"] == "1"
+        server._mla = True
+        assert "--block-size 16" in " ".join(command(server))
+        server.host = "node2"
+        assert "--host 0.0.0.0" in " ".join(command(server)) and "VLLM_HOST_IP" not in server._environment()
+
+
+# ---- restarts -----------------------------------------------------------------------------------------------
+
+VLLM = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    do_POST = do_GET
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+"""What `wait_ready` and `healthy` need of vLLM."""
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "_command", lambda self: [sys.executable, "-c", VLLM, str(self.port)])
+
+
+def freeze(server: Server) -> None:
+    """SIGSTOP for the whole group, as a debugger or a full disk might."""
+    os.killpg(server.pid, signal.SIGSTOP)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_frozen_server_is_noticed_and_restarted(model_dir: Path) -> None:
+    with start(model_dir) as server:
+        server.wait_ready()
+        assert server.healthy(10.0)
+        first = (server.pid, server.incarnation)
+        freeze(server)
+        begin = time.monotonic()
+        assert not server.healthy(0.5)
+        assert time.monotonic() - begin < 3
+        seconds = server.restart("frozen")
+        assert server.alive() and server.healthy(10.0) and server.incarnation == first[1] + 1
+        assert seconds < time.monotonic() - begin < 15
+        with pytest.raises(ProcessLookupError):
+            os.kill(first[0], 0)
+    assert not server.alive() and not server.healthy(1.0)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_configured_port_is_kept_and_a_free_one_chosen_anew(model_dir: Path) -> None:
+    with start(model_dir) as free:
+        port = free.port
+        free.wait_ready()
+        free.restart("test")
+        assert free.port in PORTS and free.url.endswith(str(free.port))
+    with start(model_dir, RolloutLayout(port=port)) as fixed:
+        fixed.wait_ready()
+        freeze(fixed)
+        fixed.restart("test")
+        assert fixed.port == port and fixed.healthy(10.0)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_dead_server_is_restarted(model_dir: Path) -> None:
+    with start(model_dir) as server:
+        server.wait_ready()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.restart("killed")
+        assert server.healthy(10.0)
+
+
+def test_a_restart_that_fails_may_be_tried_again(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import time; time.sleep(60)"
+    monkeypatch.setattr(Server, "_command", lambda self: [sys.executable, "-c", program, str(self.port)])
+    with start(model_dir, RolloutLayout(start_timeout_s=1)) as server:
+        with pytest.raises(RolloutError, match="not ready after 1 s"):
+            server.restart("first")
+        program = VLLM
+        server.layout = RolloutLayout(start_timeout_s=60)
+        server.restart("second")
+        assert server.healthy(10.0)
+
+
+def test_stop_ends_a_restart_that_is_under_way(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer is leaving: nothing may be started after it."""
+    runs(monkeypatch, "import time; time.sleep(60)")
+    errors: list[str] = []
+
+    def restart() -> None:
+        try:
+            server.restart("test")
+        except RolloutError as error:
+            errors.append(str(error))
+
+    with start(model_dir) as server:
+        thread = threading.Thread(target=restart)
+        thread.start()
+        while server.incarnation == 1:
+            time.sleep(0.01)
+    thread.join(10)
+    assert errors and not thread.is_alive() and not server.alive()
+    with pytest.raises(RolloutError, match="will not start again"):
+        server.restart("after the end")
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_launcher_comes_first(model_dir: Path) -> None:
+    with start(model_dir, RolloutLayout(launch=("nice", "-n", "3"))) as server:
+        server.wait_ready()
+        assert server.port in PORTS
+        command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+        assert command[4:8] == ["nice", "-n", "3", sys.executable]
+        server.restart("test")
+        assert server.healthy(10.0)
+    with socket.create_server(("127.0.0.1", 0)) as other:  # on the launcher's host the port may be free
+        start(model_dir, RolloutLayout(launch=("true",), port=other.getsockname()[1])).stop()
+
+
+def test_a_host_that_is_not_this_one_needs_a_launcher(model_dir: Path) -> None:
+    with pytest.raises(RolloutError, match=r"of 192\.0\.2\.7 can be listened on .*rollout\.launch"):
+        start(model_dir, RolloutLayout(host="192.0.2.7"))

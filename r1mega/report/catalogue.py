@@ -1,0 +1,160 @@
+"""Which figures there are: their curves, axes, and captions. `figures.py` draws them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one kind of row, and how it is called in the legend."""
+
+    key: str
+    label: str
+    kind: str = "train"
+    error: str = ""
+    """The metric that holds the standard error; drawn as 95% bars."""
+    dashed: bool = False
+    """Measured so seldom that the line between two points says nothing."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Curves that share a y axis; x is the optimiser step."""
+
+    file: str
+    title: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    caption: str
+    """What to look for, in a sentence."""
+    log: bool = False
+    share: bool = False
+    """The y axis is a share: fixed to [0, 1]."""
+
+
+FIGURES = (
+    Figure(
+        "pass_at_1",
+        "Held-out answers",
+        "share of answers (bars: 95%)",
+        (
+            Curve("eval/strict", "right, in the format (pass@1)", "eval", error="eval/strict_se"),
+            Curve("eval/lenient", "right, in any format", "eval"),
+            Curve("eval/format", "in the format", "eval"),
+            Curve("eval/works", "with worked steps", "eval"),
+            Curve("eval/strict", "right, in the format, greedy", "eval_greedy", "eval/strict_se", dashed=True),
+        ),
+        "The report's Figure 2: pass@1 should rise past its bars; where the format rises and the answers in any "
+        "format do not, only the dress was learnt.",
+        share=True,
+    ),
+    Figure(
+        "styles",
+        "How held-out questions are answered",
+        "share of answers",
+        (
+            Curve("eval/share/think", "worked steps in tags", "eval"),
+            Curve("eval/share/tags", "tags, nothing worked", "eval"),
+            Curve("eval/share/steps", "worked steps in prose", "eval"),
+            Curve("eval/share/plain", "the bare answer", "eval"),
+            Curve("eval/share/other", "anything else", "eval"),
+        ),
+        "Which way of answering wins, and whether one that was never rewarded by itself (working the steps) does.",
+        share=True,
+    ),
+    Figure(
+        "response_length",
+        "Response length",
+        "tokens per answer (mean)",
+        (
+            Curve("response_length/mean", "training questions"),
+            Curve("eval/mean_tokens", "held-out questions", "eval"),
+        ),
+        "The report's Figure 3: length grows where working longer pays; growth with no gain in pass@1, or up to the "
+        "token limit, is a warning.",
+    ),
+    Figure(
+        "reward",
+        "Reward of the sampled answers",
+        "mean reward",
+        (
+            Curve("reward/total", "total"),
+            Curve("reward/accuracy", "accuracy"),
+            Curve("reward/format", "format"),
+        ),
+        "Format is learnt first and fast; accuracy should go on rising after it, and a fall means that training came "
+        "apart.",
+    ),
+    Figure(
+        "waste",
+        "Answers that teach nothing",
+        "share of groups or answers",
+        (
+            Curve("groups/constant", "groups with one reward throughout"),
+            Curve("response_length/truncated", "answers cut at the token limit"),
+            Curve("reward/unscored", "answers without a verdict"),
+        ),
+        "Groups whose answers all score alike have no advantage: near 1 the questions are too easy or too hard; "
+        "answers without a verdict should stay at 0.",
+        share=True,
+    ),
+    Figure(
+        "kl",
+        "Distance from the reference",
+        "KL(policy || reference), nats per token",
+        (Curve("kl/mean", "KL"),),
+        "Slow growth is learning, a lasting jump is a policy running away; it begins anew where the reference is "
+        "refreshed.",
+        log=True,
+    ),
+    Figure(
+        "clip",
+        "Clipped tokens",
+        "share of tokens",
+        (Curve("clip_fraction", "clip fraction"),),
+        "0 on the first mini-batch of a rollout, a little on the later ones; several per cent say that the steps are "
+        "too large.",
+    ),
+    Figure(
+        "mismatch",
+        "Engine against trainer",
+        "|logp(vLLM) − logp(Megatron)|, nats",
+        (
+            Curve("mismatch/max", "largest of any token"),
+            Curve("mismatch/max_untied", "largest without a tie of the router"),
+            Curve("mismatch/mean", "mean over tokens"),
+        ),
+        "Flat at the rounding of the number format: a rise means that the two halves no longer hold the same "
+        "weights; past mismatch.max_abs the run stops.",
+        log=True,
+    ),
+    Figure(
+        "loss",
+        "Loss",
+        "loss (of text: nats per token)",
+        (Curve("loss", "loss"), Curve("mtp_loss", "MTP loss")),
+        "Of text (pretraining, MTP) it should fall and level off; of GRPO it is the negated objective, whose level "
+        "says little and whose jumps say much.",
+    ),
+    Figure(
+        "grad_norm",
+        "Gradient norm before clipping",
+        "global L2 norm",
+        (Curve("grad_norm", "gradient norm"),),
+        "Settles after the first steps; growing spikes come before a collapse, and all of it above "
+        "optimizer.clip_grad means that every step is clipped.",
+    ),
+    Figure(
+        "entropy",
+        "Entropy of the policy",
+        "nats per token",
+        (Curve("entropy", "entropy"),),
+        "Falls as the policy makes up its mind; near 0 it samples one answer only and has nothing left to compare.",
+    ),
+)
+COMPARISON = "rl_and_control"
+"""File name of a pipeline's figure: RL beside its control."""
+CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
+    COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
+    "two ends, bars included, is what RL itself brought."
+}
+"""What to look for in a figure, by its file's name without the suffix."""

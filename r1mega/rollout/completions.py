@@ -1,0 +1,105 @@
+"""/v1/completions as we use it: what is asked for, and what of its answer is taken."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from r1mega.errors import RolloutError
+from r1mega.rollout.engine import Request
+from r1mega.samples import Completion, FinishReason
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all requests of one `generate` share."""
+
+    temperature: float
+    max_new_tokens: int
+    version: int
+
+
+def describe(request: Request, job: Job) -> str:
+    """A request, for error messages."""
+    return (
+        f"{request.n} answers of at most {job.max_new_tokens} tokens to prompt {request.prompt.id!r} "
+        f"({len(request.prompt.token_ids)} tokens), temperature {job.temperature}, seed {request.seed}"
+    )
+
+
+def body(request: Request, job: Job) -> dict[str, Any]:
+    """What is sent for a request."""
+    return {
+        "model": "policy",
+        "prompt": list(request.prompt.token_ids),
+        "n": _num_draws(request, job),
+        "seed": request.seed,
+        "temperature": job.temperature,
+        "max_tokens": job.max_new_tokens,
+        "logprobs": 0,  # of the sampled token alone
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        # What a model's generation_config.json may set otherwise, and would change the distribution:
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+    }
+
+
+def _num_draws(request: Request, job: Job) -> int:
+    """How many answers to ask for: greedy ones are all equal, and vLLM refuses n > 1 of them."""
+    return request.n if job.temperature > 0 else 1
+
+
+class Reader:
+    """Makes completions of what a server sent, or refuses it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        # Text is decoded here, from the ids that came: vLLM's incremental decoding starts in the prompt and, where
+        # that ends within a character, returns a part of the prompt as the answer's.
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+
+    def completions(self, answer: Any, request: Request, job: Job) -> tuple[Completion, ...]:
+        """The n completions of a response body.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not what was asked.
+            RolloutError: the server does what it is told, but is set up for something else.
+        """
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        indices = [choice["index"] for choice in choices]
+        if indices != list(range(_num_draws(request, job))):
+            raise ValueError(f"answers {indices} came")
+        drawn = [choices[i % len(choices)] for i in range(request.n)]
+        return tuple(self._completion(i, choice, request, job) for i, choice in enumerate(drawn))
+
+    def _completion(self, index: int, choice: dict[str, Any], request: Request, job: Job) -> Completion:
+        ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+        finish = FinishReason(choice["finish_reason"])
+        limit = job.max_new_tokens
+        if len(ids) != len(logp):
+            raise ValueError(f"answer {index} has {len(ids)} tokens and {len(logp)} logprobs")
+        if not 1 <= len(ids) <= limit:
+            raise ValueError(f"answer {index} has {len(ids)} tokens")
+        if finish is FinishReason.LENGTH and len(ids) < limit:
+            raise RolloutError(
+                f"answer {index} was cut at {len(ids)} tokens: prompt and answer must fit max_model_len, and "
+                "generation_config.json must not set a smaller max_new_tokens"
+            )
+        if bad := [i for i in ids if not (type(i) is int and 0 <= i < self._vocab_size)]:
+            raise ValueError(f"answer {index} has token ids outside 0..{self._vocab_size - 1}: {bad[:5]}")
+        if bad := [x for x in logp if not (math.isfinite(x) and -9999.0 < x <= 0.0)]:
+            raise ValueError(f"answer {index} has logprobs that are none: {bad[:5]}")
+        return Completion(
+            prompt_id=request.prompt.id,
+            index=index,
+            token_ids=tuple(ids),
+            logp=tuple(map(float, logp)),
+            # Special tokens are kept: the answer's tags may be such. The stop token is no part of the text.
+            text=self._tokenizer.decode(ids[:-1] if finish is FinishReason.STOP else ids, skip_special_tokens=False),
+            finish_reason=finish,
+            weight_version=job.version,
+            seed=request.seed + index,
+        )

@@ -1,0 +1,138 @@
+"""The trainer's ranks on this host: started as torchrun starts them, watched, and ended together.
+
+A rank cannot tell who started it: this module, torchrun (`python -m torch.distributed.run`) and slurm/rank.sh set the
+same variables.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from r1mega.runtime import process
+
+POLL_S = 0.05
+FAILURE_GRACE_S = 5.0
+"""What the other ranks get after one has failed: often they say the same, and end by themselves."""
+STOP_GRACE_S = 60.0
+"""The same after one has left because it was asked to: the others may still be saving."""
+TERM_GRACE_S = 3.0
+"""Between SIGTERM and SIGKILL; without the lost rank there is nothing that could be saved."""
+LOG_LINES = 20
+
+
+def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int:
+    """Run `command` as each of `num_ranks` ranks of this host and wait for them all.
+
+    Rank 0 writes where this process writes, rank N to `log_dir`/rank_N.log. SIGINT, SIGTERM and SIGUSR1 are handed to
+    every rank, once each. When a rank fails, the others are ended after a grace. None outlives this process.
+
+    Returns:
+        0, or the exit code of the rank that failed first; 128 + signal where a signal ended it.
+    """
+    port = str(process.free_port())
+    with collected_signals() as received:
+        logs = [None if rank == 0 else log_dir / f"rank_{rank}.log" for rank in range(num_ranks)]
+        starts = [log.stat().st_size if log and log.exists() else 0 for log in logs]
+        ranks = [
+            process.spawn(
+                command,
+                environment=process.child_environment(
+                    RANK=str(rank),
+                    WORLD_SIZE=str(num_ranks),
+                    LOCAL_RANK=str(rank),
+                    LOCAL_WORLD_SIZE=str(num_ranks),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=port,
+                ),
+                log_file=log,
+                pass_signals=True,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        asked: set[int] = set()
+        failed: int | None = None
+        deadline = 0.0
+        while any(rank.poll() is None for rank in ranks):
+            asked |= hand_on(received, ranks)
+            if failed is None:
+                failed = _first_failed(ranks)
+                left_in_order = failed is not None and exit_code(ranks[failed]) - 128 in asked
+                deadline = time.monotonic() + (STOP_GRACE_S if left_in_order else FAILURE_GRACE_S)
+            elif time.monotonic() > deadline:
+                _end(ranks)
+            time.sleep(POLL_S)
+    if failed is None:
+        failed = _first_failed(ranks)
+    if failed is None:
+        return 0
+    code = exit_code(ranks[failed])
+    if code - 128 not in asked:
+        _explain(failed, code, logs[failed], starts[failed])
+    return code
+
+
+@contextmanager
+def collected_signals() -> Iterator[list[int]]:
+    """While entered, signals that ask to stop are only appended to the list."""
+    received: list[int] = []
+
+    def collect(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+
+    previous = {number: signal.signal(number, collect) for number in process.STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def hand_on(received: list[int], children: Sequence[subprocess.Popen[bytes]]) -> set[int]:
+    """Send the signals collected so far to every child that runs, and take them off the list."""
+    sent: set[int] = set()
+    while received:
+        signum = received.pop(0)
+        for child in children:
+            child.send_signal(signum)
+        sent.add(signum)
+    return sent
+
+
+def exit_code(child: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child that has ended, as a shell counts it: 128 + signal where one ended it."""
+    assert child.returncode is not None
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _first_failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    return next((number for number, rank in enumerate(ranks) if rank.poll()), None)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End all ranks that still run, at the same time."""
+    for rank in ranks:
+        rank.terminate()
+    deadline = time.monotonic() + TERM_GRACE_S
+    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+        time.sleep(POLL_S)
+    for rank in ranks:
+        process.stop_group(rank, grace_s=0.0)
+
+
+def _explain(rank: int, code: int, log: Path | None, start: int) -> None:
+    """Say on stderr which rank failed where that is not plain: rank 0 has said why itself, unless it was killed."""
+    try:
+        how = f"was ended by {signal.Signals(code - 128).name}"
+    except ValueError:
+        how = f"ended with exit code {code}"
+    if log is None:
+        if code > 128:
+            print(f"r1mega: rank 0 {how}", file=sys.stderr)
+        return
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LOG_LINES:]
+    print("\n  ".join([f"r1mega: rank {rank} {how}. The end of its log {log}:", *lines]), file=sys.stderr)

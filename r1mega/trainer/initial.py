@@ -1,0 +1,52 @@
+"""A model's first weights, the same whatever the layout: each tensor is drawn from the seed and its own name.
+
+Matrices are normal with one deviation (V3 report 4.2), norms are ones, the router's bias is zero.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.layout.shards import Axis, axis, pieces
+
+
+def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
+    """Overwrite a rank's tensors, given by the names of the family's table."""
+    rows = {row.megatron: row for row in spec.tensors() if row.kind is not Kind.COPY}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(local_part(rows[name], _whole(rows[name], spec.init_std, seed)))
+
+
+def local_part(row: Row, whole: Tensor) -> Tensor:
+    """This rank's part of a whole Megatron tensor."""
+    part, num_parts = place_on(axis(row))
+    dim, ranges = pieces(row, part, num_parts)
+    return torch.cat([whole.narrow(dim, start, stop - start) for start, stop in ranges], dim)
+
+
+def place_on(named: Axis | None) -> tuple[int, int]:
+    """This rank's place on an axis, and the axis's size; (0, 1) on none."""
+    if named == "tp":
+        state = parallel_state
+        return state.get_tensor_model_parallel_rank(), state.get_tensor_model_parallel_world_size()
+    if named == "etp":
+        group: Any = parallel_state.get_expert_tensor_parallel_group()
+        return dist.get_rank(group), dist.get_world_size(group)
+    return 0, 1
+
+
+def _whole(row: Row, std: float, seed: int) -> Tensor:
+    if row.kind is Kind.BUFFER:
+        return torch.zeros(row.shape)
+    if len(row.shape) == 1:
+        return torch.ones(row.shape)
+    digest = hashlib.sha256(f"{seed}/{row.megatron}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.empty(row.shape).normal_(0.0, std, generator=generator)

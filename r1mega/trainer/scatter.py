@@ -1,0 +1,118 @@
+"""A rollout's samples from the first rank to those that learn from them.
+
+The first rank divides every mini-batch over the data-parallel ranks by tokens; each leader (the first rank of its
+copy of the model) receives its share alone and hands it to the tensor- and pipeline-parallel ranks of its copy.
+The same encoding is what a checkpoint keeps of a rollout that is not used up.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from r1mega.samples import Sample
+from r1mega.trainer.mesh import Mesh
+
+MiniBatches = list[list[Sample]]
+_PER_TOKEN = ("behaviour_logp", "old_logp", "ref_logp")
+
+
+def divide(lengths: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Indices in shares of about as many tokens each: the longest first, each to the share that has least."""
+    if num_shares == 1:
+        return [list(range(len(lengths)))]
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    tokens = [0] * num_shares
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        least = tokens.index(min(tokens))
+        shares[least].append(i)
+        tokens[least] += lengths[i]
+    return shares
+
+
+def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
+    """This rank's share of each mini-batch. Every rank calls this; the first one gives the mini-batches."""
+    if mesh.world_size == 1:
+        assert minibatches is not None
+        return minibatches
+    dp: int = parallel_state.get_data_parallel_world_size()
+    copy: Any = parallel_state.get_model_parallel_group()
+    leader = dist.get_process_group_ranks(copy)[0]
+    leaders = mesh.gather_over_data(leader)
+    data = b""
+    if mesh.first:
+        assert minibatches is not None
+        divided = [divide([len(s.prompt_ids) + len(s.completion_ids) for s in m], dp) for m in minibatches]
+        encoded = [
+            encode([[m[k] for k in shares[i]] for m, shares in zip(minibatches, divided, strict=True)])
+            for i in range(dp)
+        ]
+        for i, rank in enumerate(leaders[1:], 1):
+            _send(encoded[i], rank, mesh)
+        data = encoded[0]
+    elif mesh.rank == leader:
+        data = _receive(mesh)
+    found = [data]
+    if copy.size() > 1:
+        # As patient as the leader is with the first rank.
+        dist.broadcast_object_list(found, leader, group=copy)
+    return decode(found[0])
+
+
+def encode(minibatches: Sequence[Sequence[Sample]]) -> bytes:
+    """Samples as a few arrays (npz): token ids in 32 bits, log-probabilities in the 64 that they came with."""
+    samples = [s for minibatch in minibatches for s in minibatch]
+    arrays: dict[str, np.ndarray] = {
+        "sizes": np.array([len(m) for m in minibatches], np.int64),
+        "prompt_lengths": np.array([len(s.prompt_ids) for s in samples], np.int64),
+        "completion_lengths": np.array([len(s.completion_ids) for s in samples], np.int64),
+        "prompt_ids": np.array([i for s in samples for i in s.prompt_ids], np.int32),
+        "completion_ids": np.array([i for s in samples for i in s.completion_ids], np.int32),
+        "adv": np.array([s.adv for s in samples], np.float64),
+        "weight": np.array([s.weight for s in samples], np.float64),
+    }
+    for name in _PER_TOKEN:
+        values = [getattr(s, name) for s in samples]
+        arrays[f"{name}_lengths"] = np.array([len(v) for v in values], np.int64)
+        arrays[name] = np.array([x for v in values for x in v], np.float64)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> MiniBatches:
+    """What `encode` was given, bit for bit."""
+    with np.load(io.BytesIO(data)) as arrays:
+        columns = {
+            "prompt_ids": _cut(arrays["prompt_ids"], arrays["prompt_lengths"]),
+            "completion_ids": _cut(arrays["completion_ids"], arrays["completion_lengths"]),
+            "adv": arrays["adv"].tolist(),
+            "weight": arrays["weight"].tolist(),
+            **{name: _cut(arrays[name], arrays[f"{name}_lengths"]) for name in _PER_TOKEN},
+        }
+        sizes: list[int] = arrays["sizes"].tolist()
+    rows = zip(*columns.values(), strict=True)
+    samples = iter([Sample(**dict(zip(columns, row, strict=True))) for row in rows])
+    return [[next(samples) for _ in range(size)] for size in sizes]
+
+
+def _cut(values: np.ndarray, lengths: np.ndarray) -> list[tuple[Any, ...]]:
+    flat, ends = values.tolist(), np.cumsum(lengths).tolist()
+    return [tuple(flat[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def _send(data: bytes, rank: int, mesh: Mesh) -> None:
+    dist.send(torch.tensor(len(data)), rank, group=mesh.patient)
+    dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank, group=mesh.patient)
+
+
+def _receive(mesh: Mesh) -> bytes:
+    size = torch.zeros((), dtype=torch.int64)
+    dist.recv(size, 0, group=mesh.patient)
+    data = torch.empty(int(size), dtype=torch.uint8)
+    dist.recv(data, 0, group=mesh.patient)
+    return data.numpy().tobytes()

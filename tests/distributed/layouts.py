@@ -1,0 +1,90 @@
+"""Runs under torchrun: GRPO updates at several layouts over the same processes, written down for comparison.
+
+`python -m torch.distributed.run --nproc-per-node N layouts.py OUT LAYOUT...` with layouts such as tp=2 or pp=2,dp=2:
+for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, every gradient and
+every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
+"""
+
+import dataclasses
+import json
+import random
+import sys
+from pathlib import Path
+
+import torch
+
+from r1mega.algos.grpo import GRPOLoss, documents, weighted
+from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.families.deepseek_v3 import read
+from r1mega.samples import Document, Sample
+from r1mega.trainer import mesh as meshes
+
+MODEL = Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json"
+NUM_STEPS = 3
+
+
+def spec():
+    """The tiny model with an even number of layers, which pipelines need."""
+    return read({**json.loads(MODEL.read_text()), "num_hidden_layers": 4, "initializer_range": 0.1})
+
+
+def samples(num: int, seed: int) -> list[Sample]:
+    rng = random.Random(seed)
+    drawn = []
+    for _ in range(num):
+        prompt = tuple(rng.randrange(3, 384) for _ in range(rng.randint(3, 20)))
+        answer = tuple(rng.randrange(3, 384) for _ in range(rng.randint(2, 40)))
+        logp = tuple(-rng.random() * 5 - 3 for _ in answer)
+        drawn.append(Sample(prompt, answer, rng.gauss(0, 1), behaviour_logp=logp))
+    return drawn
+
+
+def run(layout: TrainerLayout) -> dict:
+    mesh = meshes.start(layout, device="cpu", seed=0)
+    from r1mega.trainer.policy import Policy
+    from r1mega.trainer.scatter import scatter
+    from r1mega.weights.source import PolicySource
+
+    policy = Policy.build(
+        spec(), mesh, Optimizer(lr=1e-4, weight_decay=0.01), Batch(chunk_tokens=64, chunks_per_micro_batch=3),
+        mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=0,
+    )  # fmt: skip
+    policy.refresh_reference()
+    source = PolicySource(policy, include_mtp=True)
+    loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
+    minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in range(NUM_STEPS)]
+    share = scatter(mesh, minibatches if mesh.first else None)
+    found: dict = {"loss": [], "norm": [], "gradients": [], "logp": []}
+    for minibatch in share:
+        bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]
+        old = policy.logprobs(bare, temperature=0.7)
+        ref = policy.logprobs(bare, temperature=0.7, reference=True)
+        attached = [
+            dataclasses.replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()))
+            for s, o, r in zip(minibatch, old, ref, strict=True)
+        ]
+        scored = mesh.gather_over_data({s.completion_ids: s.old_logp for s in attached})
+        found["logp"].append({k: v for part in scored for k, v in part.items()})
+        found["loss"].append(policy.forward_backward(documents(attached), loss, temperature=0.7))
+        policy.reduce_gradients(everywhere=True)
+        gradients = policy.gradients()
+        gradients |= {
+            n: torch.zeros_like(t, dtype=torch.float32) for n, t in policy.state().items() if n not in gradients
+        }
+        found["gradients"].append({n: t.clone() for n, t in source.stream(gradients)})
+        found["norm"].append(policy.optim_step(1e-4, reduced=True))
+    found["weights"] = {n: t.clone() for n, t in source}
+    found["margins"] = [m.clone() for m in policy.routing_margins([Document(tuple(range(5, 40)))])]
+    return found
+
+
+def main(out: Path, layouts: list[str]) -> None:
+    for text in layouts:
+        found = run(TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}))
+        if meshes.dist.get_rank() == 0:
+            torch.save(found, out / f"{text or 'one'}.pt")
+    meshes.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

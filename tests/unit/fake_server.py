@@ -1,0 +1,130 @@
+"""A stand-in for a vLLM server and for `rollout.server.Server`: made-up answers, and faults on demand."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from r1mega.config.schema import RolloutLayout
+from r1mega.rollout.engine import Request
+from r1mega.samples import Prompt
+
+VOCAB_SIZE = 16
+EOS = 10
+
+
+def save_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({str(i): i for i in range(VOCAB_SIZE)}, unk_token="0"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("5"), AddedToken("10")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def request(i: int, n: int = 3) -> Request:
+    return Request(Prompt(f"p{i}", "task", "question", "truth", (i % VOCAB_SIZE,)), n, seed=100 * i)
+
+
+class Http(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512  # connections that wait; more are reset
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up on us."""
+
+
+class FakeServer:
+    """Answers like vLLM until told otherwise; each start listens on another port.
+
+    `change` has its way with each answer before it is sent, `fault` handles a request in place of the server:
+    both get back to normal at a restart, unless `incurable`.
+    """
+
+    def __init__(self, folder: Path, **layout: Any) -> None:
+        self.layout = RolloutLayout(**{"max_num_seqs": 4, "request_timeout_s": 5, "max_restarts": 0} | layout)
+        self.model_dir, self.log_file, self.vocab_size, self.world_size = folder, folder / "vllm.log", VOCAB_SIZE, 1
+        self.bodies, self.reasons = list[dict[str, Any]](), list[str]()
+        self.incurable, self.incarnation = False, 0
+        self.change: Callable[[dict[str, Any]], Any] = lambda answer: answer
+        self.fault: Callable[[Any], bool] = lambda handler: False
+        self.thawed, self.asked = threading.Event(), threading.Event()
+        self.after: FakeServer | None = None
+        """Another server that must have been asked before this one answers."""
+        self._start()
+
+    def _start(self) -> None:
+        server = self
+        self.version, self.status = "0", 200
+        self.incarnation += 1
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not server.fault(self):
+                    self.reply({"weight_version": server.version})
+
+            def do_POST(self) -> None:
+                self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                server.bodies.append(self.body)
+                server.asked.set()
+                if server.after is not None:
+                    server.after.asked.wait(30)
+                if not server.fault(self):
+                    self.reply(server.change(answer(self.body)))
+
+            def reply(self, answer: Any) -> None:
+                self.send(json.dumps(answer).encode())
+
+            def send(self, data: bytes, length: int | None = None) -> None:
+                self.send_response(server.status)
+                self.send_header("Content-Length", str(length or len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = Http(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http.server_port}"
+
+    def alive(self) -> bool:
+        return True
+
+    def freeze(self, handler: Any) -> bool:
+        """A fault: accept and never answer."""
+        self.thawed.wait(30)
+        return True
+
+    def shut(self) -> None:
+        self.thawed.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def restart(self, reason: str) -> float:
+        self.reasons.append(reason)
+        self.shut()
+        if not self.incurable:
+            self.change, self.fault = (lambda answer: answer), (lambda handler: False)
+        self._start()
+        return 0.0
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """What the server makes of a request: tokens that tell prompt and answer apart."""
+    return {
+        "choices": [
+            {
+                "index": i,
+                "token_ids": [body["prompt"][0], 1 + i % 5, EOS],
+                "logprobs": {"token_logprobs": [-0.5, -1.0, -0.25]},
+                "finish_reason": "stop",
+            }
+            for i in range(body["n"])
+        ]
+    }

@@ -1,0 +1,382 @@
+"""What was journalled is there again, bit for bit, whenever and however the process died."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1mega.errors import CheckpointError, RunDirError
+from r1mega.rollout.engine import OnAnswer, Request
+from r1mega.rollout.journal import Comparison, Journal, JournalledEngine
+from r1mega.rollout.segment import Key
+from r1mega.samples import Completion, FinishReason, Prompt
+
+SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 4}
+
+
+def request(i: int, n: int = 2) -> Request:
+    return Request(Prompt(f"p{i}", "task", "question", "truth", (i,)), n, seed=10 * i)
+
+
+def key(i: int, version: int = 3) -> Key:
+    return Key.of(request(i), version=version, **SETTINGS)
+
+
+def completions(i: int, version: int = 3, *, n: int = 2, salt: int = 0) -> tuple[Completion, ...]:
+    rng = random.Random(f"{i}/{version}/{salt}")
+    return tuple(
+        Completion(
+            prompt_id=f"p{i}",
+            index=k,
+            token_ids=tuple(rng.randrange(500) for _ in range(4)),
+            logp=(-0.0, -rng.random() * 1e-300, -rng.random() / 3, -5e-324),
+            text=f"é\n\u2028 {i} {k} \ud800",
+            finish_reason=FinishReason.LENGTH if k else FinishReason.STOP,
+            weight_version=version,
+            seed=10 * i + k,
+        )
+        for k in range(n)
+    )
+
+
+class CountingEngine:
+    """Answers everything, and remembers what it was asked for."""
+
+    def __init__(self, salt: int = 0, dies_after: int | None = None) -> None:
+        self.asked, self.salt, self.dies_after = list[str](), salt, dies_after
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        version: int,
+        on_answer: OnAnswer | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        answers = {}
+        for i in random.Random(len(requests)).sample(range(len(requests)), len(requests)):  # as they arrive
+            if len(answers) == self.dies_after:
+                raise KeyboardInterrupt
+            self.asked.append(requests[i].prompt.id)
+            number = requests[i].seed // 10
+            answers[i] = completions(number, version, n=requests[i].n, salt=self.salt)
+            if on_answer:
+                on_answer(i, answers[i])
+        return [answers[i] for i in range(len(requests))]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "journal") as journal:
+        yield journal
+
+
+def reopened(journal: Journal) -> Journal:
+    journal.close()
+    return Journal(journal.folder)
+
+
+def bits(group: tuple[Completion, ...] | None) -> Any:
+    return [(c, [x.hex() for x in c.logp]) for c in group or ()]
+
+
+# ---- the file -----------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back_bit_for_bit(journal: Journal) -> None:
+    for i in range(5):
+        journal.add(key(i), completions(i))
+    journal.add(key(1, 4), completions(1, 4))
+    with reopened(journal) as again:
+        for i in range(5):
+            assert again.get(key(i)) == completions(i)
+            assert bits(again.get(key(i))) == bits(completions(i))
+        assert again.get(key(1, 4)) == completions(1, 4)
+        assert again.get(key(2, 4)) is None and again.get(key(1, 5)) is None
+        assert again.state() == {"entries": {"3": 5, "4": 1}}
+
+
+@settings(max_examples=200)
+@given(st.floats(max_value=0.0, allow_nan=False, allow_infinity=False))
+def test_any_float_round_trips(value: float) -> None:
+    assert json.loads(json.dumps(value)).hex() == value.hex()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight_version": 4}, {"prompt": "p2"}, {"seed": 11}, {"n": 3}, {"temperature": 0.8}, {"max_new_tokens": 5}],
+)
+def test_every_part_of_the_key_counts(journal: Journal, changed: dict[str, Any]) -> None:
+    journal.add(key(1), completions(1))
+    assert journal.get(key(1)._replace(**changed)) is None
+
+
+def test_the_later_of_two_entries_counts(journal: Journal) -> None:
+    journal.add(key(1), completions(1))
+    journal.add(key(1), completions(1, salt=9))
+    with reopened(journal) as again:
+        assert again.get(key(1)) == completions(1, salt=9)
+        assert again.state() == {"entries": {"3": 1}}
+
+
+def test_a_torn_tail_of_any_length_is_dropped_and_cut_off(journal: Journal) -> None:
+    for i in range(3):
+        journal.add(key(i), completions(i))
+    journal.close()
+    file = journal.folder / "version_3.jsonl"
+    whole = file.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for end in [*range(start, len(whole) - 3, 11), *range(len(whole) - 3, len(whole))]:
+        file.write_bytes(whole[:end])
+        with Journal(journal.folder) as torn:
+            assert torn.get(key(1)) == completions(1) and torn.get(key(2)) is None
+            torn.add(key(7), completions(7))
+            assert torn.get(key(7)) == completions(7)
+        with Journal(journal.folder) as again:
+            assert again.state() == {"entries": {"3": 3}}
+            assert [again.get(key(i)) for i in (0, 1, 7)] == [completions(i) for i in (0, 1, 7)]
+
+
+def test_reading_alone_changes_nothing(journal: Journal) -> None:
+    journal.add(key(1), completions(1))
+    file = journal.folder / "version_3.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"weight_version": 3, "pro')
+    before = file.read_bytes()
+    with reopened(journal) as again:
+        assert again.get(key(1)) == completions(1)
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-20] + b"\n",
+        lambda line: b"\0" * len(line) + b"\n",
+        lambda line: b"\n",
+        lambda line: line.replace(b'"n": 2', b'"n": 3'),
+        lambda line: line.replace(b'"seed"', b'"sede"'),
+        lambda line: line.replace(b'"ids": [', b'"ids": [1, '),
+        lambda line: line.replace(b'"weight_version": 3', b'"weight_version": 4'),
+        lambda line: line.replace(b'"text"', b'"test"'),
+        lambda line: line.replace(b'"stop"', b'"stopped"'),
+        lambda line: b"[" + line.strip() + b"]\n",
+        lambda line: b"\xff" + line,
+    ],
+)
+def test_damage_in_the_middle_is_named(journal: Journal, damage: Any) -> None:
+    for i in range(3):
+        journal.add(key(i), completions(i))
+    file = journal.folder / "version_3.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + damage(lines[1]) + lines[2])
+    with reopened(journal) as again, pytest.raises(CheckpointError, match=r"version_3\.jsonl:2: "):
+        again.get(key(0))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_no_torn_line(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    journal.add(key(0), completions(0))
+    write = os.pwrite
+
+    def full(file: int, data: bytes, offset: int) -> int:
+        if len(data) < 50:
+            raise error
+        return write(file, data[: len(data) // 2], offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(type(error)):
+        journal.add(key(1), completions(1))
+    assert journal.get(key(1)) is None
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, data[:7], offset))  # short writes
+    shorter = tuple(dataclasses.replace(c, text="") for c in completions(2))
+    journal.add(key(2), shorter)
+    with reopened(journal) as again:
+        assert [again.get(key(i)) for i in range(3)] == [completions(0), None, shorter]
+
+
+def test_two_processes_never_append_at_once(journal: Journal) -> None:
+    with pytest.raises(RunDirError, match="another process writes this journal"):
+        Journal(journal.folder)
+    program = (
+        "import sys; from pathlib import Path; from r1mega.rollout.journal import Journal; Journal(Path(sys.argv[1]))"
+    )
+    other = subprocess.run([sys.executable, "-c", program, str(journal.folder)], capture_output=True, text=True)
+    assert other.returncode and "another process writes this journal" in other.stderr
+    journal.close()
+    Journal(journal.folder).close()
+
+
+def test_what_could_not_be_read_is_never_written(journal: Journal) -> None:
+    (one, two) = completions(1)
+    with pytest.raises(ValueError, match="JSON"):
+        journal.add(key(1), (one, dataclasses.replace(two, logp=(float("nan"),) * 4)))
+    with pytest.raises(ValueError, match="1 completions"):
+        journal.add(key(1), (one,))
+    assert journal.get(key(1)) is None
+
+
+# ---- the checkpoint -----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_notices_what_is_missing(journal: Journal) -> None:
+    for i in range(4):
+        journal.add(key(i), completions(i))
+    state = json.loads(json.dumps(journal.state()))
+    journal.check(state)
+    journal.add(key(5, 4), completions(5, 4))
+    journal.check(state)  # more is fine
+    file = journal.folder / "version_3.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])
+    with (
+        reopened(journal) as again,
+        pytest.raises(CheckpointError, match=r"version_3\.jsonl: holds 3 .* counts 4"),
+    ):
+        again.check(state)
+    file.unlink()
+    with Journal(journal.folder) as empty, pytest.raises(CheckpointError, match="holds 0"):
+        empty.check(state)
+
+
+def test_pruning_is_no_loss(journal: Journal) -> None:
+    for version in (3, 4, 5, 12):
+        journal.add(key(1, version), completions(1, version))
+    state = journal.state()
+    journal.prune(5)
+    assert sorted(p.name for p in journal.folder.glob("version_*")) == ["version_12.jsonl", "version_5.jsonl"]
+    assert journal.get(key(1, 3)) is None and journal.get(key(1, 5)) == completions(1, 5)
+    journal.prune(4)  # what is gone stays known to be gone
+    with reopened(journal) as again:
+        again.check(state)
+        assert again.state() == {"entries": {"5": 1, "12": 1}}
+        (again.folder / "version_12.jsonl").unlink()
+    with Journal(journal.folder) as again, pytest.raises(CheckpointError, match="version_12"):
+        again.check(state)
+
+
+# ---- killed while it writes ---------------------------------------------------------------------------------
+
+WRITER = """
+import sys
+from pathlib import Path
+from r1mega.rollout.journal import Journal
+from r1mega.rollout.segment import Key
+from r1mega.samples import Completion, FinishReason
+folder, start, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+journal = Journal(folder)
+for i in range(start, 10**6):
+    done = Completion("p", 0, (i,), (-1 / (3 + i),), str(i % 10) * length, FinishReason.STOP, 0, i)
+    print(f"{i} begins", flush=True)
+    journal.add(Key(0, "p", i, 1, 1.0, 1), (done,))
+    print(f"{i} done", flush=True)
+"""
+
+
+def test_killed_while_it_writes(tmp_path: Path) -> None:
+    """Every entry whose `add` returned is there after SIGKILL; the one being written is there whole or not at all."""
+    length, start, torn = 4_000_000, 0, 0  # long, so that writing takes a while
+    for round in range(12):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(start), str(length)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout
+            lines = [writer.stdout.readline() for _ in range(2 * (round % 3) + 1)]
+            if round % 2:  # and the file shows that a line is being written
+                size = total(tmp_path)
+                while total(tmp_path) == size:
+                    pass
+            writer.send_signal(signal.SIGKILL)
+            lines += writer.stdout.readlines()
+        done = [int(line.split()[0]) for line in lines if line.endswith("done\n")]
+        torn += any(not file.read_bytes().endswith(b"\n") for file in tmp_path.glob("version_*"))
+        with Journal(tmp_path) as journal:
+            held = journal.state()["entries"].get("0", 0)
+            assert held >= start + len(done)
+            assert held <= start + len(done) + 1
+            for i in range(start, held):
+                (found,) = journal.get(Key(0, "p", i, 1, 1.0, 1)) or (None,)
+                assert found and found.logp == (-1 / (3 + i),) and found.text == str(i % 10) * length
+        start = held
+    print(f"{start} entries, {torn} torn tails")
+    assert start >= 6 and torn
+
+
+def total(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("version_*"))
+
+
+# ---- the engine ---------------------------------------------------------------------------------------------
+
+
+def generate(
+    journal: Journal, engine: CountingEngine, num: int, replay: Any = "journal", version: int = 3
+) -> tuple[JournalledEngine, list[tuple[Completion, ...]], dict[int, Any], list[int]]:
+    pushed, arrived = list[int](), dict[int, Any]()
+    journalled = JournalledEngine(engine, journal, replay=replay, before_sampling=pushed.append)
+    answers = journalled.generate(
+        [request(i) for i in range(num)], version=version, on_answer=arrived.setdefault, **SETTINGS
+    )
+    return journalled, answers, arrived, pushed
+
+
+def test_only_what_is_missing_is_asked_for(journal: Journal) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(journal, CountingEngine(dies_after=5), 8)
+    assert journal.state() == {"entries": {"3": 5}}
+    first = CountingEngine()
+    engine, answers, arrived, pushed = generate(reopened(journal), first, 8)
+    assert len(first.asked) == 3 and (engine.replayed, engine.sampled) == (5, 3) and pushed == [3]
+    assert [bits(a) for a in answers] == [bits(completions(i)) for i in range(8)]
+    assert [arrived[i] for i in range(8)] == answers
+    assert engine.comparison == Comparison()
+
+
+def test_a_journalled_rollout_needs_no_server(journal: Journal) -> None:
+    _, before, _, pushed = generate(journal, CountingEngine(), 8)
+    assert pushed == [3]
+    again = CountingEngine(salt=1)
+    engine, after, arrived, pushed = generate(journal, again, 8)
+    assert after == before and not again.asked and not pushed
+    assert (engine.replayed, engine.sampled, len(arrived)) == (8, 0, 8)
+    other = CountingEngine()
+    generate(journal, other, 8, version=4)  # other weights are other requests
+    assert len(other.asked) == 8
+
+
+def test_live_compares_and_replaces(journal: Journal) -> None:
+    generate(journal, CountingEngine(), 4)
+    same, answers, _, pushed = generate(journal, CountingEngine(), 6, "live")
+    assert same.comparison == Comparison(answers=8, identical_answers=8, tokens=32, equal_tokens=32)
+    assert (same.replayed, same.sampled) == (0, 6) and pushed == [3] and len(answers) == 6
+    other, answers, _, _ = generate(journal, CountingEngine(salt=1), 6, "live")
+    assert (other.comparison.answers, other.comparison.tokens) == (12, 48)
+    assert other.comparison.identical_answers == 0 and other.comparison.equal_tokens < 5
+    with reopened(journal) as again:
+        assert [again.get(key(i)) for i in range(6)] == answers == [completions(i, salt=1) for i in range(6)]
+
+
+def test_equal_tokens_end_at_the_first_difference() -> None:
+    def answer(*ids: int) -> Completion:
+        return Completion("p", 0, ids, (-1.0,) * len(ids), "", FinishReason.STOP, 0, 0)
+
+    comparison = Comparison()
+    comparison.add(answer(1, 2, 3, 4), answer(1, 2, 9, 4))
+    comparison.add(answer(1, 2), answer(1, 2))
+    comparison.add(answer(5, 6, 7), answer(5, 6))
+    assert comparison == Comparison(answers=3, identical_answers=1, tokens=9, equal_tokens=6)
+
+
+def test_nothing_asked(journal: Journal) -> None:
+    _, answers, _, pushed = generate(journal, CountingEngine(), 0)
+    assert answers == [] and not pushed

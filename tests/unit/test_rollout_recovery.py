@@ -1,0 +1,287 @@
+"""Whatever a server does, each prompt ends with exactly G completions, or the run with one clear error."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_server import EOS, FakeServer, answer, request, save_tokenizer
+
+from r1mega.errors import RolloutError
+from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.recovery import Recovery, Restarts
+from r1mega.samples import Completion
+
+HEALTH_S = 0.5
+G = 3
+
+
+class Rig:
+    """Two fake servers, a fleet over them, and what it did."""
+
+    def __init__(self, folder: Path) -> None:
+        save_tokenizer(folder)
+        settings = {"max_num_seqs": 6, "health_timeout_s": HEALTH_S, "request_timeout_s": 2, "max_restarts": 2}
+        self.servers = [FakeServer(folder, **settings) for _ in range(2)]
+        self.servers[1].after = self.servers[0]  # so that the first one's faults are met
+        self.recoveries, self.arrived = list[Recovery](), list[int]()
+        self.reloaded = list[tuple[FakeServer, int]]()
+        self.reload: Callable[[Any, int], None] | None = self._reload
+
+    def _reload(self, server: FakeServer, version: int) -> None:
+        assert server.version == "0"
+        server.version = str(version)
+        self.reloaded.append((server, version))
+
+    def fleet(self) -> Fleet:
+        return Fleet(self.servers, reload=self.reload, on_recovery=self.recoveries.append)  # type: ignore[arg-type]
+
+    def generate(self, num: int = 12, version: int = 0, **kwargs: Any) -> list[tuple[Completion, ...]]:
+        return self.fleet().generate(
+            [request(i, G) for i in range(num)],
+            temperature=0.7,
+            max_new_tokens=5,
+            version=version,
+            on_answer=lambda index, _: self.arrived.append(index),
+            **kwargs,
+        )
+
+    def check(self, answers: list[tuple[Completion, ...]], num: int = 12) -> None:
+        """Exactly G completions of each prompt, the ones that an undisturbed server gives, each told of once."""
+        assert sorted(self.arrived) == list(range(num))
+        for i, group in enumerate(answers):
+            assert [(c.prompt_id, c.index, c.seed) for c in group] == [(f"p{i}", k, 100 * i + k) for k in range(G)]
+            assert [c.token_ids for c in group] == [(i % 16, 1 + k, EOS) for k in range(G)]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    for server in rig.servers:
+        server.shut()
+
+
+def on_completions(act: Callable[[Any], None]) -> Callable[[Any], bool]:
+    """A fault of /v1/completions alone."""
+
+    def fault(handler: Any) -> bool:
+        if handler.path == "/v1/completions":
+            act(handler)
+        return handler.path == "/v1/completions"
+
+    return fault
+
+
+def half(handler: Any) -> None:
+    data = json.dumps(answer(handler.body)).encode()
+    handler.send(data[: len(data) // 2], len(data))
+    handler.close_connection = True
+
+
+def reset(handler: Any) -> None:
+    handler.connection.close()
+
+
+def status(code: int) -> Callable[[Any], None]:
+    def act(handler: Any) -> None:
+        handler.send_response(code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return act
+
+
+FAULTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "not JSON": (on_completions(lambda h: h.send(b"<html>")), "it answered 200 <html>"),
+    "half an answer": (on_completions(half), "no answer"),
+    "connection reset": (on_completions(reset), "no answer"),
+    "server error": (on_completions(status(500)), "it answered 500"),
+    "engine dead": (lambda h: h.path == "/health" and status(503)(h) is None, "its health: it answered 503"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_nothing_but_time(rig: Rig, name: str) -> None:
+    fault, message = FAULTS[name]
+    rig.servers[0].fault = fault
+    if name == "engine dead":  # its answers come late, or nobody would look at its health
+        rig.servers[0].change = lambda a: time.sleep(0.3) or a
+        rig.servers.pop().shut()
+    rig.check(rig.generate())
+    (recovery,) = rig.recoveries
+    assert message in recovery.reason and recovery.requests_reissued > 0
+    assert rig.servers[0].reasons == [recovery.reason] and rig.servers[0].url != recovery.url
+
+
+def test_wrong_counts_and_broken_numbers(rig: Rig) -> None:
+    rig.servers[0].change = lambda a: {"choices": a["choices"][:2]}
+    rig.servers[1].change = lambda a: json.loads(json.dumps(a).replace("-0.25", "NaN"))
+    rig.check(rig.generate())
+    reasons = " ".join(r.reason for r in rig.recoveries)
+    assert "answers [0, 1] came" in reasons and "answer 0 has logprobs that are none" in reasons
+
+
+def test_a_frozen_server_is_noticed_by_its_health(rig: Rig) -> None:
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    count = 0
+
+    def freeze_later(handler: Any) -> bool:
+        nonlocal count
+        count += handler.path == "/v1/completions"
+        return server.freeze(handler) if count > 3 else False
+
+    server.layout = server.layout.model_copy(update={"request_timeout_s": 60})
+    server.fault = freeze_later
+    begin = time.monotonic()
+    rig.check(rig.generate())
+    assert HEALTH_S / 2 < time.monotonic() - begin < 10 * HEALTH_S
+    assert "its health: no answer within 0.5 s (rollout.health_timeout_s)" in rig.recoveries[0].reason
+
+
+def test_a_server_that_answers_nothing_but_its_health(rig: Rig) -> None:
+    rig.servers[0].fault = on_completions(rig.servers[0].freeze)
+    rig.check(rig.generate())
+    assert "no answer within 2 s (rollout.request_timeout_s)" in rig.recoveries[0].reason
+
+
+def test_a_server_that_is_gone(rig: Rig) -> None:
+    rig.servers[0].shut()
+    rig.servers[1].after = None
+    rig.check(rig.generate())
+    (recovery,) = rig.recoveries
+    assert "ConnectError" in recovery.reason and recovery.requests_reissued == 0
+
+
+def test_others_take_over_while_one_restarts(rig: Rig) -> None:
+    """The healthy server answers everything before the other one is back, and generate waits for that one too."""
+    frozen, healthy = rig.servers
+    frozen.fault = on_completions(reset)
+    all_answered, restart = threading.Event(), frozen.restart
+
+    def slow(reason: str) -> float:
+        assert all_answered.wait(10)
+        return restart(reason)
+
+    frozen.restart = slow
+    rig.arrived = type(
+        "Told", (list,), {"append": lambda s, i: (list.append(s, i), len(s) == 12 and all_answered.set())}
+    )()
+    rig.check(rig.generate())
+    assert len({body["prompt"][0] for body in healthy.bodies}) == 12 and frozen.incarnation == 2
+
+
+def test_weights_are_given_again(rig: Rig) -> None:
+    for server in rig.servers:
+        server.version = "7"
+    rig.servers[0].fault = on_completions(reset)
+    answers = rig.generate(version=7)
+    rig.check(answers)
+    assert rig.reloaded == [(rig.servers[0], 7)] and answers[0][0].weight_version == 7
+
+
+def test_a_wrong_version_is_mended(rig: Rig) -> None:
+    rig.servers[1].after = None
+    rig.servers[0].version, rig.servers[1].version = "incomplete push of 7", "7"
+    rig.check(rig.generate(version=7))
+    assert rig.reloaded == [(rig.servers[0], 7)]
+    assert "but it has 'incomplete push of 7'" in rig.recoveries[0].reason
+
+
+def test_version_0_needs_nobody_to_reload_it(rig: Rig) -> None:
+    rig.reload = None
+    rig.servers[0].fault = on_completions(reset)
+    rig.check(rig.generate())
+    for server in rig.servers:
+        server.version = "7"
+    rig.servers[0].fault = on_completions(reset)
+    with pytest.raises(RolloutError, match="nobody gives it others"):
+        rig.generate(version=7)
+
+
+def test_what_is_our_fault_ends_at_once(rig: Rig) -> None:
+    rig.servers[0].fault = rig.servers[1].fault = on_completions(status(400))
+    with pytest.raises(RolloutError, match="it answered 400"):
+        rig.generate()
+    assert not rig.recoveries and rig.servers[0].incarnation == rig.servers[1].incarnation == 1
+
+
+def test_it_gives_up_on_a_server_that_never_answers(rig: Rig) -> None:
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    server.fault, server.incurable = on_completions(reset), True
+    with pytest.raises(RolloutError, match=r"gave up .* after 2 restarts in a row .*max_restarts.* no answer"):
+        rig.generate()
+    assert server.incarnation == 3
+
+
+def test_one_answer_between_two_failures_starts_the_count_anew(rig: Rig) -> None:
+    """A server that dies at every fourth request still gets through any number of them."""
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    server.layout = server.layout.model_copy(update={"max_num_seqs": 1})  # few at once, so that some get through
+    asked = 0
+
+    def sometimes(handler: Any) -> bool:
+        nonlocal asked
+        asked += handler.path == "/v1/completions"
+        if handler.path == "/v1/completions" and asked % 4 == 0:
+            reset(handler)
+            return True
+        return False
+
+    server.fault, server.incurable = sometimes, True
+    rig.check(rig.generate())
+    assert len(rig.recoveries) > 2
+
+
+def test_a_restart_that_fails_is_tried_again(rig: Rig) -> None:
+    server, restart = rig.servers[0], rig.servers[0].restart
+    failures = iter([RolloutError("out of memory")])
+
+    def sometimes(reason: str) -> float:
+        for failure in failures:
+            server.reasons.append(reason)
+            raise failure
+        return restart(reason)
+
+    server.restart, server.fault = sometimes, on_completions(reset)
+    rig.check(rig.generate())
+    assert server.reasons[1] == "out of memory"
+    assert len(rig.recoveries) == 1
+
+
+def test_an_error_of_the_listener_is_not_the_servers(rig: Rig) -> None:
+    def full(index: int, completions: Any) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        rig.fleet().generate([request(0)], temperature=0.7, max_new_tokens=5, version=0, on_answer=full)
+    assert not rig.recoveries
+
+
+def test_a_failed_reload_is_final(rig: Rig) -> None:
+    def reload(server: Any, version: int) -> None:
+        raise RolloutError("the push failed")
+
+    rig.reload, rig.servers[0].fault = reload, on_completions(reset)
+    with pytest.raises(RolloutError, match="the push failed"):
+        rig.generate()
+
+
+def test_restarts_count_per_server(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    servers: list[Any] = [FakeServer(tmp_path, max_restarts=1) for _ in range(2)]
+    restarts = Restarts()
+    for server in servers:
+        restarts.bring_back(server, "first")
+    restarts.succeeded(servers[0])
+    restarts.bring_back(servers[0], "again")
+    with pytest.raises(RolloutError, match=r"after 1 restarts in a row .* Last: again"):
+        restarts.bring_back(servers[1], "again")
+    for server in servers:
+        server.shut()

@@ -1,0 +1,304 @@
+"""A push goes on past servers that fail, and no pass over the source is ever left half read. No vLLM here."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from r1mega.config.schema import RolloutLayout
+from r1mega.errors import RolloutError
+from r1mega.weights import servers as control
+from r1mega.weights.push import Pusher, PushReport
+from r1mega.weights.servers import ServerClient, Watch
+from r1mega.weights.stream import SourceError
+
+NAMES = [f"w{i}" for i in range(6)]
+
+
+class StubServer:
+    """What a pusher asks of `rollout.server.Server`."""
+
+    def __init__(self, name: str, max_restarts: int = 2) -> None:
+        self.layout = RolloutLayout(max_restarts=max_restarts, health_timeout_s=0.2)
+        self.url, self.host, self.log_file = f"http://{name}", name, Path(f"{name}.log")
+        self.world_size, self.incarnation, self.ok, self.curable = 1, 1, True, True
+        self.reasons = list[str]()
+
+    def healthy(self, timeout_s: float, *, engine: bool = True) -> bool:
+        return self.ok
+
+    def restart(self, reason: str) -> float:
+        self.reasons.append(reason)
+        self.incarnation += 1
+        self.ok = self.ok or self.curable
+        return 0.0
+
+
+class Rig:
+    """A pusher whose sender is `send`, called with the pass over the source and the client."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_servers: int = 2) -> None:
+        self.servers: list[Any] = [StubServer(f"s{i}") for i in range(num_servers)]
+        self.passes, self.announced, self.versions = list[int](), 0, list[str]()
+        self.groups, self.closed = list[list[Any]](), 0
+        self.send: Callable[[Any, Any], None] = lambda source, client: [*source] and None
+        self.at: Callable[[int], None] = lambda i: None
+        self.pusher = Pusher(self, self.servers, announce=self.announce)
+        monkeypatch.setattr(Pusher, "_connect", self.connect)
+
+    def announce(self) -> None:
+        self.announced += 1
+
+    def metadata(self) -> Any:
+        return [(name, "float32", (1,)) for name in NAMES]
+
+    def __iter__(self) -> Iterator[Any]:
+        self.passes.append(0)
+        for i, name in enumerate(NAMES):
+            self.at(i)
+            self.passes[-1] += 1
+            yield name, i
+
+    def connect(self, servers: Any, watch: Watch) -> Any:
+        self.groups.append(list(servers))
+        client = SimpleNamespace(
+            watch=watch,
+            refused=set(),
+            set_version=self.versions.append,
+            check_version=lambda version: None,
+            reset_prefix_cache=lambda: None,
+        )
+
+        def send_weights() -> None:
+            self.send(engine.source, client)
+
+        def shutdown() -> None:
+            self.closed += 1
+
+        tally = SimpleNamespace(num_bytes=24, num_tensors=6, crc=7)
+        engine = SimpleNamespace(send_weights=send_weights, shutdown=shutdown, tally=tally, source=None)
+        self.pusher._engine, self.pusher._client = engine, client
+        return client
+
+    def once(self, fail: Callable[[Any, Any], None]) -> None:
+        """The first pass goes wrong this way, the next ones well."""
+        well = self.send
+
+        def send(source: Any, client: Any) -> None:
+            self.send = well
+            fail(source, client)
+
+        self.send = send
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
+
+
+def test_all_is_well(rig: Rig) -> None:
+    report = rig.pusher.push(4)
+    assert report == PushReport(report.seconds, 24, 6, 7, ())
+    assert rig.versions == ["incomplete push of 4", "4"]
+    assert (rig.passes, rig.announced, rig.closed) == ([6], 1, 0)
+
+
+@pytest.mark.parametrize("tensors", range(7))
+def test_a_server_that_dies_leaves_no_pass_half_read(rig: Rig, tensors: int) -> None:
+    def dies(source: Any, client: Any) -> None:
+        for _ in range(tensors):
+            next(source)
+        rig.servers[1].ok = False
+        client.refused.update(rig.servers)  # its death made the other one's part fail as well
+        raise RuntimeError("connection reset")
+
+    rig.once(dies)
+    report = rig.pusher.push(4)
+    assert (rig.passes, rig.announced, rig.closed) == ([6, 6], 2, 1)
+    assert rig.versions == ["incomplete push of 4", "incomplete push of 4", "4"]
+    (recovery,) = report.recoveries
+    assert recovery.url == "http://s1" and "connection reset" in recovery.reason and "s1.log" in recovery.reason
+    assert (rig.servers[0].incarnation, rig.servers[1].incarnation) == (1, 2)
+
+
+def test_a_healthy_server_that_refuses_is_restarted_alone(rig: Rig) -> None:
+    def refuses(source: Any, client: Any) -> None:
+        client.refused.add(rig.servers[0])
+        raise RuntimeError("CRC-32")
+
+    rig.once(refuses)
+    assert [r.url for r in rig.pusher.push(4).recoveries] == ["http://s0"]
+
+
+def test_where_nobody_is_to_blame_all_are_restarted(rig: Rig) -> None:
+    def late(source: Any, client: Any) -> None:
+        raise TimeoutError("rank 0 waited")
+
+    rig.once(late)
+    assert len(rig.pusher.push(4).recoveries) == 2 and rig.passes == [6, 6]
+
+
+def test_a_server_that_is_gone_before_the_push_costs_no_pass(rig: Rig) -> None:
+    rig.servers[0].ok = False
+    assert len(rig.pusher.push(4).recoveries) == 1
+    assert (rig.passes, rig.announced) == ([6], 1)
+
+
+def test_a_frozen_server_is_noticed_by_the_watch(rig: Rig) -> None:
+    def freezes(source: Any, client: Any) -> None:
+        next(source)
+        rig.servers[1].ok = False
+        while True:
+            client.watch.check()
+            time.sleep(0.01)
+
+    rig.once(freezes)
+    begin = time.monotonic()
+    (recovery,) = rig.pusher.push(4).recoveries
+    assert "http://s1 is gone, or did not answer /health within 0.2 s" in recovery.reason
+    assert time.monotonic() - begin < 5 and rig.passes == [6, 6]
+
+
+def test_it_gives_up(rig: Rig) -> None:
+    rig.servers[0].curable = rig.servers[0].ok = False
+    with pytest.raises(RolloutError, match=r"gave up .*http://s0 after 2 restarts .* before the push of weights 4"):
+        rig.pusher.push(4)
+    assert rig.servers[0].incarnation == 3 and not rig.passes
+    rig.servers[0].ok = True
+    rig.pusher.push(5)  # the caller may have mended it
+    rig.servers[0].ok, rig.servers[0].curable = False, True
+    assert len(rig.pusher.push(6).recoveries) == 1  # and the count began anew
+
+
+def test_passes_that_fail_for_ever_are_all_read_to_the_end(rig: Rig) -> None:
+    def fails(source: Any, client: Any) -> None:
+        next(source)
+        client.refused.add(rig.servers[1])
+        raise RuntimeError("CRC-32")
+
+    rig.send = fails
+    with pytest.raises(RolloutError, match=r"gave up .*s1 after 2 restarts .*CRC-32"):
+        rig.pusher.push(4)
+    assert (rig.passes, rig.announced) == ([6, 6, 6], 3)
+
+
+def test_a_source_that_fails_is_nobody_elses_fault(rig: Rig) -> None:
+    def gather_failed(i: int) -> None:
+        if i == 3:
+            raise ValueError("gather failed")
+
+    rig.at = gather_failed
+    with pytest.raises(RolloutError, match="the push of weights 4 failed: ValueError: gather failed"):
+        rig.pusher.push(4)
+    assert rig.passes == [3] and rig.servers[0].incarnation == 1 and rig.closed == 1
+
+
+def test_a_source_unlike_its_metadata_is_read_to_the_end_all_the_same(rig: Rig) -> None:
+    def notices(source: Any, client: Any) -> None:
+        next(source)
+        raise SourceError("tensor 0 of the weight source is b, but its metadata says a")
+
+    rig.send = notices
+    with pytest.raises(RolloutError, match="tensor 0 of the weight source"):
+        rig.pusher.push(4)
+    assert (rig.passes, rig.announced) == ([6], 1) and rig.servers[0].incarnation == 1
+
+
+def test_a_request_that_is_refused_ends_at_once(rig: Rig) -> None:
+    def refuse(source: Any, client: Any) -> None:
+        raise RolloutError("404")
+
+    rig.send = refuse
+    with pytest.raises(RolloutError, match="404"):
+        rig.pusher.push(4)
+    assert rig.passes == [6] and rig.servers[0].incarnation == 1
+
+
+def test_an_announcement_that_fails_is_nobody_elses_fault(rig: Rig) -> None:
+    def announce() -> None:
+        raise ConnectionError("rank 1 is gone")
+
+    rig.pusher._announce = announce
+    with pytest.raises(RolloutError, match="rank 1 is gone"):
+        rig.pusher.push(4)
+    assert not rig.passes and rig.servers[0].incarnation == 1
+
+
+def test_a_part_of_the_servers(rig: Rig) -> None:
+    rig.pusher.push(4, [rig.servers[1]])
+    rig.pusher.push(4)
+    assert rig.groups == [[rig.servers[1]], rig.servers]
+
+
+def test_threads_take_turns(rig: Rig) -> None:
+    under_way = 0
+
+    def send(source: Any, client: Any) -> None:
+        nonlocal under_way
+        under_way += 1
+        time.sleep(0.05)
+        assert under_way == 1
+        list(source)
+        under_way -= 1
+
+    rig.send = send
+    threads = [threading.Thread(target=rig.pusher.push, args=(4, [server])) for server in rig.servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rig.passes == [6, 6]
+
+
+# ---- the client ---------------------------------------------------------------------------------------------
+
+
+class Errors(ServerClient):
+    """Two servers, whose calls are functions of their own."""
+
+    def __init__(self, *calls: Callable[[], None]) -> None:
+        self.watch, self.refused = Watch(()), set()
+        self._clients = {SimpleNamespaceKey(f"http://s{i}", call): f"s{i}" for i, call in enumerate(calls)}  # type: ignore[assignment]
+
+    def run(self) -> None:
+        self._all(lambda client: client.call())
+
+
+class SimpleNamespaceKey:
+    def __init__(self, base_url: str, call: Callable[[], None]) -> None:
+        self.base_url, self.call = base_url, call
+
+
+def test_the_first_error_is_raised_while_others_still_wait() -> None:
+    over = threading.Event()
+
+    def refuse() -> None:
+        raise ConnectionError("reset")
+
+    client = Errors(lambda: over.wait(10) and None, refuse)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="http://s1: reset"):
+        client.run()
+    assert time.monotonic() - begin < 5 and client.refused == {"s1"}
+    over.set()
+
+
+def test_a_silent_server_ends_the_wait() -> None:
+    over = threading.Event()
+    client, server = Errors(lambda: over.wait(10) and None), StubServer("s0")
+    client.watch.silent.add(server)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="did not answer /health"):
+        client.run()
+    over.set()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, RolloutError), (422, RolloutError), (500, RuntimeError)])
+def test_what_a_server_said_is_told(status: int, kind: type[Exception]) -> None:
+    error = OSError("refused")
+    error.response = SimpleNamespace(status_code=status, text="because")  # type: ignore[attr-defined]
+    told = control._told("http://s0", error)
+    assert type(told) is kind and str(told) == "http://s0: refused because"
