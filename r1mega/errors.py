@@ -1,7 +1,7 @@
 """Errors a user can mend. Each says what was wrong, what was found, where, and how to mend it.
 
-The command line prints the message alone and leaves with exit code 2; anything else is a defect of ours and
-shows its traceback. Imports nothing of r1mega.
+The command line prints the message alone and leaves with exit code 2, or with the `exit_code` that an exception
+carries; anything else is a defect of ours and shows its traceback. Imports nothing of r1mega.
 """
 
 
@@ -43,3 +43,9 @@ class DivergenceError(R1MegaError):
 
 class RewardError(R1MegaError):
     """A reward cannot be computed as configured."""
+
+
+class RanksLostError(Exception):
+    """Another rank of the trainer is gone or does not answer. Nobody's fault to mend: the run resumes."""
+
+    exit_code = 1

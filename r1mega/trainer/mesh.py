@@ -4,7 +4,8 @@ import datetime
 import pickle
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mega.config.schema import TrainerLayout
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, RanksLostError
 from r1mega.runtime import env, shims
 
 T = TypeVar("T")
@@ -53,7 +54,8 @@ class Mesh:
 
     def barrier(self) -> None:
         """Wait for every rank of the trainer."""
-        dist.barrier()
+        with self._waiting("all ranks", "collective_timeout_s"):
+            dist.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank, on every rank; the others wait for it as long as that may take."""
@@ -61,23 +63,38 @@ class Mesh:
             return make()
         size = torch.zeros((), dtype=torch.int64)
         if not self.first:
-            dist.broadcast(size, 0, group=self.patient)
-            data = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(data, 0, group=self.patient)
+            with self._waiting("the first rank", "first_rank_timeout_s"):
+                dist.broadcast(size, 0, group=self.patient)
+                data = torch.empty(int(size), dtype=torch.uint8)
+                dist.broadcast(data, 0, group=self.patient)
             return pickle.loads(data.numpy().tobytes())
         made = make()
         data = torch.frombuffer(bytearray(pickle.dumps(made)), dtype=torch.uint8)
         size.fill_(len(data))
-        dist.broadcast(size, 0, group=self.patient)
-        dist.broadcast(data, 0, group=self.patient)
+        with self._waiting("the other ranks to listen", "first_rank_timeout_s"):
+            dist.broadcast(size, 0, group=self.patient)
+            dist.broadcast(data, 0, group=self.patient)
         return made
+
+    @contextmanager
+    def _waiting(self, for_what: str, setting: str) -> Iterator[None]:
+        """Say what a wait was for when it fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            limit = getattr(self.layout, setting)
+            raise RanksLostError(
+                f"rank {self.rank} waited for {for_what}: gone, or longer away than cluster.trainer.{setting} = "
+                f"{limit:g} s ({str(error).splitlines()[0]})"
+            ) from error
 
     def gather(self, mine: T) -> list[T]:
         """Every rank's object, in the order of ranks, on every rank. For small things."""
         if self.world_size == 1:
             return [mine]
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, mine)
+        with self._waiting("all ranks", "collective_timeout_s"):
+            dist.all_gather_object(found, mine)
         return found
 
     def gather_over_data(self, mine: T) -> list[T]:
@@ -86,7 +103,8 @@ class Mesh:
             return [mine]
         group = _state().get_data_parallel_group()
         found: list[Any] = [None] * group.size()
-        dist.all_gather_object(found, mine, group=group)
+        with self._waiting("the data-parallel ranks", "collective_timeout_s"):
+            dist.all_gather_object(found, mine, group=group)
         return found
 
     def sum_over_data(self, values: Tensor) -> Tensor:

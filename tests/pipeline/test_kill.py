@@ -1,0 +1,143 @@
+"""SIGKILL at random moments: a run that replays its journal ends with the same losses and weights, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_stages import BASE, ROOT, TIMING, TINY, command, r1mega
+
+NUM_KILLS = 20
+SETTINGS = (
+    "num_steps=24", "rollout.num_prompts=4", "rollout.num_minibatches=3", "objective.group_size=4",
+    "objective.reference_refresh_steps=6", "sampling.max_new_tokens=12", "evaluation.num_questions=6",
+    "evaluation.every_steps=12", "save.every_steps=2", "optimizer.warmup_steps=1", "num_questions=40",
+)  # fmt: skip
+LAUNCH_TIME = TIMING | {"rollout/replayed_requests"}
+
+
+def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
+    sets = [part for s in (f"model.path={base / 'hf'}", *SETTINGS, *overrides) for part in ("--set", s)]
+    return ["run", str(TINY / "1_rl.toml"), "--run-dir", str(run_dir), *sets]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("base") / "run"
+    done = r1mega("run", *BASE, "--run-dir", str(run_dir))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of an uninterrupted run with a live server; every checkpoint kept, and so all its journal."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = r1mega(*rl(base, run_dir, "save.keep_last=100"))
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "logs/vllm.log").is_file()
+    return run_dir
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in LAUNCH_TIME} for row in found]
+
+
+def with_journal_of(whole: Path, run_dir: Path) -> Path:
+    run_dir.mkdir()
+    shutil.copytree(whole / "journal", run_dir / "journal")
+    return run_dir
+
+
+def ranks_of(parent: int) -> list[int]:
+    """The processes that `r1mega run` of several ranks started, by their rank; the parent alone for one rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            mine = f"R1MEGA_TEST={parent}".encode() in environment
+            rank = next((e for e in environment if e.startswith(b"RANK=")), None)
+            if mine and rank and b"r1mega.cli" in (folder / "cmdline").read_bytes():
+                found[int(rank[5:])] = int(folder.name)
+        except OSError:
+            continue
+    return [found[rank] for rank in sorted(found)]
+
+
+def killed_until_done(arguments: list[str], seed: int, kills: int, victim: str) -> int:
+    """Start the run again and again, each time killed after a while; returns how many kills found it running."""
+    rng = random.Random(seed)
+    hits = 0
+    for _ in range(kills):
+        tag = str(rng.randrange(1 << 30))
+        process = subprocess.Popen(
+            command(*arguments, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, "R1MEGA_TEST": tag}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(timeout=rng.uniform(4.0, 22.0))
+        except subprocess.TimeoutExpired:
+            ranks = ranks_of(int(tag))
+            if victim == "one rank" and len(ranks) > 1:
+                os.kill(rng.choice(ranks), signal.SIGKILL)
+                assert process.wait(timeout=60) == 128 + signal.SIGKILL
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                deadline = time.monotonic() + 30
+                while ranks_of(int(tag)) and time.monotonic() < deadline:
+                    time.sleep(0.1)
+            hits += 1
+    return hits
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1500)
+def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whole: Path, tmp_path: Path):
+    run_dir = with_journal_of(whole, tmp_path / "run")
+    hits = killed_until_done(rl(base, run_dir), seed=1, kills=NUM_KILLS, victim="everything")
+    done = r1mega(*rl(base, run_dir), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert hits >= NUM_KILLS // 2
+    assert rows(run_dir) == rows(whole)
+    got, want = (load_file(d / "hf/model.safetensors") for d in (run_dir, whole))
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert not (run_dir / "logs/vllm.log").exists()  # all of it came from the journal
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_path: Path):
+    run_dir = with_journal_of(whole, tmp_path / "run")
+    arguments = rl(base, run_dir, "cluster.trainer.dp=2", "cluster.trainer.threads=1")
+    killed_until_done(arguments, seed=2, kills=4, victim="one rank")
+    done = r1mega(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    two, one = rows(run_dir), rows(whole)
+    assert [(row["kind"], row["step"]) for row in two] == [(row["kind"], row["step"]) for row in one]
+    for a, b in zip(two, one, strict=True):
+        if a["kind"] == "train":
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_live_sampling_again_is_compared_with_the_journal(base: Path, whole: Path, tmp_path: Path):
+    run_dir = with_journal_of(whole, tmp_path / "run")
+    done = r1mega(*rl(base, run_dir, "rollout.replay=live", "num_steps=6", "evaluation.every_steps=6"))
+    assert done.returncode == 0, done.stderr
+    first = next(row for row in rows(run_dir) if row["kind"] == "train")
+    assert 0 < first["replay/equal_tokens"] <= first["replay/tokens"]
