@@ -22,7 +22,7 @@ from r1mega.config.schema import Cluster, Stage
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 
-MAY_CHANGE = frozenset({"save", "wandb", "batch"})
+MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
 
@@ -188,13 +188,25 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
     may_change = MAY_CHANGE
     if (found["stage"].get("optimizer") or {}).get("schedule") == "constant":
         may_change = MAY_CHANGE | {"num_steps"}
+    before, after = _flat(found["stage"]), _flat(config["stage"])
     stage = [
-        f"{key}: {found['stage'].get(key)!r} -> {value!r}"
-        for key, value in config["stage"].items()
-        if key not in may_change and found["stage"].get(key) != value
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in dict.fromkeys([*after, *before])
+        if before.get(key) != after.get(key) and not {key, key.partition(".")[0]} & may_change
     ]
     trainer = (found["cluster"]["trainer"], config["cluster"]["trainer"])
     return stage + ([f"cluster.trainer: {trainer[0]!r} -> {trainer[1]!r}"] if trainer[0] != trainer[1] else [])
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by their names as `--set` spells them."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": v for inner, v in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ CRC-32); any difference fails the push on both sides. Importing this module impo
 backend; vLLM's workers import it through `worker_extension_cls`.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,9 +84,15 @@ class Wire:
 
     def close(self) -> None:
         """Leave the group; who still waits for this rank gets an error at once."""
-        if self._pg is not None:
-            self._pg.abort()
-        self._pg = None  # abort alone leaves gloo's sockets open, and the other side waiting
+        if self._pg is None:
+            return
+        group, self._pg = [self._pg], None
+        group[0].abort()  # alone it leaves gloo's sockets open, and the other side waiting: the group must go as well
+        # With a frozen rank in the group that takes until this rank's wait for it times out or the frozen one is
+        # killed, which is what comes next; so it is not waited for.
+        leaving = threading.Thread(target=group.clear)
+        leaving.start()
+        leaving.join(1.0)
 
 
 # ---- in each vLLM worker ------------------------------------------------------------------------------------

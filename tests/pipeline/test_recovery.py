@@ -47,7 +47,8 @@ class Rig:
         self.source = FolderSource(model, scratch / "pushed")
         self.passes, self.announced = list[int](), 0
         self.sabotage: Callable[[int], None] = lambda tensors_read: None
-        self.pusher = Pusher(self, [server], announce=self.announce)
+        # A time-out that the tests would notice: health must be what ends the wait.
+        self.pusher = Pusher(self, [server], announce=self.announce, timeout_s=60)
         self.recoveries: list[Recovery] = []
         self.fleet = Fleet(
             [server],
@@ -109,7 +110,7 @@ class Rig:
 @pytest.fixture(scope="module")
 def rig(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     layout = server.layout
-    server.layout = layout.model_copy(update={"health_timeout_s": HEALTH_S})
+    server.layout = layout.model_copy(update={"health_timeout_s": HEALTH_S, "start_timeout_s": 500.0})
     rig = Rig(server, model_dir, tmp_path_factory.mktemp("recovery"))
     yield rig
     server.layout, rig.sabotage = layout, lambda tensors_read: None
