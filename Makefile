@@ -5,20 +5,30 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed-$(shell sha256sum $(LOCK) pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 SEED ?= 0
+# Two trainer ranks where there are two cores.
+CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
+BENCH_OUT ?= runs/bench/logprob_cpu.json
 # With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test lint format env lock clean
+.PHONY: demo test test-slow bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter of an hour on two cores
-	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --run-dir runs/demo-$(SEED) --set seed=$(SEED) --resume
+	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir runs/demo-$(SEED) \
+	  --set seed=$(SEED) --resume
 
-test: $(STAMP)  ## every test that two CPU cores can run
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(STAMP)  ## the tests, on two CPU cores; the long ones are in test-slow
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: $(STAMP)  ## kills at random moments, servers that die, a real Slurm (make system-deps): about half an hour
+	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+bench: $(STAMP)  ## time and memory of the log-probabilities against the plain way, to BENCH_OUT
+	$(BIN)/python tools/bench/logprob.py --out $(BENCH_OUT)
 
 lint: $(STAMP)  ## style, types, and who may import whom
 	$(BIN)/ruff check .
@@ -31,6 +41,14 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 env: $(STAMP)  ## the environment alone
+
+# Slurm, which tests/cluster runs on this machine. apt-get's lists may be missing or too old.
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge
+system-deps:  ## Slurm for tests/cluster, which are skipped without it (Debian or Ubuntu, as root)
+	@command -v apt-get >/dev/null || { echo "system-deps: no apt-get here; install Slurm (slurmctld, slurmd and its" \
+	  "commands) with your system's package manager" >&2; exit 2; }
+	@test "$$(id -u)" = 0 || { echo "system-deps: needs root: sudo make system-deps" >&2; exit 2; }
+	$(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }
 
 # torch first, by the CPU build's hash alone: given both hashes, pip would take a CUDA build from an index before a CPU
 # build from a folder. Where pip finds no CPU build the lock's other hash is taken, and the last line completes it with

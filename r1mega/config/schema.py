@@ -237,6 +237,9 @@ class Rollout(Section):
     replay: Literal["journal", "live"] = "journal"
     """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
     for bit; "live" samples all of them again and counts how many tokens came out the same."""
+    keep_journal: bool = False
+    """Keep all answers ever sampled, so that the whole run can be repeated from them; otherwise those that no kept
+    checkpoint needs are removed."""
 
 
 class Mismatch(Section):

@@ -22,7 +22,7 @@ from r1mega.config.schema import Cluster, Stage
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 
-MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay"})
+MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay", "rollout.keep_journal"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
 

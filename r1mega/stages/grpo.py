@@ -284,7 +284,8 @@ class Trainer:
         self.policy.save(folder, state, {name: encode(self.pending)} if self.mesh.leads_copy else {})
         if self.sampling is not None:
             self.run_dir.prune_checkpoints(self.config.save.keep_last)
-            self.sampling.journal.prune(self._oldest_version())
+            if not self.config.rollout.keep_journal:
+                self.sampling.journal.prune(min(self.run_dir.saved_steps()))
 
     def load(self, checkpoint: Path) -> None:
         """Go on where `save` was called, at this layout or another."""
@@ -299,11 +300,6 @@ class Trainer:
             whole = [[s for part in parts for s in part] for parts in zip(*shares, strict=True)]
             self.pending = scatter(self.mesh, whole if self.mesh.first else None)
         log.info("resumed from %s", checkpoint)
-
-    def _oldest_version(self) -> int:
-        """The weights that the oldest checkpoint's next rollout is sampled from, or its current one was."""
-        steps = self.run_dir.saved_steps()
-        return steps[0] if steps else 0
 
 
 def split_at_random(samples: list[Sample], num_minibatches: int, rng: random.Random) -> MiniBatches:

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# One trainer rank as srun starts it: torchrun's variables from Slurm's, then the command.
+#
+#   srun --kill-on-bad-exit=1 ... slurm/rank.sh LOG_DIR COMMAND...    MASTER_ADDR and MASTER_PORT are the caller's
+#
+# The exit code of the first rank that fails goes to LOG_DIR/first_failure, as "RANK CODE": srun's own is the highest
+# of all, and those that srun ends for the first one's sake leave with 143.
+set -euo pipefail
+log_dir=$1
+shift
+export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
+if ((RANK > 0)); then
+  mkdir -p "$log_dir"
+  exec >>"$log_dir/rank_$RANK.log" 2>&1
+fi
+# What describes this step would be taken for the wish of the srun that starts the rollout server.
+for name in ${!SLURM_*}; do
+  case $name in
+    SLURM_CONF | SLURM_JOB_ID | SLURM_JOB_NODELIST | SLURM_CLUSTER_NAME) ;;
+    *) unset "$name" ;;
+  esac
+done
+
+"$@" &
+for signal in TERM USR1; do # Slurm sends them to this task alone
+  # shellcheck disable=SC2064 # the process id as it is now
+  trap "told=yes; kill -$signal $! 2>/dev/null || true" "$signal"
+done
+while true; do
+  told='' code=0
+  wait $! || code=$?
+  [[ -n $told ]] || break # a trap ends `wait` early
+done
+((code != 0)) || exit 0
+(set -o noclobber && echo "$RANK $code" >"$log_dir/first_failure") 2>/dev/null || true
+case $code in
+  130 | 138 | 143) exit 0 ;; # it was asked to leave, and so were the others: they may still be saving
+esac
+# With this exit srun ends the other ranks. They often fail as well, and rank 0's words are the ones that are read.
+((WORLD_SIZE == 1)) || sleep 5
+exit "$code"

@@ -1,0 +1,70 @@
+"""One emulated cluster for all tests of this folder, and scratch checkouts to submit from."""
+
+import getpass
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from emulated_slurm import Slurm, missing
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "0_base.toml": {"num_steps": 8, "documents_per_step": 16, "num_documents": 400, "warmup_steps": 2},
+    "1_rl.toml": {
+        "num_steps": 4, "num_questions": 16, "num_prompts": 4, "num_minibatches": 2, "group_size": 4,
+        "max_new_tokens": 16, "warmup_steps": 1, "samples_per_question": 1,
+    },
+}  # fmt: skip
+"""What the tests change in the tiny configs, so that a stage takes seconds."""
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster of three nodes. Where it cannot be had, tests are skipped, and fail where CI runs them."""
+    reason = ""
+    if absent := missing():
+        reason = f"Slurm is not installed here ({', '.join(absent)}); `make system-deps` does that"
+    elif getpass.getuser() != "root":
+        reason = "Slurm's daemons start jobs as other users, which takes root"
+    if reason:
+        (pytest.fail if os.environ.get("CI") or os.environ.get("R1MEGA_CI") else pytest.skip)(reason)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"), num_nodes=3)
+    try:
+        cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def make_checkout() -> Callable[[Path], Path]:
+    """Makes a folder that slurm/rl_stage.sh takes for the repository: this package and environment, own configs."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir()
+        for name in ("configs", "slurm"):
+            shutil.copytree(ROOT / name, folder / name)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        (folder / "r1mega").symlink_to(ROOT / "r1mega")
+        (folder / ".venv").symlink_to(sys.prefix)
+        for name, settings in SHORT.items():
+            shorten(folder / "configs/tiny/r1_zero" / name, settings)
+        for name in ("laptop", "laptop2"):
+            with (folder / f"configs/cluster/{name}.toml").open("a") as cluster:
+                cluster.write("start_timeout_s = 600\n")  # of the last section, the rollout's; for a busy machine
+        return folder
+
+    return make
+
+
+def shorten(config: Path, settings: dict[str, int]) -> None:
+    lines = config.read_text().splitlines()
+    for key, value in settings.items():
+        places = [i for i, line in enumerate(lines) if line.startswith(f"{key} = ")]
+        assert places, f"{config.name} has no {key}"
+        for i in places:
+            lines[i] = f"{key} = {value}"
+    config.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,185 @@
+"""What slurm/rl_stage.sh decides, on a real Slurm with a trainer of three lines in place of r1mega."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from emulated_slurm import Slurm, wait_until
+
+SCRIPT = "slurm/rl_stage.sh"
+PYTHON = """#!/usr/bin/env bash
+# In place of .venv/bin/python: r1mega check and free_port answer at once, r1mega run is the test's own program.
+case "$*" in
+  *" check "*) cat num_ranks ;;
+  *free_port*) echo 23456 ;;
+  *r1mega.runtime.process*) exec python3 "$@" ;;
+  *) source ./trainer.sh ;;
+esac
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path, make_checkout: Callable[[Path], Path]) -> Callable[..., Path]:
+    """Makes a checkout whose `r1mega run` is a line of shell."""
+
+    def make(trainer: str, num_ranks: int = 1) -> Path:
+        folder = make_checkout(tmp_path / "checkout")
+        (folder / ".venv").unlink()
+        python = folder / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        (folder / "num_ranks").write_text(f"{num_ranks}\n")
+        (folder / "trainer.sh").write_text(trainer)
+        return folder
+
+    return make
+
+
+def ended(slurm: Slurm, job: int, state: str, folder: Path) -> tuple[dict[str, str], str]:
+    """The job once it has ended in `state`, and what it has printed."""
+    said = slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=60)
+    output = (folder / f"slurm-{job}.out").read_text()
+    assert said["JobState"] == state, output
+    return said, output
+
+
+def test_refuses_a_folder_that_is_no_checkout(slurm: Slurm, tmp_path: Path, make_checkout):
+    script = make_checkout(tmp_path / "checkout") / SCRIPT
+    job = slurm.submit(script, cwd=tmp_path)
+    said, output = ended(slurm, job, "FAILED", tmp_path)
+    assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
+    assert output == f"rl_stage: {tmp_path} is no checkout of r1mega: submit from the repository's root\n"
+
+
+def test_asks_for_the_environment(slurm: Slurm, tmp_path: Path, make_checkout):
+    folder = make_checkout(tmp_path / "checkout")
+    (folder / ".venv").unlink()
+    said, output = ended(slurm, slurm.submit(SCRIPT, cwd=folder), "FAILED", folder)
+    assert said["ExitCode"] == "2:0"
+    assert output == f"rl_stage: {folder} has no .venv: run `make env` first\n"
+
+
+def test_a_mistake_is_told_and_not_requeued(slurm: Slurm, tmp_path: Path, make_checkout):
+    folder = make_checkout(tmp_path / "checkout")  # with the real r1mega
+    base = "configs/tiny/r1_zero/0_base.toml"
+    jobs = {
+        "did you mean 'num_steps'": slurm.submit(SCRIPT, base, "--set", "numsteps=3", cwd=folder),
+        "cannot be used as a run directory": slurm.submit(SCRIPT, base, "--run-dir", "pyproject.toml/x", cwd=folder),
+    }
+    for message, job in jobs.items():
+        said, output = ended(slurm, job, "FAILED", folder)
+        assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
+        assert message in output and "Not requeued" in output
+        assert "Traceback" not in output
+
+
+def test_a_crash_is_requeued_with_the_same_arguments(slurm: Slurm, stub):
+    folder = stub('echo "run: $*" >> runs.txt; [[ $(wc -l < runs.txt) == 2 ]] || kill -KILL $$')
+    job = slurm.submit(SCRIPT, "a.toml", "--set", "x=1 2", "--cluster", "c", cwd=folder)
+    said, _ = ended(slurm, job, "COMPLETED", folder)
+    assert said["Restarts"] == "1"
+    runs = (folder / "runs.txt").read_text().splitlines()
+    assert len(runs) == 2 and runs[0] == runs[1]
+    assert runs[0].startswith(
+        "run: -m r1mega.cli run a.toml --set x=1 2 --cluster c --set cluster.address=127.0.0.2 "
+    )
+    assert runs[0].endswith(f" --run-dir runs/slurm-{job} --resume")
+    assert (folder / f"runs/slurm-{job}/logs/crashes.txt").read_text() == f"job {job} start 0 exit code 137\n"
+
+
+def test_the_rank_that_fails_first_decides(slurm: Slurm, stub):
+    """The other one hangs, and is ended by srun, which then knows another exit code."""
+    folder = stub("[[ $RANK == 0 ]] && exec sleep 60; echo the disk is full; exit 2", num_ranks=2)
+    said, output = ended(slurm, slurm.submit(SCRIPT, "a.toml", cwd=folder), "FAILED", folder)
+    assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
+    assert "rank 1 failed first, with exit code 2" in output and "\n  the disk is full\n" in output
+
+
+def test_gives_up_after_ten_crashes(slurm: Slurm, stub):
+    folder = stub("exit 1")
+    job = slurm.submit("--hold", SCRIPT, "a.toml", "--run-dir", "here", cwd=folder)
+    crashes = folder / "here/logs/crashes.txt"
+    crashes.parent.mkdir(parents=True)
+    crashes.write_text(f"job {job} start 1 exit code 1\n" * 10 + f"job {job}1 start 1 exit code 1\n")
+    slurm.ask("scontrol", "release", str(job))
+    said, output = ended(slurm, job, "FAILED", folder)
+    assert (said["ExitCode"], said["Restarts"]) == ("1:0", "0")
+    assert "crash 11 of this job: given up" in output
+
+
+WAITS = """
+trap 'sleep 0.5; echo saved; exit 143' TERM USR1
+touch up
+[[ ! -f again ]] || exit 0
+while true; do sleep 0.1; done
+"""
+
+
+def test_sigusr1_before_the_time_limit_saves_and_requeues(slurm: Slurm, stub):
+    folder = stub(WAITS)
+    job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
+    wait_until("the trainer runs", (folder / "up").exists, 20)
+    (folder / "again").touch()
+    slurm.ask("scancel", "--batch", "--signal=USR1", str(job))
+    said, output = ended(slurm, job, "COMPLETED", folder)
+    assert said["Restarts"] == "1"
+    assert output.count("saved\n") == 1
+    assert "SIGUSR1, the time limit is near" in output
+
+
+def test_a_preempted_job_is_requeued_and_a_cancelled_one_is_not(slurm: Slurm, stub, tmp_path: Path):
+    folder = stub(WAITS)
+    job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
+    wait_until("the trainer runs", (folder / "up").exists, 20)
+    (folder / "up").unlink()
+    slurm.submit("--partition=high", "--nodes=3", "--exclusive", "--wrap=true", cwd=tmp_path)
+    wait_until("the trainer runs again", (folder / "up").exists, 40)
+    assert slurm.job(job)["Restarts"] == "1"
+    slurm.ask("scancel", str(job))
+    said, output = ended(slurm, job, "CANCELLED", folder)
+    assert output.count("saved\n") == 2
+    time.sleep(1)
+    assert said["Restarts"] == "1" and slurm.job(job)["JobState"] == "CANCELLED"
+    assert "preempted (exit code 143): requeued" in output
+
+
+def test_ranks_and_server_have_their_places(slurm: Slurm, stub):
+    """Three ranks on the first two of three nodes; rank 0 starts the server on the third from within its step."""
+    trainer = """
+echo "$RANK $WORLD_SIZE $LOCAL_RANK $SLURMD_NODENAME $MASTER_ADDR $MASTER_PORT"
+if ((RANK == 0)); then
+  echo "$*" > arguments
+  # As rollout/server.py does: the prefix, then the server's command, with the environment handed on.
+  FROM_RANK=$RANK .venv/bin/launch > server
+fi
+"""
+    folder = stub(trainer, num_ranks=3)
+    launch = folder / ".venv/bin/launch"
+    launch.write_text(
+        "#!/usr/bin/env python3\n"
+        "import json, pathlib, re, subprocess\n"
+        "prefix = re.search(r'cluster.rollout.launch=(\\[.*?\\])', pathlib.Path('arguments').read_text())[1]\n"
+        "server = ['bash', '-c', 'echo $SLURMD_NODENAME $FROM_RANK']\n"
+        "subprocess.run([*json.loads(prefix), *server], check=True)\n"
+    )
+    launch.chmod(0o755)
+    job = slurm.submit("--nodes=3", SCRIPT, "a.toml", cwd=folder)
+    _, output = ended(slurm, job, "COMPLETED", folder)
+    logs = [folder / f"runs/slurm-{job}/logs/rank_{rank}.log" for rank in (1, 2)]
+    ranks = [
+        next(line for line in output.splitlines() if line.startswith("0 3 ")),
+        *(log.read_text() for log in logs),
+    ]
+    first, second, third = slurm.nodes
+    assert [rank.split() for rank in ranks] == [
+        ["0", "3", "0", first, "127.0.0.2", "23456"],
+        ["1", "3", "1", first, "127.0.0.2", "23456"],
+        ["2", "3", "0", second, "127.0.0.2", "23456"],
+    ]
+    assert (folder / "server").read_text().split() == [third, "0"]
+    arguments = (folder / "arguments").read_text()
+    assert "cluster.address=127.0.0.2 " in arguments and "cluster.rollout.host=127.0.0.4 " in arguments
+    assert json.loads(arguments.split("cluster.rollout.launch=")[1].split("]")[0] + "]")[0] == "srun"
