@@ -62,6 +62,10 @@ class Journal:
         ]
         # repr of a float, which json uses, reads back as the same float.
         line = json.dumps({**key._asdict(), "answers": answers}, allow_nan=False)
+        for version, segment in self._segments.items():
+            if version != key.weight_version and segment.is_open:  # or a long run keeps a file open for every version
+                segment.sync()
+                segment.close()
         self._segment(key.weight_version).append(key, line.encode() + b"\n")
 
     def sync(self) -> None:

@@ -80,6 +80,11 @@ class Segment:
         start, self._end = self._end, self._end + len(line)
         self.index[key] = (start, len(line))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a file descriptor is held for appending."""
+        return self._file is not None
+
     def sync(self) -> None:
         """Make what was appended survive the machine."""
         if self._file is not None and self._unsynced:

@@ -46,22 +46,19 @@ class Interrupt:
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """For work of which nothing is lost when it breaks off: the first signal raises StopNow inside."""
-        if self.received is not None:
-            raise StopNow
         self._at_once = True
         try:
+            if self.received is not None:
+                raise StopNow
             yield
         finally:
             self._at_once = False
-
-    def leave_if_received(self, message: str) -> None:
-        """Raises Interrupted with `message` if a signal has come; call it where everything is saved."""
-        if self.received is not None:
-            raise Interrupted(self.received, message)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signum
             print("\nstopping after this step, then saving; Ctrl-C once more to leave at once", flush=True)
+            if self._at_once:
+                raise StopNow
         elif signum == signal.SIGINT:
             raise KeyboardInterrupt

@@ -18,13 +18,16 @@ import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-from r1mega.config.schema import Cluster, Stage
+from r1mega.config.schema import Cluster, Stage, TrainerLayout
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 
 MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay", "rollout.keep_journal"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
+
+LOCK_TIMEOUT_S = 15.0
+"""How long a run waits for the one before it to let go of its directory."""
 
 JOIN_TIMEOUT_S = 60.0
 """How long other ranks wait for rank 0 to open the run directory."""
@@ -104,7 +107,9 @@ class RunDir:
         """Remove all but the newest `keep_last` checkpoints."""
         assert self._lock is not None, "rank 0 alone writes"
         for step in self.saved_steps()[:-keep_last]:
-            shutil.rmtree(self.checkpoint(step))
+            aside = self.checkpoints / f".step_{step}.old"
+            self.checkpoint(step).rename(aside)  # never half of one under its name
+            shutil.rmtree(aside)
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending; a user's copies under other names are left alone."""
@@ -118,6 +123,8 @@ class RunDir:
     def rewind(self, step: int) -> None:
         """Drop what an interrupted run wrote after the checkpoint at `step`: its steps will be taken again."""
         assert self._lock is not None, "rank 0 alone writes"
+        for left_over in [*self.checkpoints.glob(".step_*"), *self.path.glob(".*.tmp")]:
+            shutil.rmtree(left_over, ignore_errors=True)
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             files.write_jsonl(metrics, [row for row in _rows(metrics) if row["step"] <= step])
@@ -131,12 +138,19 @@ class RunDir:
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise RunDirError(f"{self.path}: another process is running in this directory; wait for it") from None
-        return lock
+        # The ranks of a run whose parent was killed end within seconds.
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except OSError:
+                if time.monotonic() > deadline:
+                    lock.close()
+                    raise RunDirError(
+                        f"{self.path}: another process is running in this directory; wait for it"
+                    ) from None
+                time.sleep(0.2)
 
 
 def create(path: Path) -> None:
@@ -194,8 +208,12 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
         for key in dict.fromkeys([*after, *before])
         if before.get(key) != after.get(key) and not {key, key.partition(".")[0]} & may_change
     ]
-    trainer = (found["cluster"]["trainer"], config["cluster"]["trainer"])
-    return stage + ([f"cluster.trainer: {trainer[0]!r} -> {trainer[1]!r}"] if trainer[0] != trainer[1] else [])
+    # Layouts of older versions lack some fields, and how long ranks wait for each other changes no result.
+    then, now = (TrainerLayout.model_validate(c["cluster"]["trainer"]).model_dump() for c in (found, config))
+    waits = {name for name in now if name.endswith("_timeout_s")}
+    return stage + [
+        f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}" for key in now.keys() - waits if then[key] != now[key]
+    ]
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

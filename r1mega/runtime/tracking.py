@@ -32,6 +32,10 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({k: v for k, v in metrics.items() if isinstance(v, int | float)} | {"step": step})
 
+    def sync(self) -> None:
+        """Make the lines survive the machine: a checkpoint must not know more steps than they do."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
         if self._wandb is not None:

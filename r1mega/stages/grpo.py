@@ -155,8 +155,10 @@ class Trainer:
     def loop(self) -> None:
         """Rollout, learn, push, until `num_steps` optimiser steps are taken."""
         config = self.config
-        if self.step == 0:
-            self.first_rank(lambda sampling: sampling.evaluate(0, greedy=True))
+        if not self.pending and (
+            self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
+        ):
+            self.evaluate()  # at the start, or the one that was broken off
         with Bar("grpo", config.num_steps, done=self.step, silent=not self.mesh.first) as bar:
             while self.step < config.num_steps:
                 if not self.pending:
@@ -165,12 +167,17 @@ class Trainer:
                 bar.advance(1)
                 last = self.step >= config.num_steps
                 if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
-                    self.first_rank(lambda sampling, greedy=last: sampling.evaluate(self.step, greedy=greedy))
+                    self.evaluate()
                 stop = self.mesh.from_first(lambda: self.interrupt.received)
                 if last or stop or self.step % config.save.every_steps == 0:
                     self.save()
                 if stop:
                     raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
+
+    def evaluate(self) -> None:
+        """Held-out questions with the current weights; with the first and last ones greedily as well."""
+        greedy = self.step in (0, self.config.num_steps)
+        self.first_rank(lambda sampling: sampling.evaluate(self.step, greedy=greedy))
 
     # ---- the first rank and the others ------------------------------------------------------------------
 
@@ -182,7 +189,9 @@ class Trainer:
         """
         stop = self._lead(work) if self.sampling is not None else self._follow()
         if stop is not None:
-            self.save()
+            # Where the step has a checkpoint, it is of this very state.
+            if not self.mesh.from_first(self.run_dir.checkpoint(self.step).exists):
+                self.save()
             raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
 
     def _lead(self, work: Callable[[Sampling], Any]) -> int | None:
@@ -222,6 +231,8 @@ class Trainer:
 
         self.first_rank(sample)
         share = scatter(self.mesh, minibatches if self.mesh.first else None)
+        if self.sampling is not None:
+            self.sampling.handed_over()
         with Stopwatch() as watch:
             self.pending = self.attach_logprobs(share)
         self.metrics |= {"seconds/logprobs": watch.seconds} | self.mismatch([s for m in self.pending for s in m])
@@ -279,6 +290,7 @@ class Trainer:
         folder = self.run_dir.checkpoint(self.step)
         state: dict[str, Any] = {"step": self.step}
         if self.sampling is not None:
+            self.sampling.tracker.sync()
             state |= self.sampling.state() | {"metrics": self.metrics}
         name = f"{self.mesh.data_rank:05d}.{PENDING}"
         self.policy.save(folder, state, {name: encode(self.pending)} if self.mesh.leads_copy else {})

@@ -184,6 +184,8 @@ class Trainer:
         return learned | {"grad_norm": grad_norm, "lr": lr, "tokens": sum(len(d.token_ids) for d in batch)}
 
     def save(self) -> None:
+        if self.tracker is not None:
+            self.tracker.sync()
         state = {"step": self.step, "seconds": self.seconds}
         self.policy.save(self.run_dir.checkpoint(self.step), state)
         if self.mesh.first:

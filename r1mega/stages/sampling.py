@@ -5,6 +5,8 @@ given weights only when there is something to sample: a resumed run that replays
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -14,8 +16,8 @@ from typing import Any, Self
 from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.schema import GRPO, Cluster
 from r1mega.data.prompts import PromptStream
-from r1mega.errors import RolloutError
-from r1mega.evaluation.metrics import EvalResult, evaluate
+from r1mega.errors import RolloutError, RunDirError
+from r1mega.evaluation.metrics import evaluate
 from r1mega.evaluation.rollouts import rollout_metrics, transcripts
 from r1mega.rewards.rubric import judge
 from r1mega.rollout.engine import OnAnswer, Request, derived_seed
@@ -65,7 +67,7 @@ class LiveEngine:
         self._fleet: Fleet | None = None
         self._version = -1
         self.push_seconds = 0.0
-        """Of the last `bring_to`."""
+        """Of all pushes since it was set to 0."""
 
     def start(self) -> None:
         """Start the processes, and return while they are starting."""
@@ -83,7 +85,6 @@ class LiveEngine:
 
     def bring_to(self, version: int) -> None:
         """Let every server sample from the policy's weights, which are of `version`."""
-        self.push_seconds = 0.0
         if version == self._version:
             return
         self.start()
@@ -95,7 +96,8 @@ class LiveEngine:
         report = self._pusher_of(self._server).push(version)
         for recovery in report.recoveries:
             self._on_recovery(recovery)
-        self._version, self.push_seconds = version, report.seconds
+        self._version = version
+        self.push_seconds += report.seconds
 
     def generate(
         self,
@@ -131,7 +133,9 @@ class LiveEngine:
         with self._turn:
             if self._halted:
                 raise RolloutError("the run is stopping: the restarted server gets no weights")
-            self._pusher_of(server).push(version, [server])
+            report = self._pusher_of(server).push(version, [server])
+        for recovery in report.recoveries:
+            self._on_recovery(recovery)
 
     def _pusher_of(self, server: Server) -> Pusher:
         if self._pusher is None:
@@ -169,7 +173,10 @@ class Sampling:
         self.config, self.run_dir, self.questions, self.step = config, run_dir, questions, step
         self.tracker = Tracker(run_dir.path, config.wandb, config, resume=step > 0)
         self.stream = PromptStream(questions.train, config.seed)
+        self._place: dict[str, Any] | None = None
+        """Among the prompts, before the rollout that is not yet handed over."""
         self.journal = Journal(run_dir.path / "journal")
+        _refuse_answers_of_another_model(config, run_dir.path / "journal" / "model.json")
         self.live = LiveEngine(
             config.model.path,
             cluster,
@@ -206,10 +213,12 @@ class Sampling:
             RolloutError: `MAX_EMPTY_ROLLOUTS` in a row left less.
         """
         config, objective = self.config, self.config.objective
-        self.step = step
+        self.step, self._place = step, self.stream.state()
+        self.live.push_seconds = seconds = 0.0
         for _ in range(MAX_EMPTY_ROLLOUTS):
             with Stopwatch() as watch:
                 groups = self._groups(step, self.stream.take(config.rollout.num_prompts))
+            seconds += watch.seconds
             samples = samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)
             if len(samples) >= config.rollout.num_minibatches:
                 push = self.live.push_seconds
@@ -219,7 +228,7 @@ class Sampling:
                     **rollout_metrics(groups),
                     "rollout/replayed_requests": self.engine.replayed,
                     **(again if compared.tokens else {}),
-                    "seconds/rollout": watch.seconds - push,
+                    "seconds/rollout": seconds - push,
                     "seconds/push": push,
                 }
             log.warning("step %d: %d usable answers in the rollout; taking other prompts", step, len(samples))
@@ -251,14 +260,14 @@ class Sampling:
         An evaluation that a resumed run finds in its metrics is not repeated.
         """
         config, held_out = self.config, self.questions.held_out
-        if any(row["kind"] == "eval" and row["step"] == step for row in self.run_dir.metrics()):
-            return
+        done = {row["kind"] for row in self.run_dir.metrics() if row["step"] == step}
         self.step = step
         kinds = {"eval": (config.sampling.temperature, config.evaluation.samples_per_question)}
         if greedy:
             kinds["eval_greedy"] = (0.0, 1)
-        results: dict[str, EvalResult] = {}
         for kind, (temperature, num_samples) in kinds.items():
+            if kind in done:
+                continue
             answers = self.engine.generate(
                 # The same seeds at every evaluation: the curve shows the weights, not the draw.
                 [Request(p, num_samples, self._seed("eval", 0, p.id)) for p in held_out],
@@ -266,13 +275,16 @@ class Sampling:
                 max_new_tokens=config.sampling.max_new_tokens,
                 version=step,
             )
-            results[kind] = evaluate(held_out, [c for group in answers for c in group])
-        for kind, result in results.items():
+            result = evaluate(held_out, [c for group in answers for c in group])
             self.tracker.log(kind, step, result.metrics() | {"result": result.to_json()})
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on with the very next rollout; plain JSON."""
-        return {"prompts": self.stream.state(), "journal": self.journal.state()}
+        """What `restore` needs to go on with the very next rollout, or to repeat one that was broken off; JSON."""
+        return {"prompts": self._place or self.stream.state(), "journal": self.journal.state()}
+
+    def handed_over(self) -> None:
+        """The last rollout's samples are with the ranks that learn from them, and in every checkpoint from now on."""
+        self._place = None
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises as `PromptStream.restore` and `Journal.check`."""
@@ -281,3 +293,22 @@ class Sampling:
 
     def _seed(self, purpose: str, step: int, name: str) -> int:
         return derived_seed(self.config.seed, purpose, step, name)
+
+
+def _refuse_answers_of_another_model(config: GRPO, file: Path) -> None:
+    """Hold the journal to the model and the seed that it was begun with.
+
+    Raises:
+        RunDirError: they are others now.
+    """
+    assert config.model.path is not None
+    weights = {f.name: f.stat().st_size for f in sorted(config.model.path.glob("*.safetensors"))}
+    digest = hashlib.sha256((config.model.path / "config.json").read_bytes()).hexdigest()
+    mine = {"seed": config.seed, "config": digest, "weights": weights}
+    if not file.exists():
+        files.write_json(file, mine)
+    elif json.loads(file.read_text()) != mine:
+        raise RunDirError(
+            f"{file.parent}: holds answers of another model or seed than {config.model.path}, seed {config.seed}; "
+            "choose another --run-dir, or remove the journal"
+        )

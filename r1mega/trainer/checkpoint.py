@@ -67,9 +67,14 @@ def save(policy: "Policy", folder: Path, extra: dict[str, Any], own: Mapping[str
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        # Never half of the old one under its name: it is moved aside, and replaced in the next moment.
+        aside = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
         temporary.rename(folder)
         sync_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     policy.mesh.barrier()
 
 

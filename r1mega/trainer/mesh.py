@@ -53,9 +53,9 @@ class Mesh:
         return _state().is_pipeline_last_stage()
 
     def barrier(self) -> None:
-        """Wait for every rank of the trainer."""
-        with self._waiting("all ranks", "collective_timeout_s"):
-            dist.barrier()
+        """Wait for every rank of the trainer, the first one's writing to disk included."""
+        with self._waiting("all ranks", "first_rank_timeout_s"):
+            dist.barrier(group=self.patient)
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on the first rank, on every rank; the others wait for it as long as that may take."""

@@ -120,7 +120,7 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
     further = killed_again_and_again(run_dir, rl(base, run_dir), seed=1, kills=NUM_KILLS, one_rank=False)
     done = r1mega(*rl(base, run_dir), "--resume")
     assert done.returncode == 0, done.stderr
-    assert further >= NUM_KILLS // 2
+    assert further >= 8  # and with so many starts the run is mostly done
     assert len(json.loads((run_dir / "run.json").read_text())["parts"]) > NUM_KILLS // 2
     assert rows(run_dir) == rows(whole)
     got, want = (load_file(d / "hf/model.safetensors") for d in (run_dir, whole))
@@ -143,6 +143,41 @@ def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_pat
     for a, b in zip(two, one, strict=True):
         if a["kind"] == "train":
             assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_a_signal_while_sampling_loses_neither_prompts_nor_answers(base: Path, whole: Path, tmp_path: Path):
+    """The journal ends within the rollout of step 8; the run is told to leave while it samples the rest."""
+    run_dir = with_journal_of(whole, tmp_path / "run")
+    for file in (run_dir / "journal").glob("version_*.jsonl"):
+        if int(file.stem.removeprefix("version_")) > 8:
+            file.unlink()
+    partial = run_dir / "journal/version_8.jsonl"
+    partial.write_bytes(partial.read_bytes().splitlines(keepends=True)[0])
+    process = subprocess.Popen(
+        command(*rl(base, run_dir)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 300
+    while not (run_dir / "logs/vllm.log").exists():  # started for the first answer that is missing
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "saved at step 8" in printed
+    done = r1mega(*rl(base, run_dir), "--resume")
+    assert done.returncode == 0, done.stderr
+    mine, other = rows(run_dir), rows(whole)
+    assert [(row["kind"], row["step"]) for row in mine] == [(row["kind"], row["step"]) for row in other]
+    assert [row for row in mine if row["step"] <= 8] == [row for row in other if row["step"] <= 8]
+    asked = [
+        [json.loads(line)["question"] for line in (d / "samples/step_8.jsonl").read_text().splitlines()]
+        for d in (run_dir, whole)
+    ]
+    assert asked[0] == asked[1]
 
 
 @pytest.mark.slow
