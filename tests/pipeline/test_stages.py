@@ -94,7 +94,8 @@ def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
 def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
     run_dir = tmp_path / "rl"
     interrupt_after_step(run_dir, 1, rl(base, run_dir))
-    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == ["step_2"]
+    (saved,) = [p.name for p in (run_dir / "checkpoints").iterdir()]
+    assert saved in ("step_1", "step_2")  # between the mini-batches of a rollout too
     done = r1mega(*rl(base, run_dir), "--resume")
     assert done.returncode == 0, done.stderr
     rows = metrics(run_dir)
