@@ -292,25 +292,23 @@ class Trainer:
         if self.sampling is not None:
             self.sampling.tracker.sync()
             state |= self.sampling.state() | {"metrics": self.metrics}
-        name = f"{self.mesh.data_rank:05d}.{PENDING}"
-        self.policy.save(folder, state, {name: encode(self.pending)} if self.mesh.leads_copy else {})
+        mine = {self._pending_file(): encode(self.pending)} if self.mesh.leads_copy else {}
+        self.policy.save(folder, state, mine)
         if self.sampling is not None:
             self.run_dir.prune_checkpoints(self.config.save.keep_last)
             if not self.config.rollout.keep_journal:
                 self.sampling.journal.prune(min(self.run_dir.saved_steps()))
 
+    def _pending_file(self) -> str:
+        return f"{self.mesh.data_rank:05d}.{PENDING}"
+
     def load(self, checkpoint: Path) -> None:
-        """Go on where `save` was called, at this layout or another."""
+        """Go on where `save` was called, at the same layout."""
         state = self.policy.load(checkpoint)
         self.metrics = state.get("metrics", {})
         if self.sampling is not None:
             self.sampling.restore(state)
-        shares = [decode(file.read_bytes()) for file in sorted(checkpoint.glob(f"*.{PENDING}"))]
-        if len(shares) == self.mesh.layout.dp:
-            self.pending = shares[self.mesh.data_rank]
-        else:
-            whole = [[s for part in parts for s in part] for parts in zip(*shares, strict=True)]
-            self.pending = scatter(self.mesh, whole if self.mesh.first else None)
+        self.pending = decode((checkpoint / self._pending_file()).read_bytes())
         log.info("resumed from %s", checkpoint)
 
 

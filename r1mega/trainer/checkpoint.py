@@ -1,7 +1,7 @@
 """Checkpoints of a policy: everything that a resumed run needs to continue bit for bit.
 
-A folder holds Megatron's distributed checkpoint (weights, reference, optimiser; it loads under another layout),
-each rank's random states, and `policy.json`, which is written last.
+A folder holds Megatron's distributed checkpoint (weights, reference, optimiser), each rank's random states and other
+files of its own, and `policy.json`, which is written last. It is loaded at the layout that saved it.
 """
 
 import gc
