@@ -85,6 +85,10 @@ class Journal:
                     segment.close()
                 self._path(version).unlink()
 
+    def newest_version(self) -> int:
+        """The newest weight version that something is journalled of; -1 in an empty journal."""
+        return max(self._versions(), default=-1)
+
     def state(self) -> dict[str, Any]:
         """How much is journalled, for a checkpoint: {"entries": {version: number}}."""
         return {"entries": {str(v): len(self._segment(v).index) for v in self._versions()}}

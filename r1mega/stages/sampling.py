@@ -186,7 +186,7 @@ class Sampling:
             on_recovery=self._log_recovery,
             interrupt=interrupt,
         )
-        if config.rollout.replay == "live" or str(step) not in self.journal.state()["entries"]:
+        if config.rollout.replay == "live" or self.journal.newest_version() < step:
             self.live.start()
         self.engine = JournalledEngine(
             self.live, self.journal, replay=config.rollout.replay, before_sampling=self.live.bring_to
