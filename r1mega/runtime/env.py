@@ -11,6 +11,8 @@ class Launch:
     rank: int
     world_size: int
     local_rank: int
+    meeting_place: str
+    """host:port where the ranks find each other."""
 
 
 def bypass_proxy(host: str) -> None:
@@ -25,4 +27,7 @@ def launch() -> Launch | None:
     """This process's place among torchrun's processes, or None when it was started by itself."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
-    return Launch(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")))
+    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    return Launch(
+        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")), place
+    )

@@ -1,6 +1,7 @@
 """Being asked to stop: finish the step, save, leave. Ctrl-C a second time leaves at once."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -45,14 +46,20 @@ class Interrupt:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work of which nothing is lost when it breaks off: the first signal raises StopNow inside."""
-        self._at_once = True
+        """For work of which nothing is lost when it breaks off: the first signal raises StopNow inside.
+
+        In a thread other than the main one, which no signal reaches, it does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before, self._at_once = self._at_once, True
         try:
             if self.received is not None:
                 raise StopNow
             yield
         finally:
-            self._at_once = False
+            self._at_once = before
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is None:

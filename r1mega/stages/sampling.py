@@ -56,7 +56,7 @@ class LiveEngine:
         on_recovery: Callable[[Recovery], None],
         interrupt: Interrupt,
     ) -> None:
-        """interrupt: breaks off waiting for a server or its answers, and nothing else: a push is a collective."""
+        """interrupt: breaks off waiting for servers or their answers, and nothing else: a push is a collective."""
         self._arguments = (model_dir, cluster.rollout)
         self._options: dict[str, Any] = {"max_model_len": max_model_len, "seed": seed, "log_file": log_file}
         self._address, self._on_recovery, self._interrupt = cluster.address, on_recovery, interrupt
@@ -139,7 +139,13 @@ class LiveEngine:
 
     def _pusher_of(self, server: Server) -> Pusher:
         if self._pusher is None:
-            self._pusher = Pusher(self._source, [server], announce=self._announce, address=self._address)
+            self._pusher = Pusher(
+                self._source,
+                [server],
+                announce=self._announce,
+                address=self._address,
+                breakable=self._interrupt.at_once,
+            )
         return self._pusher
 
 

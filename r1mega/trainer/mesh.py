@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Mesh:
 
     def barrier(self) -> None:
         """Wait for every rank of the trainer, the first one's writing to disk included."""
-        with self._waiting("all ranks", "first_rank_timeout_s"):
+        with self.waiting("all ranks", "first_rank_timeout_s"):
             dist.barrier(group=self.patient)
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -63,7 +63,7 @@ class Mesh:
             return make()
         size = torch.zeros((), dtype=torch.int64)
         if not self.first:
-            with self._waiting("the first rank", "first_rank_timeout_s"):
+            with self.waiting("the first rank", "first_rank_timeout_s"):
                 dist.broadcast(size, 0, group=self.patient)
                 data = torch.empty(int(size), dtype=torch.uint8)
                 dist.broadcast(data, 0, group=self.patient)
@@ -71,17 +71,25 @@ class Mesh:
         made = make()
         data = torch.frombuffer(bytearray(pickle.dumps(made)), dtype=torch.uint8)
         size.fill_(len(data))
-        with self._waiting("the other ranks to listen", "first_rank_timeout_s"):
+        with self.waiting("the other ranks to listen", "first_rank_timeout_s"):
             dist.broadcast(size, 0, group=self.patient)
             dist.broadcast(data, 0, group=self.patient)
         return made
 
     @contextmanager
-    def _waiting(self, for_what: str, setting: str) -> Iterator[None]:
-        """Say what a wait was for when it fails."""
+    def waiting(
+        self, for_what: str, setting: Literal["collective_timeout_s", "first_rank_timeout_s"] = "collective_timeout_s"
+    ) -> Iterator[None]:
+        """Say what collectives inside waited for when they fail; every other error passes as it is.
+
+        Raises:
+            RanksLostError: another rank is gone, or did not answer within `layout`'s `setting`.
+        """
         try:
             yield
         except RuntimeError as error:
+            if not _is_of_a_collective(error):
+                raise
             limit = getattr(self.layout, setting)
             raise RanksLostError(
                 f"rank {self.rank} waited for {for_what}: gone, or longer away than cluster.trainer.{setting} = "
@@ -93,7 +101,7 @@ class Mesh:
         if self.world_size == 1:
             return [mine]
         found: list[Any] = [None] * self.world_size
-        with self._waiting("all ranks", "collective_timeout_s"):
+        with self.waiting("all ranks"):
             dist.all_gather_object(found, mine)
         return found
 
@@ -103,14 +111,15 @@ class Mesh:
             return [mine]
         group = _state().get_data_parallel_group()
         found: list[Any] = [None] * group.size()
-        with self._waiting("the data-parallel ranks", "collective_timeout_s"):
+        with self.waiting("the data-parallel ranks"):
             dist.all_gather_object(found, mine, group=group)
         return found
 
     def sum_over_data(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the data-parallel ranks, in place."""
         if self.layout.dp > 1:
-            dist.all_reduce(values, group=_state().get_data_parallel_group())
+            with self.waiting("the data-parallel ranks"):
+                dist.all_reduce(values, group=_state().get_data_parallel_group())
         return values
 
     def max_over_data(self, value: int) -> int:
@@ -118,7 +127,8 @@ class Mesh:
         if self.layout.dp == 1:
             return value
         largest = torch.tensor(value)
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_state().get_data_parallel_group())
+        with self.waiting("the data-parallel ranks"):
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=_state().get_data_parallel_group())
         return int(largest)
 
     def from_last_stage(self, value: T) -> T:
@@ -127,9 +137,9 @@ class Mesh:
             return value
         found = [value]
         state = _state()
-        dist.broadcast_object_list(
-            found, state.get_pipeline_model_parallel_last_rank(), group=state.get_pipeline_model_parallel_group()
-        )
+        last, group = state.get_pipeline_model_parallel_last_rank(), state.get_pipeline_model_parallel_group()
+        with self.waiting("the last pipeline stage"):
+            dist.broadcast_object_list(found, last, group=group)
         return found[0]
 
 
@@ -188,12 +198,24 @@ def _join(layout: TrainerLayout) -> None:
         if launch is None:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         else:
-            dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+            try:
+                dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+            except RuntimeError as error:
+                raise RanksLostError(
+                    f"rank {launch.rank} waited for {launch.world_size} ranks to meet at {launch.meeting_place}: not "
+                    f"all came within cluster.trainer.collective_timeout_s = {layout.collective_timeout_s:g} s "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
     if dist.get_world_size() != layout.ranks:
         raise ConfigError(
             f"the trainer's layout has {layout.ranks} ranks (tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x dp "
             f"{layout.dp}), but {dist.get_world_size()} processes were started"
         )
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Whether another rank's silence is the cause: torch's own classes, or the transport named in gloo's texts."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "closed by peer" in str(error)
 
 
 def _state() -> Any:

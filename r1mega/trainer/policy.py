@@ -126,9 +126,10 @@ class Policy:
         """
         depths = self.spec.num_mtp_layers if self.network.mtp_mode != "off" else 0
         batches = self._micro_batches(documents, mtp_depths=depths)
-        return forward.train(
-            self.model, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
-        )
+        with self.mesh.waiting("the other ranks in forward and backward"):
+            return forward.train(
+                self.model, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
+            )
 
     def reduce_gradients(self, *, everywhere: bool = False) -> None:
         """Sum the accumulated gradient over the ranks that share each weight, and move the expert bias.
@@ -137,7 +138,8 @@ class Policy:
             everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
                 its share of the optimiser needs.
         """
-        finalize_model_grads([self.model], force_all_reduce=everywhere)
+        with self.mesh.waiting("the other ranks to sum gradients"):
+            finalize_model_grads([self.model], force_all_reduce=everywhere)
 
     def optim_step(self, lr: float, *, reduced: bool = False) -> float:
         """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
@@ -154,7 +156,8 @@ class Policy:
         if not reduced:
             self.reduce_gradients()
         set_rates(self.optimizer, self._optimizer_settings, lr)
-        step: Any = self.optimizer.step()
+        with self.mesh.waiting("the other ranks in the optimiser's step"):
+            step: Any = self.optimizer.step()
         _, norm, _ = step
         self._zero_grad()
         if not math.isfinite(float(norm)):
@@ -176,7 +179,8 @@ class Policy:
             For each document, in order, [num_targets] fp32.
         """
         batches = self._micro_batches(documents, mtp_depths=0)
-        with self._reference_weights() if reference else torch.no_grad():
+        weights = self._reference_weights() if reference else torch.no_grad()
+        with weights, self.mesh.waiting("the other ranks to score"):
             scored = forward.score(self.model, self.mesh, batches, temperature=temperature)
         return _by_document(documents, batches, scored)
 

@@ -58,8 +58,8 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
         data = _receive(mesh)
     found = [data]
     if copy.size() > 1:
-        # As patient as the leader is with the first rank.
-        dist.broadcast_object_list(found, leader, group=copy)
+        with mesh.waiting(f"rank {leader}, which hands on the samples"):
+            dist.broadcast_object_list(found, leader, group=copy)
     return decode(found[0])
 
 
@@ -106,13 +106,15 @@ def _cut(values: np.ndarray, lengths: np.ndarray) -> list[tuple[Any, ...]]:
 
 
 def _send(data: bytes, rank: int, mesh: Mesh) -> None:
-    dist.send(torch.tensor(len(data)), rank, group=mesh.patient)
-    dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank, group=mesh.patient)
+    with mesh.waiting(f"rank {rank} to take its samples", "first_rank_timeout_s"):
+        dist.send(torch.tensor(len(data)), rank, group=mesh.patient)
+        dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank, group=mesh.patient)
 
 
 def _receive(mesh: Mesh) -> bytes:
     size = torch.zeros((), dtype=torch.int64)
-    dist.recv(size, 0, group=mesh.patient)
-    data = torch.empty(int(size), dtype=torch.uint8)
-    dist.recv(data, 0, group=mesh.patient)
+    with mesh.waiting("the first rank's samples", "first_rank_timeout_s"):
+        dist.recv(size, 0, group=mesh.patient)
+        data = torch.empty(int(size), dtype=torch.uint8)
+        dist.recv(data, 0, group=mesh.patient)
     return data.numpy().tobytes()

@@ -14,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from r1mega.errors import RolloutError
+from r1mega.errors import RanksLostError, RolloutError
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
 from r1mega.runtime import env
@@ -78,6 +78,7 @@ class Pusher:
         backend: str = "gloo",
         address: str = "127.0.0.1",
         timeout_s: float | None = None,
+        breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Nothing is connected yet.
 
@@ -87,8 +88,11 @@ class Pusher:
             address: of this host, as the servers reach it.
             timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
                 where not given, since a server that is gone or frozen is noticed by its health before.
+            breakable: entered while servers restart, the one part of a push that no other rank waits for; what it
+                raises ends the push.
         """
         self._source, self._servers, self._announce = source, tuple(servers), announce
+        self._breakable = breakable
         self._address = address
         self._timeout_s = timeout_s or 2 * max(server.layout.health_timeout_s for server in self._servers)
         self._init_info = BACKENDS[backend]
@@ -135,6 +139,9 @@ class Pusher:
                 client.reset_prefix_cache()  # blocks computed with the old weights
                 client.set_version(str(version))
                 client.check_version(str(version))
+            except RanksLostError:
+                self.close()
+                raise
             except Exception as error:
                 refused = tuple(self._client.refused) if self._client else ()
                 logs = ", ".join(str(server.log_file) for server in servers)
@@ -177,7 +184,7 @@ class Pusher:
             raise
 
     def _bring_back(self, servers: Sequence[Server], reason: str) -> list[Recovery]:
-        """Restart servers, all at once."""
+        """Restart servers, all at once; what breaks off the wait for them stops them for good."""
 
         def bring_back(server: Server) -> Recovery:
             begin, url = time.perf_counter(), server.url
@@ -185,7 +192,14 @@ class Pusher:
             return Recovery(url, reason, time.perf_counter() - begin, requests_reissued=0)
 
         with ThreadPoolExecutor(len(servers)) as executor:
-            return list(executor.map(bring_back, servers))
+            pending = [executor.submit(bring_back, server) for server in servers]
+            try:
+                with self._breakable():
+                    return [future.result() for future in pending]
+            except BaseException:
+                for server in servers:  # or leaving the executor would wait for their start
+                    server.stop()
+                raise
 
     def _link(self, servers: Sequence[Server]) -> Link:
         return Link(self._address, sum(server.world_size for server in servers), self._timeout_s)
@@ -199,9 +213,11 @@ class Pusher:
 
 @contextmanager
 def _blamed() -> Iterator[None]:
-    """What fails inside is the trainer's own fault, and no server's."""
+    """What fails inside is the trainer's own fault, and no server's; a lost rank is told as such."""
     try:
         yield
+    except RanksLostError:
+        raise
     except Exception as error:
         raise SourceError(f"{type(error).__name__}: {error}") from error
 

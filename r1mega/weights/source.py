@@ -83,7 +83,8 @@ class PolicySource:
         if not self._mesh.first:
             if rank in holders:
                 assert local is not None
-                dist.send(local.detach().contiguous(), 0)
+                with self._mesh.waiting(f"the first rank to take {row.megatron}"):
+                    dist.send(local.detach().contiguous(), 0)
             return torch.empty(0)
         if holders == [0]:
             assert local is not None
@@ -100,7 +101,8 @@ class PolicySource:
                 shape = [*row.shape]
                 shape[dim] = sum(sizes)
                 piece = torch.empty(shape, dtype=dtype)
-                dist.recv(piece, holder)
+                with self._mesh.waiting(f"rank {holder}'s part of {row.megatron}"):
+                    dist.recv(piece, holder)
             for (start, stop), values in zip(ranges, piece.split(sizes, dim), strict=True):
                 whole.narrow(dim, start, stop - start).copy_(values)
         return whole

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -174,3 +175,15 @@ def test_a_signal_breaks_off_what_may_be_broken_off_and_nothing_else():
     with Interrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert interrupt.received == signal.SIGUSR1
+
+
+def test_only_the_main_thread_is_broken_off():
+    with Interrupt() as interrupt, interrupt.at_once():  # another thread's turn must not end this one
+        thread = threading.Thread(target=lambda: interrupt.at_once().__enter__())
+        thread.start()
+        thread.join()
+        with interrupt.at_once():
+            pass
+        with pytest.raises(StopNow):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from r1mega.config.schema import RolloutLayout
-from r1mega.errors import RolloutError
+from r1mega.errors import RanksLostError, RolloutError
 from r1mega.weights import servers as control
 from r1mega.weights.push import Pusher, PushReport
 from r1mega.weights.servers import ServerClient, Watch
@@ -36,6 +37,9 @@ class StubServer:
         self.incarnation += 1
         self.ok = self.ok or self.curable
         return 0.0
+
+    def stop(self) -> None:
+        self.ok = False
 
 
 class Rig:
@@ -302,3 +306,37 @@ def test_what_a_server_said_is_told(status: int, kind: type[Exception]) -> None:
     error.response = SimpleNamespace(status_code=status, text="because")  # type: ignore[attr-defined]
     told = control._told("http://s0", error)
     assert type(told) is kind and str(told) == "http://s0: refused because"
+
+
+def test_a_lost_rank_is_no_fault_of_servers_or_weights(rig: Rig) -> None:
+    def lost(i: int) -> None:
+        if i == 3:
+            raise RanksLostError("rank 1 is gone")
+
+    rig.at = lost
+    with pytest.raises(RanksLostError, match="rank 1 is gone"):
+        rig.pusher.push(4)
+    assert rig.closed == 1 and rig.servers[0].incarnation == 1
+
+
+def test_waiting_for_a_restart_can_be_broken_off(rig: Rig) -> None:
+    """Nobody waits for the push meanwhile: its pass over the source has ended."""
+    stopped, breaking = threading.Event(), threading.Event()
+    server = rig.servers[0]
+
+    def restart(reason: str) -> float:
+        breaking.set()
+        assert stopped.wait(10)
+        raise RolloutError("stopped")
+
+    @contextmanager
+    def breakable() -> Iterator[None]:
+        assert breaking.wait(10)
+        raise KeyboardInterrupt
+        yield
+
+    server.restart, server.stop, rig.pusher._breakable = restart, stopped.set, breakable
+    rig.once(lambda source, client: setattr(server, "ok", False) or (_ for _ in ()).throw(ConnectionError("died")))
+    with pytest.raises(KeyboardInterrupt):
+        rig.pusher.push(4, [server])
+    assert rig.passes == [6] and stopped.is_set()
