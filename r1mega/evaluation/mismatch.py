@@ -1,8 +1,9 @@
 """Whether engine and trainer give the same tokens the same log-probabilities.
 
-In fp32 they do, to a few 1e-6, as long as both hold the same weights and compute the same model. The one exception
-is a tie of the router: where two experts lead to within rounding, either may be chosen, and every token after that
-differs by any amount. Such answers are counted; any other difference past the bound is a fault and stops the run.
+In fp32 they do, to a few 1e-5 at most, as long as both hold the same weights and compute the same model. The one
+exception is a tie of the router: where two experts lead to within rounding, either may be chosen, and every token
+after that differs by any amount. Such answers are counted; any other difference past the bound is a fault and stops
+the run.
 """
 
 import math

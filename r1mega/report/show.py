@@ -6,7 +6,7 @@ from rich.console import Console
 
 from r1mega.report import figures, page, summary
 from r1mega.report.catalogue import COMPARISON
-from r1mega.report.rows import read_summary
+from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import stage_dirs
 
 
@@ -45,17 +45,25 @@ def show(run_dir: Path) -> None:
     console.print(f"all of it: {run_dir}", soft_wrap=True)
 
 
+def _evaluated(stage: Path) -> Path | None:
+    """The stage whose final model an evaluate stage asked."""
+    model = (read_object(stage / "config.json") or {}).get("stage", {}).get("model", {}).get("path")
+    return stage.parent / Path(model).parent.name if model else None
+
+
 def _comparison(run_dir: Path, stages: list[Path]) -> list[Path]:
     """RL and its control from the same base against training time, where the pipeline has both."""
     kinds = {stage: (read_summary(stage) or {}).get("stage") for stage in stages}
     rl = [s for s in stages if kinds[s] == "grpo"]
     evaluated = [s for s in stages if kinds[s] == "evaluate"]
-    if not rl or not evaluated:
+    if not rl:
         return []
     (run_dir / "figures").mkdir(exist_ok=True)
-    control = stages[stages.index(evaluated[0]) - 1]
+    pairs = [(model, s) for s in evaluated if (model := _evaluated(s)) in stages and kinds[model] == "pretrain"]
+    if not pairs:
+        return []
     drawn = figures.pass_at_1(
-        {"RL": rl[0], "control: pretraining continued": [control, evaluated[0]]},
+        {"RL": rl[0], "control: pretraining continued": list(pairs[0])},
         run_dir / f"figures/{COMPARISON}.png",
     )
     return [drawn] if drawn else []

@@ -20,9 +20,9 @@ class Tracker:
     written as null, since NaN is not JSON.
     """
 
-    def __init__(self, run_dir: Path, wandb: Wandb, stage: Stage, *, resume: bool) -> None:
+    def __init__(self, run_dir: Path, wandb: Wandb, stage: Stage) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._wandb = _start_wandb(run_dir, wandb, stage, resume=resume)
+        self._wandb = _start_wandb(run_dir, wandb, stage)
 
     def log(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Append the metrics of one step."""
@@ -46,7 +46,7 @@ def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) -> Any:
+def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage) -> Any:
     if settings.mode == "disabled":
         return None
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises itself on every start
@@ -60,7 +60,8 @@ def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) 
         mode = "online" if wandb.login(prompt=False) else "offline"
     # The same id joins the parts of a resumed run into one.
     id_file = run_dir / "wandb" / "r1mega_id"
-    if not resume or not id_file.is_file():
+    resumed = id_file.is_file()
+    if not resumed:
         id_file.parent.mkdir(exist_ok=True)
         id_file.write_text(uuid.uuid4().hex[:12])
     try:
@@ -68,7 +69,7 @@ def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage, *, resume: bool) 
             project=settings.project,
             name=f"{run_dir.parent.name}-{run_dir.name}",
             id=id_file.read_text(),
-            resume="allow" if resume and mode == "online" else None,
+            resume="allow" if resumed and mode == "online" else None,
             dir=run_dir,
             mode=mode,
             config=stage.model_dump(mode="json"),

@@ -124,7 +124,7 @@ class Trainer:
         self.mesh = policy.mesh
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self._epoch, self._order = -1, list[int]()
-        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=self.step > 0) if self.mesh.first else None
+        self.tracker = Tracker(run_dir.path, config.wandb, config) if self.mesh.first else None
 
     @property
     def progress(self) -> float:

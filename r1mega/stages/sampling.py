@@ -177,7 +177,7 @@ class Sampling:
         """Take up the run at `step`; the server starts now unless the journal has answers from there on."""
         assert config.model.path is not None, "config.checks demands it"
         self.config, self.run_dir, self.questions, self.step = config, run_dir, questions, step
-        self.tracker = Tracker(run_dir.path, config.wandb, config, resume=step > 0)
+        self.tracker = Tracker(run_dir.path, config.wandb, config)
         self.stream = PromptStream(questions.train, config.seed)
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
@@ -221,9 +221,12 @@ class Sampling:
         config, objective = self.config, self.config.objective
         self.step, self._place = step, self.stream.state()
         self.live.push_seconds = seconds = 0.0
+        tried: list[Group] = []
         for _ in range(MAX_EMPTY_ROLLOUTS):
             with Stopwatch() as watch:
                 groups = self._groups(step, self.stream.take(config.rollout.num_prompts))
+            tried += groups
+            files.write_jsonl(self.run_dir.samples / f"step_{step}.jsonl", transcripts(step, tried))
             seconds += watch.seconds
             samples = samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)
             if len(samples) >= config.rollout.num_minibatches:
@@ -253,12 +256,10 @@ class Sampling:
             max_new_tokens=config.sampling.max_new_tokens,
             version=step,
         )
-        groups = [
+        return [
             Group(p, cs, tuple(judge(p, c, config.rewards, config.objective.truncated) for c in cs))
             for p, cs in zip(prompts, answers, strict=True)
         ]
-        files.write_jsonl(self.run_dir.samples / f"step_{step}.jsonl", transcripts(step, groups))
-        return groups
 
     def evaluate(self, step: int, *, greedy: bool) -> None:
         """Held-out questions with the weights of `step`, at the sampling temperature and, on request, greedily.

@@ -35,6 +35,8 @@ def pipeline(tmp_path: Path) -> Path:
     }
     for name, (summary, rows) in stages.items():
         stage(tmp_path / name, summary, rows)
+    evaluated = {"stage": {"model": {"path": str(tmp_path / "control/hf")}}}
+    (tmp_path / "control_eval/config.json").write_text(json.dumps(evaluated))
     samples = tmp_path / "rl/samples"
     samples.mkdir()
     for step, text in ((0, "it is seven"), (2, "<think>1+1=2</think><answer>2</answer>")):

@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path):
 
 
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config):
-    tracker = Tracker(tmp_path, Wandb(mode="disabled"), config[0], resume=False)
+    tracker = Tracker(tmp_path, Wandb(mode="disabled"), config[0])
     tracker.log("train", 1, {"loss": float("nan"), "lr": 0.5})
     tracker.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
@@ -131,7 +131,7 @@ def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config):
 
 
 def test_wandb_records_offline(tmp_path: Path, config):
-    tracker = Tracker(tmp_path, Wandb(mode="offline"), config[0], resume=False)
+    tracker = Tracker(tmp_path, Wandb(mode="offline"), config[0])
     tracker.log("train", 1, {"loss": 1.5})
     tracker.close()
     (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
