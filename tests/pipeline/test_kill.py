@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,91 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert not (run_dir / "logs/vllm.log").exists()  # all of it came from the journal
+
+
+def servers_of(tag: int) -> list[int]:
+    """Process ids of the vLLM servers of the run that was started with R1MEGA_TEST=tag."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            command_line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        of_the_run = f"R1MEGA_TEST={tag}".encode() in environment
+        if of_the_run and b"vllm.entrypoints" in command_line and b"r1mega.runtime.process" not in command_line:
+            found.append(int(folder.name))
+    return found
+
+
+def journalled(run_dir: Path) -> int:
+    """Bytes of answers on disk."""
+    return sum(file.stat().st_size for file in (run_dir / "journal").glob("version_*.jsonl"))
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Until it holds, the process ends, or the time is over."""
+    deadline = time.monotonic() + limit_s
+    while not what() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int, kills: int) -> list[str]:
+    """Kill trainer, server or both, `kills` times in turn, each at a random moment after new answers came."""
+    rng = random.Random(seed)
+    victims = [("trainer", "server", "everything")[i % 3] for i in range(kills)]
+    rng.shuffle(victims)
+    killed, process, tag = list[str](), None, 0
+    for victim in victims:
+        if process is None or process.poll() is not None:
+            tag = rng.randrange(1 << 30)
+            process = subprocess.Popen(
+                command(*arguments, "--resume"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env={**os.environ, "R1MEGA_TEST": str(tag)},
+            )  # fmt: skip
+        before = journalled(run_dir)
+        wait_for(lambda before=before: journalled(run_dir) > before, process, 240)
+        wait_for(lambda: False, process, rng.uniform(0, 4))
+        if process.poll() is not None:
+            break
+        mine = {"trainer": [process.pid], "server": servers_of(tag), "everything": [process.pid, *servers_of(tag)]}
+        for pid in mine[victim]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.append(victim)
+        if victim != "server":
+            process.wait()
+            wait_for_end = time.monotonic() + 60
+            while servers_of(tag):  # no server outlives its trainer
+                assert time.monotonic() < wait_for_end
+                time.sleep(0.1)
+            process = None
+    if process is not None and process.poll() is None:
+        process.kill()
+        process.wait()
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(1500)
+def test_killed_while_it_samples_ends_as_the_run_that_replays_its_journal(base: Path, tmp_path: Path):
+    """A live server all the time: what was sampled before, between and after the kills is one journal."""
+    killed_run, replayed = tmp_path / "killed", tmp_path / "replayed"
+    settings = ("rollout.keep_journal=true", "num_steps=16", "evaluation.every_steps=8")
+    killed = killed_while_sampling(killed_run, rl(base, killed_run, *settings), seed=3, kills=6)
+    assert len(killed) >= 4
+    done = r1mega(*rl(base, killed_run, *settings), "--resume")
+    assert done.returncode == 0, done.stderr
+    uninterrupted = r1mega(*rl(base, with_journal_of(killed_run, replayed), *settings))
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    assert not (replayed / "logs/vllm.log").exists()
+    assert [row for row in rows(killed_run) if row["kind"] != "recovery"] == rows(replayed)
+    got, want = (load_file(d / "hf/model.safetensors") for d in (killed_run, replayed))
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+    for file in (killed_run / "samples").glob("step_*.jsonl"):
+        asked = Counter(json.loads(line)["question"] for line in file.read_text().splitlines())
+        assert set(asked.values()) == {4}  # exactly G completions a question
 
 
 @pytest.mark.slow
