@@ -64,14 +64,17 @@ def run(layout: TrainerLayout, folder: Path) -> dict:
     found["stepped"] = {n: t.clone() for n, t in source}
     # Both pipeline stages' copies of a tied embedding, and the zero rows of a padded one.
     embedding = policy.state().get("embedding.word_embeddings.weight")
-    found["embeddings"] = [e for e in mesh.gather(embedding.detach()) if e is not None] if mesh.world_size > 1 else []
+    embedding = policy.state().get("embedding.word_embeddings.weight")
+    found["embeddings"] = mesh.gather(None if embedding is None else embedding.detach().clone())
     return found
 
 
 def main(folder: Path, tasks: list[str]) -> None:
     for task in tasks:
         text, name = task.split(":")
-        found = run(TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}), folder / name)
+        found = run(
+            TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}), folder / name
+        )
         if meshes.dist.get_rank() == 0:
             torch.save(found, folder / f"{text or 'one'}.{name}.pt")
     meshes.stop()

@@ -94,7 +94,9 @@ def documents() -> list[Document]:
     generator = torch.Generator().manual_seed(3)
     lengths = (200, 61, 17)
     return [
-        Document(tuple(torch.randint(3, 131, (n,), generator=generator).tolist()), 1, {"weight": (1 / 300,) * (n - 1)})
+        Document(
+            tuple(torch.randint(3, 131, (n,), generator=generator).tolist()), 1, {"weight": (1 / 300,) * (n - 1)}
+        )
         for n in lengths
     ]
 
