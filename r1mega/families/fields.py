@@ -10,8 +10,8 @@ from r1mega.families.spec import Llama3Scaling, Rope, Yarn
 # fmt: off
 IGNORED = (
     "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
-    "model_type", "output_attentions", "output_hidden_states", "problem_type", "return_dict", "torch_dtype",
-    "transformers_version", "use_cache", "_name_or_path",
+    "model_type", "output_attentions", "output_hidden_states", "problem_type", "return_dict", "sep_token_id",
+    "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "_name_or_path",
 )
 # fmt: on
 """Fields that do not change what any family computes."""

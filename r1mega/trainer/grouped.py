@@ -81,7 +81,8 @@ class GroupedAttention(SelfAttention):
 
     def get_query_key_value_tensors(self, *arguments: Any, **others: Any) -> Any:  # type: ignore[override]
         """Queries [S, B, N, D], keys and values [S, B, G, D]; queries and keys normed and turned."""
-        query, key, value = super().get_query_key_value_tensors(*arguments, **others)
+        found: Any = super().get_query_key_value_tensors(*arguments, **others)
+        query, key, value = found
         cos, sin = self._turns()
         return rotate_halves(query, cos, sin), rotate_halves(key, cos, sin), value
 
