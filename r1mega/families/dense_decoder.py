@@ -90,7 +90,7 @@ def _attention(this: Dense, hf: Mapping[str, Any]) -> Grouped:
         if not is_size(given, name):
             raise ConfigError(f"{name} = {given[name]!r}: must be a positive integer, or left out")
     head_dim: int = given.get("head_dim") or this.head_dim or hidden // heads
-    if hidden % heads and ("head_dim" not in given and this.head_dim is None or not this.any_head_dim):
+    if hidden % heads and (("head_dim" not in given and this.head_dim is None) or not this.any_head_dim):
         raise ConfigError(f"hidden_size = {hidden} is not a multiple of num_attention_heads = {heads}")
     if not this.any_head_dim and head_dim != hidden // heads:
         raise ConfigError(f"head_dim = {head_dim}: must be hidden_size / num_attention_heads in this family")

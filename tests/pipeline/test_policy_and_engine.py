@@ -14,11 +14,40 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
+DEEPSEEK = json.loads((Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json").read_text())
+DENSE = {
+    "vocab_size": 352,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 256,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.06,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+MODELS = {
+    "deepseek": DEEPSEEK,
+    "qwen2_tied": {"model_type": "qwen2", **DENSE, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **DENSE, "head_dim": 64},
+    "llama3": {"model_type": "llama", **DENSE, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    "deepseek_tied": {**DEEPSEEK, "tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(m, marks=pytest.mark.slow if m != "deepseek" else ()) for m in MODELS]
+)
+def result(request, tmp_path_factory):
     script = Path(__file__).with_name("policy_and_engine.py")
     folder = tmp_path_factory.mktemp("policy_and_engine")
-    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    (folder / "config.json").write_text(json.dumps(MODELS[request.param]))
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(folder / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
