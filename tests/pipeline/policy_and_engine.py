@@ -1,5 +1,6 @@
-"""Megatron against vLLM, in a process of its own: `python policy_and_engine.py FOLDER CONFIG` prints what it
-found as JSON.
+"""Megatron against vLLM, in a process of its own; prints what it found as JSON.
+
+`python policy_and_engine.py FOLDER CONFIG`, CONFIG being a config.json of any family.
 
 The policy's own export starts the server; then the policy changes, all of its weights and the routers' bias, and is
 pushed. As loaded and after each push, at T = 1 and T = 0.7, the two are compared on every sampled token.
@@ -9,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import httpx
 import torch
 
 from r1mega.config.schema import AnswerStyles, Batch, Evaluation, Optimizer, RolloutLayout, Task, TrainerLayout
@@ -58,6 +60,15 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     return mismatch([gaps], max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
 
 
+def complaint(policy, fleet, tokenizer, version: int) -> str:
+    """What is said of a mismatch; nothing where there is none."""
+    try:
+        compare(policy, fleet, tokenizer, 1.0, version)
+    except MismatchError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path, config: Path) -> None:
     started = mesh.start(TrainerLayout(), device="cpu", seed=0)
     from r1mega.trainer.policy import Policy
@@ -92,12 +103,12 @@ def main(folder: Path, config: Path) -> None:
                 row = compare(policy, fleet, tokenizer, temperature, version)
                 found.append({"version": version, "temperature": temperature, **row})
         disturb(policy, 9)  # and not pushed
-        try:
-            compare(policy, fleet, tokenizer, 1.0, 2)
-            stale = ""
-        except MismatchError as error:
-            stale = str(error)
-    print(json.dumps({"found": found, "stale": stale}))
+        stale = complaint(policy, fleet, tokenizer, 2)
+        body = {"method": "r1mega_shim", "args": ["tied_head", "off"]}
+        httpx.post(f"{server.url}/collective_rpc", json=body, timeout=30).raise_for_status()
+        pusher.push(3)
+        unmended = complaint(policy, fleet, tokenizer, 3)
+    print(json.dumps({"found": found, "stale": stale, "without_tied_head_shim": unmended}))
 
 
 if __name__ == "__main__":

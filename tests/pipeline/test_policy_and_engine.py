@@ -50,7 +50,7 @@ def result(request, tmp_path_factory):
     command = [sys.executable, "-W", "ignore", str(script), str(folder), str(folder / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "model": request.param}
 
 
 def test_policy_and_engine_agree_before_and_after_pushes(result):
@@ -66,3 +66,9 @@ def test_policy_and_engine_agree_before_and_after_pushes(result):
 
 def test_a_policy_that_was_not_pushed_is_found_out(result):
     assert "no tie of the router explains it" in result["stale"]
+
+
+def test_a_tied_head_needs_its_shim_and_no_other_does(result):
+    """vllm_cpu_tied_head: without it the engine goes on predicting with the head before the push."""
+    tied_by_vllm = result["model"] == "qwen2_tied"
+    assert ("disagree on the log-probability" in result["without_tied_head_shim"]) is tied_by_vllm
