@@ -14,7 +14,7 @@ def repack_tied_heads(model: Any) -> int:
     """Pack every tied head again, after an update; returns how many there are."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-    vocabularies = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    vocabularies: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
     embeddings = {m.weight.data_ptr() for m in vocabularies if not isinstance(m, ParallelLMHead)}
     heads = [m for m in vocabularies if isinstance(m, ParallelLMHead) and m.weight.data_ptr() in embeddings]
     for head in heads:
