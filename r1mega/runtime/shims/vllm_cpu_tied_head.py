@@ -14,9 +14,11 @@ def repack_tied_heads(model: Any) -> int:
     """Pack every tied head again, after an update; returns how many there are."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-    vocabularies: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
-    embeddings = {m.weight.data_ptr() for m in vocabularies if not isinstance(m, ParallelLMHead)}
-    heads = [m for m in vocabularies if isinstance(m, ParallelLMHead) and m.weight.data_ptr() in embeddings]
-    for head in heads:
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    is_head = [isinstance(m, ParallelLMHead) for m in layers]
+    places = [m.weight.data_ptr() for m in layers]
+    embeddings = {place for place, head in zip(places, is_head, strict=True) if not head}
+    tied = [m for m, place, head in zip(layers, places, is_head, strict=True) if head and place in embeddings]
+    for head in tied:
         head.quant_method.process_weights_after_loading(head)
-    return len(heads)
+    return len(tied)
