@@ -7,10 +7,15 @@ from typing import Any
 
 from r1mega.config.schema import Batch, TrainerLayout
 from r1mega.errors import ConfigError
-from r1mega.families import deepseek_v3
-from r1mega.families.spec import ModelSpec
+from r1mega.families import deepseek_v3, llama, qwen2, qwen3
+from r1mega.families.spec import Grouped, ModelSpec
 
-FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {"deepseek_v3": deepseek_v3.read}
+FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
+    "deepseek_v3": deepseek_v3.read,
+    "llama": llama.read,
+    "qwen2": qwen2.read,
+    "qwen3": qwen3.read,
+}
 """model_type of a config.json -> the family's reader."""
 
 
@@ -39,23 +44,46 @@ def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
     """Refuse a layout that cannot hold the model.
 
     Raises:
-        ConfigError: lists every size that its ranks do not divide.
+        ConfigError: lists every size that its ranks do not divide, and what else it cannot hold.
     """
-    tp, shared = layout.tp, spec.moe_ffn_size * spec.num_shared_experts
-    divided = (
+    tp, moe = layout.tp, spec.moe
+    divided = [
         ("tp", tp, "attention heads (num_attention_heads)", spec.num_heads),
         ("tp", tp, "channels of a dense layer (intermediate_size)", spec.ffn_size),
-        ("tp", tp, "channels of the shared experts (moe_intermediate_size x n_shared_experts)", shared),
         ("tp", tp, "tokens of a chunk (batch.chunk_tokens)", batch.chunk_tokens),
-        ("etp", layout.expert_tp, "channels of an expert (moe_intermediate_size)", spec.moe_ffn_size),
-        ("ep", layout.ep, "experts (n_routed_experts)", spec.num_experts),
-        ("pp", layout.pp, "layers (num_hidden_layers)", spec.num_layers),
-    )
+    ]
+    if moe is not None:
+        divided += [
+            (
+                "tp",
+                tp,
+                "channels of the shared experts (moe_intermediate_size x n_shared_experts)",
+                moe.shared_ffn_size,
+            ),
+            ("etp", layout.expert_tp, "channels of an expert (moe_intermediate_size)", moe.ffn_size),
+            ("ep", layout.ep, "experts (n_routed_experts)", moe.num_experts),
+        ]
     faults = [
         f"cluster.trainer.{axis} = {ranks} does not divide the model's {size} {what}"
         for axis, ranks, what, size in divided
         if size % ranks
     ]
+    if isinstance(spec.attention, Grouped) and spec.attention.num_kv_heads % tp:
+        groups = spec.attention.num_kv_heads
+        faults.append(
+            f"cluster.trainer.tp = {tp} does not divide the model's {groups} key-value heads (num_key_value_heads), "
+            f"and a rank holds whole ones: choose tp among the divisors of {groups}"
+        )
+    if moe is None and layout.ep > 1:
+        faults.append(f"cluster.trainer.ep = {layout.ep}, but the model has no experts: leave ep out")
+    if layout.pp > spec.num_layers:
+        layers = spec.num_layers
+        faults.append(
+            f"cluster.trainer.pp = {layout.pp} is more than the model's {layers} layers (num_hidden_layers)"
+        )
+    share = -(-spec.vocab_size // tp)
+    if share * (tp - 1) >= spec.vocab_size:
+        faults.append(f"cluster.trainer.tp = {tp} leaves ranks without any of the {spec.vocab_size} ids (vocab_size)")
     if faults:
         raise ConfigError("\n  ".join([f"the layout does not fit the model: {len(faults)} fault(s)", *faults]))
 
@@ -68,8 +96,8 @@ def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:
     """
     if len(tokenizer) > spec.vocab_size:
         raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {spec.vocab_size}")
-    if tokenizer.eos_token_id != spec.eos:
-        ours, theirs = tokenizer.eos_token_id, spec.eos
+    if tokenizer.eos_token_id not in spec.ends:
+        ours, theirs = tokenizer.eos_token_id, " or ".join(map(str, spec.ends))
         raise ConfigError(f"{folder}: the tokenizer ends with token {ours}, the model with {theirs}")
 
 

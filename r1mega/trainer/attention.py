@@ -5,7 +5,8 @@ the rows of a micro-batch are regrouped into segments (a document, or a run of p
 are batched, and each attends causally to itself. Megatron's local attention offers neither this nor the separate
 key and value channels of latent attention.
 
-Shapes: B chunks, S tokens of a chunk, N heads, R slots (rows of all batches of segments, padding included).
+Shapes: B chunks, S tokens of a chunk, N query heads, G key-value heads, R slots (rows of all batches of segments,
+padding included).
 """
 
 from collections.abc import Sequence
@@ -96,7 +97,9 @@ class Attention(MegatronModule):
         self.softmax_scale = softmax_scale
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Segments, **_: Any) -> Tensor:
-        """query, key: [S, B, N, Dqk]; value: [S, B, N, Dv]; attention_mask: who attends to whom.
+        """query: [S, B, N, Dqk]; key: [S, B, G, Dqk]; value: [S, B, G, Dv]; attention_mask: who attends to whom.
+
+        Key-value head g serves the query heads from g * N / G on.
 
         Returns [S, B, N * Dv].
         """
@@ -108,14 +111,13 @@ class Attention(MegatronModule):
         return _ToRows.apply(out, segs).flatten(1).unflatten(0, query.shape[:2])  # type: ignore[union-attr]
 
     def _batch(self, num: int, length: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention of `num` segments of `length` slots. query, key, value: [num * length, N, D]."""
-        heads = query.size(1)
-        q, k, v = (
-            x.unflatten(0, (num, length)).transpose(1, 2).reshape(num * heads, length, -1)
-            for x in (query, key, value)
-        )
+        """Causal attention of `num` segments of `length` slots. query: [num * length, N, D]; key, value: with G."""
+        heads, groups = query.size(1), key.size(1)
+        # The queries that share a key-value head stand below each other in one matrix.
+        q = query.view(num, length, groups, heads // groups, -1).permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1, 2)
+        k, v = (x.unflatten(0, (num, length)).transpose(1, 2).flatten(0, 1) for x in (key, value))
         # Padding follows a segment's own rows, so the causal mask hides it from them.
-        causal = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1)
-        scores = torch.baddbmm(causal.expand(num * heads, -1, -1), q, k.transpose(1, 2), alpha=self.softmax_scale)
+        causal = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1).repeat(heads // groups, 1)
+        scores = torch.baddbmm(causal.expand(num * groups, -1, -1), q, k.transpose(1, 2), alpha=self.softmax_scale)
         out = torch.bmm(scores.softmax(-1), v)
         return out.view(num, heads, length, -1).transpose(1, 2).flatten(0, 1)

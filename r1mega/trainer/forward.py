@@ -44,12 +44,12 @@ def train(
     totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = _logprobs(network, states[0], batch.targets, network.output_layer.weight, temperature)
+        logp = _logprobs(network, states[0], batch.targets, network.head_weight, temperature)
         # A micro-batch that only keeps this rank in step with the others has no targets, and nothing to say.
         value, metrics = loss(logp, batch.fields, batch.doc) if batch.documents else (logp.sum(), {})
         metrics = {"loss": value.detach(), **metrics}
         if states[1:]:
-            weight = network.output_layer.weight
+            weight = network.head_weight
             weight = weight if network.mtp_mode == "joint" else weight.detach()
             # The MTP head learns the distribution itself, hence no temperature.
             parts = [
@@ -80,7 +80,7 @@ def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature:
         hidden = states[0] if isinstance(states, tuple) else states  # what an earlier stage sends on
 
         def collect(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
-            return _logprobs(network, hidden, batch.targets, network.output_layer.weight, temperature)
+            return _logprobs(network, hidden, batch.targets, network.head_weight, temperature)
 
         return hidden, collect
 
@@ -96,8 +96,9 @@ def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, te
     if network.config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden)
     group: Any = parallel_state.get_tensor_model_parallel_group()
+    rows = hidden.flatten(0, 1)[targets.rows]
     return target_logprobs(
-        hidden.flatten(0, 1)[targets.rows], weight, targets.ids, temperature=temperature, group=group
+        rows, weight, targets.ids, temperature=temperature, group=group, vocab_size=network.num_ids
     )
 
 

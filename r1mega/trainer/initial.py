@@ -1,6 +1,6 @@
 """A model's first weights, the same whatever the layout: each tensor is drawn from the seed and its own name.
 
-Matrices are normal with one deviation (V3 report 4.2), norms are ones, the router's bias is zero.
+Matrices are normal with one deviation (V3 report 4.2), norms are ones, all biases are zero.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from r1mega.families.spec import Kind, ModelSpec, Row
-from r1mega.layout.shards import Axis, axis, pieces
+from r1mega.layout.shards import Axis, axis, padding, pieces
 
 
 def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
@@ -25,10 +25,13 @@ def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
 
 
 def local_part(row: Row, whole: Tensor) -> Tensor:
-    """This rank's part of a whole Megatron tensor."""
+    """This rank's part of a whole Megatron tensor, the zeros that pad a vocabulary included."""
     part, num_parts = place_on(axis(row))
     dim, ranges = pieces(row, part, num_parts)
-    return torch.cat([whole.narrow(dim, start, stop - start) for start, stop in ranges], dim)
+    parts = [whole.narrow(dim, start, stop - start) for start, stop in ranges]
+    if missing := padding(row, part, num_parts):
+        parts.append(whole.new_zeros(missing, *whole.shape[1:]))
+    return torch.cat(parts, dim)
 
 
 def place_on(named: Axis | None) -> tuple[int, int]:
@@ -43,7 +46,7 @@ def place_on(named: Axis | None) -> tuple[int, int]:
 
 
 def _whole(row: Row, std: float, seed: int) -> Tensor:
-    if row.kind is Kind.BUFFER:
+    if row.kind is Kind.BUFFER or row.megatron.endswith(".bias"):
         return torch.zeros(row.shape)
     if len(row.shape) == 1:
         return torch.ones(row.shape)

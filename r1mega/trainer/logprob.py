@@ -35,15 +35,14 @@ class _TargetLogprobs(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        targets: Tensor,
+        local: Tensor,
         temperature: float,
         group: dist.ProcessGroup,
         entropy: bool,
     ) -> Tensor | tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        local = targets - group.rank() * len(weight)
-        peak = hidden.new_full((len(targets),), torch.finfo(wide).min, dtype=wide)
-        sums = hidden.new_zeros((3, len(targets)), dtype=wide)
+        peak = hidden.new_full((len(local),), torch.finfo(wide).min, dtype=wide)
+        sums = hidden.new_zeros((3, len(local)), dtype=wide)
         total, moment, target = sums  # of p, of p * logit, and the target's logit; p and logit relative to the peak
         row_slices, column_slices, scratch = _tiles(hidden, weight, wide)
         for columns in column_slices:
@@ -115,6 +114,7 @@ def target_logprobs(
     *,
     temperature: float,
     group: dist.ProcessGroup,
+    vocab_size: int | None = None,
     entropy: Literal[False] = False,
 ) -> Tensor: ...
 @overload
@@ -125,6 +125,7 @@ def target_logprobs(
     *,
     temperature: float,
     group: dist.ProcessGroup,
+    vocab_size: int | None = None,
     entropy: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 def target_logprobs(
@@ -134,6 +135,7 @@ def target_logprobs(
     *,
     temperature: float,
     group: dist.ProcessGroup,
+    vocab_size: int | None = None,
     entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(hidden @ weight.T / temperature) at the targets.
@@ -144,13 +146,18 @@ def target_logprobs(
         targets: [T] int64, token ids of the whole vocabulary.
         temperature: T of the report's sampling, > 0.
         group: the tensor-parallel ranks that share the vocabulary.
+        vocab_size: ids there are, where the slices hold more rows; those beyond are padding at the end, which no
+            softmax counts and which gets no gradient. Every rank has at least one row that is none.
         entropy: also return the entropy of the same softmax.
 
     Returns:
         [T] fp32, the same on every rank of the group. The gradient of `hidden` is this rank's part only: sum it
         over the group. With `entropy`, a pair of that and the entropies: [T] fp32 in nats, without a gradient.
     """
-    return _TargetLogprobs.apply(hidden, weight, targets, temperature, group, entropy)  # type: ignore[return-value]
+    first = group.rank() * len(weight)
+    if vocab_size is not None and first + len(weight) > vocab_size:
+        weight = weight[: vocab_size - first]
+    return _TargetLogprobs.apply(hidden, weight, targets - first, temperature, group, entropy)  # type: ignore[return-value]
 
 
 def _tiles(hidden: Tensor, weight: Tensor, wide: torch.dtype) -> tuple[list[slice], list[slice], Tensor]:

@@ -16,12 +16,14 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
-from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
 from r1mega.config.schema import TrainerLayout
-from r1mega.families.spec import ModelSpec
+from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
+from r1mega.layout.placement import stage_layers
 from r1mega.trainer.attention import Attention, Segments
+from r1mega.trainer.grouped import GroupedAttention
 from r1mega.trainer.latent import LatentAttention
 from r1mega.trainer.norm import RMSNorm
 
@@ -46,6 +48,14 @@ class PolicyModel(GPTModel):
     """GPTModel that returns the hidden states the output layer would see."""
 
     mtp_mode: MTP = "off"
+    num_ids: int
+    """Size of the vocabulary; embedding and output layer may be padded beyond it."""
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, H] on the last pipeline stage: this rank's slice of what predicts, the embedding where it is tied."""
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight  # type: ignore[return-value]
 
     def forward(  # type: ignore[override]
         self, input_ids: Tensor, position_ids: Tensor, segments: Segments, padding_mask: Tensor, *, run_mtp: bool
@@ -84,35 +94,18 @@ class PolicyModel(GPTModel):
         return tuple(states)
 
 
-def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float) -> MLATransformerConfig:
+def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float) -> TransformerConfig:
     """Megatron's configuration of a model."""
-    yarn = spec.yarn
-    rope: dict[str, Any] = {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale_all_dim": 0.0}
-    if yarn is not None:
-        rope = {
-            "rope_type": "yarn",
-            "rotary_scaling_factor": yarn.factor,
-            "original_max_position_embeddings": yarn.original_max_position_embeddings,
-            "beta_fast": yarn.beta_fast,
-            "beta_slow": yarn.beta_slow,
-            "mscale": yarn.mscale,
-            "mscale_all_dim": yarn.mscale_all_dim,
-        }
-    moe_layers = spec.num_layers - spec.num_dense_layers
-    return MLATransformerConfig(
+    latent = isinstance(spec.attention, Latent)
+    attention = _latent(spec.attention, spec.rope) if isinstance(spec.attention, Latent) else _grouped(spec.attention)
+    experts = _experts(spec.moe, spec.num_layers, layout, expert_bias_rate) if spec.moe else {}
+    return (MLATransformerConfig if latent else TransformerConfig)(
         num_layers=spec.num_layers,
         hidden_size=spec.hidden_size,
         num_attention_heads=spec.num_heads,
         ffn_hidden_size=spec.ffn_size,
-        multi_latent_attention=True,
-        q_lora_rank=spec.q_lora_rank,  # type: ignore[arg-type]
-        kv_lora_rank=spec.kv_lora_rank,
-        qk_head_dim=spec.qk_nope_dim,
-        qk_pos_emb_head_dim=spec.qk_rope_dim,
-        v_head_dim=spec.v_dim,
-        qk_layernorm=True,
-        rotary_base=spec.rope_theta,
-        **rope,
+        **attention,
+        **experts,
         normalization="RMSNorm",
         layernorm_epsilon=spec.norm_eps,
         add_bias_linear=False,
@@ -120,28 +113,11 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         activation_func=F.silu,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        num_moe_experts=spec.num_experts,
-        moe_layer_freq=[0] * spec.num_dense_layers + [1] * moe_layers,
-        moe_ffn_hidden_size=spec.moe_ffn_size,
-        moe_shared_expert_intermediate_size=spec.moe_ffn_size * spec.num_shared_experts,
-        moe_router_topk=spec.top_k,
-        moe_router_num_groups=spec.num_groups,
-        moe_router_group_topk=spec.group_top_k,
-        moe_router_topk_scaling_factor=spec.routed_scaling,
-        moe_router_score_function="sigmoid",
-        moe_router_pre_softmax=False,
-        moe_router_dtype="fp32",
-        moe_router_enable_expert_bias=True,
-        moe_router_bias_update_rate=expert_bias_rate,
-        moe_router_load_balancing_type="none",
-        moe_aux_loss_coeff=0.0,
-        moe_grouped_gemm=False,
-        moe_permute_fusion=False,
-        moe_token_dispatcher_type="alltoall" if layout.ep > 1 else "allgather",
         mtp_num_layers=spec.num_mtp_layers or None,
         tensor_model_parallel_size=layout.tp,
         sequence_parallel=layout.tp > 1,
         pipeline_model_parallel_size=layout.pp,
+        pipeline_model_parallel_layout=_stages(spec, layout.pp),  # type: ignore[arg-type]
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
         params_dtype=torch.float32,
@@ -158,44 +134,126 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
     )
 
 
-def _local(layer: Any) -> Any:
+def _latent(attention: Latent, rope: Rope) -> dict[str, Any]:
+    yarn = rope.scaling
+    scaling: dict[str, Any] = {"rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale_all_dim": 0.0}
+    if yarn is not None:
+        assert isinstance(yarn, Yarn)
+        scaling = {
+            "rope_type": "yarn",
+            "rotary_scaling_factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original_max_position_embeddings,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "mscale": yarn.mscale,
+            "mscale_all_dim": yarn.mscale_all_dim,
+        }
+    return {
+        "multi_latent_attention": True,
+        "q_lora_rank": attention.q_lora_rank,
+        "kv_lora_rank": attention.kv_lora_rank,
+        "qk_head_dim": attention.qk_nope_dim,
+        "qk_pos_emb_head_dim": attention.qk_rope_dim,
+        "v_head_dim": attention.v_dim,
+        "qk_layernorm": True,
+        "rotary_base": rope.theta,
+        **scaling,
+    }
+
+
+def _grouped(attention: Grouped) -> dict[str, Any]:
+    return {
+        "num_query_groups": attention.num_kv_heads,
+        "kv_channels": attention.head_dim,
+        "add_qkv_bias": attention.qkv_bias,
+        "qk_layernorm": attention.qk_norm,
+        "softmax_scale": attention.head_dim**-0.5,
+    }
+
+
+def _experts(moe: Moe, num_layers: int, layout: TrainerLayout, expert_bias_rate: float) -> dict[str, Any]:
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_layer_freq": [0] * moe.num_dense_layers + [1] * (num_layers - moe.num_dense_layers),
+        "moe_ffn_hidden_size": moe.ffn_size,
+        "moe_shared_expert_intermediate_size": moe.shared_ffn_size,
+        "moe_router_topk": moe.top_k,
+        "moe_router_num_groups": moe.num_groups,
+        "moe_router_group_topk": moe.group_top_k,
+        "moe_router_topk_scaling_factor": moe.routed_scaling,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_pre_softmax": False,
+        "moe_router_dtype": "fp32",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_bias_update_rate": expert_bias_rate,
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": False,
+        "moe_permute_fusion": False,
+        "moe_token_dispatcher_type": "alltoall" if layout.ep > 1 else "allgather",
+    }
+
+
+def _stages(spec: ModelSpec, num_stages: int) -> list[list[str]] | None:
+    """What each pipeline stage holds, in Megatron's words; None where stages are alike and it need not be said."""
+    if spec.num_layers % num_stages == 0:
+        return None
+    held = [["decoder"] * len(layers) for layers in stage_layers(spec.num_layers, num_stages)]
+    held[0].insert(0, "embedding")
+    held[-1] += ["mtp"] * spec.num_mtp_layers + ["loss"]
+    return held
+
+
+def _local(layer: Any, spec: ModelSpec) -> Any:
     """Replace the parts of Megatron's local (not Transformer Engine) layer that do not serve."""
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    parts.self_attention.module = LatentAttention
     attention = parts.self_attention.submodules
     attention.core_attention = Attention
-    attention.q_layernorm = attention.kv_layernorm = RMSNorm
+    if isinstance(spec.attention, Latent):
+        parts.self_attention.module = LatentAttention
+        attention.q_layernorm = attention.kv_layernorm = RMSNorm
+    else:
+        parts.self_attention.module = GroupedAttention
+        parts.self_attention.params = {**parts.self_attention.params, "rope": spec.rope}
+        if spec.attention.qk_norm:
+            attention.q_layernorm = attention.k_layernorm = RMSNorm
     return layer
 
 
-def build_model(spec: ModelSpec, config: MLATransformerConfig, *, mtp: MTP) -> PolicyModel:
+def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP) -> PolicyModel:
     """The model of this pipeline stage, fp32 on the CPU. `trainer.initial` gives it its first weights."""
     block: Any = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     block.layer_norm = RMSNorm
     for layer in block.layer_specs:
-        _local(layer)
+        _local(layer, spec)
     mtp_block: Any = None
     if spec.num_mtp_layers:
         specs: Any = get_gpt_decoder_layer_specs(config, False, "RMSNorm")
-        mtp_block = get_gpt_mtp_block_spec(config, _local(specs[-1]), use_transformer_engine=False)
+        mtp_block = get_gpt_mtp_block_spec(config, _local(specs[-1], spec), use_transformer_engine=False)
         for layer in mtp_block.layer_specs if mtp_block else ():
             layer.module = MTPLayer
             layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
+    tp = config.tensor_model_parallel_size
     model = PolicyModel(
         config,
         block,
-        spec.vocab_size,
+        -(-spec.vocab_size // tp) * tp,
         spec.max_positions,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        position_embedding_type="rope",
+        # Our attention turns queries and keys itself.
+        position_embedding_type="rope" if isinstance(spec.attention, Latent) else "none",
         share_embeddings_and_output_weights=spec.tied,
         mtp_block_spec=mtp_block,
         parallel_output=True,
     )
+    model.num_ids = spec.vocab_size
     model.mtp_mode = mtp if spec.num_mtp_layers else "off"
     if model.mtp_mode == "off" and mtp_block is not None:
         # Frozen, or weight decay would move what is not trained.
         model.mtp.requires_grad_(False)
+    if spec.tied and mtp_block is not None and model.post_process:
+        # On a last stage with MTP layers Megatron predicts with the embedding's copy there, yet makes a second one.
+        model.output_layer.weight = None
     return model

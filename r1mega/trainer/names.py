@@ -14,8 +14,15 @@ _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 
 
-def whole_model_name(name: str, config: Any) -> str:
-    """The name in the family's table of a tensor that this rank calls `name`."""
+def whole_model_name(name: str, config: Any, *, tied: bool) -> str:
+    """The name in the family's table of a tensor that this rank calls `name`.
+
+    Args:
+        tied: whether the output head is the embedding, of which the last pipeline stage then holds a copy as its
+            head; Megatron keeps both equal.
+    """
+    if tied and name == "output_layer.weight":
+        return "embedding.word_embeddings.weight"
     first_layer = get_transformer_layer_offset(config)
     first_expert = parallel_state.get_expert_model_parallel_rank() * (
         (config.num_moe_experts or 0) // config.expert_model_parallel_size

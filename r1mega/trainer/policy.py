@@ -251,7 +251,8 @@ def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
 
 def by_whole_model_names(network: PolicyModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors by the names of the family's table."""
-    return {whole_model_name(n, network.config): t for n, t in tensors.items()}
+    tied = network.share_embeddings_and_output_weights
+    return {whole_model_name(n, network.config, tied=tied): t for n, t in tensors.items()}
 
 
 def _by_document(

@@ -13,13 +13,22 @@ from r1mega.trainer.initial import local_part
 
 def to_hf(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The Hugging Face tensors of one whole Megatron tensor; views where the layout allows it."""
-    parts = tensor.split([s[0] for s in row.hf_shapes]) if row.kind is Kind.GATED else (tensor,)
+    parts: Sequence[Tensor] = (tensor,)
+    if row.kind is Kind.GATED:
+        parts = tensor.split([s[0] for s in row.hf_shapes])
+    elif row.kind is Kind.QKV:
+        by_group = tensor.unflatten(0, (row.groups, -1)).split([s[0] // row.groups for s in row.hf_shapes], 1)
+        parts = [part.flatten(0, 1) for part in by_group]
     yield from zip(row.hf, parts, strict=True)
 
 
 def to_megatron(row: Row, parts: Sequence[Tensor]) -> Tensor:
-    """The Megatron tensor of a row's Hugging Face tensors, in the order of `row.hf`."""
-    return torch.cat(list(parts)) if row.kind is Kind.GATED else parts[0]
+    """The whole Megatron tensor of a row's Hugging Face tensors, in the order of `row.hf`; `to_hf` bitwise undone."""
+    if row.kind is Kind.GATED:
+        return torch.cat(list(parts))
+    if row.kind is Kind.QKV:
+        return torch.cat([part.unflatten(0, (row.groups, -1)) for part in parts], 1).flatten(0, 1)
+    return parts[0]
 
 
 def check_state(table: Sequence[Row], shapes: Mapping[str, Sequence[int]], sizes: Mapping[Axis | None, int]) -> None:
@@ -46,13 +55,14 @@ def check_state(table: Sequence[Row], shapes: Mapping[str, Sequence[int]], sizes
 def check_files(table: Sequence[Row], shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     """Whether a set of Hugging Face tensors, which may repeat, is exactly what the table needs.
 
-    Copies in MTP layers may be left out, all other rows may not.
+    Copies, such as those in MTP layers, may be left out, other rows may not. A tied head may repeat the embedding.
 
     Raises:
         WeightMappingError: lists every unmapped, missing, duplicate and mis-shaped tensor.
     """
     wanted = {name: shape for row in table for name, shape in zip(row.hf, row.hf_shapes, strict=True)}
-    optional = {name for row in table if row.kind is Kind.COPY for name in row.hf}
+    wanted |= {name: row.hf_shapes[0] for row in table for name in row.also}
+    optional = {name for row in table for name in (*row.also, *(row.hf if row.kind is Kind.COPY else ()))}
     seen: dict[str, int] = {}
     faults = []
     for name, shape in shapes:
@@ -70,7 +80,7 @@ def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapp
     """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
 
     Args:
-        read: a tensor by its Hugging Face name, None for an absent copy.
+        read: a tensor by its Hugging Face name, None for an absent copy (`check_files` says what may be absent).
         state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
 
     Raises:
@@ -80,14 +90,14 @@ def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapp
     with torch.no_grad():
         # Originals first: copies are compared with them.
         for row in sorted((r for r in table if r.megatron in state), key=lambda r: r.kind is Kind.COPY):
-            parts = [part for name in row.hf if (part := read(name)) is not None]
-            if not parts:
-                continue
-            target, whole = state[row.megatron], to_megatron(row, parts)
+            target = state[row.megatron]
             if row.kind is not Kind.COPY:
-                target.copy_(local_part(row, whole))
-            elif not torch.equal(local_part(row, whole).to(target), target):
-                faults.append(f"{row.hf[0]}: differs from {row.megatron}, which it should repeat")
+                parts = [part for name in row.hf if (part := read(name)) is not None]
+                target.copy_(local_part(row, to_megatron(row, parts)))
+            for name in row.hf if row.kind is Kind.COPY else row.also:
+                copy = read(name)
+                if copy is not None and not torch.equal(local_part(row, copy).to(target), target):
+                    faults.append(f"{name}: differs from {row.megatron}, which it should repeat")
     _raise(faults, "the folder contradicts itself")
 
 

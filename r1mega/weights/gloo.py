@@ -29,6 +29,7 @@ from vllm.distributed.weight_transfer.base import (
 from r1mega.errors import RolloutError
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
+from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
 from r1mega.weights.stream import Param, SourceError, Tally, checked, chunks
 
 BACKEND = "gloo"
@@ -134,8 +135,8 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
     supports_draft_weight_update = False
-    repack_experts = True
-    """Off only in the test that shows the shim is needed."""
+    repack_experts = repack_heads = True
+    """Off only in the tests that show the shims are needed."""
     _wire: Wire | None = None
     _chunk_bytes = CHUNK_BYTES
 
@@ -181,6 +182,8 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.repack_heads:
+            repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         if self._wire is not None:
@@ -197,10 +200,12 @@ class WorkerExtension:
         """Switch a shim "on" or "off" in a running worker: only tests that show it is needed do."""
         if name == "moe_reload":
             self.weight_transfer_engine.repack_experts = state == "on"
+        elif name == "tied_head":
+            self.weight_transfer_engine.repack_heads = state == "on"
         elif name == "rotary":
             return str(rotary_kernel(self.weight_transfer_engine.model, enabled=state == "off"))
         else:
-            raise ValueError(f"no shim {name!r} to switch; there are moe_reload and rotary")
+            raise ValueError(f"no shim {name!r} to switch; there are moe_reload, tied_head and rotary")
         return state
 
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mega.families.spec import Kind, Row
-from r1mega.layout.shards import Axis, axis, pieces
+from r1mega.layout.shards import Axis, axis, part_shape, pieces
 from r1mega.trainer.initial import place_on
 from r1mega.trainer.policy import Policy
 from r1mega.weights.convert import check_state, to_hf
@@ -98,12 +98,11 @@ class PolicySource:
                 assert local is not None
                 piece = local.detach()
             else:
-                shape = [*row.shape]
-                shape[dim] = sum(sizes)
-                piece = torch.empty(shape, dtype=dtype)
+                piece = torch.empty(part_shape(row, self._sizes[axis(row)]), dtype=dtype)
                 with self._mesh.waiting(f"rank {holder}'s part of {row.megatron}"):
                     dist.recv(piece, holder)
-            for (start, stop), values in zip(ranges, piece.split(sizes, dim), strict=True):
+            values_of = piece.narrow(dim, 0, sum(sizes)).split(sizes, dim)  # without padding
+            for (start, stop), values in zip(ranges, values_of, strict=True):
                 whole.narrow(dim, start, stop - start).copy_(values)
         return whole
 

@@ -1,4 +1,6 @@
-"""Megatron against vLLM, in a process of its own: `python policy_and_engine.py FOLDER` prints what it found as JSON.
+"""Megatron against vLLM, in a process of its own; prints what it found as JSON.
+
+`python policy_and_engine.py FOLDER CONFIG`, CONFIG being a config.json of any family.
 
 The policy's own export starts the server; then the policy changes, all of its weights and the routers' bias, and is
 pushed. As loaded and after each push, at T = 1 and T = 0.7, the two are compared on every sampled token.
@@ -8,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import httpx
 import torch
 
 from r1mega.config.schema import AnswerStyles, Batch, Evaluation, Optimizer, RolloutLayout, Task, TrainerLayout
@@ -23,18 +26,17 @@ from r1mega.rollout.server import Server
 from r1mega.samples import Document, Sample
 from r1mega.trainer import mesh
 
-MODEL = Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json"
 TASKS = (Task(name="chain_sum", params={"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}),)
 MAX_NEW_TOKENS = 40
 
 
 def disturb(policy, seed: int) -> None:
-    """Move every weight by a tenth of its size, and the routers' bias by enough to change choices."""
+    """Move every weight by a tenth of its size, and biases, the routers' too, by enough to change something."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in policy.state().items():
             noise = torch.randn(tensor.shape, generator=generator)
-            tensor += 0.02 * noise if "expert_bias" in name else 0.1 * tensor.abs().mean() * noise
+            tensor += 0.02 * noise if name.endswith("bias") else 0.1 * tensor.abs().mean() * noise
     policy.weights_changed()
 
 
@@ -58,7 +60,16 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     return mismatch([gaps], max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
 
 
-def main(folder: Path) -> None:
+def complaint(policy, fleet, tokenizer, version: int) -> str:
+    """What is said of a mismatch; nothing where there is none."""
+    try:
+        compare(policy, fleet, tokenizer, 1.0, version)
+    except MismatchError as error:
+        return str(error)
+    return ""
+
+
+def main(folder: Path, config: Path) -> None:
     started = mesh.start(TrainerLayout(), device="cpu", seed=0)
     from r1mega.trainer.policy import Policy
     from r1mega.weights import hf_io
@@ -68,7 +79,7 @@ def main(folder: Path) -> None:
     styles = AnswerStyles(think=0.25, tags=0.25, steps=0.25, plain=0.25)
     tokenizer = train_tokenizer([d.prompt + d.answer for d in documents(TASKS, styles, 500, 0)], 352, folder / "tok")
     policy = Policy.build(
-        read_model(MODEL).with_vocab(352, bos=1, eos=2, pad=0),
+        read_model(config).with_vocab(352, bos=1, eos=2, pad=0),
         started,
         Optimizer(lr=1e-3),
         Batch(chunk_tokens=256, chunks_per_micro_batch=8),
@@ -92,13 +103,13 @@ def main(folder: Path) -> None:
                 row = compare(policy, fleet, tokenizer, temperature, version)
                 found.append({"version": version, "temperature": temperature, **row})
         disturb(policy, 9)  # and not pushed
-        try:
-            compare(policy, fleet, tokenizer, 1.0, 2)
-            stale = ""
-        except MismatchError as error:
-            stale = str(error)
-    print(json.dumps({"found": found, "stale": stale}))
+        stale = complaint(policy, fleet, tokenizer, 2)
+        body = {"method": "r1mega_shim", "args": ["tied_head", "off"]}
+        httpx.post(f"{server.url}/collective_rpc", json=body, timeout=30).raise_for_status()
+        pusher.push(3)
+        unmended = complaint(policy, fleet, tokenizer, 3)
+    print(json.dumps({"found": found, "stale": stale, "without_tied_head_shim": unmended}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

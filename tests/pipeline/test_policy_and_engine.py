@@ -14,14 +14,43 @@ import pytest
 pytestmark = pytest.mark.vllm
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
+DEEPSEEK = json.loads((Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json").read_text())
+DENSE = {
+    "vocab_size": 352,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 256,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.06,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+MODELS = {
+    "deepseek": DEEPSEEK,
+    "qwen2_tied": {"model_type": "qwen2", **DENSE, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **DENSE, "head_dim": 64},
+    "llama3": {"model_type": "llama", **DENSE, "rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+    "deepseek_tied": {**DEEPSEEK, "tie_word_embeddings": True},
+}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(m, marks=pytest.mark.slow if m != "deepseek" else ()) for m in MODELS]
+)
+def result(request, tmp_path_factory):
     script = Path(__file__).with_name("policy_and_engine.py")
     folder = tmp_path_factory.mktemp("policy_and_engine")
-    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    (folder / "config.json").write_text(json.dumps(MODELS[request.param]))
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(folder / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "model": request.param}
 
 
 def test_policy_and_engine_agree_before_and_after_pushes(result):
@@ -37,3 +66,9 @@ def test_policy_and_engine_agree_before_and_after_pushes(result):
 
 def test_a_policy_that_was_not_pushed_is_found_out(result):
     assert "no tie of the router explains it" in result["stale"]
+
+
+def test_a_tied_head_needs_its_shim_and_no_other_does(result):
+    """vllm_cpu_tied_head: without it the engine goes on predicting with the head before the push."""
+    tied_by_vllm = result["model"] == "qwen2_tied"
+    assert ("disagree on the log-probability" in result["without_tied_head_shim"]) is tied_by_vllm

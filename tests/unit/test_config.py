@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import SMOLLM2_135M
 
 from r1mega.config import checks
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
 from r1mega.config.schema import GRPO, Batch, Cluster, Pretrain, TrainerLayout
 from r1mega.errors import ConfigError
-from r1mega.families.registry import check_layout, read_model
+from r1mega.families.registry import FAMILIES, check_layout, read_model
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -176,7 +177,7 @@ def test_check_imports_no_torch_and_no_engine():
     [
         (["tasks.0.name=chain_some"], "unknown task 'chain_some'"),
         (["cluster.trainer.ep=2"], "2 does not divide the tp x dp = 1 ranks"),
-        (["cluster.trainer.pp=2"], "pp = 2 does not divide the model's 3 layers"),
+        (["cluster.trainer.pp=4"], "pp = 4 is more than the model's 3 layers"),
         (["model.config=/etc/passwd"], "/etc/passwd: not JSON"),
     ],
 )
@@ -210,9 +211,22 @@ def test_two_ranks_of_every_kind_are_accepted(layout: dict):
 
 def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():
     spec = read_model(Path("configs/tiny/deepseek_v3.json"))
-    with pytest.raises(ConfigError, match=r"(?s)pp = 2 does not divide the model's 3 layers"):
-        check_layout(spec, TrainerLayout(pp=2), Batch(chunk_tokens=256))
+    with pytest.raises(ConfigError, match=r"(?s)pp = 4 is more than the model's 3 layers"):
+        check_layout(spec, TrainerLayout(pp=4), Batch(chunk_tokens=256))
     with pytest.raises(ConfigError, match=r"(?s)4 fault.*tp = 3 .*4 attention heads.*ep = 3 .*8 experts") as raised:
         check_layout(spec, TrainerLayout(tp=3, ep=3), Batch(chunk_tokens=258))
     assert "tokens of a chunk" not in str(raised.value)
     check_layout(spec, TrainerLayout(tp=2, ep=2), Batch(chunk_tokens=256))
+    check_layout(spec, TrainerLayout(pp=2), Batch(chunk_tokens=256))  # 2 layers and 1
+
+
+def test_a_dense_model_is_held_to_its_key_value_heads_and_ids():
+    spec = FAMILIES["llama"](SMOLLM2_135M)
+    check_layout(spec, TrainerLayout(tp=3, pp=7, dp=2), Batch(chunk_tokens=255))
+    with pytest.raises(ConfigError, match=r"(?s)tp = 9 does not divide .*3 key-value heads .* divisors of 3"):
+        check_layout(spec, TrainerLayout(tp=9), Batch(chunk_tokens=9 * 64))
+    with pytest.raises(ConfigError, match=r"ep = 2, but the model has no experts"):
+        check_layout(spec, TrainerLayout(dp=2, ep=2), Batch(chunk_tokens=256))
+    few = spec.with_vocab(4, bos=0, eos=1, pad=2)
+    with pytest.raises(ConfigError, match=r"tp = 3 leaves ranks without any of the 4 ids"):
+        check_layout(few, TrainerLayout(tp=3), Batch(chunk_tokens=255))

@@ -1,14 +1,27 @@
-"""Families: a config.json is read strictly, and the table is complete."""
+"""Families: a config.json is read strictly, written back whole, and its table has every tensor once."""
 
 import json
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
+from published import (
+    DEEPSEEK_V3,
+    LLAMA31_8B,
+    LLAMA33_70B,
+    PARAMETERS,
+    QWEN3_06B,
+    QWEN25_05B,
+    QWEN25_32B,
+    SMOLLM2_135M,
+)
 from trainer_data import TINY
 
 from r1mega.errors import ConfigError
-from r1mega.families.registry import read_model
-from r1mega.families.spec import Kind
+from r1mega.families.registry import FAMILIES, read_model
+from r1mega.families.spec import Grouped, Kind, Latent, Llama3Scaling, Yarn
 
 
 @pytest.fixture
@@ -22,7 +35,7 @@ def write(tmp_path):
 
 
 def test_the_tiny_model_is_read(spec):
-    assert (spec.num_layers, spec.hidden_size, spec.num_experts, spec.num_mtp_layers) == (3, 128, 8, 1)
+    assert (spec.num_layers, spec.hidden_size, spec.moe.num_experts, spec.num_mtp_layers) == (3, 128, 8, 1)
     assert spec.hf["topk_method"] == "noaux_tc"
     assert spec.hf["scoring_func"] == "sigmoid"
 
@@ -36,12 +49,29 @@ def test_the_tiny_model_is_read(spec):
         ({"sliding_window": 4096}, "sliding_window"),
         ({"hidden_size": "absent"}, "hidden_size"),
         ({"vocab_size": -1}, "vocab_size"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+        ({"first_k_dense_replace": 4}, "first_k_dense_replace"),
+        ({"first_k_dense_replace": 3}, "first_k_dense_replace = 3 leaves no mixture"),
+        ({"q_lora_rank": 0}, "q_lora_rank"),
+        ({"head_dim": 64}, "head_dim = 64"),
+        ({"eos_token_id": []}, "eos_token_id"),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "two values"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2}}, "two values"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64, "mscale": 0.7}},
+            "mscale",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64, "truncate": 0}},
+            "truncate",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": -2, "original_max_position_embeddings": 64}}, "factor = -2"),
         ({"topk_group": 2}, "topk_group"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"quantization_config": {**DEEPSEEK_V3["quantization_config"], "weight_block_size": [64, 64]}}, "64"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(write, fields, named):
@@ -67,8 +97,8 @@ def test_the_published_yarn_fields_are_read(write):
         "mscale": 1.0,
         "mscale_all_dim": 1.0,
     }
-    yarn = read_model(write(rope_scaling=rope)).yarn
-    assert yarn is not None
+    yarn = read_model(write(rope_scaling=rope)).rope.scaling
+    assert isinstance(yarn, Yarn)
     assert (yarn.factor, yarn.mscale_all_dim) == (40.0, 1.0)
 
 
@@ -85,37 +115,125 @@ def test_a_table_without_query_compression(write):
     assert not any("q_a_proj" in n for n in names)
 
 
-V3 = {
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "n_routed_experts": 256,
-    "num_experts_per_tok": 8,
-    "n_group": 8,
-    "topk_group": 4,
-    "first_k_dense_replace": 3,
-    "routed_scaling_factor": 2.5,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-}
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_models_have_their_number_of_parameters(name):
+    hf, parameters = PARAMETERS[name]
+    table = FAMILIES[hf["model_type"]](hf).tensors()
+    assert sum(math.prod(r.shape) for r in table if r.kind is not Kind.COPY and not r.mtp) == parameters
 
 
-def test_deepseek_v3_has_the_published_number_of_parameters(write):
-    table = read_model(write(**V3)).tensors()
-    numel = {True: 0, False: 0}
-    for row in table:
-        numel[row.mtp] += math.prod(row.shape)
-    assert numel[False] == 671_026_419_200
-    assert numel[False] + numel[True] == 684_489_845_504
-    # fp8 scales not counted.
-    assert sum(len(row.hf) for row in table) == 46_183
+def test_deepseek_v3_as_published_repeats_embedding_and_head():
+    table = FAMILIES["deepseek_v3"](DEEPSEEK_V3).tensors()
+    assert sum(math.prod(row.shape) for row in table) == 684_489_845_504
+    assert sum(len(row.hf) for row in table) == 46_183  # fp8 scales not counted
+    copies = {row.hf[0]: row.megatron for row in table if row.kind is Kind.COPY}
+    assert copies == {
+        "model.layers.61.embed_tokens.weight": "embedding.word_embeddings.weight",
+        "model.layers.61.shared_head.head.weight": "output_layer.weight",
+    }
+    assert sum(math.prod(r.shape) for r in table if r.kind is not Kind.COPY) == 682_636_487_424
+    assert sum(math.prod(r.shape) for r in table if r.kind is Kind.BUFFER and not r.mtp) == 14_848
+
+
+def test_published_facts_are_read():
+    v3, qwen, llama = (FAMILIES[hf["model_type"]](hf) for hf in (DEEPSEEK_V3, QWEN25_32B, LLAMA33_70B))
+    assert v3.attention == Latent(1536, 512, 128, 64, 128)
+    assert v3.rope.scaling == Yarn(40.0, 4096, 32.0, 1.0, 1.0, 1.0)
+    assert (v3.moe.num_dense_layers, v3.moe.top_k, v3.moe.routed_scaling) == (3, 8, 2.5)
+    assert qwen.attention == Grouped(8, 128, qkv_bias=True, qk_norm=False)
+    assert llama.rope.scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    assert llama.ends == (128001, 128008, 128009)
+    assert llama.pad == 128001
+    assert FAMILIES["qwen3"](QWEN3_06B).attention == Grouped(8, 128, qkv_bias=False, qk_norm=True)
+    assert FAMILIES["llama"](SMOLLM2_135M).attention == Grouped(3, 64, qkv_bias=False, qk_norm=False)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_config_comes_back_whole(name, tmp_path):
+    """Through the spec and a file: the same spec, every published field, nothing that says FP8."""
+    hf, _ = PARAMETERS[name]
+    spec = FAMILIES[hf["model_type"]](hf)
+    (tmp_path / "config.json").write_text(json.dumps(dict(spec.hf)))
+    assert read_model(tmp_path) == spec
+    assert read_model(tmp_path).hf == spec.hf
+    lost = {k for k, v in hf.items() if spec.hf.get(k, "absent") != v}
+    assert lost == ({"quantization_config"} if name == "DeepSeek-V3" else set())
+
+
+WRITTEN_BY_TRANSFORMERS = """
+import json, sys
+from transformers import AutoConfig
+for line in sys.stdin:
+    print(AutoConfig.for_model(**json.loads(line)).to_json_string(use_diff=False).replace("\\n", " "))
+"""
+
+
+def test_what_transformers_writes_is_read_as_the_same_model():
+    """Transformers 5 names rope and layers otherwise, and writes every default out."""
+    names = [name for name in PARAMETERS if name != "DeepSeek-V3"]  # it would load the FP8 kernels' config
+    lines = "\n".join(json.dumps(PARAMETERS[name][0]) for name in names)
+    command = [sys.executable, "-W", "ignore", "-c", WRITTEN_BY_TRANSFORMERS]
+    result = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    written = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(written) == len(names)
+    for name, config in zip(names, written, strict=True):
+        assert "rope_parameters" in config
+        mine, theirs = (FAMILIES[hf["model_type"]](hf) for hf in (PARAMETERS[name][0], config))
+        assert replace(theirs, hf={}) == replace(mine, hf={}), name
+
+
+@pytest.mark.parametrize(
+    ("hf", "fields", "named"),
+    [
+        (QWEN25_32B, {"use_sliding_window": True}, "use_sliding_window"),
+        (QWEN25_32B, {"layer_types": ["full_attention"] * 63 + ["sliding_attention"]}, "layer_types"),
+        (QWEN25_32B, {"head_dim": 64}, "head_dim = 64"),
+        (QWEN25_32B, {"use_mrope": True}, "use_mrope"),
+        (QWEN25_32B, {"num_key_value_heads": 7}, "num_key_value_heads = 7"),
+        (QWEN25_32B, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        (QWEN25_32B, {"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        (QWEN25_32B, {"eos_token_id": None}, "eos_token_id"),
+        (QWEN25_05B, {"num_experts": 4}, "num_experts"),
+        (QWEN3_06B, {"attention_bias": True}, "attention_bias"),
+        (QWEN3_06B, {"head_dim": 33}, "head_dim = 33"),
+        (LLAMA31_8B, {"attention_bias": True}, "attention_bias"),
+        (LLAMA31_8B, {"mlp_bias": True}, "mlp_bias"),
+        (LLAMA31_8B, {"sliding_window": 4096}, "sliding_window"),
+        (LLAMA31_8B, {"hidden_act": "gelu"}, "hidden_act"),
+        (LLAMA31_8B, {"rms_norm_eps": 0}, "rms_norm_eps"),
+        (LLAMA31_8B, {"rope_interleaved": True}, "rope_interleaved"),
+        (LLAMA31_8B, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (LLAMA31_8B, {"logits_scaling": 2.0}, "logits_scaling"),
+        (LLAMA31_8B, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
+        (LLAMA31_8B, {"rope_scaling": {**LLAMA31_8B["rope_scaling"], "attention_factor": 2.0}}, "attention_factor"),
+        (LLAMA31_8B, {"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_what_a_dense_family_does_not_have_is_refused_by_name(hf, fields, named):
+    with pytest.raises(ConfigError, match=named):
+        FAMILIES[hf["model_type"]]({**hf, **fields})
+
+
+def test_a_tied_head_has_no_row_of_its_own(write):
+    """vLLM ties the dense families' heads; DeepSeek's it reads under its own name."""
+    tied = FAMILIES["qwen2"](QWEN25_05B).tensors()
+    assert not any(row.megatron == "output_layer.weight" for row in tied)
+    assert not any("lm_head.weight" in row.hf for row in tied)
+    assert tied[0].also == ("lm_head.weight",)
+    deepseek = read_model(write(tie_word_embeddings=True)).tensors()
+    heads = {row.hf[0]: (row.megatron, row.kind) for row in deepseek}
+    assert not any(row.megatron == "output_layer.weight" for row in deepseek)
+    assert heads["lm_head.weight"] == ("embedding.word_embeddings.weight", Kind.COPY)
+    assert heads["model.layers.3.shared_head.head.weight"] == ("embedding.word_embeddings.weight", Kind.COPY)
+
+
+def test_dense_and_mixed_layers_follow_first_k_dense_replace(write):
+    for dense in range(4):
+        spec = read_model(write(first_k_dense_replace=dense, num_nextn_predict_layers=0))
+        names = {n for row in spec.tensors() for n in row.hf}
+        assert [f"model.layers.{i}.mlp.gate.weight" in names for i in range(3)] == [i >= dense for i in range(3)]
+        assert [f"model.layers.{i}.mlp.up_proj.weight" in names for i in range(3)] == [i < dense for i in range(3)]
 
 
 def test_with_vocab_changes_config_and_shapes(spec):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from r1mega.families.spec import Yarn
+from r1mega.families.spec import Rope, Yarn
 
 
 @pytest.mark.parametrize("yarn", [None, Yarn(4.0, 64, 32, 1, 0.707, 1.0)])
@@ -13,7 +13,9 @@ from r1mega.families.spec import Yarn
 def test_scores_and_values_equal_megatrons(make_policy, spec, yarn, q_lora_rank):
     from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
-    policy = make_policy(spec=replace(spec, yarn=yarn, q_lora_rank=q_lora_rank, num_mtp_layers=0))
+    attention = replace(spec.attention, q_lora_rank=q_lora_rank)
+    changed = replace(spec, rope=Rope(spec.rope.theta, yarn), attention=attention, num_mtp_layers=0)
+    policy = make_policy(spec=changed)
     layer = policy.network.decoder.layers[0].self_attention
     torch.manual_seed(0)
     hidden = torch.randn(40, 3, spec.hidden_size)

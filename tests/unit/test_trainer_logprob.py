@@ -150,6 +150,24 @@ def test_no_targets_give_no_logprobs_but_gradients_of_zero(mesh):
     assert torch.equal(weight.grad, torch.zeros_like(weight))
 
 
+@pytest.mark.parametrize("fill", [0.0, 1e4])
+def test_rows_beyond_the_vocabulary_are_no_ids(mesh, tile, fill):
+    """Whatever stands there: values, entropies and gradients are those without them, and their own gradient is 0."""
+    from r1mega.trainer.logprob import target_logprobs
+
+    hidden, weight, targets, scale = make(7, 5, 11)
+    padded = torch.cat([weight.detach(), torch.full((4, 5), fill, dtype=weight.dtype)]).requires_grad_()
+    options = {"temperature": 0.7, "group": dist.group.WORLD, "entropy": True}
+    logp, entropy = target_logprobs(hidden, padded, targets, vocab_size=11, **options)
+    want, want_entropy = target_logprobs(hidden, weight, targets, **options)
+    assert torch.equal(logp, want)
+    assert torch.equal(entropy, want_entropy)
+    got, expected = grads(logp, scale, hidden, padded), grads(want, scale, hidden, weight)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1][:11], expected[1])
+    assert not got[1][11:].any()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_deepseek_vocabulary_in_a_quarter_of_the_memory_and_no_more_time(tmp_path):

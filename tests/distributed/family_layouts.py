@@ -1,0 +1,84 @@
+"""Runs under torchrun: the models that `family_reference.py` wrote, at several layouts over the same processes.
+
+`python -m torch.distributed.run --nproc-per-node N family_layouts.py FOLDER LAYOUT:NAME...`: for each, the
+log-probability of every id at every position, the tensors exported again, the gradient of a loss (the MTP layers
+trained jointly where there are some), and the tensors after a step go to FOLDER/LAYOUT.NAME.pt.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+from family_models import documents
+
+from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.families.registry import check_layout, read_model
+from r1mega.trainer import mesh as meshes
+
+BATCH = Batch(chunk_tokens=200, chunks_per_micro_batch=1)
+
+
+def every_logp(policy) -> list[torch.Tensor]:
+    """[tokens - 1, vocabulary] of each document: every id is a target of every position."""
+    from r1mega.trainer import forward
+    from r1mega.trainer.batch import Targets, micro_batches
+
+    size = policy.spec.vocab_size
+    found = {}
+    for batch in micro_batches(documents(), BATCH, mtp_depths=0):
+        rows, ids = batch.targets.rows, torch.arange(size)
+        targets = Targets(rows.repeat_interleave(size), ids.repeat(len(rows)))
+        every = dataclasses.replace(batch, targets=targets)
+        (logps,) = forward.score(policy.model, policy.mesh, [every], temperature=1.0)
+        lengths = [documents()[i].num_targets for i in batch.documents]
+        found |= dict(zip(batch.documents, logps.view(-1, size).split(lengths), strict=True))
+    return [found[i].clone() for i in sorted(found)]
+
+
+def nll(logp, fields, doc):
+    return -(fields["weight"] * logp).sum(), {}
+
+
+def run(layout: TrainerLayout, folder: Path) -> dict:
+    mesh = meshes.start(layout, device="cpu", seed=0)
+    from r1mega.trainer.policy import Policy
+    from r1mega.weights.hf_io import load_into
+    from r1mega.weights.source import PolicySource
+
+    spec = read_model(folder)
+    check_layout(spec, layout, BATCH)
+    policy = Policy.build(
+        spec, mesh, Optimizer(lr=1e-3, weight_decay=0.1), BATCH,
+        mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
+    )  # fmt: skip
+    load_into(policy, folder)
+    source = PolicySource(policy, include_mtp=True)
+    found: dict = {"exported": {n: t.clone() for n, t in source}, "logp": every_logp(policy)}
+    share = documents() if layout.dp == 1 else documents()[mesh.data_rank :: layout.dp]
+    found["loss"] = policy.forward_backward(share, nll)
+    policy.reduce_gradients(everywhere=True)
+    gradients = {n: torch.zeros_like(t) for n, t in policy.state().items()} | policy.gradients()
+    found["gradients"] = {n: t.clone() for n, t in source.stream(gradients)}
+    found["norm"] = policy.optim_step(1e-3, reduced=True)
+    found["stepped"] = {n: t.clone() for n, t in source}
+    # Both pipeline stages' copies of a tied embedding, and the zero rows of a padded one.
+    embedding = policy.state().get("embedding.word_embeddings.weight")
+    embedding = policy.state().get("embedding.word_embeddings.weight")
+    found["embeddings"] = mesh.gather(None if embedding is None else embedding.detach().clone())
+    return found
+
+
+def main(folder: Path, tasks: list[str]) -> None:
+    for task in tasks:
+        text, name = task.split(":")
+        found = run(
+            TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}), folder / name
+        )
+        if meshes.dist.get_rank() == 0:
+            torch.save(found, folder / f"{text or 'one'}.{name}.pt")
+    meshes.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

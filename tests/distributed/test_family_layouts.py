@@ -1,0 +1,85 @@
+"""Every family at every layout: transformers' logits, weights that come back bitwise, one rank's gradients.
+
+Random weights in fp32; transformers computes its part in a process of its own. The models differ in what the families
+may differ in (`family_models.py`): rope scaling past the original length, no q-LoRA, unequal head sizes, dense layers
+beside mixtures of experts, tied heads, and a vocabulary that two ranks do not divide.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from family_models import MODELS
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+TWO_RANKS = {name: ["tp=2", "pp=2", *(["dp=2,ep=2"] if name.startswith("deepseek") else [])] for name in MODELS}
+EVERY = [(name, layout) for name, layouts in TWO_RANKS.items() for layout in ("one", *layouts)]
+
+
+def run(script: str, folder: Path, arguments: list[str], num_ranks: int = 1) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, "-W", "ignore", *(torchrun if num_ranks > 1 else []), str(HERE / script), str(folder)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("families")
+    run("family_reference.py", folder, list(MODELS))
+    run("family_layouts.py", folder, [f":{name}" for name in MODELS])
+    run("family_layouts.py", folder, [f"{x}:{name}" for name, layouts in TWO_RANKS.items() for x in layouts], 2)
+    return folder
+
+
+def found(folder: Path, layout: str, name: str) -> dict:
+    return torch.load(folder / f"{layout}.{name}.pt", weights_only=False)
+
+
+@pytest.mark.parametrize(("name", "layout"), EVERY)
+def test_every_logit_equals_transformers(folder: Path, name: str, layout: str):
+    """The log-softmax over the whole vocabulary at every position, and no probability left to padding."""
+    reference = load_file(folder / f"{name}.reference.safetensors")
+    logps = found(folder, layout, name)["logp"]
+    assert len(logps) == len(reference) == 3
+    for i, logp in enumerate(logps):
+        torch.testing.assert_close(logp, reference[str(i)], atol=1e-5, rtol=0)
+        torch.testing.assert_close(logp.double().exp().sum(-1), torch.ones(len(logp)).double(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "layout"), EVERY)
+def test_weights_come_back_bitwise(folder: Path, name: str, layout: str):
+    exported, before = found(folder, layout, name)["exported"], load_file(folder / name / "model.safetensors")
+    assert exported.keys() == before.keys()
+    assert all(torch.equal(exported[n], before[n]) for n in before)
+
+
+@pytest.mark.parametrize(("name", "layout"), [pair for pair in EVERY if pair[1] != "one"])
+def test_two_ranks_train_as_one(folder: Path, name: str, layout: str):
+    one, two = found(folder, "one", name), found(folder, layout, name)
+    assert two["loss"] == pytest.approx(one["loss"], abs=2e-6)
+    assert two["norm"] == pytest.approx(one["norm"], rel=1e-6)
+    assert two["gradients"].keys() == one["gradients"].keys()
+    for n, gradient in one["gradients"].items():
+        assert gradient.any() or "e_score_correction_bias" in n
+        assert (two["gradients"][n] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), n
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("tied")])
+def test_both_pipeline_stages_keep_the_same_embedding(folder: Path, name: str):
+    first, last = found(folder, "pp=2", name)["embeddings"]
+    before = load_file(folder / name / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(first, last)
+    assert not torch.equal(first, before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_of_the_vocabulary_stays_zero(folder: Path, name: str):
+    """131 ids on two ranks: the second has a row for none of them, after a step with weight decay too."""
+    first, second = found(folder, "tp=2", name)["embeddings"]
+    assert first.shape == second.shape == (66, 64)
+    assert second[:65].any(-1).all()
+    assert not second[65:].any()
