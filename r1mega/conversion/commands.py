@@ -3,7 +3,7 @@
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from r1mega.config.schema import Batch
 from r1mega.errors import ConversionError
 from r1mega.families.registry import check_layout
 
+if TYPE_CHECKING:
+    from r1mega.conversion.convert import Report
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -19,7 +22,7 @@ app = typer.Typer(
     help="Model folders: Hugging Face's and Megatron's, one into the other, inspected, compared.",
 )
 
-Processes = Annotated[int, typer.Option("--processes", min=1, help="Default: one for each core.")]
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Default: one for each core.")]
 TokenizerDir = Annotated[Path | None, typer.Option("--tokenizer", help="Its folder, where the model has none.")]
 NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert a model that has none.")]
 Out = Annotated[Path, typer.Argument(help="A folder that does not exist; it appears when it is complete.")]
@@ -43,7 +46,7 @@ def to_megatron(
     cluster: Annotated[
         str | None, typer.Option("--cluster", help="Refuse a model that its layout cannot hold.")
     ] = None,
-    processes: Processes = _cores(),
+    processes: Processes = None,
     tokenizer: TokenizerDir = None,
     no_tokenizer: NoTokenizer = False,
 ) -> None:
@@ -57,7 +60,7 @@ def to_megatron(
     if cluster is not None:
         layout = load_cluster(cluster).trainer
         check_layout(source.spec, layout, Batch(chunk_tokens=layout.tp))
-    options = Options(processes, tokenizer, no_tokenizer)
+    options = Options(processes or _cores(), tokenizer, no_tokenizer)
     _show(convert(hf_dir, out, "megatron", None, options), out)
 
 
@@ -66,14 +69,14 @@ def to_hf(
     checkpoint: Annotated[Path, typer.Argument(help="A Megatron checkpoint, or a Hugging Face folder to recast.")],
     out: Out,
     dtype: Annotated[DType | None, typer.Option("--dtype", help="Default: as stored; FP8 becomes bf16.")] = None,
-    processes: Processes = _cores(),
+    processes: Processes = None,
     tokenizer: TokenizerDir = None,
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Write a Hugging Face folder of a checkpoint's weights; fp8-block is the form DeepSeek publishes."""
     from r1mega.conversion.convert import Options, convert
 
-    options = Options(processes, tokenizer, no_tokenizer)
+    options = Options(processes or _cores(), tokenizer, no_tokenizer)
     _show(convert(checkpoint, out, "hf", dtype.value if dtype else None, options), out)
 
 
@@ -104,10 +107,7 @@ def verify(
     print(f"{a} and {b}: {same.num_tensors} tensors, {how}")
 
 
-def _show(report: "object", out: Path) -> None:
-    from r1mega.conversion.convert import Report
-
-    assert isinstance(report, Report)
+def _show(report: "Report", out: Path) -> None:
     kept = f", {report.num_kept} of {report.num_parts} parts kept from before" if report.num_kept else ""
     rate = report.num_bytes / 1e6 / max(report.convert_s, 1e-9)
     print(

@@ -26,7 +26,7 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     files = folder.files()
     lines = [
         f"{path}: {folder.form} folder",
-        f"family      {spec.family}: {spec.num_layers} layers, hidden {spec.hidden_size}, vocabulary {spec.vocab_size}",
+        f"family      {spec.family}: {spec.num_layers} layers of {spec.hidden_size}, vocabulary {spec.vocab_size}",
         f"parameters  {num_parameters(folder):,}" + (f", and {in_mtp:,} in MTP layers" if in_mtp else ""),
         f"tensors     {sum(len(row.hf) for row in own):,} under Hugging Face names, {len(own):,} under Megatron's",
         f"elements    {describe_dtypes(elements_by_dtype(folder))}",
