@@ -92,11 +92,11 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
         height = rows.stop - rows.start
         padded = F.pad(strip.abs(), (0, -num_columns % BLOCK, 0, -height % BLOCK))
         amax = padded.view(-(-height // BLOCK), BLOCK, -1, BLOCK).amax((1, 3))
-        scale = torch.where(amax > 0, amax / LARGEST, torch.ones_like(amax))
+        scale = torch.where(amax == 0, torch.ones_like(amax), amax / LARGEST)
         # Of a block so small that its scale would vanish; its codes are what is left of it.
         scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
         spread = scale.repeat_interleave(BLOCK, 0)[:height].repeat_interleave(BLOCK, 1)[:, :num_columns]
-        codes[rows] = strip.div_(spread).clamp_(-LARGEST, LARGEST).to(CODES)
+        codes[rows] = (strip / spread).clamp_(-LARGEST, LARGEST).to(CODES)  # the strip may be the weight itself
         scales[blocks] = scale
     return codes, scales
 

@@ -193,7 +193,11 @@ def write_chunk(file: BinaryIO, tensor: Tensor) -> tuple[int, int]:
     start = file.tell()
     # torch.save writes the whole storage behind a view: this one ends where the tensor ends.
     own = torch.frombuffer(raw(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor
-    torch.save(own, file)
+    try:
+        torch.save(own, file)
+    except RuntimeError as e:
+        # What closes its archive fails in turn and hides that the disk is full.
+        raise (e.__context__ if isinstance(e.__context__, OSError) else e) from None
     return start, file.tell() - start
 
 
