@@ -1,0 +1,69 @@
+"""A conversion killed with SIGKILL at any moment: run again, it ends with the same bytes; half of them are never seen."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conversion_data import ONE, tiny_spec, unique_tensors, write_folder
+
+from r1mega.conversion.convert import convert
+
+SCRIPT = Path(__file__).parent / "convert_in_parts.py"
+ATTEMPTS = 40
+
+
+def start(source, out, form, processes):
+    command = [sys.executable, str(SCRIPT), str(source), str(out), form, str(processes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "converting\n"
+    return process
+
+
+def files_of(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    spec = tiny_spec(n_routed_experts=32)
+    write_folder(folder / "hf", spec, unique_tensors(spec))
+    convert(folder / "hf", folder / "megatron", "megatron", None, ONE)
+    return {"megatron": folder / "hf", "hf": folder / "megatron"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "processes", "kills"), [("megatron", 1, 8), ("hf", 1, 8), ("hf", 2, 4)])
+def test_killed_at_random_moments(sources, tmp_path, form, processes, kills):
+    began = time.monotonic()
+    assert start(sources[form], tmp_path / "whole", form, processes).wait(300) == 0
+    duration = time.monotonic() - began
+    wanted = files_of(tmp_path / "whole")
+    rng = random.Random(form)
+    out, work = tmp_path / "out", tmp_path / ".out.converting"
+    killed = 0
+    for _ in range(ATTEMPTS):
+        process = start(sources[form], out, form, processes)
+        # Early kills: each leaves something to resume, and late ones come with what is kept.
+        time.sleep(rng.uniform(0, 0.6 * duration / kills * (killed + 1)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        if out.exists():
+            assert files_of(out) == wanted
+            break
+        killed += process.returncode == -signal.SIGKILL
+        if killed >= kills:
+            break
+    if not out.exists():
+        process = start(sources[form], out, form, processes)
+        said, fault = process.communicate(timeout=300)
+        assert process.returncode == 0, fault
+        assert int(said.split("kept ")[1]) > 0
+    assert killed >= 2
+    assert files_of(out) == wanted
+    assert not work.exists() or not (work / "out").exists()
