@@ -1,4 +1,4 @@
-"""A conversion killed with SIGKILL at any moment: run again, it ends with the same bytes; half of them are never seen."""
+"""A conversion killed with SIGKILL at any moment: run again, it ends with the same bytes and never shows half."""
 
 import random
 import signal
