@@ -115,7 +115,7 @@ def compare(options: argparse.Namespace) -> bool:
     """Print the table; whether every pair keeps to the bound."""
     from r1mega.families.registry import read_model
 
-    prompts = list(PROMPTS)
+    prompts: list[str] = [*PROMPTS]
     if options.prompts:
         prompts = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     ids = tokenise(options.model, prompts, read_model(options.model).vocab_size)

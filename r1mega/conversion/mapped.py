@@ -1,9 +1,10 @@
 """Files as memory: tensors that are windows into a file, read by the kernel when touched and given back after."""
 
 import mmap
+import warnings
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +22,7 @@ class MappedFiles:
         """A part of a file."""
         if file not in self._maps:
             with file.open("rb") as handle:
-                # Private and writable, for torch warns of buffers it may not write; nothing writes.
-                flags, access = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, flags=flags, prot=access)
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         mapped = self._maps[file]
         first = start - start % mmap.PAGESIZE
         self._touched.append((mapped, first, start + num_bytes - first))
@@ -34,7 +33,7 @@ class MappedFiles:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         if not num_bytes:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self.window(file, start, num_bytes), dtype=dtype).view(shape)
+        return read_only(self.window(file, start, num_bytes), dtype).view(shape)
 
     def release(self) -> None:
         for mapped, start, length in self._touched:
@@ -42,10 +41,17 @@ class MappedFiles:
         self._touched.clear()
 
 
+def read_only(data: memoryview, dtype: torch.dtype) -> Tensor:
+    """A flat tensor over memory that must not be written; an operation in place on it ends the process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(data, dtype=dtype)
+
+
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in place where it is contiguous."""
     flat = tensor.contiguous().view(-1)
     if not flat.numel():
         return memoryview(b"")
-    array: np.ndarray = flat.view(torch.uint8).numpy()
+    array: Any = flat.view(torch.uint8).numpy()
     return memoryview(array)

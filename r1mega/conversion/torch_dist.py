@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 
-from r1mega.conversion.mapped import MappedFiles, raw
+from r1mega.conversion.mapped import MappedFiles, raw, read_only
 from r1mega.errors import CheckpointError
 from r1mega.families.spec import Shape
 
@@ -150,7 +150,8 @@ def _chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk
             local = window[record.header_offset : record.header_offset + 30]
             start = record.header_offset + 30 + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
         with torch.serialization.skip_data():  # shape and strides alone
-            about = torch.load(_Reader(window), map_location="cpu", weights_only=True)
+            reader: Any = _Reader(window)
+            about = torch.load(reader, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged archive raises anything
         raise CheckpointError(f"{where}: damaged ({type(e).__name__}: {e})") from e
     if tuple(about.shape) != chunk.sizes or about.dtype != dtype:
@@ -158,7 +159,7 @@ def _chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk
     data = window[start : start + record.file_size]
     if zlib.crc32(data) != record.CRC:
         raise CheckpointError(f"{where}: damaged (its checksum is not that of its bytes); restore the file")
-    stored = torch.frombuffer(data, dtype=dtype)
+    stored = read_only(data, dtype)
     return stored.as_strided(about.shape, about.stride(), about.storage_offset())
 
 

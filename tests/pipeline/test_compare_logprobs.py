@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "unit"))
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from conversion_data import ONE, tiny_spec, write_folder
 
 from r1mega.config.schema import AnswerStyles, Task
@@ -16,6 +15,7 @@ from r1mega.conversion.convert import convert
 from r1mega.data.pretrain_text import documents
 from r1mega.data.tokenizer import train_tokenizer
 
+ROOT = Path(__file__).parents[2]
 TASKS = (Task(name="chain_sum", params={"min_terms": 3, "max_terms": 5, "min_digits": 1, "max_digits": 1}),)
 
 

@@ -21,6 +21,7 @@ import harness
 import torch
 
 from r1mega.conversion.convert import Options, convert
+from r1mega.conversion.mapped import raw
 from r1mega.conversion.safetensors import lay_out
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec
@@ -62,7 +63,7 @@ def generate(spec: ModelSpec, folder: Path) -> None:
         file.write(header)
         for entry in entries:
             bits = torch.randint(0, 1 << 14, (entry.num_bytes // 2,), generator=generator, dtype=torch.int16)
-            file.write(memoryview(bits.numpy()).cast("B"))
+            file.write(raw(bits))
         assert file.tell() == total
         os.fsync(file.fileno())
 
