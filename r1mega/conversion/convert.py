@@ -172,7 +172,7 @@ def _work_folder(work: Path, plan: dict[str, Any]) -> Iterator[None]:
             same = json.loads(file.read_text(encoding="utf-8")) == plan
         except (OSError, ValueError):
             same = False
-        if not same:
+        if not same or not (work / "out").is_dir():
             file.unlink(missing_ok=True)
             for name in ("parts", "out"):
                 shutil.rmtree(work / name, ignore_errors=True)
