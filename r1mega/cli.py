@@ -1,4 +1,4 @@
-"""The command line: `r1mega check | run | pipeline | report`.
+"""The command line: `r1mega check | run | pipeline | convert | report`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal. Everything heavy is imported inside the commands, so that `check` answers at once.
@@ -16,6 +16,7 @@ import typer
 
 from r1mega.config.load import load, load_pipeline
 from r1mega.config.schema import Cluster, Evaluate, Stage
+from r1mega.conversion import commands
 from r1mega.data.tasks import family
 from r1mega.errors import R1MegaError
 from r1mega.families.registry import check_layout, read_model
@@ -28,6 +29,7 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer")
 """What gloo says to a rank whose partner is gone, below a traceback that tells nobody anything."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(commands.app, name="convert")
 
 ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]

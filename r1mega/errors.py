@@ -29,6 +29,10 @@ class WeightMappingError(R1MegaError):
     """Tensors that do not map one to one between Megatron and Hugging Face; lists every one of them."""
 
 
+class ConversionError(R1MegaError):
+    """A conversion that cannot start or end: its output exists, its disk is full, its source changed under it."""
+
+
 class RolloutError(R1MegaError):
     """The sampling side cannot start, does not answer in time, or answers with something else than asked."""
 

@@ -24,6 +24,12 @@ def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
     faults = _model_faults(stage.model, must_exist=model_exists)
     if isinstance(stage, GRPO | Evaluate) and stage.model.path is None:
         faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
+    elif isinstance(stage, GRPO | Evaluate) and stage.model.path and (stage.model.path / ".metadata").is_file():
+        path = stage.model.path
+        faults.append(
+            f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
+            "from; `r1mega convert to-hf` writes it"
+        )
     if isinstance(stage, Pretrain):
         faults += _pretrain_faults(stage)
     elif isinstance(stage, GRPO):

@@ -120,6 +120,18 @@ def read_model(path: Path) -> ModelSpec:
         raise ConfigError(f"{file}: not JSON ({e})") from e
     if not isinstance(hf, dict):
         raise ConfigError(f"{file}: expected a JSON object, found {type(hf).__name__}")
+    return model_of(hf, file)
+
+
+def model_of(hf: Mapping[str, Any], file: Path) -> ModelSpec:
+    """The model of a config.json's fields.
+
+    Args:
+        file: where they were found, for messages.
+
+    Raises:
+        ConfigError: as `read_model`.
+    """
     family = str(hf.get("model_type"))
     if family not in FAMILIES:
         raise ConfigError(f"{file}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}")

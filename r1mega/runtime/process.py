@@ -87,6 +87,17 @@ def spawn(
         )
 
 
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it is gone. For workers of the main thread.
+
+    Args:
+        parent: its id as it knew itself, so that one which is gone already is noticed.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def stop_group(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
     """End a group that `spawn` started: SIGTERM, up to `grace_s` seconds, then SIGKILL for what is left of it."""
     _signal_group(process.pid, signal.SIGTERM)

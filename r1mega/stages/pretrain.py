@@ -28,6 +28,7 @@ from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import divide
 from r1mega.weights import hf_io
+from r1mega.weights.megatron_io import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _policy(config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec)
         log.info("resumed from %s", checkpoint)
         return policy, state
     if config.model.path is not None:
-        hf_io.load_into(policy, config.model.path)
+        load_weights(policy, config.model.path)
     return policy, {"step": 0, "seconds": 0.0}
 
 

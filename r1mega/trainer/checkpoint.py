@@ -22,12 +22,11 @@ from torch.distributed.checkpoint import CheckpointException
 
 from r1mega.errors import CheckpointError
 from r1mega.runtime.files import sync_folder
+from r1mega.trainer.manifest import FORMAT, MANIFEST
 
 if TYPE_CHECKING:
     from r1mega.trainer.policy import Policy
 
-FORMAT = 1
-MANIFEST = "policy.json"
 REFERENCE = "reference."
 
 
@@ -85,6 +84,8 @@ def load(policy: "Policy", folder: Path) -> dict[str, Any]:
         CheckpointError: missing, torn, written by another version, or of a model of other shapes.
     """
     manifest = _manifest(folder)
+    if manifest.get("weights_only"):
+        raise CheckpointError(f"{folder}: holds weights and no run to resume; start a stage from it with model.path")
     if manifest["model"] != json.loads(json.dumps(dict(policy.spec.hf))):
         changed = sorted(k for k in policy.spec.hf if policy.spec.hf[k] != manifest["model"].get(k))
         raise CheckpointError(f"{folder}: belongs to another model; these fields differ: {', '.join(changed)}")

@@ -8,7 +8,6 @@ from torch import Tensor
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row
 from r1mega.layout.shards import Axis, axis, part_shape
-from r1mega.trainer.initial import local_part
 
 
 def to_hf(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -86,6 +85,8 @@ def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapp
     Raises:
         WeightMappingError: a repeated embedding or head differs from its original.
     """
+    from r1mega.trainer.initial import local_part  # it imports megatron, which the rest of this file does without
+
     faults = []
     with torch.no_grad():
         # Originals first: copies are compared with them.

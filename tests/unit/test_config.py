@@ -31,6 +31,13 @@ def model(tmp_path: Path) -> str:
     return f"model.path={tmp_path / 'hf'}"
 
 
+def test_an_engine_is_not_started_from_a_megatron_folder(model: str):
+    folder = Path(model.removeprefix("model.path="))
+    (folder / ".metadata").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"is a Megatron checkpoint.*r1mega convert to-hf"):
+        load_stage(RL, [model])
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/tiny/**/[0-9]*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_stage_config_loads(file: Path, model: str):
     overrides = [] if file == BASE else [model]

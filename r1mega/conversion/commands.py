@@ -1,0 +1,116 @@
+"""`r1mega convert`: what the command line shows of this room. Torch is imported inside the commands."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from r1mega.config.load import load_cluster
+from r1mega.config.schema import Batch
+from r1mega.errors import ConversionError
+from r1mega.families.registry import check_layout
+
+if TYPE_CHECKING:
+    from r1mega.conversion.convert import Report
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Model folders: Hugging Face's and Megatron's, one into the other, inspected, compared.",
+)
+
+Processes = Annotated[int | None, typer.Option("--processes", min=1, help="Default: one for each core.")]
+TokenizerDir = Annotated[Path | None, typer.Option("--tokenizer", help="Its folder, where the model has none.")]
+NoTokenizer = Annotated[bool, typer.Option("--no-tokenizer", help="Convert a model that has none.")]
+Out = Annotated[Path, typer.Argument(help="A folder that does not exist; it appears when it is complete.")]
+
+
+class DType(StrEnum):
+    """What to-hf writes weights as."""
+
+    BF16 = "bf16"
+    FP8_BLOCK = "fp8-block"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@app.command("to-megatron")
+def to_megatron(
+    hf_dir: Annotated[Path, typer.Argument(help="A Hugging Face folder.")],
+    out: Out,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Refuse a model that its layout cannot hold.")
+    ] = None,
+    processes: Processes = None,
+    tokenizer: TokenizerDir = None,
+    no_tokenizer: NoTokenizer = False,
+) -> None:
+    """Write a Megatron checkpoint of the weights, which loads into any layout and is a stage's model.path."""
+    from r1mega.conversion.convert import Options, convert
+    from r1mega.conversion.folders import open_folder
+
+    source = open_folder(hf_dir)
+    if source.stored_whole:
+        raise ConversionError(f"{hf_dir}: is a Megatron checkpoint already; `r1mega convert to-hf` is the other way")
+    if cluster is not None:
+        layout = load_cluster(cluster).trainer
+        check_layout(source.spec, layout, Batch(chunk_tokens=layout.tp))
+    options = Options(processes or _cores(), tokenizer, no_tokenizer)
+    _show(convert(hf_dir, out, "megatron", None, options), out)
+
+
+@app.command("to-hf")
+def to_hf(
+    checkpoint: Annotated[Path, typer.Argument(help="A Megatron checkpoint, or a Hugging Face folder to recast.")],
+    out: Out,
+    dtype: Annotated[DType | None, typer.Option("--dtype", help="Default: as stored; FP8 becomes bf16.")] = None,
+    processes: Processes = None,
+    tokenizer: TokenizerDir = None,
+    no_tokenizer: NoTokenizer = False,
+) -> None:
+    """Write a Hugging Face folder of a checkpoint's weights; fp8-block is the form DeepSeek publishes."""
+    from r1mega.conversion.convert import Options, convert
+
+    options = Options(processes or _cores(), tokenizer, no_tokenizer)
+    _show(convert(checkpoint, out, "hf", dtype.value if dtype else None, options), out)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face folder or a Megatron checkpoint.")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+) -> None:
+    """Say what a folder holds, or everything that is wrong with it."""
+    from r1mega.conversion.describe import describe
+
+    print("\n".join(describe(folder, with_tensors=tensors)))
+
+
+@app.command()
+def verify(
+    a: Annotated[Path, typer.Argument(help="A Hugging Face folder or a Megatron checkpoint.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="Largest difference of two elements; default: bitwise.")
+    ] = None,
+) -> None:
+    """Compare two folders tensor by tensor; exit 2 with every difference."""
+    from r1mega.conversion.verify import verify as compare
+
+    same = compare(a, b, tolerance)
+    how = "bitwise equal" if tolerance is None else f"equal within {tolerance:g} (largest {same.largest:.3g})"
+    print(f"{a} and {b}: {same.num_tensors} tensors, {how}")
+
+
+def _show(report: "Report", out: Path) -> None:
+    kept = f", {report.num_kept} of {report.num_parts} parts kept from before" if report.num_kept else ""
+    rate = report.num_bytes / 1e6 / max(report.convert_s, 1e-9)
+    print(
+        f"{out}: {report.num_tensors} tensors, {report.num_bytes / 1e9:.3f} GB in {report.convert_s:.1f} s "
+        f"({rate:.0f} MB/s), audited in {report.audit_s:.1f} s{kept}"
+    )

@@ -1,0 +1,212 @@
+"""Converting a model folder: in parts, over processes, resumable, audited, and complete or absent.
+
+Beside OUT stands a work folder while a conversion runs: `plan.json` (what is converted, into what), `parts/` (the
+records of the parts that are written and synced), `out/` (what will be OUT). A killed conversion leaves it, and the
+same command goes on from it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega.conversion import companions
+from r1mega.conversion.folders import Folder, check_copies, open_folder
+from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
+from r1mega.conversion.writers import DType, Form, Part
+from r1mega.errors import ConversionError, WeightMappingError
+from r1mega.runtime.files import sync_folder, write_json
+from r1mega.runtime.progress import Bar, Stopwatch
+
+SHARD_BYTES = 5 * 10**9
+"""Of a safetensors file, as Hugging Face divides them."""
+PART_BYTES = 512 * 2**20
+"""What one process writes, syncs and records at once: what a kill costs at most, times the processes."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a conversion runs; never what comes out but for the sizes."""
+
+    num_processes: int
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, where it is not the model's own."""
+    without_tokenizer: bool = False
+    shard_bytes: int = SHARD_BYTES
+    part_bytes: int = PART_BYTES
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+
+    num_tensors: int
+    num_bytes: int
+    num_parts: int
+    num_kept: int
+    """Parts that an earlier, killed run had written."""
+    convert_s: float
+    audit_s: float
+
+
+def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: Options) -> Report:
+    """Write the model in `source` to `out`, which appears when all of it is written, synced and audited.
+
+    Args:
+        source: a Hugging Face folder or a Megatron checkpoint.
+        form: what `out` will be.
+        dtype: of an "hf" folder; None keeps the source's (FP8 blocks become bf16).
+
+    Raises:
+        ConversionError: `out` exists, another conversion writes it, no tokenizer, the disk is full, or the source
+            changed meanwhile.
+        ConfigError, WeightMappingError, CheckpointError: what is wrong with the source, or what the audit found.
+    """
+    if out.exists():
+        raise ConversionError(f"{out}: exists; choose another folder, or remove it")
+    folder = open_folder(source)
+    tokenizer = None if options.without_tokenizer else companions.find_tokenizer(source, options.tokenizer)
+    check_copies(folder)
+    work = out.absolute().parent / f".{out.name}.converting"
+    job = Job(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
+    plan = _plan(folder, job)
+    try:
+        with _work_folder(work, plan):
+            report = _run(folder, job, work, tokenizer, options.num_processes)
+            if _plan(open_folder(source), job) != plan:
+                raise ConversionError(f"{source}: changed while it was converted; run again, nothing was kept")
+            (work / "out").rename(out)
+            sync_folder(work.parent)
+            shutil.rmtree(work)
+            return report
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConversionError(
+            f"{out}: the disk is full; what is written is kept in {work}: make room and run the same command again, "
+            "or remove it"
+        ) from e
+
+
+def _run(folder: Folder, job: Job, work: Path, tokenizer: Path | None, num_processes: int) -> Report:
+    """Fill the work folder's `out`."""
+    writer = job.writer()
+    records = _finished(work, writer.parts)
+    todo = [part for part in writer.parts if part.number not in records]
+    total = sum(part.num_bytes for part in writer.parts)
+    kept = total - sum(part.num_bytes for part in todo)
+    free = shutil.disk_usage(work).free
+    if free < total - kept:
+        raise ConversionError(
+            f"{work.parent}: the disk is full: {(total - kept) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free"
+        )
+    writer.create(job.out)
+
+    def keep(record: Any) -> None:
+        write_json(work / "parts" / f"{record['part']:06d}.json", record)
+        records[record["part"]] = record
+
+    with Workers(job, min(num_processes, len(writer.parts))) as workers:
+        with Stopwatch() as converting, Bar("converting", total // MB, unit="MB", done=kept // MB) as bar:
+            workers.run(write_part, [(part, None) for part in todo], bar, keep)
+        in_order = [records[part.number] for part in writer.parts]
+        writer.finish(job.out, in_order, _save_id(in_order))
+        faults: list[str] = []
+        with Stopwatch() as auditing, Bar("auditing", total // MB, unit="MB") as bar:
+            workers.run(audit_part, list(zip(writer.parts, in_order, strict=True)), bar, faults.extend)
+    if faults:
+        shutil.rmtree(work / "parts")  # another run writes them anew
+        summary = f"{job.out}: what was written is not what was read ({len(faults)} faults); nothing of it is kept:"
+        raise WeightMappingError("\n  ".join([summary, *faults]))
+    written = open_folder(job.out)
+    copied = companions.copy_companions(folder.path, tokenizer, job.out)
+    companions.write_generation_config(folder, job.out)
+    companions.write_card(folder, written, job.out, dtype=_dtype_name(job, written), copied=copied)
+    for file in sorted(job.out.iterdir()):
+        _sync(file)
+    sync_folder(job.out)
+    num_tensors = sum(len(row.hf) for row in folder.table)
+    return Report(
+        num_tensors, total, len(writer.parts), len(writer.parts) - len(todo), converting.seconds, auditing.seconds
+    )
+
+
+def _plan(folder: Folder, job: Job) -> dict[str, Any]:
+    """What makes two runs the same conversion."""
+    files = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.files()]
+    model = hashlib.sha256(json.dumps(dict(folder.spec.hf), sort_keys=True, default=str).encode()).hexdigest()
+    return {
+        "version": companions.version(),
+        "source": str(job.source.resolve()),
+        "files": [list(f) for f in files],
+        "model": model,
+        "form": job.form,
+        "dtype": job.dtype,
+        "part_bytes": job.part_bytes,
+        "shard_bytes": job.shard_bytes,
+    }
+
+
+@contextmanager
+def _work_folder(work: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """Hold the work folder of this plan; that of another plan is emptied first.
+
+    Raises:
+        ConversionError: another process holds it.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConversionError(f"{work}: another conversion is writing there; wait for it") from None
+        file = work / "plan.json"
+        try:
+            same = json.loads(file.read_text(encoding="utf-8")) == plan
+        except (OSError, ValueError):
+            same = False
+        if not same or not (work / "out").is_dir():
+            file.unlink(missing_ok=True)
+            for name in ("parts", "out"):
+                shutil.rmtree(work / name, ignore_errors=True)
+        (work / "parts").mkdir(exist_ok=True)
+        (work / "out").mkdir(exist_ok=True)
+        write_json(file, plan)
+        yield
+
+
+def _finished(work: Path, parts: list[Part]) -> dict[int, Any]:
+    """Records of the parts that are written."""
+    known = {part.number for part in parts}
+    records = {}
+    for file in sorted((work / "parts").glob("*.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))  # whole or absent
+        if record["part"] in known:
+            records[record["part"]] = record
+    return records
+
+
+def _save_id(records: list[Any]) -> str:
+    """A name for the checkpoint that is the same for the same tensors."""
+    return hashlib.sha256(json.dumps([r["digests"] for r in records]).encode()).hexdigest()[:32]
+
+
+def _dtype_name(job: Job, written: Folder) -> str:
+    if job.dtype == "fp8-block":
+        return "FP8 (e4m3, blocks of 128 x 128), bf16 elsewhere"
+    return companions.describe_dtypes(companions.elements_by_dtype(written))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

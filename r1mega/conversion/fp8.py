@@ -1,0 +1,110 @@
+"""FP8 blocks as DeepSeek publishes them: e4m3 weights, one fp32 scale for each block of 128 x 128.
+
+A weight w is stored as codes q and `weight_scale_inv` s, w = q * s, with s = max|w| / 448 over the block (V3 report
+3.3; the published inference code's `weight_dequant`). Blocks at the lower and right edges are smaller.
+
+Quantised are the projections of attention and MLPs, experts' included; router, norms, embedding, output head and an
+MTP layer's eh_proj are not. That makes 45,808 scales in DeepSeek-V3, which with its 46,183 tensors are the 91,991
+of the published index.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from r1mega.errors import ConfigError
+from r1mega.families.spec import Kind, Row, Shape
+
+BLOCK = 128
+LARGEST = 448.0
+"""The largest finite e4m3 number."""
+CODES, SCALES = torch.float8_e4m3fn, torch.float32
+SUFFIX = "_scale_inv"
+CONFIG: Mapping[str, Any] = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [BLOCK, BLOCK],
+}
+"""quantization_config of a folder in this form."""
+STRIP_BLOCKS = 8
+"""Rows of blocks that are worked on at once: temporary memory is a few times theirs in fp32."""
+
+
+def quantised(row: Row, name: str) -> bool:
+    """Whether a row's Hugging Face tensor is stored as codes and scales."""
+    if row.kind not in (Kind.COPY, Kind.BUFFER) and len(row.shape) == 2 and name.endswith(".weight"):
+        module = name.split(".")[-2]
+        return (".self_attn." in name or ".mlp." in name) and (module.endswith("_proj") or "_proj_" in module)
+    return False
+
+
+def scale_shape(shape: Shape) -> Shape:
+    """Shape of the scales of a weight."""
+    return tuple(math.ceil(n / BLOCK) for n in shape)
+
+
+def check_config(config: Any, where: str) -> None:
+    """Refuse a quantization_config that is not this form.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: quantization_config = {config!r}: expected an object")
+    for field, value in CONFIG.items():
+        if field in config and config[field] != value:
+            raise ConfigError(f"{where}: quantization_config.{field} = {config[field]!r}: only {value!r} is read")
+    for field in ("quant_method", "weight_block_size"):
+        if field not in config:
+            raise ConfigError(f"{where}: quantization_config.{field} is missing; only {dict(CONFIG)} is read")
+    others = sorted(config.keys() - CONFIG.keys() - {"modules_to_not_convert"})
+    if others:
+        raise ConfigError(f"{where}: quantization_config.{others[0]} = {config[others[0]]!r}: unknown field")
+
+
+def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Weights of their codes: multiplied in fp32, then rounded to `dtype`.
+
+    Args:
+        codes: [M, N] e4m3.
+        scales: [ceil(M / 128), ceil(N / 128)] fp32.
+    """
+    weight = torch.empty(codes.shape, dtype=dtype)
+    for rows, blocks in _strips(codes.shape[0]):
+        spread = scales[blocks].float().repeat_interleave(BLOCK, 0)[: rows.stop - rows.start]
+        spread = spread.repeat_interleave(BLOCK, 1)[:, : codes.shape[1]]
+        weight[rows] = codes[rows].float().mul_(spread).to(dtype)
+    return weight
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes, scales) of a weight [M, N]; a block of zeros has scale 1."""
+    num_rows, num_columns = weight.shape
+    codes = torch.empty(weight.shape, dtype=CODES)
+    scales = torch.empty(scale_shape(tuple(weight.shape)), dtype=SCALES)
+    for rows, blocks in _strips(num_rows):
+        strip = weight[rows].float()
+        height = rows.stop - rows.start
+        padded = F.pad(strip.abs(), (0, -num_columns % BLOCK, 0, -height % BLOCK))
+        amax = padded.view(-(-height // BLOCK), BLOCK, -1, BLOCK).amax((1, 3))
+        scale = torch.where(amax == 0, torch.ones_like(amax), amax / LARGEST)
+        # Of a block so small that its scale would vanish; its codes are what is left of it.
+        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+        spread = scale.repeat_interleave(BLOCK, 0)[:height].repeat_interleave(BLOCK, 1)[:, :num_columns]
+        codes[rows] = (strip / spread).clamp_(-LARGEST, LARGEST).to(CODES)  # the strip may be the weight itself
+        scales[blocks] = scale
+    return codes, scales
+
+
+def _strips(num_rows: int) -> list[tuple[slice, slice]]:
+    """(rows, rows of blocks) in pieces of STRIP_BLOCKS."""
+    step = STRIP_BLOCKS * BLOCK
+    return [
+        (slice(start, min(start + step, num_rows)), slice(start // BLOCK, -(-min(start + step, num_rows) // BLOCK)))
+        for start in range(0, num_rows, step)
+    ]

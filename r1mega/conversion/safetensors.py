@@ -1,0 +1,108 @@
+"""The safetensors format, read and written without holding a file's tensors in memory.
+
+A file is 8 bytes (the header's length, little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
+tensors' bytes one after the other without holes. Source: the format's description in its own repository; the
+package writes files only from tensors that are all in memory at once.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1mega.errors import WeightMappingError
+from r1mega.families.spec import Shape
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000
+"""The package's own limit."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: Shape
+    start: int
+    """Of its bytes, counted from the file's first."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(file: Path) -> list[Entry]:
+    """The tensors of a file.
+
+    Raises:
+        WeightMappingError: not a whole safetensors file; says what is wrong with it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise WeightMappingError(
+                f"{file}: truncated, or not a safetensors file: {size} bytes in all; fetch it again"
+            )
+        try:
+            header: Any = json.loads(handle.read(length))
+            header.pop("__metadata__", None)
+            found = [_entry(name, fields, 8 + length) for name, fields in header.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise WeightMappingError(f"{file}: its header is no safetensors header ({type(e).__name__}: {e})") from e
+    found.sort(key=lambda pair: (pair[0].start, pair[1]))
+    end = 8 + length
+    for entry, stop in found:
+        if entry.start != end or stop - entry.start != entry.num_bytes:
+            raise WeightMappingError(f"{file}: {entry.name}: its bytes do not fit its shape or its neighbours")
+        end = stop
+    if end != size:
+        state = "truncated" if size < end else "too long"
+        raise WeightMappingError(f"{file}: {state}: {size} bytes, its header promises {end}; fetch it again")
+    return [entry for entry, _ in found]
+
+
+def _entry(name: str, fields: Any, base: int) -> tuple[Entry, int]:
+    """A tensor of a header, and the end that the header gives it."""
+    if fields["dtype"] not in DTYPES:
+        raise ValueError(f"{name}: dtype {fields['dtype']} is not known here")
+    start, stop = (base + int(n) for n in fields["data_offsets"])
+    return Entry(name, DTYPES[fields["dtype"]], tuple(int(n) for n in fields["shape"]), start), stop
+
+
+def lay_out(tensors: Sequence[tuple[str, torch.dtype, Shape]]) -> tuple[bytes, list[Entry], int]:
+    """A file of these tensors: its first bytes (length and header), each tensor's place, and its size.
+
+    Wider dtypes come first, so that every tensor is aligned to its own.
+    """
+    order = sorted(tensors, key=lambda t: -t[1].itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in order:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    entries = [Entry(name, dtype, shape, base + header[name]["data_offsets"][0]) for name, dtype, shape in order]
+    return len(text).to_bytes(8, "little") + text, entries, base + end

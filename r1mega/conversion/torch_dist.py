@@ -1,0 +1,238 @@
+"""Megatron's distributed checkpoint (torch_dist), read and written chunk by chunk.
+
+A folder holds `.metadata`, a pickle that says for each tensor which chunks it has and where in the .distcp files
+they lie; in those files each chunk is a torch.save archive, a zip whose record data/0 is the tensor's bytes as they
+are. Written here are the same files as `torch.distributed.checkpoint.FileSystemWriter` writes.
+"""
+
+import io
+import json
+import math
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+
+from r1mega.conversion.mapped import MappedFiles, raw, read_only
+from r1mega.errors import CheckpointError
+from r1mega.families.spec import Shape
+
+METADATA = ".metadata"
+ALLOWED = ("torch", "collections", "typing")
+BUILTINS = ("set", "frozenset", "dict", "list", "tuple", "slice", "range", "int", "float", "bytearray")
+"""What a `.metadata` may name; everything else becomes an empty shell."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One stored box of a tensor."""
+
+    offset: Shape
+    sizes: Shape
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint."""
+
+    dtype: torch.dtype
+    shape: Shape
+    chunks: dict[Shape, Chunk]
+    """By offset."""
+
+
+class _Shell:
+    """Stands for an object of a package that is not needed to read tensors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = module.split(".")[0] in ALLOWED or (module == "builtins" and name in BUILTINS)
+        return super().find_class(module, name) if known else _Shell
+
+
+def read_metadata(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a checkpoint.
+
+    Raises:
+        CheckpointError: no readable `.metadata`, a file missing or shorter than it says, or a tensor with holes.
+    """
+    file = folder / METADATA
+    try:
+        with file.open("rb") as handle:
+            found: Any = _Unpickler(handle).load()
+        places = {(i.fqn, tuple(i.offset)): s for i, s in found.storage_data.items() if i.offset is not None}
+    except OSError as e:
+        raise CheckpointError(
+            f"{file}: cannot be read ({e.strerror}): not a Megatron checkpoint, or half of one"
+        ) from e
+    except Exception as e:  # a torn pickle raises anything
+        raise CheckpointError(f"{file}: torn ({type(e).__name__}: {e})") from e
+    tensors, faults = {}, []
+    for key, about in found.state_dict_metadata.items():
+        if not isinstance(about, dcp.TensorStorageMetadata):
+            continue
+        chunks = {}
+        for box in about.chunks:
+            offset = tuple(box.offsets)
+            stored = places.get((key, offset))
+            if stored is None:
+                faults.append(f"{key}: chunk {offset} has no place in a file")
+                continue
+            chunks[offset] = Chunk(offset, tuple(box.sizes), stored.relative_path, stored.offset, stored.length)
+        if sum(math.prod(c.sizes) for c in chunks.values()) != math.prod(about.size):
+            faults.append(f"{key}: its {len(chunks)} chunks do not make up {tuple(about.size)}")
+        tensors[key] = Stored(about.properties.dtype, tuple(about.size), chunks)
+    faults += _file_faults(folder, tensors.values())
+    if faults:
+        raise CheckpointError(f"{folder}: torn ({len(faults)} faults):\n  " + "\n  ".join(faults))
+    return tensors
+
+
+def _file_faults(folder: Path, tensors: Iterable[Stored]) -> list[str]:
+    ends: dict[str, int] = {}
+    for tensor in tensors:
+        for chunk in tensor.chunks.values():
+            ends[chunk.file] = max(ends.get(chunk.file, 0), chunk.start + chunk.length)
+    faults = []
+    for name, end in sorted(ends.items()):
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size is None or size < end:
+            state = "missing" if size is None else f"truncated: {size} bytes"
+            faults.append(f"{name}: {state}, at least {end} are needed")
+    return faults
+
+
+def read_box(folder: Path, files: MappedFiles, key: str, tensor: Stored, offset: Shape, sizes: Shape) -> Tensor:
+    """A box of a stored tensor: a window into the file where one chunk is exactly it, else put together.
+
+    Raises:
+        CheckpointError: a chunk is damaged.
+    """
+    exact = tensor.chunks.get(offset)
+    if exact is not None and exact.sizes == sizes:
+        return _chunk(folder, files, key, tensor.dtype, exact)
+    whole = torch.empty(sizes, dtype=tensor.dtype)
+    for chunk in tensor.chunks.values():
+        low = [max(a, b) for a, b in zip(offset, chunk.offset, strict=True)]
+        ends = zip(offset, sizes, chunk.offset, chunk.sizes, strict=True)
+        high = [min(a + n, b + m) for a, n, b, m in ends]
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offset, strict=True))
+            here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
+            whole[here] = _chunk(folder, files, key, tensor.dtype, chunk)[there]
+    return whole
+
+
+def _chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: Chunk) -> Tensor:
+    """A stored chunk, as a window into its file."""
+    where = f"{folder / chunk.file}: {key} at {chunk.offset}"
+    window = files.window(folder / chunk.file, chunk.start, chunk.length)
+    try:
+        with zipfile.ZipFile(_Reader(window)) as archive:
+            record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+            # The record's bytes begin after its local header, whose lengths are its own.
+            local = window[record.header_offset : record.header_offset + 30]
+            start = record.header_offset + 30 + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
+        with torch.serialization.skip_data():  # shape and strides alone
+            reader: Any = _Reader(window)
+            about = torch.load(reader, map_location="cpu", weights_only=True)
+    except Exception as e:  # a damaged archive raises anything
+        raise CheckpointError(f"{where}: damaged ({type(e).__name__}: {e})") from e
+    if tuple(about.shape) != chunk.sizes or about.dtype != dtype:
+        raise CheckpointError(f"{where}: holds {about.dtype} {tuple(about.shape)}, not {dtype} {chunk.sizes}")
+    data = window[start : start + record.file_size]
+    if zlib.crc32(data) != record.CRC:
+        raise CheckpointError(f"{where}: damaged (its checksum is not that of its bytes); restore the file")
+    stored = read_only(data, dtype)
+    return stored.as_strided(about.shape, about.stride(), about.storage_offset())
+
+
+class _Reader(io.RawIOBase):
+    """A memoryview as a file, which copies only what is read of it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), len(self._data) - self._at))
+        buffer[:count] = self._data[self._at : self._at + count]
+        self._at += count
+        return count
+
+
+def write_chunk(file: BinaryIO, tensor: Tensor) -> tuple[int, int]:
+    """Append a chunk; returns (start, length) in the file."""
+    start = file.tell()
+    # torch.save writes the whole storage behind a view: this one ends where the tensor ends.
+    own = torch.frombuffer(raw(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor
+    try:
+        torch.save(own, file)
+    except RuntimeError as e:
+        # What closes its archive fails in turn and hides that the disk is full.
+        raise (e.__context__ if isinstance(e.__context__, OSError) else e) from None
+    return start, file.tell() - start
+
+
+def write_metadata(
+    folder: Path, tensors: dict[str, Stored], objects: Sequence[str], blob: Chunk, save_id: str
+) -> None:
+    """Write what makes .distcp files a checkpoint that `dist_checkpointing.load` reads.
+
+    Args:
+        objects: keys of empty objects, all of which lie in `blob`.
+        save_id: any name of this checkpoint.
+    """
+    about: dict[str, Any] = {}
+    storage: dict[dcp.MetadataIndex, _StorageInfo] = {}
+    for key, tensor in tensors.items():
+        boxes = [dcp.ChunkStorageMetadata(torch.Size(c.offset), torch.Size(c.sizes)) for c in tensor.chunks.values()]
+        properties = dcp.TensorProperties(dtype=tensor.dtype)
+        about[key] = dcp.TensorStorageMetadata(properties, torch.Size(tensor.shape), boxes)
+        for i, c in enumerate(tensor.chunks.values()):
+            storage[dcp.MetadataIndex(key, c.offset, i)] = _StorageInfo(c.file, c.start, c.length)
+    for key in objects:
+        about[key] = dcp.BytesStorageMetadata()
+        storage[dcp.MetadataIndex(key)] = _StorageInfo(blob.file, blob.start, blob.length)
+    whole = dcp.Metadata(about, None, storage, dcp.StorageMeta(save_id=save_id), CURRENT_DCP_VERSION)
+    with (folder / METADATA).open("wb") as file:
+        pickle.dump(whole, file)
+    torch.save({}, folder / "common.pt")
+    config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    config |= {"common_backend": "torch", "common_backend_version": 1}
+    (folder / "metadata.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_empty_object(file: Path) -> Chunk:
+    """Write the empty object that stands for every extra state."""
+    with file.open("wb") as handle:
+        torch.save([None], handle)
+    return Chunk((), (), file.name, 0, file.stat().st_size)

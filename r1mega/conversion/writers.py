@@ -1,0 +1,325 @@
+"""The two forms a model folder is written in, a part of its rows at a time, by any process, in any order.
+
+Each row's digests are taken of what was read, in the form in which the source stores it; the audit takes them again
+of what was written, read back through the opposite mapping.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from r1mega.conversion import fp8, torch_dist
+from r1mega.conversion.folders import Folder, HFFolder
+from r1mega.conversion.hf_files import INDEX
+from r1mega.conversion.mapped import raw
+from r1mega.conversion.safetensors import Entry, lay_out
+from r1mega.errors import WeightMappingError
+from r1mega.families.spec import Kind, Row, Shape
+from r1mega.layout.sharded import boxes, extra_states, places
+from r1mega.trainer.manifest import write_weights_only
+from r1mega.weights.convert import to_hf, to_megatron
+
+Form = Literal["hf", "megatron"]
+DType = Literal["bf16", "fp8-block"]
+WRITE_BYTES = 32 * 2**20
+"""Bytes written at a time, between two counts of progress."""
+
+Count = Callable[[int], None]
+"""Called with the number of bytes that were just written."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the table's rows that one process writes and records at once."""
+
+    number: int
+    rows: tuple[int, ...]
+    num_bytes: int
+
+
+class Writer(Protocol):
+    """A form of folder in the making."""
+
+    parts: list[Part]
+
+    def create(self, out: Path) -> None:
+        """Make the files that parts are written into, unless they are there."""
+        ...
+
+    def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
+        """Write a part and sync it; returns its record, plain JSON."""
+        ...
+
+    def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
+        """Write what makes the parts a folder of this form."""
+        ...
+
+    def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
+        """What differs between a part read back and what was read."""
+        ...
+
+
+def digest(tensor: Tensor) -> str:
+    """Dtype, shape and SHA-256 of the bytes."""
+    shape = "x".join(map(str, tensor.shape))
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape} {hashlib.sha256(raw(tensor)).hexdigest()}"
+
+
+def _divide(sizes: Sequence[tuple[int, int]], limit: int) -> list[Part]:
+    """(row, bytes) in stretches of up to `limit` bytes, at least one row each."""
+    parts: list[Part] = []
+    rows: list[int] = []
+    total = 0
+    for row, size in sizes:
+        if rows and total + size > limit:
+            parts.append(Part(len(parts), tuple(rows), total))
+            rows, total = [], 0
+        rows.append(row)
+        total += size
+    return [*parts, Part(len(parts), tuple(rows), total)] if rows else parts
+
+
+class HFWriter:
+    """safetensors of up to `shard_bytes`; a shard is one file that several processes may write into."""
+
+    def __init__(self, source: Folder, dtype: DType | None, shard_bytes: int, part_bytes: int) -> None:
+        self._source, self._dtype = source, dtype
+        self._outputs = [self._output(row) for row in source.table]
+        sizes = [(i, sum(_num_bytes(t) for t in tensors)) for i, tensors in enumerate(self._outputs)]
+        shards = _divide(sizes, shard_bytes)
+        self.parts = []
+        self._files: list[tuple[str, bytes, int]] = []
+        self._places: dict[str, tuple[str, Entry]] = {}
+        self._total = sum(size for _, size in sizes)
+        for number, shard in enumerate(shards, 1):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            header, entries, size = lay_out([t for i in shard.rows for t in self._outputs[i]])
+            self._files.append((name, header, size))
+            self._places |= {entry.name: (name, entry) for entry in entries}
+            for part in _divide([sizes[i] for i in shard.rows], part_bytes):
+                self.parts.append(Part(len(self.parts), part.rows, part.num_bytes))
+
+    def _output(self, row: Row) -> list[tuple[str, torch.dtype, Shape]]:
+        """(name, dtype, shape) of what a row becomes; a weight's scales follow it."""
+        found = []
+        for name, shape in zip(row.hf, row.hf_shapes, strict=True):
+            if self._dtype == "fp8-block" and fp8.quantised(row, name):
+                found.append((name, fp8.CODES, shape))
+                found.append((name + fp8.SUFFIX, fp8.SCALES, fp8.scale_shape(shape)))
+            else:
+                found.append((name, self._plain_dtype(row), shape))
+        return found
+
+    def _plain_dtype(self, row: Row) -> torch.dtype:
+        if self._dtype is None:
+            return self._original(row)
+        return torch.float32 if row.kind is Kind.BUFFER else torch.bfloat16
+
+    def _original(self, row: Row) -> torch.dtype:
+        """The source's dtype of a row; a copy that it leaves out has its original's."""
+        if self._source.has(row):
+            return self._source.dtype(row)
+        return self._source.dtype(self._written_from(row))
+
+    def _written_from(self, row: Row) -> Row:
+        """The row whose tensors are read: the same, or the original of a copy that the source leaves out."""
+        if self._source.has(row):
+            return row
+        return next(r for r in self._source.table if r.megatron == row.megatron and r.kind is not Kind.COPY)
+
+    def create(self, out: Path) -> None:
+        for name, header, size in self._files:
+            if not (out / name).is_file() or (out / name).stat().st_size != size:
+                with (out / name).open("wb") as file:
+                    file.write(header)
+                    file.truncate(size)
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
+        digests: dict[str, list[str]] = {}
+        opened: dict[str, int] = {}
+        try:
+            for i in part.rows:
+                row = self._source.table[i]
+                tensors, digests[str(i)] = self._convert(row)
+                for name, tensor in tensors:
+                    file, entry = self._places[name]
+                    assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), name
+                    if file not in opened:
+                        opened[file] = os.open(out / file, os.O_WRONLY)
+                    _write_at(opened[file], raw(tensor), entry.start, count)
+                self._source.release()
+            for descriptor in opened.values():
+                os.fsync(descriptor)
+        finally:
+            for descriptor in opened.values():
+                os.close(descriptor)
+        return {"part": part.number, "digests": digests}
+
+    def _convert(self, row: Row) -> tuple[list[tuple[str, Tensor]], list[str]]:
+        """What is written of a row, and the digests that the audit must find."""
+        origin = self._written_from(row)
+        plain = self._plain_dtype(row)
+        lossy = self._dtype == "fp8-block" and any(fp8.quantised(row, name) for name in row.hf)
+        if self._source.stored_whole:
+            whole = self._source.whole(origin)
+            whole = whole if lossy else whole.to(plain)
+            found, digests = list(to_hf(row, whole)), [] if lossy else [digest(whole)]
+        else:
+            parts = [t if lossy else t.to(plain) for t in self._source.parts(origin)]
+            found, digests = list(zip(row.hf, parts, strict=True)), [] if lossy else [digest(t) for t in parts]
+        if not lossy:
+            return found, digests
+        quantised = []
+        for name, tensor in found:
+            codes, scales = fp8.quantise(tensor)
+            if not scales.isfinite().all():
+                raise WeightMappingError(f"{name}: not finite, so it has no FP8 form; the source is damaged")
+            quantised += [(name, codes), (name + fp8.SUFFIX, scales)]
+        return quantised, [digest(t) for _, t in quantised]
+
+    def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
+        spec = self._source.spec
+        main = self._plain_dtype(self._source.table[0])
+        config = {k: v for k, v in spec.hf.items() if k not in ("torch_dtype", "dtype")}
+        config["dtype"] = str(main).removeprefix("torch.")
+        if self._dtype == "fp8-block":
+            config["quantization_config"] = dict(fp8.CONFIG)
+        _write_json(out / "config.json", config)
+        if len(self._files) > 1:
+            weight_map = {name: file for name, (file, _) in self._places.items()}
+            _write_json(out / INDEX, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
+
+    def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
+        assert isinstance(written, HFFolder)
+        faults = []
+        for i in part.rows:
+            row = self._source.table[i]
+            if self._dtype == "fp8-block" and any(fp8.quantised(row, name) for name in row.hf):
+                names = [name for name, _, _ in self._outputs[i]]
+                found = [digest(written.stored(name)) for name in names]
+            elif self._source.stored_whole:
+                names, found = [", ".join(row.hf)], [digest(written.whole(row))]
+            else:
+                names, found = list(row.hf), [digest(t) for t in written.parts(row)]
+            faults += _differences(names, found, record["digests"][str(i)])
+            written.release()
+            count(sum(_num_bytes(t) for t in self._outputs[i]))
+        return faults
+
+
+class MegatronWriter:
+    """A distributed checkpoint of the weights alone, one .distcp file a part, loadable into any layout."""
+
+    def __init__(self, source: Folder, part_bytes: int) -> None:
+        self._source = source
+        self._places = places(source.table)
+        rows = [i for i, row in enumerate(source.table) if row.kind is not Kind.COPY]
+        self.parts = _divide([(i, self._size(i)) for i in rows], part_bytes)
+
+    def _size(self, i: int) -> int:
+        row = self._source.table[i]
+        return torch.Size(row.shape).numel() * self._source.dtype(row).itemsize
+
+    def create(self, out: Path) -> None: ...
+
+    def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
+        name = f"__{part.number}_0.distcp"
+        digests: dict[str, list[str]] = {}
+        chunks: list[Any] = []
+        with (out / name).open("wb") as file:
+            for i in part.rows:
+                row = self._source.table[i]
+                if self._source.stored_whole:
+                    whole = self._source.whole(row)
+                    digests[str(i)] = [digest(whole)]
+                else:
+                    parts = self._source.parts(row)
+                    digests[str(i)] = [digest(p) for p in parts]
+                    whole = to_megatron(row, parts)
+                place = self._places[row.megatron]
+                stacked = whole.reshape(place.sizes)
+                dtype = str(whole.dtype).removeprefix("torch.")
+                for offset, sizes in boxes(row, place):
+                    here = tuple(slice(o - p, o - p + n) for o, p, n in zip(offset, place.offset, sizes, strict=True))
+                    start, length = torch_dist.write_chunk(file, stacked[here])
+                    chunks.append([place.key, dtype, place.shape, offset, sizes, start, length])
+                count(whole.nbytes)
+                del whole, stacked
+                self._source.release()
+            file.flush()
+            os.fsync(file.fileno())
+        return {"part": part.number, "digests": digests, "file": name, "chunks": chunks}
+
+    def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
+        tensors: dict[str, torch_dist.Stored] = {}
+        faults = []
+        for record in records:
+            for key, dtype, shape, offset, sizes, start, length in record["chunks"]:
+                tensor = torch_dist.Stored(getattr(torch, dtype), tuple(shape), {})
+                tensor = tensors.setdefault(key, tensor)
+                if tensor.dtype is not getattr(torch, dtype):
+                    faults.append(f"{key}: dtypes differ between its experts, Megatron keeps them as one")
+                chunk = torch_dist.Chunk(tuple(offset), tuple(sizes), record["file"], start, length)
+                tensor.chunks[chunk.offset] = chunk
+        if faults:
+            raise WeightMappingError("\n  ".join([f"{len(faults)} faults:", *faults]))
+        blob = torch_dist.write_empty_object(out / "__extra_state.distcp")
+        torch_dist.write_metadata(out, tensors, extra_states(self._source.table), blob, save_id)
+        spec = self._source.spec
+        dtype = str(self._source.dtype(self._source.table[0])).removeprefix("torch.")
+        config = {**{k: v for k, v in spec.hf.items() if k != "torch_dtype"}, "dtype": dtype}
+        _write_json(out / "config.json", config)
+        write_weights_only(out, config, {})
+
+    def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
+        faults = []
+        for i in part.rows:
+            row = self._source.table[i]
+            if self._source.stored_whole:
+                names, found = [row.megatron], [digest(written.whole(row))]
+            else:
+                names, found = list(row.hf), [digest(t) for t in written.parts(row)]
+            faults += _differences(names, found, record["digests"][str(i)])
+            written.release()
+            count(self._size(i))
+        return faults
+
+
+def make_writer(
+    source: Folder, form: Form, dtype: DType | None, *, shard_bytes: int, part_bytes: int
+) -> HFWriter | MegatronWriter:
+    """The writer of a form."""
+    if form == "hf":
+        return HFWriter(source, dtype, shard_bytes, part_bytes)
+    return MegatronWriter(source, part_bytes)
+
+
+def _differences(names: Sequence[str], found: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    if len(found) != len(wanted):
+        return [f"{', '.join(names)}: {len(found)} tensors written, {len(wanted)} read"]
+    return [f"{name}: written as {a}, read as {b}" for name, a, b in zip(names, found, wanted, strict=True) if a != b]
+
+
+def _num_bytes(tensor: tuple[str, torch.dtype, Shape]) -> int:
+    return torch.Size(tensor[2]).numel() * tensor[1].itemsize
+
+
+def _write_at(descriptor: int, data: memoryview, start: int, count: Count) -> None:
+    at = 0
+    while at < len(data):
+        written = os.pwrite(descriptor, data[at : at + WRITE_BYTES], start + at)
+        at += written
+        count(written)
+
+
+def _write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,34 @@
+"""The file that makes a folder a checkpoint of this system, and says which model is in it. Imports no megatron."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1mega.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "policy.json"
+
+
+def read_model_fields(folder: Path) -> dict[str, Any]:
+    """The fields of the config.json of the model in a checkpoint.
+
+    Raises:
+        CheckpointError: no manifest, or a torn one.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: not a checkpoint of this system ({MANIFEST} is missing)")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        return dict(manifest["model"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{file}: torn ({type(e).__name__}: {e})") from e
+
+
+def write_weights_only(folder: Path, model: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Write the manifest of a checkpoint that holds a model's weights and nothing of a run."""
+    manifest = {"format": FORMAT, "reference": False, "ranks": 0, "weights_only": True}
+    manifest |= {"model": dict(model), "extra": dict(extra)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
