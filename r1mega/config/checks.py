@@ -24,6 +24,11 @@ def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
     faults = _model_faults(stage.model, must_exist=model_exists)
     if isinstance(stage, GRPO | Evaluate) and stage.model.path is None:
         faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
+    if not isinstance(stage, Evaluate) and stage.save.keep_every % stage.save.every_steps:
+        faults.append(
+            f"save.keep_every: {stage.save.keep_every} is no multiple of save.every_steps = "
+            f"{stage.save.every_steps}, so that not all of these steps are saved"
+        )
     if isinstance(stage, Pretrain):
         faults += _pretrain_faults(stage)
     elif isinstance(stage, GRPO):
