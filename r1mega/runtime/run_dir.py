@@ -29,7 +29,7 @@ MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay", "rollout.kee
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
 
-LAYOUT = frozenset({"tp", "sp", "pp", "ep", "etp", "cp", "dp", "threads"})
+LAYOUT = frozenset({"tp", "sp", "pp", "vpp", "ep", "etp", "cp", "dp", "threads"})
 """Settings of the trainer's layout that a resumed run may have changed: they alter its results by rounding alone."""
 
 LOCK_TIMEOUT_S = 15.0
@@ -231,7 +231,8 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
     # Layouts of older versions lack some fields, and how long ranks wait for each other changes no result.
     then, now = (TrainerLayout.model_validate(c["cluster"]["trainer"]).model_dump() for c in (found, config))
     waits = {name for name in now if name.endswith("_timeout_s")}
-    if relaid := [f"{key} {then[key]!r} -> {now[key]!r}" for key in sorted(LAYOUT) if then[key] != now[key]]:
+    moved = sorted(key for key in LAYOUT & now.keys() if then[key] != now[key])
+    if relaid := [f"{key} {then[key]!r} -> {now[key]!r}" for key in moved]:
         log.warning("%s: goes on at another layout, equal up to rounding: %s", path, ", ".join(relaid))
     return stage + [
         f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}"

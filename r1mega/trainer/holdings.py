@@ -33,6 +33,8 @@ class Box:
     offset: tuple[int, ...]
     values: Tensor
     """A view of live memory unless the box was copied; its shape is the box's."""
+    padded: bool = False
+    """Whether the last rows are padding, of which another layout may have another number."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,13 @@ class Held:
     """The range that `states` cover, which this rank's share of the optimiser decides."""
     states: dict[str, Tensor]
     """The optimiser's flat tensors over that range, by their names."""
+    padded: bool = False
+    """As in `Box`."""
 
     def whole(self, tensor: Tensor) -> Box:
         """The part as one box, of this rank's tensor of that name or of another of its shape."""
         flat = tensor.detach().view(-1)[self.start : self.start + math.prod(self.sizes)]
-        return Box(self.key, self.shape, self.offset, flat.view(self.sizes))
+        return Box(self.key, self.shape, self.offset, flat.view(self.sizes), self.padded)
 
     def saved(self, tensor: Tensor, prefix: str = "") -> Iterator[Box]:
         """What this rank saves of that tensor."""
@@ -76,7 +80,7 @@ class Held:
             values = flat[at : at + math.prod(sizes)].view(sizes)
             at += values.numel()
             place = tuple(a + b for a, b in zip(self.offset, offset, strict=True))
-            yield Box(prefix + self.key, self.shape, place, values)
+            yield Box(prefix + self.key, self.shape, place, values, self.padded)
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -196,7 +200,8 @@ def _held(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -
         ours = (0, 0) if any(replica) else (0, size)
     offset = tuple(part.global_offset)
     sizes = (1,) * (len(offset) - values.dim()) + tuple(values.shape)
-    return Held(name, part.key, tuple(part.global_shape), offset, sizes, start, ours, trained, states)
+    whole = tuple(part.global_shape)
+    return Held(name, part.key, whole, offset, sizes, start, ours, trained, states, part.allow_shape_mismatch)
 
 
 def _replica(shard: ShardedTensor | ShardedObject) -> tuple[int, ...]:

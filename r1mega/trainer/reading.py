@@ -41,6 +41,8 @@ class Reader:
     def fill(self, wanted: Iterable[Box]) -> None:
         """Read every box into its `values`. Each stored tensor is read once, one at a time.
 
+        Rows of padding that the checkpoint does not have are left as they are.
+
         Raises:
             CheckpointError: tensors that the checkpoint lacks or has in other shapes (lists all), or a torn file.
         """
@@ -49,7 +51,7 @@ class Reader:
         faults = {
             f"{box.key}: {_found(shapes.get(box.key))}, the model's is {list(box.shape)}"
             for box in wanted
-            if shapes.get(box.key) != box.shape
+            if not _fits(shapes.get(box.key), box)
         }
         if faults:
             raise CheckpointError("\n  ".join([f"{self.folder}: not of this model:", *sorted(faults)]))
@@ -68,7 +70,8 @@ class Reader:
                     covered += common
                     place = self._places[MetadataIndex(box.key, chunk.offsets)]
                     found[place.relative_path, place.offset, place.length, tuple(chunk.offsets)].append(box)
-            if covered != box.values.numel():
+            stored = ChunkStorageMetadata(torch.Size([0] * len(box.shape)), self._tensors[box.key].size)
+            if covered != _common(stored, box):
                 raise CheckpointError(f"{self.folder}: lacks a part of {box.key}")
         return dict(sorted(found.items()))
 
@@ -86,6 +89,10 @@ class Reader:
                 return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)
         except Exception as e:  # the unpickler's and zip reader's faults are of many kinds
             raise CheckpointError(f"{self.folder}/{name}: torn ({type(e).__name__}: {e})") from e
+
+
+def _fits(shape: tuple[int, ...] | None, box: Box) -> bool:
+    return shape == box.shape or (box.padded and shape is not None and shape[1:] == box.shape[1:])
 
 
 def _found(shape: tuple[int, ...] | None) -> str:

@@ -2,10 +2,12 @@
 
 `resumes.py OUT save=LAYOUT ... load=FROM/LAYOUT ...`, where a layout is such as tp=2,pp=2 or empty. `save` takes two
 GRPO updates, saves to OUT/LAYOUT, takes two more and writes down their loss and norm and the weights after them;
-`load` loads OUT/FROM at a layout, saves that again to OUT/FROM-LAYOUT, and takes the same two.
+`load` loads OUT/FROM at a layout, saves that again to OUT/FROM-LAYOUT, and takes the same two; `fail=LAYOUT` lets the
+last rank's disk be full and writes what the first rank says of it to OUT/failed.txt.
 """
 
 import dataclasses
+import errno
 import sys
 from pathlib import Path
 
@@ -55,14 +57,38 @@ def train(policy, steps: range) -> dict:
     return found
 
 
+def fail(out: Path, policy) -> None:
+    from r1mega.errors import CheckpointError
+    from r1mega.trainer import checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if policy.mesh.rank == policy.mesh.world_size - 1:
+        checkpoint.write_part = full
+    policy.save(out / "failed" / "step_1", {}, asynchronous=True)
+    train(policy, range(1))
+    if policy.mesh.first:
+        try:
+            policy.saving.wait()
+        except CheckpointError as error:
+            (out / "failed.txt").write_text(str(error))
+    else:
+        policy.saving.wait()
+    policy.mesh.barrier()
+
+
 def main(out: Path, actions: list[str]) -> None:
     for action in actions:
         kind, _, rest = action.partition("=")
         start, _, text = rest.partition("/") if kind == "load" else ("", "", rest)
-        policy = build(parse(text), seed=0 if kind == "save" else 5)
-        if kind == "save":
+        policy = build(parse(text), seed=5 if kind == "load" else 0)
+        if kind in ("save", "fail"):
             policy.refresh_reference()
             train(policy, range(1))
+            if kind == "fail":
+                fail(out, policy)
+                continue
             train(policy, range(1, BEFORE))
             # The step after it begins while the checkpoint is being written.
             policy.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)

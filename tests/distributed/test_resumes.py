@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resumes")
     run(folder, 1, "save=")
     run(folder, 2, "save=dp=2", "save=tp=2", f"save={EP2}", "save=pp=2", "load=tp=2/pp=2", f"load=one/{EP2}",
-        "load=pp=2/dp=2", "load=dp=2/dp=2")  # fmt: skip
+        "load=pp=2/dp=2", "load=dp=2/dp=2", "fail=dp=2")  # fmt: skip
     run(folder, 1, "load=dp=2/", f"load={EP2}/")
     return folder
 
@@ -68,6 +68,12 @@ def test_the_same_layout_continues_bit_for_bit(folder: Path):
     whole, resumed = (torch.load(folder / f"{name}.pt", weights_only=False) for name in ("dp=2", "dp=2-dp=2"))
     assert (whole["loss"], whole["norm"]) == (resumed["loss"], resumed["norm"])
     assert all(torch.equal(whole["weights"][name], t) for name, t in resumed["weights"].items())
+
+
+def test_what_another_rank_could_not_write_is_one_message_and_no_checkpoint(folder: Path):
+    message = (folder / "failed.txt").read_text()
+    assert "step_1: could not be saved (rank 1: [Errno 28] No space left on device)" in message
+    assert not list((folder / "failed").iterdir())
 
 
 @pytest.mark.slow

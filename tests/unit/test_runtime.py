@@ -118,8 +118,8 @@ def test_every_nth_checkpoint_stays(tmp_path: Path, config):
 
 def test_rewind_puts_damaged_checkpoints_aside_and_drops_later_folders(tmp_path: Path, config):
     run = RunDir(tmp_path, *config, resume=False)
-    for name in ("checkpoints/step_2", "checkpoints/step_4", "checkpoints/.step_6.a1.tmp", "checkpoints/step_4.damaged",
-                 "hf_steps/step_2", "hf_steps/step_4", "hf_steps/.step_6.1.tmp"):  # fmt: skip
+    made = ("checkpoints/step_2", "checkpoints/step_4", "checkpoints/.step_6.a1.tmp", "checkpoints/step_4.damaged")
+    for name in (*made, "hf_steps/step_2", "hf_steps/step_4", "hf_steps/.step_6.1.tmp"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name)
     run.rewind(2)
