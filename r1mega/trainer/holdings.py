@@ -157,7 +157,7 @@ def holdings(policy: "Policy") -> Holdings:
             if not any(_replica(shard)):
                 objects.append(shard.unique_key)
             continue
-        parts = shard.build() if isinstance(shard, ShardedTensorFactory) else [shard]
+        parts: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
         held += [_held(name, shard.data, part, trained.get(shard.data)) for part in parts]
     return Holdings(held, objects)
 

@@ -90,7 +90,7 @@ def _copies(source: Iterable[tuple[str, Tensor]], policy: Policy) -> list[tuple[
     for name, tensor in source:
         storage = tensor.untyped_storage().data_ptr()
         if storage in live:
-            place = (storage, tensor.storage_offset(), tuple(tensor.shape))
+            place = (storage, int(tensor.storage_offset()), tuple(tensor.shape))
             if place not in copied:
                 copied[place] = tensor.clone()
             tensor = copied[place]
