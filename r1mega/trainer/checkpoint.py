@@ -69,7 +69,7 @@ def save(
     policy.saving.wait()  # first: its copy must be gone before there is another
     rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
     held = holdings(policy)
-    boxes = [dataclasses.replace(box, values=box.values.clone()) for box in held.saved(policy)]
+    boxes = [dataclasses.replace(box, values=box.values.clone()) for box in held.live]
     boxes += held.saved_reference(policy)
     files = {**own, f"random_{rank}.pkl": pickle.dumps(_random_states())}
     contents = Contents(boxes, held.expected(policy), held.objects, files)

@@ -117,14 +117,8 @@ class Holdings:
     held: list[Held]
     objects: list[str]
     """Keys of the empty objects that Megatron looks for beside its tensors, where this rank saves them."""
-
-    def saved(self, policy: "Policy") -> Iterator[Box]:
-        """Live views of the weights and of the optimiser's states that this rank saves."""
-        tensors = policy.network.state_dict(keep_vars=True)
-        for held in self.held:
-            yield from held.saved(tensors[held.name])
-            if held.ours == held.trained:
-                yield from held.moments()
+    live: list[Box]
+    """Views of the weights and of the optimiser's states that this rank saves."""
 
     def expected(self, policy: "Policy") -> dict[str, tuple[int, ...]]:
         """Key and shape of every whole tensor that this rank has a part of, whoever saves it."""
@@ -143,7 +137,18 @@ class Holdings:
 
 
 def holdings(policy: "Policy") -> Holdings:
-    """What this rank holds now."""
+    """What this rank holds; found once, and again where weights or states have moved in memory."""
+    chain: Any = policy.optimizer
+    tensors = [*policy.network.parameters(), *policy.network.buffers()]
+    for part in getattr(chain, "chained_optimizers", [chain]):
+        tensors += [t for state in part.optimizer.state.values() for t in state.values()]
+    places = tuple(t.data_ptr() for t in tensors)
+    if policy.held is None or policy.held[0] != places:
+        policy.held = places, _find(policy)
+    return policy.held[1]
+
+
+def _find(policy: "Policy") -> Holdings:
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "singleton_local_shards": False,
@@ -159,7 +164,13 @@ def holdings(policy: "Policy") -> Holdings:
             continue
         parts: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
         held += [_held(name, shard.data, part, trained.get(shard.data)) for part in parts]
-    return Holdings(held, objects)
+    tensors = policy.network.state_dict(keep_vars=True)
+    live: list[Box] = []
+    for part in held:
+        live += part.saved(tensors[part.name])
+        if part.ours == part.trained:
+            live += part.moments()
+    return Holdings(held, objects, live)
 
 
 _Share = tuple[int, int, dict[str, Tensor]]

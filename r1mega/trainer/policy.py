@@ -24,6 +24,7 @@ from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
 from r1mega.trainer.batch import MicroBatch, micro_batches
 from r1mega.trainer.forward import LossFn
+from r1mega.trainer.holdings import Holdings
 from r1mega.trainer.initial import initialise
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
@@ -55,6 +56,8 @@ class Policy:
         self.saving = Background("checkpoint")
         """Writes checkpoints beside the training loop."""
         self._saver, self._num_saves = "", 0
+        self.held: tuple[tuple[int, ...], Holdings] | None = None
+        """What `trainer.holdings` has found, and where in memory."""
 
     @classmethod
     def build(

@@ -160,7 +160,7 @@ def test_writing_that_fails_is_told_once_at_the_next_boundary(make_policy, tmp_p
 def test_a_checkpoint_that_lacks_or_repeats_a_part_is_not_made(make_policy, tmp_path, monkeypatch):
     write = checkpoint.write_part
     policy = make_policy()
-    box = next(checkpoint.holdings(policy).saved(policy))
+    box = checkpoint.holdings(policy).live[0]
 
     def save(change):
         def changed(folder, rank, contents):
@@ -254,7 +254,7 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_one_message(make_pol
 def test_a_save_stops_training_for_no_more_than_twice_the_copy(make_policy, spec, tmp_path):
     policy = make_policy(spec=spec.with_vocab(65536, bos=1, eos=2, pad=0))  # 220 MB, so that the copy can be measured
     policy.refresh_reference()
-    tensors = [box.values for box in checkpoint.holdings(policy).saved(policy)]
+    tensors = [box.values for box in checkpoint.holdings(policy).live]
     ratios = []
     for turn in range(12):
         start = time.perf_counter()

@@ -38,7 +38,7 @@ def test_boxes_are_the_range_in_order(shape: tuple[int, ...], data: st.DataObjec
 def test_a_policy_holds_every_weight_and_two_moments_of_every_trained_one(make_policy, mtp: str):
     policy = make_policy(mtp=mtp)
     held = holdings(policy)
-    saved = list(held.saved(policy))
+    saved = held.live
     moments = sum(b.values.numel() for b in saved if b.key.startswith("optimizer."))
     assert moments == 2 * sum(p.numel() for p in policy.network.parameters() if p.requires_grad)
     assert sum(b.values.numel() for b in saved) == moments + sum(t.numel() for t in policy.state().values())

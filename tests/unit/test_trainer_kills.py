@@ -22,14 +22,14 @@ def set_all(policy, step: int) -> None:
     from r1mega.trainer.holdings import holdings
 
     with torch.no_grad():
-        for box in holdings(policy).saved(policy):
+        for box in holdings(policy).live:
             box.values.fill_(step)
 
 
 def only_number(policy) -> float:
     from r1mega.trainer.holdings import holdings
 
-    found = {float(t) for box in holdings(policy).saved(policy) for t in (box.values.min(), box.values.max())}
+    found = {float(t) for box in holdings(policy).live for t in (box.values.min(), box.values.max())}
     assert len(found) == 1, found
     return found.pop()
 

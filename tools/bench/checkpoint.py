@@ -58,7 +58,7 @@ def measure(mib: int, threads: int, repetitions: int, folder: Path) -> dict[str,
     from r1mega.trainer.holdings import holdings
 
     policy = build(mib, threads)
-    tensors = [box.values for box in holdings(policy).saved(policy)]
+    tensors = [box.values for box in holdings(policy).live]
     writing: list[float] = []
     beside: list[float] = []
     alone: list[float] = []
