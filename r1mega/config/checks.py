@@ -30,6 +30,11 @@ def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
             f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
             "from; `r1mega convert to-hf` writes it"
         )
+    if not isinstance(stage, Evaluate) and stage.save.keep_every % stage.save.every_steps:
+        faults.append(
+            f"save.keep_every: {stage.save.keep_every} is no multiple of save.every_steps = "
+            f"{stage.save.every_steps}, so that not all of these steps are saved"
+        )
     if isinstance(stage, Pretrain):
         faults += _pretrain_faults(stage)
     elif isinstance(stage, GRPO):

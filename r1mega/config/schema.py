@@ -89,7 +89,15 @@ class Save(Section):
     every_steps: int = Field(gt=0)
     """Optimiser steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
-    """How many checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk. The second is used where the first is found damaged."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that this divides stay for ever, and in an RL run the answers they would need to go on;
+    0 keeps none but the newest."""
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written, with a copy of the state in memory until it is."""
+    hf_every: int = Field(default=0, ge=0)
+    """Optimiser steps between Hugging Face folders, hf_steps/step_N in the run directory; written beside training
+    from a copy of the weights in the first rank's memory. 0: only the final weights, in hf."""
 
 
 class Wandb(Section):

@@ -2,13 +2,14 @@
 
 config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds
 metrics.jsonl one line a step                              summary.json  written once, when the stage is done
-checkpoints/step_N/   hf/   samples/   figures/   wandb/   logs/
+checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
 """
 
 import datetime
 import fcntl
 import importlib.metadata
 import json
+import logging
 import platform
 import re
 import shutil
@@ -22,9 +23,14 @@ from r1mega.config.schema import Cluster, Stage, TrainerLayout
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 
+log = logging.getLogger(__name__)
+
 MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay", "rollout.keep_journal"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
+
+LAYOUT = frozenset({"tp", "sp", "pp", "vpp", "ep", "etp", "cp", "dp", "threads"})
+"""Settings of the trainer's layout that a resumed run may have changed: they alter its results by rounding alone."""
 
 LOCK_TIMEOUT_S = 15.0
 """How long a run waits for the one before it to let go of its directory."""
@@ -95,24 +101,28 @@ class RunDir:
         """The Hugging Face folder of the stage's final weights."""
         return self.path / "hf"
 
+    def hf_step(self, step: int) -> Path:
+        """The Hugging Face folder of the weights after a step on the way."""
+        return self.path / "hf_steps" / f"step_{step}"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
 
-    def latest_checkpoint(self) -> Path | None:
-        """The complete checkpoint with the highest step: a folder is renamed into place only when it is whole."""
-        steps = self.saved_steps()
-        return self.checkpoint(steps[-1]) if steps else None
-
-    def prune_checkpoints(self, keep_last: int) -> None:
-        """Remove all but the newest `keep_last` checkpoints."""
+    def prune_checkpoints(self, keep_last: int, keep_every: int = 0) -> None:
+        """Remove all but the newest `keep_last` checkpoints, and those of steps that `keep_every` divides."""
         assert self._lock is not None, "rank 0 alone writes"
         for step in self.saved_steps()[:-keep_last]:
+            if keep_every and step % keep_every == 0:
+                continue
             aside = self.checkpoints / f".step_{step}.old"
             self.checkpoint(step).rename(aside)  # never half of one under its name
             shutil.rmtree(aside)
 
     def saved_steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending; a user's copies under other names are left alone."""
+        """Steps with a checkpoint, ascending: a folder is renamed into place only when it was written whole.
+
+        A user's copies under other names are left alone.
+        """
         names = (re.fullmatch(r"step_(\d+)", p.name) for p in self.checkpoints.glob("step_*") if p.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
@@ -121,10 +131,20 @@ class RunDir:
         return _rows(self.path / "metrics.jsonl")
 
     def rewind(self, step: int) -> None:
-        """Drop what an interrupted run wrote after the checkpoint at `step`: its steps will be taken again."""
+        """Drop what an interrupted run wrote after the checkpoint at `step`: its steps will be taken again.
+
+        A later checkpoint, which is damaged, is renamed to step_N.damaged.
+        """
         assert self._lock is not None, "rank 0 alone writes"
-        for left_over in [*self.checkpoints.glob(".step_*"), *self.path.glob(".*.tmp")]:
-            shutil.rmtree(left_over, ignore_errors=True)
+        hf_steps = self.path / "hf_steps"
+        left_overs = [*self.checkpoints.glob(".step_*"), *self.path.glob(".*.tmp"), *hf_steps.glob(".*.tmp")]
+        later = [folder for folder in hf_steps.glob("step_*") if checkpoint_step(folder) > step]
+        for folder in left_overs + later:
+            shutil.rmtree(folder, ignore_errors=True)
+        for damaged in (self.checkpoint(s) for s in self.saved_steps() if s > step):
+            aside = damaged.with_name(f"{damaged.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():
             files.write_jsonl(metrics, [row for row in _rows(metrics) if row["step"] <= step])
@@ -211,8 +231,13 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
     # Layouts of older versions lack some fields, and how long ranks wait for each other changes no result.
     then, now = (TrainerLayout.model_validate(c["cluster"]["trainer"]).model_dump() for c in (found, config))
     waits = {name for name in now if name.endswith("_timeout_s")}
+    moved = sorted(key for key in LAYOUT & now.keys() if then[key] != now[key])
+    if relaid := [f"{key} {then[key]!r} -> {now[key]!r}" for key in moved]:
+        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, ", ".join(relaid))
     return stage + [
-        f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}" for key in now.keys() - waits if then[key] != now[key]
+        f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}"
+        for key in now.keys() - waits - LAYOUT
+        if then[key] != now[key]
     ]
 
 

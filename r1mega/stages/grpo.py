@@ -34,9 +34,10 @@ from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.samples import Document, Sample
 from r1mega.stages.sampling import Metrics, Questions, Sampling
+from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
-from r1mega.trainer.scatter import MiniBatches, decode, encode, scatter
+from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
 from r1mega.weights import hf_io
 from r1mega.weights.source import PolicySource
 
@@ -57,7 +58,7 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
     assert config.model.path is not None, "config.checks demands it"
     ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
-        checkpoint = ours.from_first(run_dir.latest_checkpoint)
+        checkpoint = last_checkpoint(ours, run_dir)
         step = checkpoint_step(checkpoint) if checkpoint else 0
         sampling = None
         if ours.first:
@@ -66,7 +67,8 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
             # The server starts in its own process while this one builds the policy.
             sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt))
         policy = _policy(config, ours)
-        trainer = Trainer(config, run_dir, policy, sampling, interrupt, step)
+        saves = stack.enter_context(Saves(policy, run_dir, config.save, config.model.path))
+        trainer = Trainer(config, run_dir, policy, sampling, interrupt, step, saves)
         if checkpoint is not None:
             trainer.load(checkpoint)
         else:
@@ -74,6 +76,7 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
             if config.objective.kl_coef > 0:
                 policy.refresh_reference()
         trainer.loop()
+        trainer.finish_saving()
         rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": sampling.live.peak_rss_gib() if sampling else 0}
     hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
     if ours.first:
@@ -130,8 +133,10 @@ class Trainer:
         sampling: Sampling | None,
         interrupt: Interrupt,
         step: int,
+        saves: Saves,
     ) -> None:
         """sampling: on the first rank alone."""
+        self.saves = saves
         self.config, self.run_dir, self.policy, self.mesh = config, run_dir, policy, policy.mesh
         self.sampling, self.interrupt, self.step = sampling, interrupt, step
         self.pending: MiniBatches = []
@@ -169,9 +174,12 @@ class Trainer:
                 if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
                     self.evaluate()
                 stop = self.mesh.from_first(lambda: self.interrupt.received)
+                self.check_saves()
                 if last or stop or self.step % config.save.every_steps == 0:
                     self.save()
+                self.saves.export_if_due(self.step)
                 if stop:
+                    self.finish_saving()
                     raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
 
     def evaluate(self) -> None:
@@ -189,9 +197,11 @@ class Trainer:
         """
         stop = self._lead(work) if self.sampling is not None else self._follow()
         if stop is not None:
+            self.finish_saving()
             # Where the step has a checkpoint, it is of this very state.
             if not self.mesh.from_first(self.run_dir.checkpoint(self.step).exists):
                 self.save()
+                self.finish_saving()
             raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
 
     def _lead(self, work: Callable[[Sampling], Any]) -> int | None:
@@ -287,28 +297,39 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of everything that a resumed run needs, the rest of the rollout included."""
-        folder = self.run_dir.checkpoint(self.step)
         state: dict[str, Any] = {"step": self.step}
         if self.sampling is not None:
             self.sampling.tracker.sync()
             state |= self.sampling.state() | {"metrics": self.metrics}
         mine = {self._pending_file(): encode(self.pending)} if self.mesh.leads_copy else {}
-        self.policy.save(folder, state, mine)
-        if self.sampling is not None:
-            self.run_dir.prune_checkpoints(self.config.save.keep_last)
-            if not self.config.rollout.keep_journal:
-                self.sampling.journal.prune(min(self.run_dir.saved_steps()))
+        self.saves.checkpoint(self.step, state, mine)
+
+    def check_saves(self) -> None:
+        """Between two steps: what came of the last save. Raises as `Saves.check`."""
+        self.saves.check()
+        if self.sampling is not None and self.saves.settled() and not self.config.rollout.keep_journal:
+            self.sampling.journal.prune(min(self.run_dir.saved_steps()))
+
+    def finish_saving(self) -> None:
+        """Wait for the last save. Raises as `Saves.check`."""
+        self.saves.wait()
+        self.check_saves()
 
     def _pending_file(self) -> str:
         return f"{self.mesh.data_rank:05d}.{PENDING}"
 
     def load(self, checkpoint: Path) -> None:
-        """Go on where `save` was called, at the same layout."""
-        state = self.policy.load(checkpoint)
+        """Go on where `save` was called, at any layout."""
+        state = self.policy.load(checkpoint, verified=True)
         self.metrics = state.get("metrics", {})
         if self.sampling is not None:
             self.sampling.restore(state)
-        self.pending = decode((checkpoint / self._pending_file()).read_bytes())
+        files = sorted(checkpoint.glob(f"*.{PENDING}"))
+        if len(files) == self.mesh.layout.dp:
+            self.pending = decode((checkpoint / self._pending_file()).read_bytes())
+        else:
+            shares = [decode(file.read_bytes()) for file in files]
+            self.pending = redivide(shares, self.mesh.layout.dp)[self.mesh.data_rank]
         log.info("resumed from %s", checkpoint)
 
 

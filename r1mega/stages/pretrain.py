@@ -24,6 +24,7 @@ from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Document
+from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import divide
@@ -49,10 +50,12 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
     spec, corpus = ours.from_first(lambda: _corpus(config, run_dir))
     with Interrupt() as interrupt:
         policy, state = _policy(config, ours, run_dir, spec)
-        trainer = Trainer(config, run_dir, policy, corpus, state)
-        trainer.loop(interrupt)
+        tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
+        with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
+            trainer = Trainer(config, run_dir, policy, corpus, state, saves)
+            trainer.loop(interrupt)
         rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path or run_dir.path / "tokenizer")
+    hf_io.export(policy, run_dir.hf, tokenizer_dir)
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
 
@@ -103,11 +106,11 @@ def _policy(config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec)
         expert_bias_rate=config.expert_bias_rate,
         seed=config.seed,
     )
-    checkpoint = ours.from_first(run_dir.latest_checkpoint)
+    checkpoint = last_checkpoint(ours, run_dir)
     if ours.first:
         run_dir.rewind(checkpoint_step(checkpoint) if checkpoint else -1)
     if checkpoint is not None:
-        state = policy.load(checkpoint)
+        state = policy.load(checkpoint, verified=True)
         log.info("resumed from %s", checkpoint)
         return policy, state
     if config.model.path is not None:
@@ -119,9 +122,15 @@ class Trainer:
     """The loop; its state is the policy, the steps taken and the seconds they took."""
 
     def __init__(
-        self, config: Pretrain, run_dir: RunDir, policy: Policy, corpus: list[Document], state: dict[str, Any]
+        self,
+        config: Pretrain,
+        run_dir: RunDir,
+        policy: Policy,
+        corpus: list[Document],
+        state: dict[str, Any],
+        saves: Saves,
     ) -> None:
-        self.config, self.run_dir, self.policy, self.corpus = config, run_dir, policy, corpus
+        self.config, self.policy, self.corpus, self.saves = config, policy, corpus, saves
         self.mesh = policy.mesh
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self._epoch, self._order = -1, list[int]()
@@ -153,9 +162,12 @@ class Trainer:
                 if self.tracker is not None:
                     self.tracker.log("train", self.step, metrics | {"seconds/update": seconds})
                 bar.advance(seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
+                self.saves.check()
                 if self.progress >= 1.0 or stop or self.step % config.save.every_steps == 0:
                     self.save()
+                self.saves.export_if_due(self.step)
                 if stop:
+                    self.saves.wait()
                     raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
         if self.tracker is not None:
             self.tracker.close()
@@ -188,9 +200,7 @@ class Trainer:
         if self.tracker is not None:
             self.tracker.sync()
         state = {"step": self.step, "seconds": self.seconds}
-        self.policy.save(self.run_dir.checkpoint(self.step), state)
-        if self.mesh.first:
-            self.run_dir.prune_checkpoints(self.config.save.keep_last)
+        self.saves.checkpoint(self.step, state)
 
 
 def _summary(run_dir: RunDir, rss: float) -> dict[str, Any]:

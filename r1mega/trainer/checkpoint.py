@@ -1,156 +1,225 @@
-"""Checkpoints of a policy: everything that a resumed run needs to continue bit for bit.
+"""Checkpoints of a policy: everything that a resumed run needs to continue bit for bit at the layout that saved them.
 
-A folder holds Megatron's distributed checkpoint (weights, reference, optimiser), each rank's random states and other
-files of its own, and `policy.json`, which is written last. It is loaded at the layout that saved it.
+A folder holds a Megatron distributed checkpoint of weights, reference and optimiser (`trainer/part.py`), each rank's
+random states and other files of its own, and `policy.json`, with every file's length and digest. Saving stops the
+training loop for a copy in memory; threads write the copy, and rename the folder into place when all is on disk.
+Loading at another layout of ranks continues the same training, up to rounding.
 """
 
-import gc
+import dataclasses
+import hashlib
 import json
-import os
+import logging
 import pickle
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint import CheckpointException
+from megatron.core import tensor_parallel
 
 from r1mega.errors import CheckpointError
 from r1mega.runtime.files import sync_folder
-from r1mega.trainer.manifest import FORMAT, MANIFEST
+from r1mega.trainer.holdings import REFERENCE, Box, Held, holdings
+from r1mega.trainer.manifest import FORMAT, MANIFEST, digest, read_manifest
+from r1mega.trainer.mesh import Mesh
+from r1mega.trainer.part import (
+    Contents,
+    collect_parts,
+    file_digest,
+    leave_failure,
+    write_file,
+    write_metadata,
+    write_part,
+)
+from r1mega.trainer.reading import Reader
 
 if TYPE_CHECKING:
     from r1mega.trainer.policy import Policy
 
-REFERENCE = "reference."
+log = logging.getLogger(__name__)
+
+AXES = ("tp", "pp", "ep", "etp", "cp", "dp")
 
 
-def save(policy: "Policy", folder: Path, extra: dict[str, Any], own: Mapping[str, bytes]) -> None:
-    """Write the checkpoint beside `folder` and rename it there; an older one of that name is replaced.
+def save(
+    policy: "Policy",
+    folder: Path,
+    extra: dict[str, Any],
+    own: Mapping[str, bytes],
+    then: Callable[[], None] = lambda: None,
+) -> None:
+    """Copy the state, and let `policy.saving` write the checkpoint and put it at `folder`, replacing an older one.
 
-    Every rank calls this; `extra` is the first rank's, `own` are files of each rank's.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    first = policy.mesh.rank == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    policy.mesh.barrier()
-    gc.freeze()  # Megatron collects garbage while it saves; over all that a trainer has imported that takes a second
-    try:
-        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-        dist_checkpointing.save(_sharded(policy), str(temporary), strategy)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
-        raise
-    finally:
-        gc.unfreeze()
-    with (temporary / f"random_{policy.mesh.rank}.pkl").open("wb") as file:
-        pickle.dump(_random_states(), file)
-    for name, data in own.items():
-        (temporary / name).write_bytes(data)
-    policy.mesh.barrier()
-    if first:
-        manifest = {
-            "format": FORMAT,
-            "reference": policy.reference is not None,
-            "ranks": policy.mesh.world_size,
-            "model": dict(policy.spec.hf),
-            "extra": extra,
-        }
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        # Never half of the old one under its name: it is moved aside, and replaced in the next moment.
-        aside = folder.with_name(f".{folder.name}.old")
-        if folder.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    policy.mesh.barrier()
+    Every rank calls this, and none waits for another. If the one before is still being written, this waits for it.
 
-
-def load(policy: "Policy", folder: Path) -> dict[str, Any]:
-    """Fill a freshly built policy from a checkpoint; returns its `extra`. Every rank calls this.
+    Args:
+        extra: the first rank's counts.
+        own: files of each rank's.
+        then: called in the writing thread of the first rank when the checkpoint stands.
 
     Raises:
-        CheckpointError: missing, torn, written by another version, or of a model of other shapes.
+        CheckpointError: the save before this one has failed.
     """
-    manifest = _manifest(folder)
-    if manifest.get("weights_only"):
-        raise CheckpointError(f"{folder}: holds weights and no run to resume; start a stage from it with model.path")
-    if manifest["model"] != json.loads(json.dumps(dict(policy.spec.hf))):
+    policy.saving.wait()  # first: its copy must be gone before there is another
+    rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
+    held = holdings(policy)
+    boxes = [dataclasses.replace(box, values=box.values.clone()) for box in held.live]
+    boxes += held.saved_reference(policy)
+    files = {**own, f"random_{rank}.pkl": pickle.dumps(_random_states())}
+    contents = Contents(boxes, held.expected(policy), held.objects, files)
+    manifest = _as_json(_manifest_of(policy, extra))
+    temporary = folder.with_name(f".{folder.name}.{policy.next_save()}.tmp")
+    abandoned = policy.saving.abandoned.is_set
+
+    def write() -> None:
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            write_part(temporary, rank, contents)
+            if rank == 0:
+                _publish(temporary, folder, manifest, collect_parts(temporary, num_ranks, abandoned))
+        except BaseException as error:
+            contents.boxes.clear()
+            if rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
+            elif leave_failure(temporary, rank, error):
+                return  # the first rank says it
+            raise CheckpointError(
+                f"{folder}: could not be saved ({error}); the checkpoints before it are whole: mend this and "
+                "continue with --resume"
+            ) from error
+        if rank == 0:
+            then()
+
+    policy.saving.start(write)
+
+
+def _publish(temporary: Path, folder: Path, manifest: dict[str, Any], parts: list[dict[str, Any]]) -> None:
+    """Make one checkpoint of all ranks' files, and give it its name."""
+    manifest["files"] = write_metadata(temporary, parts)
+    manifest["crc32"] = digest(manifest)
+    write_file(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
+    sync_folder(temporary)
+    # Never half of the old one under its name: it is moved aside, and replaced in the next moment.
+    aside = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    temporary.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _manifest_of(policy: "Policy", extra: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "reference": policy.reference is not None,
+        "ranks": policy.mesh.world_size,
+        "layout": _layout(policy),
+        "optimizer": {"step": max(group["step"] for group in policy.optimizer.param_groups)},
+        "model": dict(policy.spec.hf),
+        "extra": extra,
+    }
+
+
+def _layout(policy: "Policy") -> dict[str, int]:
+    layout = policy.mesh.layout
+    return {axis: layout.expert_tp if axis == "etp" else getattr(layout, axis) for axis in AXES}
+
+
+# ---- what is on disk ----------------------------------------------------------------------------------------
+
+
+def newest_whole(mesh: Mesh, folders: Sequence[Path]) -> Path | None:
+    """The last of `folders`, oldest first, whose files are all as they were written. Every rank calls this.
+
+    Damaged ones are named in a warning.
+
+    Raises:
+        CheckpointError: there are folders, and all are damaged; lists them.
+    """
+    damaged: list[str] = []
+    for folder in reversed(folders):
+        faults = damage(mesh, folder)
+        if not faults:
+            for text in damaged if mesh.first else ():
+                log.warning("damaged checkpoint, using %s instead: %s", folder, text)
+            return folder
+        damaged.append("; ".join(faults))
+    if damaged:
+        raise CheckpointError("\n  ".join(["no checkpoint is whole:", *damaged]))
+    return None
+
+
+def damage(mesh: Mesh, folder: Path) -> list[str]:
+    """What of a checkpoint is not as it was written; nothing where it is whole. The ranks read a share each."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        manifest, mine = None, [str(error)]
+    else:
+        names = sorted(manifest["files"])[mesh.rank :: mesh.world_size]
+        mine = [f for name in names if (f := _damage_of(folder / name, manifest["files"][name]))]
+    return list(dict.fromkeys(fault for part in mesh.gather(mine) for fault in part))
+
+
+def _damage_of(file: Path, written: dict[str, int]) -> str:
+    try:
+        size = file.stat().st_size
+        if size != written["bytes"]:
+            return f"{file}: {size} bytes, {written['bytes']} were written"
+        return "" if file_digest(file) == written else f"{file}: other bytes than were written (CRC-32)"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+
+
+def _as_json(value: Any) -> Any:
+    """A copy that later changes do not reach, as JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+# ---- loading ------------------------------------------------------------------------------------------------
+
+
+def load(policy: "Policy", folder: Path, *, verified: bool = False) -> dict[str, Any]:
+    """Fill a freshly built policy from a checkpoint of any layout; returns its `extra`. Every rank calls this.
+
+    Args:
+        verified: `newest_whole` has just found it whole.
+
+    Raises:
+        CheckpointError: missing, damaged, written by another version, or of another model.
+    """
+    manifest = read_manifest(folder)
+    if manifest["model"] != _as_json(dict(policy.spec.hf)):
         changed = sorted(k for k in policy.spec.hf if policy.spec.hf[k] != manifest["model"].get(k))
         raise CheckpointError(f"{folder}: belongs to another model; these fields differ: {', '.join(changed)}")
-    random_file = folder / f"random_{policy.mesh.rank}.pkl"
-    if not random_file.is_file():
-        raise CheckpointError(f"{folder}: {random_file.name} is missing; it was saved by {manifest['ranks']} ranks")
-    try:
-        random = pickle.loads(random_file.read_bytes())
-    except (EOFError, ValueError, AttributeError, pickle.UnpicklingError) as e:
-        raise CheckpointError(f"{random_file}: torn ({type(e).__name__})") from e
-    if manifest["reference"]:
-        policy.refresh_reference()  # makes room; overwritten below
-    template = _sharded(policy, loading=True, reference=manifest["reference"])
-    try:
-        loaded: Any = dist_checkpointing.load(template, str(folder))
-    except (Exception, CheckpointException) as e:  # the second is no Exception
-        raise CheckpointError(f"{folder}: torn or of another layout ({type(e).__name__}: {e})") from e
-    with torch.no_grad():
-        for name, tensor in policy.network.state_dict(keep_vars=True).items():
-            if isinstance(tensor, torch.Tensor):
-                tensor.copy_(loaded["model"][name])
-    policy.optimizer.load_state_dict(loaded["optimizer"])
+    if not verified and (faults := damage(policy.mesh, folder)):
+        raise CheckpointError("\n  ".join([f"{folder}: damaged, or torn:", *faults]))
+    held = holdings(policy).held
+    reader = Reader(folder)
+    reader.fill([*_weights(policy, held), *(box for part in held for box in part.moments())])
+    for group in policy.optimizer.param_groups:
+        group["step"] = manifest["optimizer"]["step"]
     policy.reference = None
     if manifest["reference"]:
-        policy.reference = {
-            name.removeprefix(REFERENCE): t for name, t in loaded["reference"].items() if isinstance(t, torch.Tensor)
-        }
-    _set_random_states(random)
+        policy.refresh_reference()  # makes room; overwritten here
+        assert policy.reference is not None
+        parts = [part.whole(policy.reference[part.name]) for part in held]
+        reader.fill([dataclasses.replace(box, key=REFERENCE + box.key) for box in parts])
+    _restore_random(policy, folder, manifest)
     return manifest["extra"]
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: not a checkpoint ({MANIFEST} is missing)")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise CheckpointError(f"{file}: torn ({e})") from e
-    keys = {"format", "reference", "ranks", "model", "extra"}
-    if not isinstance(manifest, dict) or not keys <= manifest.keys():
-        raise CheckpointError(f"{file}: torn (expected an object with {', '.join(sorted(keys))})")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{file}: format {manifest['format']}, this version reads {FORMAT}")
-    return manifest
+def _weights(policy: "Policy", held: list[Held]) -> list[Box]:
+    tensors = policy.network.state_dict(keep_vars=True)
+    return [part.whole(tensors[part.name]) for part in held]
 
 
-def _sharded(policy: "Policy", *, loading: bool = False, reference: bool | None = None) -> dict[str, Any]:
-    """What Megatron saves, or the template it loads into: names, shards and tensors."""
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        "singleton_local_shards": False,
-    }
-    model = policy.network.sharded_state_dict(metadata=metadata)
-    state: dict[str, Any] = {"model": model}
-    if policy.reference is not None if reference is None else reference:
-        assert policy.reference is not None
-        state["reference"] = policy.network.sharded_state_dict(prefix=REFERENCE, metadata=metadata)
-        for name, shard in state["reference"].items():
-            if hasattr(shard, "data") and name.removeprefix(REFERENCE) in policy.reference:
-                shard.data = policy.reference[name.removeprefix(REFERENCE)]
-    state["optimizer"] = policy.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
-    return state
+# ---- random states ------------------------------------------------------------------------------------------
 
 
 def _random_states() -> dict[str, Any]:
@@ -163,17 +232,34 @@ def _random_states() -> dict[str, Any]:
     }
 
 
+def _restore_random(policy: "Policy", folder: Path, manifest: dict[str, Any]) -> None:
+    """Each rank's own states; at another layout, whose ranks are others, states derived from the first rank's."""
+    same = manifest["layout"] == _layout(policy)
+    file = folder / f"random_{policy.mesh.rank if same else 0}.pkl"
+    try:
+        data = file.read_bytes()
+        states = pickle.loads(data)
+    except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as e:
+        raise CheckpointError(f"{file}: torn or missing ({type(e).__name__})") from e
+    if same:
+        _set_random_states(states)
+        return
+    seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big") >> 1
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    if policy.mesh.first:
+        then, now = (", ".join(f"{k} {v}" for k, v in at.items()) for at in (manifest["layout"], _layout(policy)))
+        log.warning(
+            "%s was saved at %s and is loaded at %s: training goes on up to rounding, with new random states",
+            folder, then, now,
+        )  # fmt: skip
+
+
 def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])
     tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     tracker.set_states({k: torch.from_numpy(v) for k, v in states["megatron"].items()})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

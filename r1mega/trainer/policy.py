@@ -1,7 +1,8 @@
 """The policy: a model in training and the verbs on it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from torch import Tensor
 from r1mega.config import schema
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
+from r1mega.runtime.background import Background
 from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
 from r1mega.trainer.batch import MicroBatch, micro_batches
 from r1mega.trainer.forward import LossFn
+from r1mega.trainer.holdings import Holdings
 from r1mega.trainer.initial import initialise
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
@@ -50,6 +53,11 @@ class Policy:
         """Host copy of the reference's parameters and buffers, by the network's own names."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
+        self.saving = Background("checkpoint")
+        """Writes checkpoints beside the training loop."""
+        self._saver, self._num_saves = "", 0
+        self.held: tuple[tuple[int, ...], Holdings] | None = None
+        """What `trainer.holdings` has found, and where in memory."""
 
     @classmethod
     def build(
@@ -204,22 +212,48 @@ class Policy:
         """Make the current weights the reference (the report does so every 400 steps)."""
         self.reference = {n: t.detach().to("cpu", copy=True) for n, t in own_tensors(self.network).items()}
 
-    def save(self, folder: Path, extra: dict[str, Any], own: Mapping[str, bytes] | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        extra: dict[str, Any],
+        own: Mapping[str, bytes] | None = None,
+        *,
+        asynchronous: bool = False,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write everything that a resumed run needs; the folder appears complete or not at all.
 
         Args:
             extra: plain JSON that `load` returns; the first rank's counts.
             own: files of this rank's to lie beside, by name.
-        """
-        checkpoint.save(self, folder, extra, own or {})
-
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Continue from `save`; returns its `extra`.
+            asynchronous: return when the state is copied; `saving.check` or `saving.wait` tell how writing went.
+            then: called on the first rank, in the thread that writes, when the folder stands.
 
         Raises:
-            CheckpointError: the folder is missing, torn or of another model.
+            CheckpointError: it, or an asynchronous one before it, could not be written.
         """
-        return checkpoint.load(self, folder)
+        checkpoint.save(self, folder, extra, own or {}, then)
+        if not asynchronous:
+            self.saving.wait()
+            self.mesh.barrier()
+
+    def next_save(self) -> str:
+        """A name for the next save's temporary folder, the same on every rank, and never used before."""
+        if not self._saver:
+            self._saver = self.mesh.from_first(lambda: secrets.token_hex(4))
+        self._num_saves += 1
+        return f"{self._saver}{self._num_saves}"
+
+    def load(self, folder: Path, *, verified: bool = False) -> dict[str, Any]:
+        """Continue from `save`, at any layout; returns its `extra`.
+
+        Args:
+            verified: `checkpoint.newest_whole` has just read all of it.
+
+        Raises:
+            CheckpointError: the folder is missing, damaged or of another model.
+        """
+        return checkpoint.load(self, folder, verified=verified)
 
     # ---- parts ------------------------------------------------------------------------------------------
 

@@ -34,6 +34,21 @@ def divide(lengths: Sequence[int], num_shares: int) -> list[list[int]]:
     return shares
 
 
+def redivide(shares: Sequence[MiniBatches], num_shares: int) -> list[MiniBatches]:
+    """What was divided over some ranks, divided over another number of them; mini-batches keep their samples.
+
+    Args:
+        shares: of every data-parallel rank, with as many mini-batches each.
+    """
+    minibatches = [[s for part in parts for s in part] for parts in zip(*shares, strict=True)]
+    return _divided(minibatches, num_shares)
+
+
+def _divided(minibatches: MiniBatches, num_shares: int) -> list[MiniBatches]:
+    divided = [divide([len(s.prompt_ids) + len(s.completion_ids) for s in m], num_shares) for m in minibatches]
+    return [[[m[k] for k in d[i]] for m, d in zip(minibatches, divided, strict=True)] for i in range(num_shares)]
+
+
 def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
     """This rank's share of each mini-batch. Every rank calls this; the first one gives the mini-batches."""
     if mesh.world_size == 1:
@@ -46,11 +61,7 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
     data = b""
     if mesh.first:
         assert minibatches is not None
-        divided = [divide([len(s.prompt_ids) + len(s.completion_ids) for s in m], dp) for m in minibatches]
-        encoded = [
-            encode([[m[k] for k in shares[i]] for m, shares in zip(minibatches, divided, strict=True)])
-            for i in range(dp)
-        ]
+        encoded = [encode(share) for share in _divided(minibatches, dp)]
         for i, rank in enumerate(leaders[1:], 1):
             _send(encoded[i], rank, mesh)
         data = encoded[0]

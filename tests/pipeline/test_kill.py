@@ -283,3 +283,37 @@ def test_live_sampling_again_is_compared_with_the_journal(base: Path, whole: Pat
     assert done.returncode == 0, done.stderr
     first = next(row for row in rows(run_dir) if row["kind"] == "train")
     assert 0 < first["replay/equal_tokens"] <= first["replay/tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(base: Path, whole: Path, tmp_path: Path):
+    """Within a rollout, at its own layout and at another; metrics, samples and journal follow to where it goes on."""
+    run_dir = with_journal_of(whole, tmp_path / "run")
+    hf_every = "save.hf_every=9"
+    done = r1mega(*rl(base, run_dir, hf_every))
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (run_dir / "hf_steps").iterdir()) == ["step_18", "step_9"]
+    torn = run_dir / "checkpoints/step_24/__0_0.distcp"
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (run_dir / "summary.json").unlink()
+    other = shutil.copytree(run_dir, tmp_path / "other")
+    two_ranks = ("cluster.trainer.dp=2", "cluster.trainer.threads=1")
+    for folder, layout in ((run_dir, ()), (other, two_ranks)):
+        done = r1mega(*rl(base, folder, hf_every, *layout), "--resume")
+        assert done.returncode == 0, done.stderr
+        said = done.stdout + done.stderr
+        assert f"damaged checkpoint, using {folder}/checkpoints/step_21 instead" in said
+        assert f"{folder}/checkpoints/step_24/__0_0.distcp" in said
+        assert (folder / "checkpoints/step_24.damaged").is_dir() and (folder / "checkpoints/step_24").is_dir()
+        assert not (folder / "logs/vllm.log").exists()
+    assert rows(run_dir) == rows(whole)
+    for a, b in zip(rows(other), rows(whole), strict=True):
+        assert (a["kind"], a["step"]) == (b["kind"], b["step"])
+        if a["kind"] == "train":
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3, abs=1e-4)
+    got, want, relaid = (load_file(d / "hf/model.safetensors") for d in (run_dir, whole, other))
+    assert all(torch.equal(got[name], want[name]) for name in want)
+    assert max(float((relaid[name] - want[name]).abs().max()) for name in want) < 1e-4

@@ -183,6 +183,7 @@ def test_check_imports_no_torch_and_no_engine():
     ("overrides", "part"),
     [
         (["tasks.0.name=chain_some"], "unknown task 'chain_some'"),
+        (["save.every_steps=4", "save.keep_every=6"], "save.keep_every: 6 is no multiple of save.every_steps = 4"),
         (["cluster.trainer.ep=2"], "2 does not divide the tp x dp = 1 ranks"),
         (["cluster.trainer.pp=4"], "pp = 4 is more than the model's 3 layers"),
         (["model.config=/etc/passwd"], "/etc/passwd: not JSON"),

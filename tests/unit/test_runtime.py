@@ -61,12 +61,22 @@ def test_resume_refuses_another_config_but_not_what_alters_nothing(tmp_path: Pat
     # The steps already taken would have had another learning rate on a longer cosine.
     with pytest.raises(RunDirError, match="num_steps"):
         RunDir(tmp_path, *load(BASE, "laptop", ["num_steps=5000"]), resume=True)
-    with pytest.raises(RunDirError, match=r"cluster\.trainer"):
-        RunDir(tmp_path, *load(BASE, "laptop", ["cluster.trainer.threads=1"]), resume=True)
+    stage, cluster = config
+    other_dtype = cluster.trainer.model_copy(update={"dtype": "bf16"})
+    with pytest.raises(RunDirError, match=r"cluster\.trainer\.dtype: 'fp32' -> 'bf16'"):
+        RunDir(tmp_path, stage, cluster.model_copy(update={"trainer": other_dtype}), resume=True)
     other = load(BASE, "laptop", ["optimizer.lr=1e-4", "seed=3"])
     with pytest.raises(RunDirError, match=r"seed: 0 -> 3") as error:
         RunDir(tmp_path, *other, resume=True)
     assert "optimizer" in str(error.value)
+
+
+def test_resume_at_another_layout_is_allowed_and_said(tmp_path: Path, config, caplog):
+    RunDir(tmp_path, *config, resume=False).close()
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    with caplog.at_level("WARNING"):
+        RunDir(tmp_path, *load(BASE, "laptop", ["cluster.trainer.dp=4", "cluster.trainer.ep=2"]), resume=True).close()
+    assert "another layout, equal up to rounding: dp 1 -> 4, ep 1 -> 2" in caplog.text
 
 
 def test_one_process_at_a_time(tmp_path: Path, config):
@@ -83,16 +93,41 @@ def test_an_unusable_place_is_one_message_and_leaves_nothing(tmp_path: Path, con
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
-def test_latest_checkpoint_counts_by_number_and_ignores_torn_ones(tmp_path: Path, config):
+def test_checkpoints_count_by_number_and_unfinished_ones_not_at_all(tmp_path: Path, config):
     run = RunDir(tmp_path, *config, resume=False)
-    assert run.latest_checkpoint() is None
+    assert run.saved_steps() == []
     for step in (9, 10, 100):
         files.write_folder(run.checkpoint(step), lambda folder: (folder / "x").write_text("x"))
     (run.checkpoints / ".step_200.1.tmp").mkdir()
     (run.checkpoints / "step_300.bak").mkdir()
-    assert run.latest_checkpoint() == run.checkpoint(100)
+    assert run.saved_steps() == [9, 10, 100]
     run.prune_checkpoints(2)
     assert sorted(p.name for p in run.checkpoints.glob("step_*")) == ["step_10", "step_100", "step_300.bak"]
+    run.close()
+
+
+def test_every_nth_checkpoint_stays(tmp_path: Path, config):
+    run = RunDir(tmp_path, *config, resume=False)
+    for step in range(2, 22, 2):
+        run.checkpoint(step).mkdir()
+        run.prune_checkpoints(2, keep_every=8)
+    assert run.saved_steps() == [8, 16, 18, 20]
+    run.prune_checkpoints(1)
+    assert run.saved_steps() == [20]
+    run.close()
+
+
+def test_rewind_puts_damaged_checkpoints_aside_and_drops_later_folders(tmp_path: Path, config):
+    run = RunDir(tmp_path, *config, resume=False)
+    made = ("checkpoints/step_2", "checkpoints/step_4", "checkpoints/.step_6.a1.tmp", "checkpoints/step_4.damaged")
+    for name in (*made, "hf_steps/step_2", "hf_steps/step_4", "hf_steps/.step_6.1.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    run.rewind(2)
+    assert run.saved_steps() == [2]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_2", "step_4.damaged"]
+    assert (run.checkpoints / "step_4.damaged/file").read_text() == "checkpoints/step_4"
+    assert [p.name for p in (tmp_path / "hf_steps").iterdir()] == ["step_2"]
     run.close()
 
 

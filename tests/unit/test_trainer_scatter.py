@@ -3,7 +3,7 @@
 import random
 
 from r1mega.samples import Sample
-from r1mega.trainer.scatter import decode, divide, encode
+from r1mega.trainer.scatter import decode, divide, encode, redivide
 
 
 def sample(rng: random.Random, *, reference: bool = True) -> Sample:
@@ -22,6 +22,20 @@ def test_encoding_keeps_every_bit(mesh):
     assert decode(encode(bare)) == bare
     assert decode(encode([])) == []
     assert decode(encode([[], []])) == [[], []]
+
+
+def test_another_number_of_ranks_divides_what_is_left_anew(mesh):
+    rng = random.Random(2)
+    minibatches = [[sample(rng) for _ in range(n)] for n in (7, 1, 4)]
+    two = redivide([minibatches], 2)
+    assert [len(share) for share in two] == [3, 3]
+    for share, n in ((redivide(two, 3), 3), (redivide(two, 1), 1)):
+        assert len(share) == n
+        # Every mini-batch has its own samples, weights and log-probabilities as they were.
+        together = [[s for part in parts for s in part] for parts in zip(*share, strict=True)]
+        assert [sorted(map(repr, m)) for m in together] == [sorted(map(repr, m)) for m in minibatches]
+    tokens = [sum(len(s.prompt_ids) + len(s.completion_ids) for s in share[0]) for share in two]
+    assert max(tokens) < 2 * min(tokens)
 
 
 def test_shares_are_complete_and_of_about_as_many_tokens(mesh):

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from trainer_data import nll
 
-from r1mega.errors import WeightMappingError
+from r1mega.errors import CheckpointError, WeightMappingError
 
 # In a process of its own: the trainer's CUDA stubs are no place to load Transformers in.
 TRANSFORMERS = """
@@ -162,3 +163,57 @@ def test_the_source_streams_what_its_metadata_says(trained):
     assert len(PolicySource(trained, include_mtp=True)) > len(source)
     bias = next(t for n, t in stream if n.endswith("e_score_correction_bias"))
     assert bias.dtype is torch.float32
+
+
+def test_several_files_are_written_as_they_fill(trained, folder, tmp_path, monkeypatch):
+    from r1mega.weights import hf_io
+
+    monkeypatch.setattr(hf_io, "SHARD_BYTES", 1_000_000)
+    hf_io.export(trained, tmp_path / "hf", None)
+    index = json.loads((tmp_path / "hf/model.safetensors.index.json").read_text())
+    names = sorted(set(index["weight_map"].values()))
+    assert names == sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors")) and len(names) > 3
+    assert not list((tmp_path / "hf").glob("*.part"))
+    whole = load_file(folder / "model.safetensors")
+    parts = {name: load_file(tmp_path / "hf" / name) for name in names}
+    assert index["weight_map"].keys() == whole.keys()
+    assert all(torch.equal(whole[key], parts[name][key]) for key, name in index["weight_map"].items())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in whole.values())
+
+
+def test_an_export_beside_training_has_the_weights_of_its_moment(make_policy, documents, tmp_path, monkeypatch):
+    from r1mega.runtime.background import Background
+    from r1mega.weights import hf_io
+
+    policy = make_policy(mtp="joint")
+    hf_io.export(policy, tmp_path / "before", None)
+    go_on = threading.Event()
+    write = hf_io._write_tensors
+
+    def held_up(tensors, to):
+        assert go_on.wait(60)
+        write(tensors, to)
+
+    monkeypatch.setattr(hf_io, "_write_tensors", held_up)
+    beside = Background("export")
+    hf_io.export(policy, tmp_path / "beside", None, beside=beside)
+    policy.forward_backward(documents, nll)
+    policy.optim_step(1e-2)
+    assert beside.busy and not (tmp_path / "beside").exists()
+    go_on.set()
+    beside.wait()
+    assert (tmp_path / "beside/config.json").is_file()
+    before, then, now = (tmp_path / n / "model.safetensors" for n in ("before", "beside", "now"))
+    hf_io.export(policy, tmp_path / "now", None)
+    assert then.read_bytes() == before.read_bytes() != now.read_bytes()
+
+
+def test_an_export_that_fails_is_told_at_the_next_boundary(trained, tmp_path):
+    from r1mega.runtime.background import Background
+    from r1mega.weights import hf_io
+
+    (tmp_path / "file").write_text("in the way")
+    beside = Background("export")
+    hf_io.export(trained, tmp_path / "file" / "hf", None, beside=beside)
+    with pytest.raises(CheckpointError, match=r"hf: could not be written .*--resume"):
+        beside.wait()

@@ -1,0 +1,88 @@
+"""What a stage leaves on disk on its way: checkpoints, Hugging Face folders, and which of them stay."""
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from r1mega.config.schema import Save
+from r1mega.runtime.background import Background
+from r1mega.runtime.run_dir import RunDir
+from r1mega.trainer.checkpoint import newest_whole
+from r1mega.trainer.mesh import Mesh
+from r1mega.trainer.policy import Policy
+from r1mega.weights import hf_io
+
+ALONE_GRACE_S = 60.0
+"""How long a run that ends with an error lets what is being written become whole."""
+RANKS_GRACE_S = 3.0
+"""The same where other ranks may be gone; the launcher gives a failed run little more."""
+
+
+def last_checkpoint(mesh: Mesh, run_dir: RunDir) -> Path | None:
+    """The run's newest checkpoint that is whole. Every rank calls this.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    return newest_whole(mesh, mesh.from_first(lambda: [run_dir.checkpoint(s) for s in run_dir.saved_steps()]))
+
+
+class Saves:
+    """Writes beside the training loop. Every rank has one; all call its methods at the same steps."""
+
+    def __init__(self, policy: Policy, run_dir: RunDir, settings: Save, tokenizer_dir: Path | None) -> None:
+        """tokenizer_dir: whose files go along with Hugging Face folders."""
+        self._policy, self._run_dir, self._settings = policy, run_dir, settings
+        self._tokenizer_dir = tokenizer_dir
+        self._exports = Background("export")
+        self._stands = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.wait()
+            return
+        grace_s = RANKS_GRACE_S if self._policy.mesh.world_size > 1 else ALONE_GRACE_S
+        for job in (self._policy.saving, self._exports):
+            job.abandon(0.0 if issubclass(kind, KeyboardInterrupt) else grace_s)
+
+    def checkpoint(self, step: int, state: dict[str, Any], own: dict[str, bytes] | None = None) -> None:
+        """Save; see `Policy.save`. Returns when the state is copied, unless `save.asynchronous` is off."""
+        self._policy.save(
+            self._run_dir.checkpoint(step), state, own, asynchronous=self._settings.asynchronous, then=self._saved
+        )
+
+    def export_if_due(self, step: int) -> None:
+        """A Hugging Face folder of the current weights, every `save.hf_every` steps."""
+        every = self._settings.hf_every
+        if every and step % every == 0:
+            hf_io.export(self._policy, self._run_dir.hf_step(step), self._tokenizer_dir, beside=self._exports)
+
+    def check(self) -> None:
+        """Between two steps: raise what was not told yet of writing that failed.
+
+        Raises:
+            CheckpointError, OSError: a checkpoint or a folder could not be written; nothing half-written is left.
+        """
+        self._policy.saving.check()
+        self._exports.check()
+
+    def wait(self) -> None:
+        """Return when all is on disk. Raises as `check`."""
+        self._policy.saving.wait()
+        self._exports.wait()
+
+    def settled(self) -> bool:
+        """Whether a checkpoint has come to stand since this was last asked; on the first rank alone."""
+        stands = self._stands.is_set()
+        self._stands.clear()
+        return stands
+
+    def _saved(self) -> None:
+        self._run_dir.prune_checkpoints(self._settings.keep_last, self._settings.keep_every)
+        self._stands.set()

@@ -1,0 +1,219 @@
+"""What a rank holds of the whole model's state, in coordinates that no layout changes.
+
+Every tensor has a key and a shape of the whole model's (Megatron's own, experts stacked). A rank holds boxes of it:
+its tensor-, pipeline- and expert-parallel part of the weights, and of that part a range for the optimiser, which the
+data-parallel ranks divide. What is saved are boxes, and what is loaded are boxes, so that any layout can load what
+any other has saved, and no rank needs to hear of another to save.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from r1mega.trainer.policy import Policy
+
+REFERENCE = "reference."
+MOMENTS = "optimizer.state."
+"""Before the name of a state of the optimiser's, which stands before a weight's key, as Megatron has it."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a tensor of the whole model, and this rank's values of it."""
+
+    key: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offset: tuple[int, ...]
+    values: Tensor
+    """A view of live memory unless the box was copied; its shape is the box's."""
+    padded: bool = False
+    """Whether the last rows are padding, of which another layout may have another number."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A part of one of this rank's tensors that is one box of the whole model. Ranges are of the flattened part."""
+
+    name: str
+    """The network's own name of the tensor."""
+    key: str
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    sizes: tuple[int, ...]
+    start: int
+    """Where the part begins in the flattened tensor of this rank."""
+    ours: tuple[int, int]
+    """The range that this rank saves: over all ranks, every element is in one; empty where another rank saves it."""
+    trained: tuple[int, int]
+    """The range that `states` cover, which this rank's share of the optimiser decides."""
+    states: dict[str, Tensor]
+    """The optimiser's flat tensors over that range, by their names."""
+    padded: bool = False
+    """As in `Box`."""
+
+    def whole(self, tensor: Tensor) -> Box:
+        """The part as one box, of this rank's tensor of that name or of another of its shape."""
+        flat = tensor.detach().view(-1)[self.start : self.start + math.prod(self.sizes)]
+        return Box(self.key, self.shape, self.offset, flat.view(self.sizes), self.padded)
+
+    def saved(self, tensor: Tensor, prefix: str = "") -> Iterator[Box]:
+        """What this rank saves of that tensor."""
+        begin, end = self.ours
+        flat = tensor.detach().view(-1)[self.start + begin : self.start + end]
+        yield from self._boxes(flat, self.ours, prefix)
+
+    def moments(self) -> Iterator[Box]:
+        """The optimiser's states that this rank updates."""
+        for name, flat in self.states.items():
+            yield from self._boxes(flat.detach(), self.trained, f"{MOMENTS}{name}.")
+
+    def _boxes(self, flat: Tensor, span: tuple[int, int], prefix: str) -> Iterator[Box]:
+        at = 0
+        for offset, sizes in boxes(self.sizes, *span):
+            values = flat[at : at + math.prod(sizes)].view(sizes)
+            at += values.numel()
+            place = tuple(a + b for a, b in zip(self.offset, offset, strict=True))
+            yield Box(prefix + self.key, self.shape, place, values, self.padded)
+
+
+def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(offset, sizes) of boxes that make up the range [start, stop) of a flattened tensor, in order.
+
+    Each is contiguous in the tensor: the rest of a row, whole rows, the beginning of a row.
+    """
+    if start >= stop:
+        return
+    if len(shape) == 0:
+        yield (), ()
+        return
+    if len(shape) == 1:
+        yield (start,), (stop - start,)
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row
+    if first > last:  # within one row
+        for offset, sizes in boxes(shape[1:], start - last * row, stop - last * row):
+            yield (last, *offset), (1, *sizes)
+        return
+    for offset, sizes in boxes(shape[1:], start - (first - 1) * row, row) if start < first * row else ():
+        yield (first - 1, *offset), (1, *sizes)
+    if first < last:
+        yield (first, *(0 for _ in shape[1:])), (last - first, *shape[1:])
+    for offset, sizes in boxes(shape[1:], 0, stop - last * row):
+        yield (last, *offset), (1, *sizes)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """All of a rank's."""
+
+    held: list[Held]
+    objects: list[str]
+    """Keys of the empty objects that Megatron looks for beside its tensors, where this rank saves them."""
+    live: list[Box]
+    """Views of the weights and of the optimiser's states that this rank saves."""
+
+    def expected(self, policy: "Policy") -> dict[str, tuple[int, ...]]:
+        """Key and shape of every whole tensor that this rank has a part of, whoever saves it."""
+        found: dict[str, tuple[int, ...]] = {}
+        for held in self.held:
+            prefixes = ["", *(f"{MOMENTS}{name}." for name in held.states)]
+            prefixes += [REFERENCE] if policy.reference is not None else []
+            found |= {prefix + held.key: held.shape for prefix in prefixes}
+        return found
+
+    def saved_reference(self, policy: "Policy") -> Iterator[Box]:
+        """The same of the reference, which is never written to in place."""
+        for held in self.held if policy.reference is not None else ():
+            assert policy.reference is not None
+            yield from held.saved(policy.reference[held.name], REFERENCE)
+
+
+def holdings(policy: "Policy") -> Holdings:
+    """What this rank holds; found once, and again where weights or states have moved in memory."""
+    chain: Any = policy.optimizer
+    tensors = [*policy.network.parameters(), *policy.network.buffers()]
+    for part in getattr(chain, "chained_optimizers", [chain]):
+        tensors += [t for state in part.optimizer.state.values() for t in state.values()]
+    places = tuple(t.data_ptr() for t in tensors)
+    if policy.held is None or policy.held[0] != places:
+        policy.held = places, _find(policy)
+    return policy.held[1]
+
+
+def _find(policy: "Policy") -> Holdings:
+    metadata = {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "singleton_local_shards": False,
+    }
+    shards: dict[str, Any] = policy.network.sharded_state_dict(metadata=metadata)
+    trained = _trained(policy)
+    held: list[Held] = []
+    objects: list[str] = []
+    for name, shard in shards.items():
+        if isinstance(shard, ShardedObject):
+            if not any(_replica(shard)):
+                objects.append(shard.unique_key)
+            continue
+        parts: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
+        held += [_held(name, shard.data, part, trained.get(shard.data)) for part in parts]
+    tensors = policy.network.state_dict(keep_vars=True)
+    live: list[Box] = []
+    for part in held:
+        live += part.saved(tensors[part.name])
+        if part.ours == part.trained:
+            live += part.moments()
+    return Holdings(held, objects, live)
+
+
+_Share = tuple[int, int, dict[str, Tensor]]
+"""The range of a flattened parameter that this rank's optimiser has, and its states there."""
+
+
+def _trained(policy: "Policy") -> dict[Tensor, _Share]:
+    found: dict[Tensor, _Share] = {}
+    chain: Any = policy.optimizer
+    for part in getattr(chain, "chained_optimizers", [chain]):
+        for param in part.model_param_group_index_map:
+            span = part._get_model_param_range_map(param)["param"]
+            states = part._get_main_param_and_optimizer_states(param)
+            main = states.pop("param")
+            if main.untyped_storage().data_ptr() != param.untyped_storage().data_ptr():
+                states["param"] = main  # of higher precision than the model's own
+            found[param] = (span.start, span.end, states)
+    return found
+
+
+def _held(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -> Held:
+    values: Any = part.data
+    if not (local.is_contiguous() and values.is_contiguous()):
+        raise NotImplementedError(f"{name}: not a contiguous part of a contiguous tensor")
+    start, size = values.storage_offset() - local.storage_offset(), values.numel()
+    replica = _replica(part)
+    trained, states = (0, 0), dict[str, Tensor]()
+    if share is not None:
+        # Clipped to the part, and counted from its first element.
+        begin, end = max(share[0], start), min(share[1], start + size)
+        if begin < end:
+            trained = begin - start, end - start
+            states = {k: t.view(-1)[begin - share[0] : end - share[0]] for k, t in share[2].items()}
+    if local.requires_grad:
+        # The last number counts data-parallel ranks, who divide a parameter as the optimiser does.
+        ours = (0, 0) if any(replica[:-1]) else trained
+    else:
+        ours = (0, 0) if any(replica) else (0, size)
+    offset = tuple(part.global_offset)
+    sizes = (1,) * (len(offset) - values.dim()) + tuple(values.shape)
+    whole = tuple(part.global_shape)
+    return Held(name, part.key, whole, offset, sizes, start, ours, trained, states, part.allow_shape_mismatch)
+
+
+def _replica(shard: ShardedTensor | ShardedObject) -> tuple[int, ...]:
+    return shard.replica_id if isinstance(shard.replica_id, tuple) else (shard.replica_id,)

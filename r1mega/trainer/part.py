@@ -1,0 +1,235 @@
+"""Files of a checkpoint as one rank writes them, and how the first rank makes one checkpoint of all ranks' files.
+
+The format is Megatron's `torch_dist`, which is PyTorch's distributed checkpoint: `__RANK_0.distcp` holds tensors one
+after the other, `.metadata` says where. Ranks speak through the folder alone, which all of them reach: each leaves
+`part_RANK.json` when its files are on disk, or `failed_RANK`; so all of this runs in threads beside the training.
+"""
+
+import io
+import json
+import math
+import os
+import pickle
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from r1mega.errors import CheckpointError
+from r1mega.trainer.holdings import Box
+
+POLL_S = 0.05
+READ_BYTES = 4 * 2**20
+
+
+class Digest:
+    """A file open for writing, with its length and CRC-32."""
+
+    def __init__(self, file: io.BufferedWriter) -> None:
+        self._file = file
+        self.bytes = self.crc = 0
+        self.error: OSError | None = None
+        """What went wrong, of which torch.save only says that the position is unexpected."""
+
+    def write(self, data: Any) -> int:
+        self.crc = zlib.crc32(data, self.crc)
+        self.bytes += memoryview(data).nbytes
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def write_file(path: Path, fill: Callable[[Any], None]) -> dict[str, int]:
+    """Write a file and sync it; returns {"bytes": length, "crc32": digest}."""
+    with path.open("wb") as file:
+        digest = Digest(file)
+        try:
+            fill(digest)
+        except RuntimeError as error:
+            raise digest.error or error from error
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": digest.bytes, "crc32": digest.crc}
+
+
+def file_digest(path: Path) -> dict[str, int]:
+    """What `write_file` returned of a file, of what lies on disk now."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            size, crc = size + len(data), zlib.crc32(data, crc)
+    return {"bytes": size, "crc32": crc}
+
+
+@dataclass
+class Contents:
+    """What a rank gives to a checkpoint."""
+
+    boxes: list[Box]
+    """Copies; each is let go of when it is written."""
+    expected: dict[str, tuple[int, ...]]
+    """Key and shape of the whole tensors that the checkpoint must have, since this rank has a part of them."""
+    objects: list[str]
+    """Keys of empty objects, which Megatron looks for."""
+    own: Mapping[str, bytes]
+    """This rank's other files, by name."""
+
+
+def write_part(folder: Path, rank: int, contents: Contents) -> None:
+    """Write a rank's tensors and files; its boxes are used up."""
+    entries: list[dict[str, Any]] = []
+    data = f"__{rank}_0.distcp"
+
+    def fill(file: Digest) -> None:
+        contents.boxes.reverse()
+        while contents.boxes:
+            piece = contents.boxes.pop()
+            values = piece.values.contiguous()
+            if values.untyped_storage().nbytes() != values.nbytes:
+                values = values.clone()  # torch.save would write all of what it is a view of
+            start = file.bytes
+            torch.save(values, file)  # pyright: ignore[reportArgumentType] (writes, and nothing else)
+            entry = {"key": piece.key, "shape": piece.shape, "offset": piece.offset, "sizes": tuple(values.shape)}
+            dtype = str(values.dtype).removeprefix("torch.")
+            entries.append(entry | {"dtype": dtype, "at": start, "length": file.bytes - start})
+        nothing = io.BytesIO()
+        torch.save([None], nothing)  # one object a rank, as Megatron has it
+        for key in contents.objects:
+            start = file.bytes
+            file.write(nothing.getvalue())
+            entries.append({"key": key, "at": start, "length": file.bytes - start})
+
+    files = {data: write_file(folder / data, fill)}
+    for name, content in contents.own.items():
+        files[name] = write_file(folder / name, lambda file, content=content: file.write(content))
+    part = folder / _part(rank)
+    text = json.dumps({"data": data, "entries": entries, "files": files, "expected": contents.expected})
+    write_file(part.with_suffix(".tmp"), lambda file: file.write(text.encode()))
+    part.with_suffix(".tmp").rename(part)
+
+
+def leave_failure(folder: Path, rank: int, error: BaseException) -> bool:
+    """Take back what a rank has written and tell the first rank why; whether that could be said."""
+    try:
+        (folder / f"__{rank}_0.distcp").unlink(missing_ok=True)  # or a full disk has no room for the message
+        (folder / f"failed_{rank:05d}").write_text(f"{error}")
+    except OSError:
+        return False
+    return True
+
+
+def collect_parts(folder: Path, num_ranks: int, gone: Callable[[], bool]) -> list[dict[str, Any]]:
+    """Every rank's part, as they come; their files are removed.
+
+    Args:
+        gone: whether waiting has become pointless.
+
+    Raises:
+        CheckpointError: a rank could not write its part, or `gone` came true.
+    """
+    while True:
+        for failure in sorted(folder.glob("failed_*")):
+            raise CheckpointError(f"rank {int(failure.name.removeprefix('failed_'))}: {failure.read_text()}")
+        missing = [rank for rank in range(num_ranks) if not (folder / _part(rank)).is_file()]
+        if not missing:
+            break
+        if gone():
+            raise CheckpointError(f"ranks {missing} have not written their parts")
+        time.sleep(POLL_S)
+    parts = [json.loads((folder / _part(rank)).read_text()) for rank in range(num_ranks)]
+    for rank in range(num_ranks):
+        (folder / _part(rank)).unlink()
+    return parts
+
+
+def write_metadata(folder: Path, parts: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Write what makes all ranks' files one distributed checkpoint; returns every file's length and digest.
+
+    Raises:
+        CheckpointError: the parts do not make up whole tensors; lists them all.
+    """
+    tensors: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    state: dict[str, Any] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    for part in parts:
+        for entry in part["entries"]:
+            where = _StorageInfo(part["data"], entry["at"], entry["length"])
+            if "sizes" in entry:
+                tensors[entry["key"]].append(entry)
+                places[MetadataIndex(entry["key"], entry["offset"])] = where
+            else:
+                state[entry["key"]] = BytesStorageMetadata()
+                places[MetadataIndex(entry["key"])] = where
+    expected = {key: shape for part in parts for key, shape in part["expected"].items()}
+    faults = [f"{key}: 0 of {math.prod(shape)} elements" for key, shape in expected.items() if key not in tensors]
+    faults += [fault for key, entries in tensors.items() for fault in _not_whole(key, entries)]
+    if faults:
+        raise CheckpointError("\n  ".join(["the ranks' parts do not make up whole tensors:", *faults]))
+    for key, entries in tensors.items():
+        chunks = [ChunkStorageMetadata(torch.Size(e["offset"]), torch.Size(e["sizes"])) for e in entries]
+        dtype = getattr(torch, entries[0]["dtype"])
+        state[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(entries[0]["shape"]), chunks)
+    metadata = Metadata(state, storage_data=places, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    files = {name: digest for part in parts for name, digest in part["files"].items()}
+    files[".metadata"] = write_file(folder / ".metadata", lambda file: pickle.dump(metadata, file))
+    files["common.pt"] = write_file(folder / "common.pt", lambda file: torch.save({}, file))  # Megatron wants one
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    files["metadata.json"] = file_digest(folder / "metadata.json")
+    return files
+
+
+def _not_whole(key: str, entries: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with the boxes of a tensor; nothing where they cover it once."""
+    if len({(e["dtype"], *e["shape"]) for e in entries}) > 1:
+        yield f"{key}: parts of different tensors"
+        return
+    held, whole = sum(math.prod(e["sizes"]) for e in entries), math.prod(entries[0]["shape"])
+    if held != whole:
+        yield f"{key}: {held} of {whole} elements"
+    elif len(entries) > 1 and _overlap(entries):
+        yield f"{key}: parts overlap"
+
+
+def _overlap(entries: list[dict[str, Any]]) -> bool:
+    """Whether two boxes have an element in common.
+
+    Sorted by their first corner, only boxes whose first axis still reaches the next one's need to be looked at.
+    """
+    open_boxes: list[dict[str, Any]] = []
+    for entry in sorted(entries, key=lambda e: e["offset"]):
+        first = entry["offset"][0]
+        open_boxes = [e for e in open_boxes if e["offset"][0] + e["sizes"][0] > first]
+        if any(_meet(entry, other) for other in open_boxes):
+            return True
+        open_boxes.append(entry)
+    return False
+
+
+def _meet(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    spans = zip(a["offset"], a["sizes"], b["offset"], b["sizes"], strict=True)
+    return all(x < y + m and y < x + n for x, n, y, m in spans)
+
+
+def _part(rank: int) -> str:
+    return f"part_{rank:05d}.json"

@@ -1,0 +1,109 @@
+"""Runs under torchrun: training that is saved at one layout and continued at another, written down for comparison.
+
+`resumes.py OUT save=LAYOUT ... load=FROM/LAYOUT ...`, where a layout is such as tp=2,pp=2 or empty. `save` takes two
+GRPO updates, saves to OUT/LAYOUT, takes two more and writes down their loss and norm and the weights after them;
+`load` loads OUT/FROM at a layout, saves that again to OUT/FROM-LAYOUT, and takes the same two; `fail=LAYOUT` lets the
+last rank's disk be full and writes what the first rank says of it to OUT/failed.txt.
+"""
+
+import dataclasses
+import errno
+import sys
+from pathlib import Path
+
+import torch
+from layouts import samples, spec
+
+from r1mega.algos.grpo import GRPOLoss, documents, weighted
+from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.samples import Document
+from r1mega.trainer import mesh as meshes
+
+BEFORE = AFTER = 2
+
+
+def parse(text: str) -> TrainerLayout:
+    return TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)})
+
+
+def build(layout: TrainerLayout, seed: int):
+    from r1mega.trainer.policy import Policy
+
+    mesh = meshes.start(layout, device="cpu", seed=seed)
+    return Policy.build(
+        spec(), mesh, Optimizer(lr=1e-3, weight_decay=0.01), Batch(chunk_tokens=64, chunks_per_micro_batch=3),
+        mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=seed,
+    )  # fmt: skip
+
+
+def train(policy, steps: range) -> dict:
+    from r1mega.trainer.scatter import scatter
+    from r1mega.weights.source import PolicySource
+
+    loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
+    minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in steps]
+    found: dict = {"loss": [], "norm": []}
+    for minibatch in scatter(policy.mesh, minibatches if policy.mesh.first else None):
+        bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]
+        old = policy.logprobs(bare, temperature=0.7)
+        ref = policy.logprobs(bare, temperature=0.7, reference=True)
+        attached = [
+            dataclasses.replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()))
+            for s, o, r in zip(minibatch, old, ref, strict=True)
+        ]
+        found["loss"].append(policy.forward_backward(documents(attached), loss, temperature=0.7))
+        found["norm"].append(policy.optim_step(1e-3))
+    found["weights"] = {n: t.clone() for n, t in PolicySource(policy, include_mtp=True)}
+    return found
+
+
+def fail(out: Path, policy) -> None:
+    from r1mega.errors import CheckpointError
+    from r1mega.trainer import checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if policy.mesh.rank == policy.mesh.world_size - 1:
+        checkpoint.write_part = full
+    policy.save(out / "failed" / "step_1", {}, asynchronous=True)
+    train(policy, range(1))
+    if policy.mesh.first:
+        try:
+            policy.saving.wait()
+        except CheckpointError as error:
+            (out / "failed.txt").write_text(str(error))
+    else:
+        policy.saving.wait()
+    policy.mesh.barrier()
+
+
+def main(out: Path, actions: list[str]) -> None:
+    for action in actions:
+        kind, _, rest = action.partition("=")
+        start, _, text = rest.partition("/") if kind == "load" else ("", "", rest)
+        policy = build(parse(text), seed=5 if kind == "load" else 0)
+        if kind in ("save", "fail"):
+            policy.refresh_reference()
+            train(policy, range(1))
+            if kind == "fail":
+                fail(out, policy)
+                continue
+            train(policy, range(1, BEFORE))
+            # The step after it begins while the checkpoint is being written.
+            policy.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)
+            name = text or "one"
+        else:
+            assert policy.load(out / start) == {"step": BEFORE}
+            name = f"{start}-{text or 'one'}"
+            policy.save(out / name, {"step": BEFORE})
+        found = train(policy, range(BEFORE, BEFORE + AFTER))
+        policy.saving.wait()
+        policy.mesh.barrier()
+        if policy.mesh.first:
+            torch.save(found, out / f"{name}.pt")
+    meshes.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

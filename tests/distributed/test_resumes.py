@@ -1,0 +1,84 @@
+"""Training that is saved at one layout and continued at another equals the training that was not interrupted.
+
+What is on disk is equal in every bit when it is loaded at the other layout and saved again.
+"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1mega.trainer.holdings import Box
+from r1mega.trainer.reading import Reader
+
+EP2 = "dp=2,ep=2"
+CHANGES = (("dp=2", "one"), ("tp=2", "pp=2"), (EP2, "one"), ("one", EP2), ("pp=2", "dp=2"), ("dp=2", "dp=2"))
+
+
+def run(folder: Path, num_ranks: int, *actions: str) -> str:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__).parent / "resumes.py")]
+    done = subprocess.run([*command, str(folder), *actions], capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resumes")
+    run(folder, 1, "save=")
+    run(folder, 2, "save=dp=2", "save=tp=2", f"save={EP2}", "save=pp=2", "load=tp=2/pp=2", f"load=one/{EP2}",
+        "load=pp=2/dp=2", "load=dp=2/dp=2", "fail=dp=2")  # fmt: skip
+    run(folder, 1, "load=dp=2/", f"load={EP2}/")
+    return folder
+
+
+def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    reader = Reader(checkpoint)
+    whole = {
+        key: Box(key, shape, (0,) * len(shape), torch.full(shape, math.nan)) for key, shape in reader.shapes().items()
+    }
+    reader.fill(whole.values())
+    return {key: box.values for key, box in whole.items()}
+
+
+def same_training(folder: Path, before: str, after: str) -> None:
+    saved, again = tensors(folder / before), tensors(folder / f"{before}-{after}")
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(saved[key], again[key]) for key in saved)
+    assert all(t.any() for key, t in saved.items() if key.startswith("optimizer.") and "expert_bias" not in key)
+    whole, resumed = (torch.load(folder / f"{name}.pt", weights_only=False) for name in (before, f"{before}-{after}"))
+    for step in range(2):
+        assert resumed["loss"][step] == pytest.approx(whole["loss"][step], abs=2e-6)
+        assert resumed["norm"][step] == pytest.approx(whole["norm"][step], rel=1e-6)
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(resumed["weights"][name], weight, atol=1e-5, rtol=0)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_another_layout_continues_the_training(folder: Path, before: str, after: str):
+    same_training(folder, before, after)
+
+
+def test_the_same_layout_continues_bit_for_bit(folder: Path):
+    whole, resumed = (torch.load(folder / f"{name}.pt", weights_only=False) for name in ("dp=2", "dp=2-dp=2"))
+    assert (whole["loss"], whole["norm"]) == (resumed["loss"], resumed["norm"])
+    assert all(torch.equal(whole["weights"][name], t) for name, t in resumed["weights"].items())
+
+
+def test_what_another_rank_could_not_write_is_one_message_and_no_checkpoint(folder: Path):
+    message = (folder / "failed.txt").read_text()
+    assert "step_1: could not be saved (rank 1: [Errno 28] No space left on device)" in message
+    assert not list((folder / "failed").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_four_ranks_to_two(tmp_path: Path):
+    run(tmp_path, 4, "save=pp=2,dp=2,ep=2")
+    run(tmp_path, 2, "load=pp=2,dp=2,ep=2/tp=2")
+    same_training(tmp_path, "pp=2,dp=2,ep=2", "tp=2")

@@ -1,0 +1,82 @@
+"""SIGKILL at random moments of saves: what is left is always a whole checkpoint, and never mistaken for another."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1mega.config.load import load
+from r1mega.config.schema import Save
+from r1mega.runtime.run_dir import RunDir, checkpoint_step
+
+NUM_KILLS = 50
+BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
+
+
+def set_all(policy, step: int) -> None:
+    """A state that is all of one step: the number stands in every weight and moment."""
+    from r1mega.trainer.holdings import holdings
+
+    with torch.no_grad():
+        for box in holdings(policy).live:
+            box.values.fill_(step)
+
+
+def only_number(policy) -> float:
+    from r1mega.trainer.holdings import holdings
+
+    found = {float(t) for box in holdings(policy).live for t in (box.values.min(), box.values.max())}
+    assert len(found) == 1, found
+    return found.pop()
+
+
+def save_on_and_on(policy, run: RunDir, step: int) -> None:
+    """What a stage does, as fast as it can, in a process that is going to be killed."""
+    from r1mega.stages.saving import Saves
+
+    saves = Saves(policy, run, Save(every_steps=1, keep_last=2), None)
+    while True:
+        step += 1
+        set_all(policy, step)
+        saves.check()
+        saves.checkpoint(step, {"step": step})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_leave_a_whole_checkpoint_each_time(make_policy, mesh, tmp_path: Path):
+    from r1mega.stages.saving import last_checkpoint
+
+    policy = make_policy(mtp="joint")
+    run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)
+    rng = random.Random(0)
+    step = further = midway = 0
+    run.rewind(-1)
+    for _ in range(NUM_KILLS):
+        child = os.fork()
+        if not child:
+            try:
+                save_on_and_on(policy, run, step)
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.05, 1.2))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        midway += any(run.checkpoints.glob(".step_*"))
+        latest = last_checkpoint(mesh, run)
+        if latest is None:
+            assert step == 0
+            continue
+        found = policy.load(latest)["step"]
+        assert found == checkpoint_step(latest) == only_number(policy) >= step
+        assert found == run.saved_steps()[-1]  # none of them was damaged
+        further += found > step
+        step = found
+        run.rewind(step)
+        assert {p.name for p in run.checkpoints.iterdir()} <= {f"step_{s}" for s in (step, step - 1, step - 2)}
+    run.close()
+    assert further > NUM_KILLS // 4 and midway > NUM_KILLS // 4
