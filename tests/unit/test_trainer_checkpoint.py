@@ -24,7 +24,7 @@ from megatron.core import dist_checkpointing  # noqa: E402
 
 from r1mega.trainer import checkpoint  # noqa: E402
 from r1mega.trainer.policy import own_tensors  # noqa: E402
-from r1mega.weights.megatron_io import load_weights
+from r1mega.weights.megatron_io import load_weights  # noqa: E402
 
 
 def steps(policy, first, last):
