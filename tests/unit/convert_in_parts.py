@@ -1,16 +1,54 @@
-"""One conversion in small parts, to be killed: `convert_in_parts.py SOURCE OUT FORM PROCESSES`."""
+"""Kills conversions: `convert_in_parts.py SOURCE OUT FORM PROCESSES KILLS`, and prints what happened as JSON.
 
+Each conversion is a fork of this process, which has imported everything, and is killed with SIGKILL some parts
+further on; the last one is left to end. With more than one process, a fork starts its workers anew.
+"""
+
+import json
+import os
+import random
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from r1mega.conversion.convert import Options, convert
 
-if __name__ == "__main__":
+
+def start(source: Path, out: Path, form: str, processes: int) -> int:
+    """The process id of a conversion in small parts."""
+    child = os.fork()
+    if child:
+        return child
+    options = Options(processes, part_bytes=1 << 18, shard_bytes=2 << 20)
+    convert(source, out, "hf" if form == "hf" else "megatron", None, options)
+    os._exit(0)
+
+
+def records(out: Path) -> int:
+    return len(list((out.parent / f".{out.name}.converting" / "parts").glob("*.json")))
+
+
+def main(source: Path, out: Path, form: str, processes: int, kills: int) -> None:
     torch.set_num_threads(1)
-    source, out, form, processes = sys.argv[1:]
-    print("converting", flush=True)
-    options = Options(int(processes), part_bytes=1 << 18, shard_bytes=2 << 20)
-    report = convert(Path(source), Path(out), "hf" if form == "hf" else "megatron", None, options)
-    print("kept", report.num_kept, flush=True)
+    rng = random.Random(form)
+    kept = []
+    while len(kept) < kills and not out.exists():
+        child = start(source, out, form, processes)
+        # Some while the first files are made, most within a part that is some parts further on.
+        target = records(out) + rng.randint(0, 5)
+        while records(out) < target and not out.exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            kept.append(records(out))
+    code = 0 if out.exists() else os.waitpid(start(source, out, form, processes), 0)[1]
+    print(json.dumps({"kept": kept, "code": code}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
