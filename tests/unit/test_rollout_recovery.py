@@ -146,7 +146,7 @@ def test_a_frozen_server_is_noticed_by_its_health(rig: Rig) -> None:
 def test_a_server_that_answers_nothing_but_its_health(rig: Rig) -> None:
     rig.servers[0].fault = on_completions(rig.servers[0].freeze)
     rig.check(rig.generate())
-    assert "no answer within 2 s (rollout.request_timeout_s)" in rig.recoveries[0].reason
+    assert any("no answer within 2 s (rollout.request_timeout_s)" in r.reason for r in rig.recoveries)
 
 
 def test_a_server_that_is_gone(rig: Rig) -> None:
