@@ -109,8 +109,9 @@ def verify(
 
 def _show(report: "Report", out: Path) -> None:
     kept = f", {report.num_kept} of {report.num_parts} parts kept from before" if report.num_kept else ""
+    repeated = f" and {report.num_repeated} repeated, equal to their originals" if report.num_repeated else ""
     rate = report.num_bytes / 1e6 / max(report.convert_s, 1e-9)
     print(
-        f"{out}: {report.num_tensors} tensors, {report.num_bytes / 1e9:.3f} GB in {report.convert_s:.1f} s "
+        f"{out}: {report.num_tensors} tensors{repeated}, {report.num_bytes / 1e9:.3f} GB in {report.convert_s:.1f} s "
         f"({rate:.0f} MB/s), audited in {report.audit_s:.1f} s{kept}"
     )

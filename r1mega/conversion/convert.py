@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ class Report:
     """What a conversion did."""
 
     num_tensors: int
+    """Under Hugging Face names, each once."""
+    num_repeated: int
+    """Tensors that the source has a second time under another name, compared with their originals."""
     num_bytes: int
     num_parts: int
     num_kept: int
@@ -73,13 +76,13 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
         raise ConversionError(f"{out}: exists; choose another folder, or remove it")
     folder = open_folder(source)
     tokenizer = None if options.without_tokenizer else companions.find_tokenizer(source, options.tokenizer)
-    check_copies(folder)
+    num_repeated = check_copies(folder)
     work = out.absolute().parent / f".{out.name}.converting"
     job = Job(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
     plan = _plan(folder, job)
     try:
         with _work_folder(work, plan):
-            report = _run(folder, job, work, tokenizer, options.num_processes)
+            report = replace(_run(folder, job, work, tokenizer, options.num_processes), num_repeated=num_repeated)
             if _plan(open_folder(source), job) != plan:
                 raise ConversionError(f"{source}: changed while it was converted; run again, nothing was kept")
             (work / "out").rename(out)
@@ -134,7 +137,7 @@ def _run(folder: Folder, job: Job, work: Path, tokenizer: Path | None, num_proce
     sync_folder(job.out)
     num_tensors = sum(len(row.hf) for row in folder.table)
     return Report(
-        num_tensors, total, len(writer.parts), len(writer.parts) - len(todo), converting.seconds, auditing.seconds
+        num_tensors, 0, total, len(writer.parts), len(writer.parts) - len(todo), converting.seconds, auditing.seconds
     )
 
 

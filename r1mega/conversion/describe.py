@@ -21,7 +21,7 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     check_copies(folder)
     spec = folder.spec
     own = [row for row in folder.table if row.kind is not Kind.COPY]
-    copies = [name for row in folder.table if row.kind is Kind.COPY and folder.has(row) for name in row.hf]
+    copies = folder.repeated() if isinstance(folder, HFFolder) else []
     in_mtp = sum(math.prod(row.shape) for row in own if row.mtp)
     files = folder.files()
     lines = [
@@ -34,7 +34,7 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     ]
     if isinstance(folder, HFFolder) and folder.quantised:
         lines.append("quantised   FP8 (e4m3, blocks of 128 x 128), read as bfloat16")
-    if not folder.stored_whole and copies:
+    if copies:
         lines.append(f"repeats     {', '.join(copies)}: equal to their originals")
     lines.append("complete    every tensor of the model is there once, with the shape that its config gives it")
     if with_tensors:

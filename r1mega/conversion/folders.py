@@ -4,7 +4,6 @@ Opening one checks it whole, before any tensor's data is read: files, headers, i
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +16,9 @@ from r1mega.conversion.mapped import MappedFiles
 from r1mega.conversion.safetensors import Entry
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.families.registry import model_of
-from r1mega.families.spec import Kind, ModelSpec, Row, Shape
-from r1mega.layout.sharded import Place, places, roots
-from r1mega.trainer.manifest import MANIFEST, read_model_fields
+from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.layout.sharded import places, roots
+from r1mega.trainer.manifest import MANIFEST, read_model_fields, saved_tp
 from r1mega.weights.convert import check_files, to_hf, to_megatron
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -148,13 +147,31 @@ class HFFolder:
         return [name + fp8.SUFFIX] if self._places[name][1].dtype is fp8.CODES else []
 
     def parts(self, row: Row) -> list[Tensor]:
-        found = []
-        for name in row.hf:
-            tensor = self.stored(name)
-            if tensor.dtype is fp8.CODES:
-                tensor = fp8.dequantise(tensor, self.stored(name + fp8.SUFFIX))
-            found.append(tensor)
-        return found
+        return [self._read(name) for name in row.hf]
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self.stored(name)
+        if tensor.dtype is fp8.CODES:
+            tensor = fp8.dequantise(tensor, self.stored(name + fp8.SUFFIX))
+        return tensor
+
+    def repeated(self) -> list[str]:
+        """Names under which the folder has a tensor a second time."""
+        names = [name for row in self.table for name in (row.hf if row.kind is Kind.COPY else row.also)]
+        return [name for name in names if name in self._places]
+
+    def repetition_faults(self) -> list[str]:
+        """What it repeats and is not, bit by bit, its original."""
+        originals = {row.megatron: row for row in self.table if row.kind is not Kind.COPY}
+        faults = []
+        for row in self.table:
+            names = [n for n in (row.hf if row.kind is Kind.COPY else row.also) if n in self._places]
+            original = originals[row.megatron]
+            for name in names:
+                if not equal(self._read(name), self.whole(original)):
+                    faults.append(f"{name}: differs from {', '.join(original.hf)}, which it should repeat")
+                self.release()
+        return faults
 
     def whole(self, row: Row) -> Tensor:
         return to_megatron(row, self.parts(row))
@@ -179,9 +196,7 @@ class MegatronFolder:
         self.table = self.spec.tensors()
         self._tensors = torch_dist.read_metadata(path)
         self._files = MappedFiles()
-        self._places = places(self.table)
-        if not any(p.key in self._tensors for p in self._places.values() if ".layers." in p.key):
-            self._places = places(self.table, layers_stacked=True)
+        self._places = places(self.table, tp=saved_tp(path))
         self._check()
 
     def _check(self) -> None:
@@ -191,7 +206,7 @@ class MegatronFolder:
             stored = self._tensors.get(place.key)
             if stored is None:
                 faults.append(f"{name}: missing")
-            elif not _fits(place, stored.shape):
+            elif stored.shape != place.shape:
                 faults.append(f"{name}: {stored.shape} in the checkpoint, {place.shape} by the table")
             elif stored.dtype not in FLOATS:
                 faults.append(f"{name}: dtype {_names([stored.dtype])}; weights are read as {_names(FLOATS)}")
@@ -229,37 +244,22 @@ class MegatronFolder:
         return [self.path / torch_dist.METADATA, *sorted(self.path / name for name in names)]
 
 
-def _fits(place: Place, stored: Shape) -> bool:
-    """Whether a stored shape is the table's, but for rows of padding under a vocabulary."""
-    if place.key in ("embedding.word_embeddings.weight", "output_layer.weight"):
-        return stored[0] >= place.shape[0] and stored[1:] == place.shape[1:]
-    return stored == place.shape
-
-
 def _names(dtypes: Collection[torch.dtype]) -> str:
     return ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
 
 
-def check_copies(folder: Folder) -> None:
-    """Compare what a Hugging Face folder repeats with its originals, bit by bit.
+def check_copies(folder: Folder) -> int:
+    """Compare what a Hugging Face folder repeats with its originals, bit by bit; returns how many tensors those are.
 
     Raises:
         WeightMappingError: lists every copy that differs.
     """
-    if folder.stored_whole:
-        return
-    originals = {row.megatron: row for row in folder.table if row.kind is not Kind.COPY}
-    faults = []
-    for row in folder.table:
-        if row.kind is Kind.COPY and folder.has(row):
-            original = originals[row.megatron]
-            same = equal(to_megatron(replace(row, kind=original.kind), folder.parts(row)), folder.whole(original))
-            if not same:
-                faults.append(f"{row.hf[0]}: differs from {', '.join(original.hf)}, which it should repeat")
-            folder.release()
-    if faults:
+    if not isinstance(folder, HFFolder):
+        return 0
+    if faults := folder.repetition_faults():
         summary = f"{folder.path}: the folder contradicts itself ({len(faults)} faults):"
         raise WeightMappingError("\n  ".join([summary, *faults]))
+    return len(folder.repeated())
 
 
 def equal(a: Tensor, b: Tensor) -> bool:

@@ -43,6 +43,10 @@ def verify(a: Path, b: Path, tolerance: float | None) -> Same:
     """
     left, right = open_folder(a), open_folder(b)
     faults = _config_faults(dict(left.spec.hf), dict(right.spec.hf))
+    for folder in (left, right):
+        faults += [
+            f"{folder.path}: {f}" for f in (folder.repetition_faults() if isinstance(folder, HFFolder) else ())
+        ]
     by_names = {row.hf: row for row in right.table}
     unknown = [", ".join(row.hf) for row in left.table if row.hf not in by_names]
     unknown += [", ".join(r.hf) for r in right.table if r.hf not in {row.hf for row in left.table}]

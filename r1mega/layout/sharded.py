@@ -1,17 +1,26 @@
 """Where Megatron's distributed checkpoint keeps each tensor of a family's table: global key, shape and offset.
 
-Megatron stacks the experts of a layer along a new first axis, and the layers too where all of them are alike and it
-was not told otherwise (`non_homogeneous_layers`). Everything else lies under its own name. Torch-free; held against
-Megatron's own `sharded_state_dict` in tests/unit/test_conversion_sharded.py.
+Megatron stacks the experts of a layer along a new first axis; everything else lies under its own name. (Where all
+layers are alike it would stack them too, unless told that they are not: `non_homogeneous_layers`, which is always
+said here, and which it intends to drop.) Beside a fused query-key-value tensor, a layer's norms bear the names that
+they have where they are part of the matrix after them. A vocabulary is stored with the padding that the
+tensor-parallel ranks gave it. Torch-free; held against Megatron's own `sharded_state_dict` in
+tests/unit/test_conversion_sharded.py.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from r1mega.families.spec import Kind, Row, Shape
+from r1mega.families.spec import Kind, Row, Shape, Shard
+from r1mega.layout.shards import part_shape
 
-_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_NORMS = {
+    ".input_layernorm.": ".self_attention.linear_qkv.layer_norm_",
+    ".pre_mlp_layernorm.": ".mlp.linear_fc1.layer_norm_",
+}
+"""Megatron's `sharded_state_dict_keys_map` of layers with grouped-query attention."""
+
 _EXPERT = re.compile(r"\.experts\.local_experts\.(\d+)\.")
 
 
@@ -21,39 +30,30 @@ class Place:
 
     key: str
     shape: Shape
-    """Of the whole tensor `key`, stacked axes included."""
+    """Of the whole tensor `key`, the experts' axis and a vocabulary's padding included."""
     offset: Shape
     sizes: Shape
-
-    @property
-    def stacked(self) -> int:
-        """How many axes stand before the row's own."""
-        return sum(a != b for a, b in zip(self.shape, self.sizes, strict=True))
+    """Without padding."""
 
 
-def places(table: Sequence[Row], *, layers_stacked: bool = False) -> dict[str, Place]:
+def places(table: Sequence[Row], *, tp: int = 1) -> dict[str, Place]:
     """Every tensor's place, by its name in the table; copies have none of their own.
 
     Args:
-        layers_stacked: whether the checkpoint keeps all layers' tensors of one name as one.
+        tp: number of tensor-parallel ranks of the run that saved it, on which a vocabulary's padding depends.
     """
     rows = [row for row in table if row.kind is not Kind.COPY]
-    layers = _count(rows, _LAYER)
-    experts: dict[str, int] = {}
-    for row in rows:
-        key, _, expert = _unstack(row.megatron, layers_stacked)
-        if expert is not None:
-            experts[key] = max(experts.get(key, 0), expert + 1)
+    experts = _experts(rows)
+    fused = any(row.kind is Kind.QKV for row in rows)
     found = {}
     for row in rows:
-        key, layer, expert = _unstack(row.megatron, layers_stacked)
-        shape, offset = (), ()
-        if layer is not None:
-            shape, offset = (layers,), (layer,)
-        if expert is not None:
-            shape, offset = (*shape, experts[key]), (*offset, expert)
+        key, expert = _unstack(row.megatron)
+        for name, other in _NORMS.items() if fused else ():
+            key = key.replace(name, other)
+        shape, offset = ((experts[key],), (expert,)) if expert is not None else ((), ())
+        own = (_padded(row, tp), *row.shape[1:])
         sizes = (1,) * len(shape) + row.shape
-        found[row.megatron] = Place(key, shape + row.shape, offset + (0,) * len(row.shape), sizes)
+        found[row.megatron] = Place(key, shape + own, offset + (0,) * len(own), sizes)
     return found
 
 
@@ -62,16 +62,13 @@ def extra_states(table: Sequence[Row]) -> list[str]:
 
     It is empty but for Transformer Engine's FP8, and yet a checkpoint without it cannot be loaded.
     """
-    experts: dict[str, int] = {}
-    for place in places(table).values():
-        if place.stacked:
-            experts[place.key] = place.shape[0]
+    experts = _experts(table)
     keys: dict[str, None] = {}
     for row in table:
         module, _, leaf = row.megatron.rpartition(".")
         if row.kind is Kind.COPY or leaf != "weight" or len(row.shape) != 2:
             continue
-        name, _, expert = _unstack(module + ".", False)
+        name, expert = _unstack(module + ".")
         number, count = (expert, experts[name + "weight"]) if expert is not None else (0, 1)
         keys[f"{name}_extra_state/shard_{number}_{count}"] = None
     return list(keys)
@@ -91,20 +88,27 @@ def boxes(row: Row, place: Place) -> list[tuple[Shape, Shape]]:
     return found
 
 
-def _unstack(name: str, layers_stacked: bool) -> tuple[str, int | None, int | None]:
-    """(key, layer, expert): the name without the numbers that are axes in the checkpoint, and those numbers."""
-    layer = expert = None
-    if layers_stacked and (match := _LAYER.match(name)):
-        layer = int(match[1])
-        name = "decoder.layers." + name[match.end() :]
-    if match := _EXPERT.search(name):
-        expert = int(match[1])
-        name = name[: match.start()] + ".experts.experts." + name[match.end() :]
-    return name, layer, expert
+def _unstack(name: str) -> tuple[str, int | None]:
+    """(key, expert): the name without the number that is an axis in the checkpoint, and that number."""
+    match = _EXPERT.search(name)
+    if match is None:
+        return name, None
+    return name[: match.start()] + ".experts.experts." + name[match.end() :], int(match[1])
 
 
-def _count(rows: Sequence[Row], pattern: re.Pattern[str]) -> int:
-    return max((int(match[1]) + 1 for row in rows if (match := pattern.search(row.megatron))), default=0)
+def _experts(table: Sequence[Row]) -> dict[str, int]:
+    """How many experts each key holds that holds any."""
+    counts: dict[str, int] = {}
+    for row in table:
+        key, expert = _unstack(row.megatron)
+        if expert is not None:
+            counts[key] = max(counts.get(key, 0), expert + 1)
+    return counts
+
+
+def _padded(row: Row, tp: int) -> int:
+    """Rows of a whole tensor as it is stored."""
+    return part_shape(row, tp)[0] * tp if row.shard is Shard.VOCAB else row.shape[0]
 
 
 def roots(table: Sequence[Row]) -> set[str]:

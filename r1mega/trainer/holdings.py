@@ -152,6 +152,7 @@ def _find(policy: "Policy") -> Holdings:
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "singleton_local_shards": False,
+        "non_homogeneous_layers": True,  # each layer under its own name, in every family (`layout.sharded`)
     }
     shards: dict[str, Any] = policy.network.sharded_state_dict(metadata=metadata)
     trained = _trained(policy)

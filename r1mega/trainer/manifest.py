@@ -28,6 +28,19 @@ def read_model_fields(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: torn ({type(e).__name__}: {e})") from e
 
 
+def saved_tp(folder: Path) -> int:
+    """Tensor-parallel ranks of the run that saved a checkpoint, on which the stored vocabulary depends.
+
+    Raises:
+        CheckpointError: the manifest, which `read_model_fields` reads, names no such number.
+    """
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    tp = manifest.get("layout", {"tp": 1}).get("tp")  # a converted folder is of no layout
+    if type(tp) is not int or tp < 1:
+        raise CheckpointError(f"{folder / MANIFEST}: torn (layout.tp = {tp!r})")
+    return tp
+
+
 def write_weights_only(folder: Path, model: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Write the manifest of a checkpoint that holds a model's weights and nothing of a run."""
     manifest = {"format": FORMAT, "reference": False, "ranks": 0, "weights_only": True}
