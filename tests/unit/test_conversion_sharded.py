@@ -13,7 +13,6 @@ from r1mega.layout.sharded import boxes, extra_states, places
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from family_models import MODELS
 
-
 TINIES = [tiny_spec(), tiny_spec(q_lora_rank=None), tiny_spec(num_nextn_predict_layers=0)]
 FAMILIES = [model_of(fields, Path(name)) for name, fields in MODELS.items()]
 
