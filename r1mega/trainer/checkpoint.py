@@ -23,7 +23,7 @@ from megatron.core import tensor_parallel
 
 from r1mega.errors import CheckpointError
 from r1mega.runtime.files import sync_folder
-from r1mega.trainer.holdings import REFERENCE, Box, Held, holdings
+from r1mega.trainer.holdings import REFERENCE, holdings
 from r1mega.trainer.manifest import FORMAT, MANIFEST, digest, read_manifest
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.part import (
@@ -199,24 +199,19 @@ def load(policy: "Policy", folder: Path, *, verified: bool = False) -> dict[str,
         raise CheckpointError(f"{folder}: belongs to another model; these fields differ: {', '.join(changed)}")
     if not verified and (faults := damage(policy.mesh, folder)):
         raise CheckpointError("\n  ".join([f"{folder}: damaged, or torn:", *faults]))
-    held = holdings(policy).held
+    found = holdings(policy)
     reader = Reader(folder)
-    reader.fill([*_weights(policy, held), *(box for part in held for box in part.moments())])
+    reader.fill([*found.weights(policy), *(box for part in found.held for box in part.moments())])
     for group in policy.optimizer.param_groups:
         group["step"] = manifest["optimizer"]["step"]
     policy.reference = None
     if manifest["reference"]:
         policy.refresh_reference()  # makes room; overwritten here
         assert policy.reference is not None
-        parts = [part.whole(policy.reference[part.name]) for part in held]
+        parts = [part.whole(policy.reference[part.name]) for part in found.held]
         reader.fill([dataclasses.replace(box, key=REFERENCE + box.key) for box in parts])
     _restore_random(policy, folder, manifest)
     return manifest["extra"]
-
-
-def _weights(policy: "Policy", held: list[Held]) -> list[Box]:
-    tensors = policy.network.state_dict(keep_vars=True)
-    return [part.whole(tensors[part.name]) for part in held]
 
 
 # ---- random states ------------------------------------------------------------------------------------------

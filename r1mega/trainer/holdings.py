@@ -120,6 +120,11 @@ class Holdings:
     live: list[Box]
     """Views of the weights and of the optimiser's states that this rank saves."""
 
+    def weights(self, policy: "Policy") -> list[Box]:
+        """All weights that this rank has a part of, whoever saves them, as views."""
+        tensors = policy.network.state_dict(keep_vars=True)
+        return [part.whole(tensors[part.name]) for part in self.held]
+
     def expected(self, policy: "Policy") -> dict[str, tuple[int, ...]]:
         """Key and shape of every whole tensor that this rank has a part of, whoever saves it."""
         found: dict[str, tuple[int, ...]] = {}

