@@ -10,14 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from r1mega.conversion import fp8, torch_dist
+from r1mega.conversion import fp8
 from r1mega.conversion.hf_files import read_config, read_files
-from r1mega.conversion.mapped import MappedFiles
 from r1mega.conversion.safetensors import Entry
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.sharded import places, roots
+from r1mega.runtime.mapped import MappedFiles
+from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import MANIFEST, read_model_fields, saved_tp
 from r1mega.weights.convert import check_files, to_hf, to_megatron
 

@@ -34,6 +34,8 @@ class Same:
 def verify(a: Path, b: Path, tolerance: float | None) -> Same:
     """Compare every tensor under its Hugging Face name, FP8 blocks multiplied out unless both folders have them.
 
+    What a folder repeats must be its original bit by bit, whatever the tolerance.
+
     Args:
         tolerance: largest absolute difference of two elements; dtypes may differ. None: same dtype, same bits.
 

@@ -15,19 +15,21 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from r1mega.conversion import fp8, torch_dist
+from r1mega.conversion import fp8
 from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.conversion.hf_files import INDEX
-from r1mega.conversion.mapped import raw
 from r1mega.conversion.safetensors import Entry, lay_out
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
 from r1mega.layout.sharded import boxes, extra_states, places
+from r1mega.runtime.mapped import raw
+from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import write_weights_only
 from r1mega.weights.convert import to_hf, to_megatron
 
 Form = Literal["hf", "megatron"]
 DType = Literal["bf16", "fp8-block"]
+EXTRA_STATES = "__extra_state.distcp"
 WRITE_BYTES = 32 * 2**20
 """Bytes written at a time, between two counts of progress."""
 
@@ -272,8 +274,12 @@ class MegatronWriter:
                 tensor.chunks[chunk.offset] = chunk
         if faults:
             raise WeightMappingError("\n  ".join([f"{len(faults)} faults:", *faults]))
-        blob = torch_dist.write_empty_object(out / "__extra_state.distcp")
-        torch_dist.write_metadata(out, tensors, extra_states(self._source.table), blob, save_id)
+        nothing = torch_dist.empty_object()
+        (out / EXTRA_STATES).write_bytes(nothing)
+        blob = torch_dist.Chunk((), (), EXTRA_STATES, 0, len(nothing))
+        objects = dict.fromkeys(extra_states(self._source.table), blob)
+        for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
+            (out / name).write_bytes(content)
         spec = self._source.spec
         dtype = str(self._source.dtype(self._source.table[0])).removeprefix("torch.")
         config = {**{k: v for k, v in spec.hf.items() if k != "torch_dtype"}, "dtype": dtype}

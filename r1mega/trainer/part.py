@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import pickle
 import time
 import zlib
 from collections import defaultdict
@@ -19,20 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from r1mega.errors import CheckpointError
 from r1mega.trainer.holdings import Box
+from r1mega.trainer.torch_dist import Chunk, Stored, empty_object, metadata_files, write_chunk
 
 POLL_S = 0.05
 READ_BYTES = 4 * 2**20
@@ -55,6 +44,9 @@ class Digest:
         except OSError as error:
             self.error = error
             raise
+
+    def tell(self) -> int:
+        return self.bytes
 
     def flush(self) -> None:
         self._file.flush()
@@ -105,20 +97,15 @@ def write_part(folder: Path, rank: int, contents: Contents) -> None:
         contents.boxes.reverse()
         while contents.boxes:
             piece = contents.boxes.pop()
-            values = piece.values.contiguous()
-            if values.untyped_storage().nbytes() != values.nbytes:
-                values = values.clone()  # torch.save would write all of what it is a view of
-            start = file.bytes
-            torch.save(values, file)  # pyright: ignore[reportArgumentType] (writes, and nothing else)
+            values = piece.values
+            start, length = write_chunk(file, values)
             entry = {"key": piece.key, "shape": piece.shape, "offset": piece.offset, "sizes": tuple(values.shape)}
             dtype = str(values.dtype).removeprefix("torch.")
-            entries.append(entry | {"dtype": dtype, "at": start, "length": file.bytes - start})
-        nothing = io.BytesIO()
-        torch.save([None], nothing)  # one object a rank, as Megatron has it
+            entries.append(entry | {"dtype": dtype, "at": start, "length": length})
+        nothing = empty_object()
         for key in contents.objects:
-            start = file.bytes
-            file.write(nothing.getvalue())
-            entries.append({"key": key, "at": start, "length": file.bytes - start})
+            entries.append({"key": key, "at": file.tell(), "length": len(nothing)})
+            file.write(nothing)
 
     files = {data: write_file(folder / data, fill)}
     for name, content in contents.own.items():
@@ -170,33 +157,29 @@ def write_metadata(folder: Path, parts: list[dict[str, Any]]) -> dict[str, dict[
         CheckpointError: the parts do not make up whole tensors; lists them all.
     """
     tensors: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    state: dict[str, Any] = {}
-    places: dict[MetadataIndex, _StorageInfo] = {}
+    objects: dict[str, Chunk] = {}
     for part in parts:
         for entry in part["entries"]:
-            where = _StorageInfo(part["data"], entry["at"], entry["length"])
             if "sizes" in entry:
-                tensors[entry["key"]].append(entry)
-                places[MetadataIndex(entry["key"], entry["offset"])] = where
+                tensors[entry["key"]].append(entry | {"file": part["data"]})
             else:
-                state[entry["key"]] = BytesStorageMetadata()
-                places[MetadataIndex(entry["key"])] = where
+                objects[entry["key"]] = Chunk((), (), part["data"], entry["at"], entry["length"])
     expected = {key: shape for part in parts for key, shape in part["expected"].items()}
     faults = [f"{key}: 0 of {math.prod(shape)} elements" for key, shape in expected.items() if key not in tensors]
     faults += [fault for key, entries in tensors.items() for fault in _not_whole(key, entries)]
     if faults:
         raise CheckpointError("\n  ".join(["the ranks' parts do not make up whole tensors:", *faults]))
-    for key, entries in tensors.items():
-        chunks = [ChunkStorageMetadata(torch.Size(e["offset"]), torch.Size(e["sizes"])) for e in entries]
-        dtype = getattr(torch, entries[0]["dtype"])
-        state[key] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(entries[0]["shape"]), chunks)
-    metadata = Metadata(state, storage_data=places, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION)
+    stored = {key: _stored(entries) for key, entries in tensors.items()}
     files = {name: digest for part in parts for name, digest in part["files"].items()}
-    files[".metadata"] = write_file(folder / ".metadata", lambda file: pickle.dump(metadata, file))
-    files["common.pt"] = write_file(folder / "common.pt", lambda file: torch.save({}, file))  # Megatron wants one
-    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
-    files["metadata.json"] = file_digest(folder / "metadata.json")
+    for name, content in metadata_files(stored, objects, "").items():
+        files[name] = write_file(folder / name, lambda file, content=content: file.write(content))
     return files
+
+
+def _stored(entries: list[dict[str, Any]]) -> Stored:
+    first = entries[0]
+    places = [Chunk(tuple(e["offset"]), tuple(e["sizes"]), e["file"], e["at"], e["length"]) for e in entries]
+    return Stored(getattr(torch, first["dtype"]), tuple(first["shape"]), {place.offset: place for place in places})
 
 
 def _not_whole(key: str, entries: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,42 +1,29 @@
 """Boxes of the whole model's tensors out of a checkpoint, whatever boxes it was saved in."""
 
-import io
 import math
-import pickle
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from r1mega.errors import CheckpointError
+from r1mega.runtime.mapped import MappedFiles
 from r1mega.trainer.holdings import Box
+from r1mega.trainer.torch_dist import Chunk, read_chunk, read_metadata
 
 
 class Reader:
-    """A checkpoint's tensors. Raises CheckpointError where the folder cannot be read."""
+    """A checkpoint's tensors, of a training run or converted. Raises CheckpointError where it cannot be read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            with (folder / ".metadata").open("rb") as file:
-                metadata: Any = pickle.load(file)
-            self._tensors: dict[str, TensorStorageMetadata] = {
-                key: found
-                for key, found in metadata.state_dict_metadata.items()
-                if isinstance(found, TensorStorageMetadata)
-            }
-            self._places = metadata.storage_data
-            self._by_corner: dict[str, dict[tuple[int, ...], ChunkStorageMetadata]] = {}
-        except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as e:
-            raise CheckpointError(f"{folder}/.metadata: torn or missing ({type(e).__name__}: {e})") from e
+        self._tensors = read_metadata(folder)
+        self._files = MappedFiles()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every tensor, whole."""
-        return {key: tuple(found.size) for key, found in self._tensors.items()}
+        return {key: found.shape for key, found in self._tensors.items()}
 
     def fill(self, wanted: Iterable[Box]) -> None:
         """Read every box into its `values`. Each stored tensor is read once, one at a time.
@@ -44,7 +31,7 @@ class Reader:
         Rows of padding that the checkpoint does not have are left as they are.
 
         Raises:
-            CheckpointError: tensors that the checkpoint lacks or has in other shapes (lists all), or a torn file.
+            CheckpointError: tensors that the checkpoint lacks or has in other shapes (lists all), or a damaged file.
         """
         wanted = list(wanted)
         shapes = self.shapes()
@@ -55,40 +42,31 @@ class Reader:
         }
         if faults:
             raise CheckpointError("\n  ".join([f"{self.folder}: not of this model:", *sorted(faults)]))
-        for (name, at, length, offset), boxes in self._reads(wanted).items():
-            stored = self._read(name, at, length)
+        for key, chunk, boxes in self._reads(wanted):
+            stored = read_chunk(self.folder, self._files, key, self._tensors[key].dtype, chunk)
             for box in boxes:
-                _copy_common(stored, offset, box)
+                _copy_common(stored, chunk.offset, box)
+            del stored
+            self._files.release()
 
-    def _reads(self, wanted: list[Box]) -> dict[tuple[str, int, int, tuple[int, ...]], list[Box]]:
-        """The stored tensors that have something of the boxes, in the order they lie on disk."""
-        found: dict[tuple[str, int, int, tuple[int, ...]], list[Box]] = defaultdict(list)
+    def _reads(self, wanted: list[Box]) -> list[tuple[str, Chunk, list[Box]]]:
+        """The stored chunks that have something of the boxes, and those, in the order they lie on disk."""
+        found: dict[tuple[str, int], tuple[str, Chunk, list[Box]]] = {}
         for box in wanted:
             covered = 0
             for chunk in self._chunks(box):
-                if common := _common(chunk, box):
+                if common := _common(chunk.offset, chunk.sizes, box):
                     covered += common
-                    place = self._places[MetadataIndex(box.key, chunk.offsets)]
-                    found[place.relative_path, place.offset, place.length, tuple(chunk.offsets)].append(box)
-            stored = ChunkStorageMetadata(torch.Size([0] * len(box.shape)), self._tensors[box.key].size)
-            if covered != _common(stored, box):
+                    found.setdefault((chunk.file, chunk.start), (box.key, chunk, []))[2].append(box)
+            if covered != _common((0,) * len(box.shape), self._tensors[box.key].shape, box):
                 raise CheckpointError(f"{self.folder}: lacks a part of {box.key}")
-        return dict(sorted(found.items()))
+        return [found[place] for place in sorted(found)]
 
-    def _chunks(self, box: Box) -> list[ChunkStorageMetadata]:
+    def _chunks(self, box: Box) -> Iterable[Chunk]:
         """What to look at for a box: the chunk that is just this box, if there is one, or all of the tensor's."""
-        if box.key not in self._by_corner:
-            self._by_corner[box.key] = {tuple(c.offsets): c for c in self._tensors[box.key].chunks}
-        same = self._by_corner[box.key].get(box.offset)
-        return [same] if same and same.sizes == box.values.shape else self._tensors[box.key].chunks
-
-    def _read(self, name: str, at: int, length: int) -> Tensor:
-        try:
-            with (self.folder / name).open("rb") as file:
-                file.seek(at)
-                return torch.load(io.BytesIO(file.read(length)), map_location="cpu", weights_only=True)
-        except Exception as e:  # the unpickler's and zip reader's faults are of many kinds
-            raise CheckpointError(f"{self.folder}/{name}: torn ({type(e).__name__}: {e})") from e
+        chunks = self._tensors[box.key].chunks
+        same = chunks.get(box.offset)
+        return [same] if same and same.sizes == tuple(box.values.shape) else chunks.values()
 
 
 def _fits(shape: tuple[int, ...] | None, box: Box) -> bool:
@@ -99,9 +77,9 @@ def _found(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else f"has shape {list(shape)}"
 
 
-def _common(chunk: ChunkStorageMetadata, box: Box) -> int:
-    """How many elements two boxes have in common."""
-    spans = zip(chunk.offsets, chunk.sizes, box.offset, box.values.shape, strict=True)
+def _common(offset: tuple[int, ...], sizes: tuple[int, ...], box: Box) -> int:
+    """How many elements a box has in common with another."""
+    spans = zip(offset, sizes, box.offset, box.values.shape, strict=True)
     return math.prod(max(0, min(x + n, y + m) - max(x, y)) for x, n, y, m in spans)
 
 

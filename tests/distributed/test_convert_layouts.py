@@ -17,10 +17,10 @@ from family_models import MODELS
 from layouts import spec
 
 from r1mega.conversion.convert import convert
-from r1mega.conversion.torch_dist import read_metadata
 from r1mega.conversion.verify import verify
 from r1mega.families.registry import model_of
 from r1mega.layout.sharded import places
+from r1mega.trainer.torch_dist import read_metadata
 
 SPECS = {"tiny": spec(), **{name: model_of(fields, Path(name)) for name, fields in MODELS.items()}}
 EVERY = [("dp=2", "tiny"), ("dp=2,ep=2", "tiny"), ("tp=2,ep=2", "tiny"), ("dp=2", "llama3"), ("dp=2", "qwen2_tied")]

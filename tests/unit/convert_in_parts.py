@@ -22,7 +22,7 @@ def start(source: Path, out: Path, form: str, processes: int) -> int:
     child = os.fork()
     if child:
         return child
-    options = Options(processes, part_bytes=1 << 18, shard_bytes=2 << 20)
+    options = Options(processes, part_bytes=1 << 17, shard_bytes=2 << 20)
     convert(source, out, "hf" if form == "hf" else "megatron", None, options)
     os._exit(0)
 

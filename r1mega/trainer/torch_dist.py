@@ -2,7 +2,8 @@
 
 A folder holds `.metadata`, a pickle that says for each tensor which chunks it has and where in the .distcp files
 they lie; in those files each chunk is a torch.save archive, a zip whose record data/0 is the tensor's bytes as they
-are. Written here are the same files as `torch.distributed.checkpoint.FileSystemWriter` writes.
+are. Written here are the same files as `torch.distributed.checkpoint.FileSystemWriter` writes. Imports no megatron:
+training checkpoints and conversions are written and read by this.
 """
 
 import io
@@ -11,19 +12,19 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 
-from r1mega.conversion.mapped import MappedFiles, raw, read_only
 from r1mega.errors import CheckpointError
 from r1mega.families.spec import Shape
+from r1mega.runtime.mapped import MappedFiles, raw, read_only
 
 METADATA = ".metadata"
 ALLOWED = ("torch", "collections", "typing")
@@ -126,7 +127,7 @@ def read_box(folder: Path, files: MappedFiles, key: str, tensor: Stored, offset:
     """
     exact = tensor.chunks.get(offset)
     if exact is not None and exact.sizes == sizes:
-        return _chunk(folder, files, key, tensor.dtype, exact)
+        return read_chunk(folder, files, key, tensor.dtype, exact)
     whole = torch.empty(sizes, dtype=tensor.dtype)
     for chunk in tensor.chunks.values():
         low = [max(a, b) for a, b in zip(offset, chunk.offset, strict=True)]
@@ -135,12 +136,16 @@ def read_box(folder: Path, files: MappedFiles, key: str, tensor: Stored, offset:
         if all(a < b for a, b in zip(low, high, strict=True)):
             there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, chunk.offset, strict=True))
             here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
-            whole[here] = _chunk(folder, files, key, tensor.dtype, chunk)[there]
+            whole[here] = read_chunk(folder, files, key, tensor.dtype, chunk)[there]
     return whole
 
 
-def _chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: Chunk) -> Tensor:
-    """A stored chunk, as a window into its file."""
+def read_chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: Chunk) -> Tensor:
+    """A stored chunk, as a window into its file, whose checksum is right.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     where = f"{folder / chunk.file}: {key} at {chunk.offset}"
     window = files.window(folder / chunk.file, chunk.start, chunk.length)
     try:
@@ -189,26 +194,34 @@ class _Reader(io.RawIOBase):
         return count
 
 
-def write_chunk(file: BinaryIO, tensor: Tensor) -> tuple[int, int]:
+class Output(Protocol):
+    """A file open for writing."""
+
+    def write(self, data: Any, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def tell(self) -> int: ...
+
+
+def write_chunk(file: Output, tensor: Tensor) -> tuple[int, int]:
     """Append a chunk; returns (start, length) in the file."""
     start = file.tell()
     # torch.save writes the whole storage behind a view: this one ends where the tensor ends.
     own = torch.frombuffer(raw(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor
     try:
-        torch.save(own, file)
+        torch.save(own, file)  # pyright: ignore[reportArgumentType] (writes, and nothing else)
     except RuntimeError as e:
         # What closes its archive fails in turn and hides that the disk is full.
         raise (e.__context__ if isinstance(e.__context__, OSError) else e) from None
     return start, file.tell() - start
 
 
-def write_metadata(
-    folder: Path, tensors: dict[str, Stored], objects: Sequence[str], blob: Chunk, save_id: str
-) -> None:
-    """Write what makes .distcp files a checkpoint that `dist_checkpointing.load` reads.
+def metadata_files(tensors: Mapping[str, Stored], objects: Mapping[str, Chunk], save_id: str) -> dict[str, bytes]:
+    """The files, by name, that make .distcp files a checkpoint that `dist_checkpointing.load` reads.
 
     Args:
-        objects: keys of empty objects, all of which lie in `blob`.
+        objects: keys of empty objects, and where one lies.
         save_id: any name of this checkpoint.
     """
     about: dict[str, Any] = {}
@@ -219,20 +232,23 @@ def write_metadata(
         about[key] = dcp.TensorStorageMetadata(properties, torch.Size(tensor.shape), boxes)
         for i, c in enumerate(tensor.chunks.values()):
             storage[dcp.MetadataIndex(key, c.offset, i)] = _StorageInfo(c.file, c.start, c.length)
-    for key in objects:
+    for key, blob in objects.items():
         about[key] = dcp.BytesStorageMetadata()
         storage[dcp.MetadataIndex(key)] = _StorageInfo(blob.file, blob.start, blob.length)
     whole = dcp.Metadata(about, None, storage, dcp.StorageMeta(save_id=save_id), CURRENT_DCP_VERSION)
-    with (folder / METADATA).open("wb") as file:
-        pickle.dump(whole, file)
-    torch.save({}, folder / "common.pt")
+    common = io.BytesIO()
+    torch.save({}, common)  # Megatron wants one
     config = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     config |= {"common_backend": "torch", "common_backend_version": 1}
-    (folder / "metadata.json").write_text(json.dumps(config), encoding="utf-8")
+    return {
+        METADATA: pickle.dumps(whole),
+        "common.pt": common.getvalue(),
+        "metadata.json": json.dumps(config).encode(),
+    }
 
 
-def write_empty_object(file: Path) -> Chunk:
-    """Write the empty object that stands for every extra state."""
-    with file.open("wb") as handle:
-        torch.save([None], handle)
-    return Chunk((), (), file.name, 0, file.stat().st_size)
+def empty_object() -> bytes:
+    """What stands for every extra state: one object a rank, as Megatron has it."""
+    data = io.BytesIO()
+    torch.save([None], data)
+    return data.getvalue()
