@@ -196,7 +196,7 @@ class Pusher:
             try:
                 with self._breakable():
                     return [future.result() for future in pending]
-            except BaseException:
+            except KeyboardInterrupt:  # StopNow is one
                 for server in servers:  # or leaving the executor would wait for their start
                     server.stop()
                 raise

@@ -23,6 +23,7 @@ SETTINGS = (
     "num_steps=24", "rollout.num_prompts=4", "rollout.num_minibatches=4", "objective.group_size=4",
     "objective.reference_refresh_steps=8", "sampling.max_new_tokens=40", "evaluation.num_questions=6",
     "evaluation.every_steps=12", "save.every_steps=3", "optimizer.warmup_steps=1", "num_questions=40",
+    "objective.constant_groups=keep",
 )  # fmt: skip
 LAUNCH_TIME = TIMING | {"rollout/replayed_requests"}
 

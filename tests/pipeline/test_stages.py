@@ -85,7 +85,8 @@ def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
     settings = ("num_steps=4", "rollout.num_prompts=4", "rollout.num_minibatches=2", "objective.group_size=4",
                 "objective.reference_refresh_steps=2", "sampling.max_new_tokens=16", "sampling.temperature=0.7",
                 "evaluation.num_questions=8", "evaluation.every_steps=2", "save.every_steps=2",
-                "optimizer.warmup_steps=1", "num_questions=64", *overrides)  # fmt: skip
+                "optimizer.warmup_steps=1", "num_questions=64", "objective.constant_groups=keep",
+                *overrides)  # fmt: skip
     sets = [part for s in (f"model.path={base / 'hf'}", *settings) for part in ("--set", s)]
     return ["run", str(TINY / "1_rl.toml"), "--run-dir", str(run_dir), *sets]
 

@@ -1,15 +1,18 @@
 """FP8 blocks: by hand, within half a unit in the last place, back to the same codes, and through whole folders."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conversion_data import ONE, assert_same, load_all, tiny_spec, unique_tensors, write_folder
+from published import DEEPSEEK_V3
 
 from r1mega.conversion import fp8
 from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.errors import ConfigError, WeightMappingError
+from r1mega.families.registry import model_of
 
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 """Every e4m3 number; two of them are not numbers."""
@@ -63,9 +66,7 @@ def test_codes_survive_a_way_through_weights(dtype):
 
 
 def test_deepseek_v3_has_the_published_number_of_scales():
-    from test_families import V3
-
-    rows = tiny_spec(**V3).tensors()
+    rows = model_of(DEEPSEEK_V3, Path("config.json")).tensors()
     scales = [name for row in rows for name in row.hf if fp8.quantised(row, name)]
     assert len(scales) == 45_808
     left = {name.split(".layers.")[-1].split(".", 1)[-1] for row in rows for name in row.hf} - {

@@ -38,9 +38,6 @@ class StubServer:
         self.ok = self.ok or self.curable
         return 0.0
 
-    def stop(self) -> None:
-        self.ok = False
-
 
 class Rig:
     """A pusher whose sender is `send`, called with the pass over the source and the client."""
