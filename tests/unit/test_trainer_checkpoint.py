@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,15 +17,24 @@ import torch
 from trainer_data import make_documents, nll
 
 from r1mega.errors import CheckpointError
-from r1mega.runtime import shims
 
-shims.install_megatron_cpu()
+if TYPE_CHECKING:
+    from megatron.core import dist_checkpointing
 
-from megatron.core import dist_checkpointing  # noqa: E402
+    from r1mega.trainer import checkpoint
+    from r1mega.trainer.policy import own_tensors
+    from r1mega.weights.megatron_io import load_weights
 
-from r1mega.trainer import checkpoint  # noqa: E402
-from r1mega.trainer.policy import own_tensors  # noqa: E402
-from r1mega.weights.megatron_io import load_weights  # noqa: E402
+
+@pytest.fixture(autouse=True, scope="module")
+def megatron(mesh):
+    """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
+    global checkpoint, dist_checkpointing, load_weights, own_tensors
+    from megatron.core import dist_checkpointing
+
+    from r1mega.trainer import checkpoint
+    from r1mega.trainer.policy import own_tensors
+    from r1mega.weights.megatron_io import load_weights
 
 
 def steps(policy, first, last):

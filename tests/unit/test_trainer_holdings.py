@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,12 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1mega.errors import CheckpointError
-from r1mega.runtime import shims
 
-shims.install_megatron_cpu()
+if TYPE_CHECKING:
+    from r1mega.trainer.holdings import Box, boxes, holdings
+    from r1mega.trainer.reading import Reader
 
-from r1mega.trainer.holdings import Box, boxes, holdings  # noqa: E402
-from r1mega.trainer.reading import Reader  # noqa: E402
+
+@pytest.fixture(autouse=True, scope="module")
+def megatron(mesh):
+    """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
+    global Box, Reader, boxes, holdings
+    from r1mega.trainer.holdings import Box, boxes, holdings
+    from r1mega.trainer.reading import Reader
+
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 
