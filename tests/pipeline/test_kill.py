@@ -115,6 +115,8 @@ def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills
                 time.sleep(rng.uniform(0, 2 * step_s(metrics)))
                 break
             time.sleep(0.02)
+        if process.poll() == 0:  # done
+            break
         ranks = ranks_of(tag)
         if one_rank and len(ranks) > 1:
             os.kill(rng.choice(ranks), signal.SIGKILL)
