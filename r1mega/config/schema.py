@@ -101,6 +101,21 @@ class Save(Section):
     from a copy of the weights in the first rank's memory. 0: only the final weights, in hf."""
 
 
+class Experts(Section):
+    """Watching the routers of a mixture of experts. It changes nothing of the training."""
+
+    load_every: int = Field(default=10, ge=0)
+    """Optimiser steps between rows of experts.jsonl, every expert's load in every layer; 0 writes none. The summary
+    figures are on every step's line."""
+    min_load: float = Field(default=0.01, ge=0, lt=1)
+    """An expert that gets less than this of the even load is starved."""
+    max_share: float = Field(default=0.9, gt=0, le=1)
+    """An expert that more than this share of a layer's tokens choose is crowded; 1 looks for none."""
+    patience: int = Field(default=20, gt=0)
+    """Steps in a row with a starved or a crowded expert after which a layer's router counts as collapsed and is
+    warned of, once."""
+
+
 class Wandb(Section):
     """Weights & Biases. Metrics always go to metrics.jsonl as well."""
 
@@ -181,6 +196,7 @@ class Pretrain(Section):
     """lambda of the V3 report's Eq. 25 (0.3 for most of pretraining, later 0.1)."""
     expert_bias_rate: float = Field(default=0.001, ge=0)
     """gamma: step of the auxiliary-loss-free load balancing bias, after each optimiser step."""
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 
@@ -281,6 +297,7 @@ class GRPO(Section):
     batch: Batch
     mismatch: Mismatch = Mismatch()
     evaluation: Evaluation
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 

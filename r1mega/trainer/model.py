@@ -23,6 +23,7 @@ from r1mega.config.schema import TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_layers
 from r1mega.trainer.attention import Attention, Segments
+from r1mega.trainer.balance import count_in
 from r1mega.trainer.grouped import GroupedAttention
 from r1mega.trainer.latent import LatentAttention
 from r1mega.trainer.norm import RMSNorm
@@ -206,6 +207,7 @@ def _stages(spec: ModelSpec, num_stages: int) -> list[list[str]] | None:
 
 def _local(layer: Any, spec: ModelSpec) -> Any:
     """Replace the parts of Megatron's local (not Transformer Engine) layer that do not serve."""
+    count_in(layer)
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules

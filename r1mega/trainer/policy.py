@@ -20,8 +20,9 @@ from r1mega.config import schema
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime.background import Background
-from r1mega.samples import Document
+from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import checkpoint, forward
+from r1mega.trainer.balance import Balance
 from r1mega.trainer.batch import MicroBatch, micro_batches
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.holdings import Holdings
@@ -58,6 +59,9 @@ class Policy:
         self._saver, self._num_saves = "", 0
         self.held: tuple[tuple[int, ...], Holdings] | None = None
         """What `trainer.holdings` has found, and where in memory."""
+        self.expert_load: ExpertLoad | None = None
+        """What the routers did in the last optimiser step; None before the first, and in a dense model."""
+        self._balance = Balance(spec, self.state(), list(self.network.modules())) if spec.moe else None
 
     @classmethod
     def build(
@@ -140,14 +144,18 @@ class Policy:
             )
 
     def reduce_gradients(self, *, everywhere: bool = False) -> None:
-        """Sum the accumulated gradient over the ranks that share each weight, and move the expert bias.
+        """Sum the accumulated gradient over the ranks that share each weight, move the expert bias, and take stock of
+        what the routers did (`expert_load`).
 
         Args:
             everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
                 its share of the optimiser needs.
         """
         with self.mesh.waiting("the other ranks to sum gradients"):
+            taken = self._balance.take() if self._balance else None
             finalize_model_grads([self.model], force_all_reduce=everywhere)
+            if self._balance and taken is not None:
+                self.expert_load = self._balance.over_ranks(taken)
 
     def optim_step(self, lr: float, *, reduced: bool = False) -> float:
         """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
