@@ -80,7 +80,7 @@ def layout_faults(cluster: Cluster) -> list[str]:
         )
     if cluster.device == "cpu" and layout.ep > 1 and layout.expert_tp > 1:
         faults.append("cluster.trainer.etp: with ep > 1 gloo has no collective for uneven parts; set etp = 1")
-    if layout.dtype != "fp32":
+    if cluster.device == "cpu" and layout.dtype != "fp32":
         faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
     return faults
 

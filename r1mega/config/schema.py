@@ -26,6 +26,10 @@ def _anchor(value: object, info: ValidationInfo) -> object:
 AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 
 
+TemplateName = Literal["tiny", "r1_zero"]
+"""A name of `r1mega.data.template.TEMPLATES`."""
+
+
 class Section(BaseModel):
     """A table of a config file: frozen, and strict about names."""
 
@@ -289,6 +293,9 @@ class GRPO(Section):
     """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: int = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    template: TemplateName = "tiny"
+    """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
+    `r1mega run` has trained."""
     rollout: Rollout
     sampling: Sampling
     objective: Objective
@@ -312,6 +319,8 @@ class Evaluate(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
+    template: TemplateName = "tiny"
+    """As in GRPO."""
     sampling: Sampling
     evaluation: Evaluation
 
@@ -406,8 +415,8 @@ class RolloutLayout(Section):
 class Cluster(Section):
     """A machine: layout only, never science."""
 
-    device: Literal["cpu"]
-    """CUDA comes with its own cluster files."""
+    device: Literal["cpu", "cuda"]
+    """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

@@ -21,7 +21,7 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.schema import GRPO, Cluster
 from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
-from r1mega.data.template import TINY
+from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
 from r1mega.evaluation.experts import summarise
@@ -94,11 +94,12 @@ def _questions(config: GRPO, run_dir: RunDir) -> Questions:
     """
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
+    put = template(config.template)
     if config.questions is not None:
-        train = prompts(read_jsonl(config.questions), tokenizer, TINY)
+        train = prompts(read_jsonl(config.questions), tokenizer, put)
     else:
-        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer)
-    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer))
+        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
+    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer, put))
     if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
         raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):

@@ -1,8 +1,8 @@
 """Runs under torchrun: GRPO updates at several layouts over the same processes, written down for comparison.
 
 `python -m torch.distributed.run --nproc-per-node N layouts.py OUT LAYOUT...` with layouts such as tp=2 or pp=2,dp=2:
-for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, every expert's load, every
-gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
+for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, loads of experts,
+every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
 """
 
 import dataclasses
