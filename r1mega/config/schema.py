@@ -353,6 +353,28 @@ class Pipeline(Section):
 # ---- where it runs ------------------------------------------------------------------------------------------
 
 
+class Precision(Section):
+    """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
+
+    Main parameters, which the optimiser updates, are always fp32 (V3 report 3.3.3).
+    """
+
+    fp8: Literal["none", "blockwise", "tensorwise", "mxfp8"] = "none"
+    """Format of the matrix products in attention's projections, dense layers and experts, forwards and backwards;
+    needs dtype bf16 and Transformer Engine. blockwise: 1x128 tiles of activations and 128x128 blocks of weights, E4M3
+    alone (V3 report 3.3.2; Hopper and later); tensorwise: a scale for each tensor as it is at that moment (Ada and
+    later), E5M2 for gradients; mxfp8: a scale for every 32 values (Blackwell). Embedding, head, norms, router and
+    attention's own products stay as they are."""
+    bf16_layers_at_start: int = Field(default=0, ge=0)
+    """First layers that stay in bf16 under fp8 (V3: none)."""
+    bf16_layers_at_end: int = Field(default=0, ge=0)
+    """The same of the last layers; the MTP layers follow fp8."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In which gradients are added up and summed over ranks."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Of Adam (V3: bf16)."""
+
+
 class TrainerLayout(Section):
     """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
 
@@ -374,6 +396,13 @@ class TrainerLayout(Section):
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations."""
+    precision: Precision = Precision()
+    offload_optimizer: bool = False
+    """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
+    transformer_engine: Literal["auto", "off"] = "auto"
+    """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
+    ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others within a step."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
