@@ -54,7 +54,7 @@ def shipped() -> list[Path]:
 def test_every_shipped_config_passes_its_check_on_its_cluster(file: Path, tmp_path: Path):
     """The cluster is the one its head names; weights need not be there, but those of another stage have no config."""
     text = file.read_text()
-    assert len(text.splitlines()) <= 63
+    assert len(text.splitlines()) <= (63 if "tiny" in file.parts else 60)
     cluster = re.search(r"^# cluster: (\w+)$", text, re.MULTILINE)
     assert cluster or "tiny" in file.parts, "a full-size config names its cluster file"
     section, overrides = tomllib.loads(text)["model"], []
