@@ -93,6 +93,12 @@ def micro_batches(
     ]
 
 
+def empty_like(batch: MicroBatch) -> MicroBatch:
+    """A micro-batch of the same shape without documents."""
+    num_chunks, size = batch.input_ids.shape
+    return _micro_batch([], [[]] * num_chunks, size, sorted(batch.fields), len(batch.mtp_targets))
+
+
 def _micro_batch(
     documents: Sequence[Document], chunks: list[list[int]], size: int, names: list[str], mtp_depths: int
 ) -> MicroBatch:

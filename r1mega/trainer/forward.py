@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
-from r1mega.trainer.batch import MicroBatch, Targets
+from r1mega.trainer.batch import MicroBatch, Targets, empty_like
 from r1mega.trainer.logprob import target_logprobs
 from r1mega.trainer.mesh import Mesh
 
@@ -23,7 +23,7 @@ normalised over the whole mini-batch: losses and metrics of micro-batches are su
 
 
 def train(
-    model: Any,
+    chunks: Sequence[Any],
     mesh: Mesh,
     batches: Sequence[MicroBatch],
     loss: LossFn,
@@ -33,11 +33,14 @@ def train(
 ) -> dict[str, float]:
     """Accumulate the gradient of a mini-batch's loss into the model's buffers.
 
+    Args:
+        chunks: this rank's parts of the model, in the order of the pipeline's stages.
+
     Returns:
         The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
         each summed over micro-batches and data-parallel ranks.
     """
-    network = model.module
+    network = chunks[-1].module
     # The denominators of the mini-batch, one a depth.
     depths = range(len(batches[0].mtp_targets))
     counts = torch.tensor([sum(len(b.mtp_targets[k].ids) for b in batches) for k in depths])
@@ -66,13 +69,13 @@ def train(
         states = _forward(model, batch, run_mtp=True)
         return states, lambda states: _scaled(objective(batch, states))
 
-    return _sum(_schedule(model, batches, step, forward_only=False), mesh)
+    return _sum(_schedule(chunks, batches, step, forward_only=False), mesh)
 
 
 @torch.no_grad()
-def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
+def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
     """Log-probabilities [T] fp32 of each micro-batch's targets, on every rank. Changes no state of the model."""
-    network = model.module
+    network = chunks[-1].module
 
     def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
         batch = next(batches)
@@ -84,8 +87,8 @@ def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature:
 
         return hidden, collect
 
-    scored = _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
-    return mesh.from_last_stage(scored)
+    scored = _schedule(chunks, batches, step, forward_only=True, collect_non_loss_data=True)
+    return mesh.from_last_stage(scored[: len(batches)])
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
@@ -108,11 +111,16 @@ def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, d
     return value, torch.ones((), dtype=torch.int), metrics
 
 
-def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
+def _schedule(chunks: Sequence[Any], batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
+    if len(chunks) > 1:
+        # An interleaved schedule moves as many micro-batches at a time as there are pipeline ranks.
+        missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
+        batches = [*batches, *[empty_like(batches[0])] * missing]
+    iterators = [iter(batches) for _ in chunks]
     return get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=iter(batches),
-        model=model,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
         seq_length=batches[0].input_ids.size(1),
         micro_batch_size=batches[0].input_ids.size(0),

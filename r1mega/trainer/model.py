@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
@@ -19,9 +19,9 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.schema import Recompute, TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
-from r1mega.layout.placement import stage_layers
+from r1mega.layout.placement import stage_contents
 from r1mega.trainer.attention import Attention, Segments
 from r1mega.trainer.grouped import GroupedAttention
 from r1mega.trainer.latent import LatentAttention
@@ -39,6 +39,15 @@ class MTPLayer(MultiTokenPredictionLayer):
         self, embedded: Tensor, hidden: Tensor, segments: Segments, padding_mask: Tensor
     ) -> Tensor:
         """embedded: [S, B, H], of each position's next token; hidden: [S, B, H], of the depth before."""
+        config = self.config
+        if config.recompute_granularity != "full" or config.recompute_method != "uniform":
+            return self._depth(embedded, hidden, segments, padding_mask)
+        if not hidden.requires_grad:
+            # With no input that wants a gradient, nothing would be computed again, and the layer not trained.
+            hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+        return tensor_parallel.checkpoint(self._depth, False, embedded, hidden, segments, padding_mask)  # type: ignore[return-value]
+
+    def _depth(self, embedded: Tensor, hidden: Tensor, segments: Segments, padding_mask: Tensor) -> Tensor:
         hidden = self._concat_embeddings(hidden, embedded)
         hidden, _ = self.transformer_layer(hidden_states=hidden, attention_mask=segments, padding_mask=padding_mask)
         return self._postprocess(hidden)
@@ -70,7 +79,7 @@ class PolicyModel(GPTModel):
 
         Returns:
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
-            the [S, B, H] to send on.
+            the [S, B, H] to send on, or [S x (1 + depths), B, H] where the MTP layers have an earlier stage.
         """
         prepared: Any = self._preprocess(input_ids, position_ids)
         embedded = prepared[0]
@@ -78,19 +87,28 @@ class PolicyModel(GPTModel):
             # Here and not in _preprocess, which divides the mask on the first pipeline stage alone.
             padding_mask = scatter_to_sequence_parallel_region(padding_mask.T.contiguous()).T.contiguous()
         hidden = self.decoder(hidden_states=embedded, attention_mask=segments, padding_mask=padding_mask)
+        if self.mtp_process and run_mtp and self.mtp_mode != "off":
+            depths = self._depths(hidden, input_ids, position_ids, segments, padding_mask)
+            return (hidden, *depths) if self.post_process else torch.cat([hidden, *depths])
         if not self.post_process:
             return hidden
-        states = [hidden]
-        if run_mtp and self.mtp_mode != "off":
-            joint = self.mtp_mode == "joint"
-            hidden = hidden if joint else hidden.detach()
-            for layer in self.mtp.layers:
-                # The id that rolls in at the end of a chunk is never before a target.
-                input_ids = torch.roll(input_ids, -1, dims=1)
-                with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
-                    embedded = self.embedding(input_ids=input_ids, position_ids=position_ids)
-                hidden = layer(embedded, hidden, segments, padding_mask)
-                states.append(hidden)
+        length = padding_mask.size(1)
+        return hidden.split(length) if len(hidden) > length else (hidden,)  # an earlier stage had the MTP layers
+
+    def _depths(
+        self, hidden: Tensor, input_ids: Tensor, position_ids: Tensor, segments: Segments, padding_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Hidden states of each MTP depth."""
+        states: list[Tensor] = []
+        joint = self.mtp_mode == "joint"
+        hidden = hidden if joint else hidden.detach()
+        for layer in self.mtp.layers:
+            # The id that rolls in at the end of a chunk is never before a target.
+            input_ids = torch.roll(input_ids, -1, dims=1)
+            with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
+                embedded = self.embedding(input_ids=input_ids, position_ids=position_ids)
+            hidden = layer(embedded, hidden, segments, padding_mask)
+            states.append(hidden)
         return tuple(states)
 
 
@@ -117,7 +135,11 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         tensor_model_parallel_size=layout.tp,
         sequence_parallel=layout.tp > 1,
         pipeline_model_parallel_size=layout.pp,
-        pipeline_model_parallel_layout=_stages(spec, layout.pp),  # type: ignore[arg-type]
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        # Between two ranks an interleaved schedule has several messages under way, which a batch would mix up.
+        overlap_p2p_comm=layout.vpp > 1,
+        batch_p2p_comm=layout.vpp == 1,
+        pipeline_model_parallel_layout=_stages(spec, layout),  # type: ignore[arg-type]
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
         params_dtype=torch.float32,
@@ -131,6 +153,7 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         cross_entropy_loss_fusion=False,
+        **_recompute(layout.recompute),
     )
 
 
@@ -190,18 +213,26 @@ def _experts(moe: Moe, num_layers: int, layout: TrainerLayout, expert_bias_rate:
         "moe_aux_loss_coeff": 0.0,
         "moe_grouped_gemm": False,
         "moe_permute_fusion": False,
-        "moe_token_dispatcher_type": "alltoall" if layout.ep > 1 else "allgather",
+        "moe_token_dispatcher_type": layout.token_dispatcher,
     }
 
 
-def _stages(spec: ModelSpec, num_stages: int) -> list[list[str]] | None:
-    """What each pipeline stage holds, in Megatron's words; None where stages are alike and it need not be said."""
-    if spec.num_layers % num_stages == 0:
-        return None
-    held = [["decoder"] * len(layers) for layers in stage_layers(spec.num_layers, num_stages)]
-    held[0].insert(0, "embedding")
-    held[-1] += ["mtp"] * spec.num_mtp_layers + ["loss"]
-    return held
+def _recompute(recompute: Recompute) -> dict[str, Any]:
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": recompute.method,
+        "recompute_num_layers": recompute.num_layers,
+    }
+
+
+def _stages(spec: ModelSpec, layout: TrainerLayout) -> list[list[str]] | None:
+    """What each pipeline stage holds, in Megatron's words; None without a pipeline."""
+    names = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
+    return [[names[x] for x in held] for held in stage_contents(spec, layout)] if layout.pp > 1 else None
 
 
 def _local(layer: Any, spec: ModelSpec) -> Any:
@@ -221,16 +252,23 @@ def _local(layer: Any, spec: ModelSpec) -> Any:
     return layer
 
 
-def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP) -> PolicyModel:
-    """The model of this pipeline stage, fp32 on the CPU. `trainer.initial` gives it its first weights."""
-    block: Any = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP, chunk: int | None = None) -> PolicyModel:
+    """The model of this pipeline stage, fp32 on the CPU. `trainer.initial` gives it its first weights.
+
+    Args:
+        chunk: which of this rank's, where it has several.
+    """
+    block: Any = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=chunk
+    )
     block.layer_norm = RMSNorm
     for layer in block.layer_specs:
         _local(layer, spec)
     mtp_block: Any = None
     if spec.num_mtp_layers:
         specs: Any = get_gpt_decoder_layer_specs(config, False, "RMSNorm")
-        mtp_block = get_gpt_mtp_block_spec(config, _local(specs[-1], spec), use_transformer_engine=False)
+        last = _local(specs[-1], spec)
+        mtp_block = get_gpt_mtp_block_spec(config, last, use_transformer_engine=False, vp_stage=chunk)
         for layer in mtp_block.layer_specs if mtp_block else ():
             layer.module = MTPLayer
             layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
@@ -240,13 +278,14 @@ def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP) -> Poli
         block,
         -(-spec.vocab_size // tp) * tp,
         spec.max_positions,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
         # Our attention turns queries and keys itself.
         position_embedding_type="rope" if isinstance(spec.attention, Latent) else "none",
         share_embeddings_and_output_weights=spec.tied,
         mtp_block_spec=mtp_block,
         parallel_output=True,
+        vp_stage=chunk,
     )
     model.num_ids = spec.vocab_size
     model.mtp_mode = mtp if spec.num_mtp_layers else "off"

@@ -1,5 +1,6 @@
-"""Adam with decoupled weight decay, under Megatron's distributed optimizer (ZeRO-1, fp32 main parameters)."""
+"""Adam with decoupled weight decay; with Megatron's distributed optimizer (ZeRO-1, fp32 main parameters) or without."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class Adam(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
 
 
-def build_optimizer(model: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
-    """Megatron's optimizer over the model's trainable parameters. Norms and biases get no weight decay."""
+def build_optimizer(chunks: Sequence[DistributedDataParallel], settings: schema.Optimizer) -> MegatronOptimizer:
+    """Megatron's optimizer over the trainable parameters of this rank's chunks. Norms and biases get no weight decay."""
     megatron_adam_class.apply(Adam)
     config = OptimizerConfig(
         optimizer="adam",
@@ -67,10 +68,10 @@ def build_optimizer(model: DistributedDataParallel, settings: schema.Optimizer) 
         # At 0 Megatron would not even measure the norm; infinity measures and never clips.
         clip_grad=settings.clip_grad or float("inf"),
         params_dtype=torch.float32,
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         log_num_zeros_in_grad=False,
     )
-    optimizer = get_megatron_optimizer(config, [model])
+    optimizer = get_megatron_optimizer(config, list(chunks))
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         part.init_state_fn(part.optimizer)  # now, so that a checkpoint before the first step has moments too
     return optimizer

@@ -8,7 +8,7 @@ Shapes: T tokens, E experts, S x B the positions of a micro-batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,10 +46,13 @@ def _lead(scores: Tensor, kept: int) -> Tensor:
 
 
 class Margins:
-    """What `recorded_margins` saw: one tensor a router of this rank."""
+    """What `recorded_margins` saw: one tensor a router of this rank, of the first micro-batch that passed it.
+
+    A virtual pipeline runs empty ones after it.
+    """
 
     def __init__(self) -> None:
-        self.by_router: list[Tensor] = []
+        self.by_router: dict[TopKRouter, Tensor] = {}
 
     def smallest(self, num_positions: int) -> Tensor:
         """[num_positions] fp32, the smallest margin over all layers at each row of [S, B] flattened.
@@ -58,7 +61,7 @@ class Margins:
         """
         tp: Any = parallel_state.get_tensor_model_parallel_group()
         smallest = torch.full((num_positions // tp.size(),), math.inf)
-        for margins in self.by_router:
+        for margins in self.by_router.values():
             smallest = torch.minimum(smallest, margins)
         if tp.size() > 1:  # sequence parallelism: each rank routed its part of the positions
             whole = torch.empty(num_positions)
@@ -71,7 +74,7 @@ class Margins:
 
 
 @contextmanager
-def recorded_margins(network: torch.nn.Module) -> Iterator[Margins]:
+def recorded_margins(networks: Sequence[torch.nn.Module]) -> Iterator[Margins]:
     """While entered, every router's forward pass records its margins, in the order of its rank's positions."""
     recorded = Margins()
 
@@ -84,9 +87,10 @@ def recorded_margins(network: torch.nn.Module) -> Iterator[Margins]:
             group_top_k=config.moe_router_group_topk or 1,
             top_k=router.topk,
         )
-        recorded.by_router.append(margins)
+        recorded.by_router.setdefault(router, margins)
 
-    hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, TopKRouter)]
+    modules = (m for network in networks for m in network.modules())
+    hooks = [m.register_forward_hook(record) for m in modules if isinstance(m, TopKRouter)]
     try:
         yield recorded
     finally:

@@ -16,12 +16,15 @@ def install_megatron_cpu() -> None:
     megatron_cuda_rng.apply()
 
     from r1mega.runtime.shims import (
+        megatron_checkpoint_arguments,
+        megatron_checkpoint_fp8,
         megatron_checkpoint_processes,
         megatron_dispatcher_splits,
         megatron_expert_bias_padding,
         megatron_mla_te_mock,
         megatron_reduce_noncontiguous,
         megatron_te_general_gemm,
+        megatron_uneven_parts,
     )
 
     megatron_te_general_gemm.apply()
@@ -30,3 +33,6 @@ def install_megatron_cpu() -> None:
     megatron_reduce_noncontiguous.apply()
     megatron_expert_bias_padding.apply()
     megatron_checkpoint_processes.apply()
+    megatron_checkpoint_arguments.apply()
+    megatron_checkpoint_fp8.apply()
+    megatron_uneven_parts.apply()
