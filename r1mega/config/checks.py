@@ -111,7 +111,7 @@ def _recompute_faults(cluster: Cluster) -> list[str]:
     faults: list[str] = []
     if recompute.granularity == "selective" and not recompute.modules:
         faults.append(
-            'cluster.trainer.recompute.modules: name what "selective" computes again, such as ["core_attn", "layernorm"]'
+            'cluster.trainer.recompute.modules: say what "selective" computes again, as in ["core_attn", "mlp"]'
         )
     if recompute.granularity != "selective" and recompute.modules:
         faults.append(
@@ -120,8 +120,8 @@ def _recompute_faults(cluster: Cluster) -> list[str]:
         )
     for module in {"mla_up_proj", "moe_act"} & set(recompute.modules) if cluster.device == "cpu" else ():
         faults.append(
-            f"cluster.trainer.recompute.modules: {module!r} is of Transformer Engine's layers (CUDA); on the CPU leave "
-            "it out"
+            f"cluster.trainer.recompute.modules: {module!r} is of Transformer Engine's layers (CUDA); on the CPU "
+            "leave it out"
         )
     return sorted(faults)
 

@@ -334,8 +334,8 @@ class Recompute(Section):
     modules: tuple[
         Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts"], ...
     ] = ()
-    """What selective computes again: attention's scores and products, the norms, latent attention's up-projection, dense
-    layers, mixture-of-experts layers, the activation within experts, shared experts."""
+    """What selective computes again: attention's scores and products, the norms, latent attention's up-projection,
+    dense layers, mixture-of-experts layers, the activation within experts, shared experts."""
     method: Literal["uniform", "block"] = "uniform"
     """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
     first `num_layers` layers of each stage."""
@@ -356,9 +356,9 @@ class TrainerLayout(Section):
     """Virtual pipeline: chunks of layers that each pipeline rank holds, interleaved with the other ranks' (shorter
     waits, more messages). Stage i is chunk i // pp of rank i % pp."""
     pipeline: str = ""
-    """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head, |
-    between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with one
-    more where they do not divide, and the MTP layers with the head."""
+    """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head,
+    | between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with
+    one more where they do not divide, and the MTP layers with the head."""
     ep: int = Field(default=1, gt=0)
     """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
     etp: int | None = Field(default=None, gt=0)
@@ -370,8 +370,8 @@ class TrainerLayout(Section):
     distributed_optimizer: bool = True
     """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
     dispatcher: Literal["allgather", "alltoall", "flex"] | None = None
-    """How tokens reach their experts: every rank gets all of them, or each those that are its own, or DeepEP's kernels
-    (CUDA). alltoall where experts are spread over ranks, otherwise allgather."""
+    """How tokens reach their experts: every rank gets all of them, or each those that are its own, or by DeepEP's
+    kernels (CUDA). Left out: alltoall where experts are spread over ranks, otherwise allgather."""
     recompute: Recompute = Recompute()
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""

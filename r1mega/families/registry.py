@@ -95,7 +95,8 @@ def _pipeline_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
         held = pipeline_stages.expand(layout.pipeline)
         letters = "".join(held)
         faults = [
-            f"cluster.trainer.pipeline = {layout.pipeline!r} has {letters.count(letter)} {letter}, the model {number} {what}"
+            f"cluster.trainer.pipeline = {layout.pipeline!r} has {letters.count(letter)} {letter}, the model "
+            f"{number} {what}"
             for letter, number, what in (
                 ("t", layers, "layers (num_hidden_layers)"),
                 ("m", spec.num_mtp_layers, "MTP layers (num_nextn_predict_layers)"),

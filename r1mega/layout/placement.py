@@ -65,7 +65,7 @@ def stage_layers(num_layers: int, num_stages: int) -> list[range]:
 
 
 def stage_contents(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
-    """What each of the pp x vpp stages holds, in the letters of `config.pipeline_stages`, in the order of the stages."""
+    """What each of the pp x vpp stages holds, in their order and in the letters of `config.pipeline_stages`."""
     if layout.pipeline:
         return expand(layout.pipeline)
     held = ["t" * len(layers) for layers in stage_layers(spec.num_layers, layout.pp * layout.vpp)]

@@ -1,7 +1,7 @@
 """A rank's tensor names as the whole model counts them.
 
-Megatron numbers layers within a stage of the pipeline and experts within an expert-parallel rank; the families' tables
-number both over the model.
+Megatron numbers layers within a stage of the pipeline and experts within an expert-parallel rank; the families'
+tables number both over the model.
 """
 
 import re

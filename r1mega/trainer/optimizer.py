@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay; with Megatron's distributed optimizer (ZeRO-1, fp32 main parameters) or without."""
+"""Adam with decoupled weight decay, with or without Megatron's distributed optimizer (ZeRO-1)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +55,7 @@ class Adam(torch.optim.Optimizer):
 
 
 def build_optimizer(chunks: Sequence[DistributedDataParallel], settings: schema.Optimizer) -> MegatronOptimizer:
-    """Megatron's optimizer over the trainable parameters of this rank's chunks. Norms and biases get no weight decay."""
+    """Megatron's optimizer over this rank's trainable parameters. Norms and biases get no weight decay."""
     megatron_adam_class.apply(Adam)
     config = OptimizerConfig(
         optimizer="adam",
