@@ -331,15 +331,35 @@ class Recompute(Section):
 
     granularity: Literal["none", "selective", "full"] = "none"
     """selective: the parts in `modules`. full: whole layers, of which only the input is kept."""
-    modules: tuple[
-        Literal["core_attn", "layernorm", "mla_up_proj", "mlp", "moe", "moe_act", "shared_experts"], ...
-    ] = ()
-    """What selective computes again: attention's scores and products, the norms, latent attention's up-projection,
-    dense layers, mixture-of-experts layers, the activation within experts, shared experts."""
+    modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts"], ...] = ()
+    """What selective computes again: attention's scores and products, the norms, dense layers, mixture-of-experts
+    layers, the activation within experts, shared experts."""
     method: Literal["uniform", "block"] = "uniform"
     """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
     first `num_layers` layers of each stage."""
     num_layers: int = Field(default=1, gt=0)
+
+
+class Precision(Section):
+    """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
+
+    Main parameters, which the optimiser updates, are always fp32 (V3 report 3.3.3).
+    """
+
+    fp8: Literal["none", "blockwise", "tensorwise", "mxfp8"] = "none"
+    """Format of the matrix products in attention's projections, dense layers and experts, forwards and backwards;
+    needs dtype bf16 and Transformer Engine. blockwise: 1x128 tiles of activations and 128x128 blocks of weights, E4M3
+    alone (V3 report 3.3.2; Hopper and later); tensorwise: a scale for each tensor as it is at that moment (Ada and
+    later), E5M2 for gradients; mxfp8: a scale for every 32 values (Blackwell). Embedding, head, norms, router and
+    attention's own products stay as they are."""
+    bf16_layers_at_start: int = Field(default=0, ge=0)
+    """First layers that stay in bf16 under fp8 (V3: none)."""
+    bf16_layers_at_end: int = Field(default=0, ge=0)
+    """The same of the last layers; the MTP layers follow fp8."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In which gradients are added up and summed over ranks."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Of Adam (V3: bf16)."""
 
 
 class TrainerLayout(Section):
@@ -376,6 +396,13 @@ class TrainerLayout(Section):
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations."""
+    precision: Precision = Precision()
+    offload_optimizer: bool = False
+    """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
+    transformer_engine: Literal["auto", "off"] = "auto"
+    """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
+    ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others within a step."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
@@ -422,8 +449,8 @@ class RolloutLayout(Section):
 class Cluster(Section):
     """A machine: layout only, never science."""
 
-    device: Literal["cpu"]
-    """CUDA comes with its own cluster files."""
+    device: Literal["cpu", "cuda"]
+    """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

@@ -9,7 +9,7 @@ from r1mega.config import pipeline_stages
 from r1mega.config.schema import Batch, TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
-from r1mega.families.spec import Grouped, Latent, ModelSpec
+from r1mega.families.spec import Grouped, ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "deepseek_v3": deepseek_v3.read,
@@ -124,7 +124,6 @@ def _recompute_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
         "moe": spec.moe is None,
         "moe_act": spec.moe is None,
         "shared_experts": spec.moe is None or not spec.moe.num_shared_experts,
-        "mla_up_proj": not isinstance(spec.attention, Latent),
     }
     return [
         f"cluster.trainer.recompute.modules: the model has no part {module!r}: leave it out"

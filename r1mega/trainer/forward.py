@@ -13,7 +13,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
-from r1mega.trainer.batch import MicroBatch, Targets, empty_like
+from r1mega.trainer.batch import MicroBatch, Targets
+from r1mega.trainer.context import gathered
 from r1mega.trainer.logprob import target_logprobs
 from r1mega.trainer.mesh import Mesh
 
@@ -35,6 +36,7 @@ def train(
 
     Args:
         chunks: this rank's parts of the model, in the order of the pipeline's stages.
+        batches: where there are several chunks, a multiple of the number of pipeline ranks.
 
     Returns:
         The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
@@ -43,7 +45,7 @@ def train(
     network = chunks[-1].module
     # The denominators of the mini-batch, one a depth.
     depths = range(len(batches[0].mtp_targets))
-    counts = torch.tensor([sum(len(b.mtp_targets[k].ids) for b in batches) for k in depths])
+    counts = torch.tensor([sum(b.mtp_targets[k].total for b in batches) for k in depths])
     totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,11 +90,12 @@ def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, t
         return hidden, collect
 
     scored = _schedule(chunks, batches, step, forward_only=True, collect_non_loss_data=True)
-    return mesh.from_last_stage(scored[: len(batches)])
+    return mesh.from_last_stage([logp.cpu() for logp in scored])
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
-    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, run_mtp=run_mtp)
+    next_ids = batch.next_ids if run_mtp else ()
+    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, next_ids=next_ids)
 
 
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:
@@ -100,29 +103,29 @@ def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, te
         hidden = gather_from_sequence_parallel_region(hidden)
     group: Any = parallel_state.get_tensor_model_parallel_group()
     rows = hidden.flatten(0, 1)[targets.rows]
-    return target_logprobs(
+    logp = target_logprobs(
         rows, weight, targets.ids, temperature=temperature, group=group, vocab_size=network.num_ids
     )
+    if targets.places is None:
+        return logp
+    return gathered(logp, targets.places, targets.total, parallel_state.get_context_parallel_group())
 
 
 def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """With a token count Megatron divides by nothing itself (calculate_per_token_loss); the count is not used."""
     value, metrics = result
-    return value, torch.ones((), dtype=torch.int), metrics
+    return value, torch.ones((), dtype=torch.int, device=value.device), metrics
 
 
 def _schedule(chunks: Sequence[Any], batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
-    if len(chunks) > 1:
-        # An interleaved schedule moves as many micro-batches at a time as there are pipeline ranks.
-        missing = -len(batches) % parallel_state.get_pipeline_model_parallel_world_size()
-        batches = [*batches, *[empty_like(batches[0])] * missing]
     iterators = [iter(batches) for _ in chunks]
     return get_forward_backward_func()(
         forward_step_func=step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
-        seq_length=batches[0].input_ids.size(1),
+        # Of the whole sequence, of which Megatron has a pipeline send a context-parallel rank's part.
+        seq_length=batches[0].input_ids.size(1) * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=batches[0].input_ids.size(0),
         **options,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -22,14 +23,17 @@ from r1mega.families.spec import ModelSpec
 from r1mega.runtime.background import Background
 from r1mega.samples import Document
 from r1mega.trainer import checkpoint, forward
-from r1mega.trainer.batch import MicroBatch, micro_batches
+from r1mega.trainer.batch import BESIDE, Form, MicroBatch, micro_batches
+from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.holdings import Holdings
 from r1mega.trainer.initial import initialise
+from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.names import by_whole_model_names
 from r1mega.trainer.optimizer import build_optimizer, set_rates
+from r1mega.trainer.precision import check_device, gradient_fields
 from r1mega.trainer.routing import recorded_margins
 
 
@@ -54,6 +58,8 @@ class Policy:
         """Host copy of the reference's parameters and buffers, by the same names as `state`."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
+        self.form = BESIDE
+        """How micro-batches are laid out."""
         self.saving = Background("checkpoint")
         """Writes checkpoints beside the training loop."""
         self._saver, self._num_saves = "", 0
@@ -81,21 +87,28 @@ class Policy:
             expert_bias_rate: gamma of the load-balancing bias; 0 freezes it.
             seed: of the initial weights; the random state of the process is left as it was.
         """
-        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate)
-        with torch.random.fork_rng(devices=[]):  # Megatron draws weights too, which are overwritten
-            numbers = range(mesh.layout.vpp) if mesh.layout.vpp > 1 else (None,)
-            networks = [build_model(spec, config, mtp=mtp, chunk=chunk) for chunk in numbers]
+        device = mesh.device.type
+        layers = choose_layers(device, mesh.layout)
+        check_device(mesh.layout.precision.fp8)
+        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
+        numbers = range(mesh.layout.vpp) if mesh.layout.vpp > 1 else (None,)
+        # Megatron draws weights too, which are overwritten.
+        with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
+            networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
         for network in networks:
             initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=mesh.layout.distributed_optimizer,
-            grad_reduce_in_fp32=True,
             overlap_grad_reduce=False,
+            **gradient_fields(mesh.layout),
         )
         chunks = [DistributedDataParallel(config=config, ddp_config=ddp, module=network) for network in networks]
-        megatron_optimizer = build_optimizer(chunks, optimizer)
+        megatron_optimizer = build_optimizer(chunks, optimizer, layout=mesh.layout, device=device)
         config.grad_scale_func = megatron_optimizer.scale_loss
         policy = cls(spec, mesh, chunks, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
+        if layers == "transformer_engine":
+            layout = mesh.layout
+            policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
         policy._zero_grad()
         return policy
 
@@ -214,11 +227,10 @@ class Policy:
         """
         every_position = [Document(d.token_ids) for d in documents]
         batches = self._micro_batches(every_position, mtp_depths=0)
-        smallest: list[Tensor] = []
-        for batch in batches:
-            with recorded_margins(self.networks) as margins:
-                forward.score(self.chunks, self.mesh, [batch], temperature=1.0)
-            smallest.append(margins.smallest(batch.input_ids.numel())[batch.targets.rows])
+        with recorded_margins(self.networks) as margins:
+            forward.score(self.chunks, self.mesh, batches, temperature=1.0)
+        numbered = enumerate(batches)
+        smallest = [self._of_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
         return _by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
@@ -271,7 +283,23 @@ class Policy:
     # ---- parts ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
-        return micro_batches(documents, self._batch, mtp_depths=mtp_depths, agreed=self.mesh.max_over_data)
+        made = micro_batches(
+            documents,
+            self._batch,
+            mtp_depths=mtp_depths,
+            agreed=self.mesh.max_over_data,
+            form=self.form,
+            multiple=self.mesh.layout.pp if len(self.chunks) > 1 else 1,
+        )
+        return [batch.to(self.mesh.device) for batch in made]
+
+    def _of_targets(self, of_rows: Tensor, batch: MicroBatch) -> Tensor:
+        """[T]: of [S * B] values of this rank's rows, on the host, those that predict the targets."""
+        targets = batch.targets
+        found = of_rows[targets.rows.cpu()]
+        if targets.places is None:
+            return found
+        return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
 
     def _zero_grad(self) -> None:
         for chunk in self.chunks:
@@ -294,7 +322,9 @@ class Policy:
 
 def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
     """A network's live parameters and persistent buffers by its own names."""
-    return {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    held = network.state_dict(keep_vars=True).items()
+    # Transformer Engine keeps its FP8 recipe among them.
+    return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}
 
 
 def _by_document(

@@ -25,13 +25,15 @@ def every_logp(policy) -> list[torch.Tensor]:
     from r1mega.trainer import forward
     from r1mega.trainer.batch import Targets, micro_batches
 
-    size = policy.spec.vocab_size
-    found = {}
-    for batch in micro_batches(documents(), BATCH, mtp_depths=0):
+    size, layout = policy.spec.vocab_size, policy.mesh.layout
+    found, every = {}, []
+    batches = micro_batches(documents(), BATCH, mtp_depths=0, multiple=layout.pp if layout.vpp > 1 else 1)
+    for batch in batches:
         rows, ids = batch.targets.rows, torch.arange(size)
         targets = Targets(rows.repeat_interleave(size), ids.repeat(len(rows)))
-        every = dataclasses.replace(batch, targets=targets)
-        (logps,) = forward.score(policy.chunks, policy.mesh, [every], temperature=1.0)
+        every.append(dataclasses.replace(batch, targets=targets))
+    scored = forward.score(policy.chunks, policy.mesh, every, temperature=1.0)
+    for batch, logps in zip(batches, scored, strict=True):
         lengths = [documents()[i].num_targets for i in batch.documents]
         found |= dict(zip(batch.documents, logps.view(-1, size).split(lengths), strict=True))
     return [found[i].clone() for i in sorted(found)]
