@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from r1mega.config.schema import GRPO, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage
+from r1mega.config import pipeline_stages
+from r1mega.config.schema import GRPO, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage, TrainerLayout
 from r1mega.errors import ConfigError
 
 
@@ -59,7 +60,7 @@ def layout_faults(cluster: Cluster) -> list[str]:
     """Faults of the trainer's layout by itself; `families.registry.check_layout` holds it against a model."""
     layout = cluster.trainer
     faults: list[str] = []
-    if layout.cp > 1:
+    if layout.cp > 1 and not layout_runs_transformer_engine(cluster):
         faults.append("cluster.trainer.cp: context parallelism needs Transformer Engine (CUDA); set it to 1")
     if layout.tp > 1 and not layout.sp:
         faults.append("cluster.trainer.sp: tensor parallelism trains mixtures of experts with sp = true only")
@@ -78,20 +79,103 @@ def layout_faults(cluster: Cluster) -> list[str]:
             f"cluster.trainer.etp: {layout.expert_tp} with tp = {layout.tp} and ep = 1: Megatron then sums no "
             "gradient of the experts over the tensor-parallel ranks; leave etp out, or set ep"
         )
-    if cluster.device == "cpu" and layout.ep > 1 and layout.expert_tp > 1:
-        faults.append("cluster.trainer.etp: with ep > 1 gloo has no collective for uneven parts; set etp = 1")
-    if layout.dtype != "fp32":
-        faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
+    if cluster.device == "cpu" and layout.token_dispatcher == "flex":
+        faults.append(
+            'cluster.trainer.dispatcher: "flex" is DeepEP\'s CUDA kernels; on the CPU set "alltoall" or "allgather"'
+        )
+    faults += _pipeline_faults(layout)
+    faults += _recompute_faults(cluster)
+    return faults + _precision_faults(cluster)
+
+
+def layout_runs_transformer_engine(cluster: Cluster) -> bool:
+    """Whether the trainer's layers are Transformer Engine's; `trainer.layer_spec` finds out if it is installed."""
+    return cluster.device == "cuda" and cluster.trainer.transformer_engine == "auto"
+
+
+def _precision_faults(cluster: Cluster) -> list[str]:
+    """What dtypes and FP8 recipes ask for and the device cannot do, as far as it is known without looking at it."""
+    layout, precision, faults = cluster.trainer, cluster.trainer.precision, list[str]()
+    if cluster.device == "cpu":
+        if layout.dtype != "fp32":
+            faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
+        faults += [
+            f"cluster.trainer.precision.{name}: {value!r}; the CPU trains in fp32 only"
+            for name, value in (("gradients", precision.gradients), ("moments", precision.moments))
+            if value != "fp32"
+        ]
+        if layout.offload_optimizer:
+            faults.append("cluster.trainer.offload_optimizer: on the CPU the state is in host memory; leave it out")
+    if precision.fp8 == "none":
+        if precision.bf16_layers_at_start or precision.bf16_layers_at_end:
+            faults.append("cluster.trainer.precision.bf16_layers_at_*: of no meaning without fp8; leave them out")
+        return faults
+    if not layout_runs_transformer_engine(cluster):
+        faults.append(
+            f'cluster.trainer.precision.fp8: {precision.fp8!r} needs Transformer Engine (device = "cuda", '
+            'transformer_engine = "auto"); set it to "none"'
+        )
+    elif layout.dtype != "bf16":
+        faults.append(f"cluster.trainer.precision.fp8: {precision.fp8!r} needs dtype bf16, not {layout.dtype!r}")
+    return faults
+
+
+def _pipeline_faults(layout: TrainerLayout) -> list[str]:
+    faults: list[str] = []
+    if layout.vpp > 1 and layout.pp == 1:
+        faults.append(
+            f"cluster.trainer.vpp: {layout.vpp} with pp = 1: chunks are interleaved between pipeline ranks; set pp "
+            "above 1, or leave vpp out"
+        )
+    elif layout.pipeline:
+        try:
+            found = pipeline_stages.faults(pipeline_stages.expand(layout.pipeline), layout.pp, layout.vpp)
+        except ValueError as error:
+            found = [str(error)]
+        faults += [f"cluster.trainer.pipeline: {layout.pipeline!r}: {fault}" for fault in found]
+    return faults
+
+
+def _recompute_faults(cluster: Cluster) -> list[str]:
+    recompute = cluster.trainer.recompute
+    faults: list[str] = []
+    if recompute.granularity == "selective" and not recompute.modules:
+        faults.append(
+            'cluster.trainer.recompute.modules: say what "selective" computes again, as in ["core_attn", "mlp"]'
+        )
+    if recompute.granularity != "selective" and recompute.modules:
+        faults.append(
+            f"cluster.trainer.recompute.modules: {recompute.granularity!r} does not look at them; set granularity = "
+            '"selective", or leave them out'
+        )
+    if "moe_act" in recompute.modules and not layout_runs_transformer_engine(cluster):
+        faults.append(
+            "cluster.trainer.recompute.modules: 'moe_act' is of Transformer Engine's experts (CUDA); leave it out"
+        )
     return faults
 
 
 def _model_faults(model: Model, *, must_exist: bool) -> list[str]:
-    if (model.config is None) == (model.path is None):
-        return ["model: give either config (random weights) or path (a Hugging Face folder), not both or neither"]
-    file = model.config or (model.path / "config.json" if model.path else None)
-    if must_exist and file is not None and not file.is_file():
-        return [f"model.{'config' if model.config else 'path'}: no file {file}"]
-    return []
+    if model.config is None and model.path is None:
+        return ["model: give config (an architecture, as a config.json), path (a Hugging Face folder), or both"]
+    faults: list[str] = []
+    if model.config is not None and not model.config.is_file():
+        faults.append(f"model.config: no file {model.config}")
+    if model.path is not None and must_exist and not (model.path / "config.json").is_file():
+        may_come = model.config is not None and not model.path.exists()
+        faults += [] if may_come else [f"model.path: no file {model.path / 'config.json'}"]
+    return faults
+
+
+def missing_weights(model: Model) -> str | None:
+    """What is to be done about a `model.path` that `model.config` describes and that is not there yet."""
+    if model.config is None or model.path is None or model.path.exists():
+        return None
+    name = model.config.parent.name
+    return (
+        f"model.path: {model.path} is not there yet: download the weights (`hf download OWNER/{name} --local-dir "
+        f"{model.path}`), run the stage that writes it, or point model.path at a folder that has them"
+    )
 
 
 def _pretrain_faults(stage: Pretrain) -> list[str]:

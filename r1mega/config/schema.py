@@ -26,6 +26,10 @@ def _anchor(value: object, info: ValidationInfo) -> object:
 AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 
 
+TemplateName = Literal["tiny", "r1_zero"]
+"""A name of `r1mega.data.template.TEMPLATES`."""
+
+
 class Section(BaseModel):
     """A table of a config file: frozen, and strict about names."""
 
@@ -38,10 +42,11 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """Which model the stage trains. Exactly one of `config` and `path`."""
+    """Which model the stage starts from: its architecture, its weights, or both."""
 
     config: AnchoredPath | None = None
-    """A Hugging Face config.json: start from random weights of this shape."""
+    """A Hugging Face config.json: the architecture. Without `path`, weights are random. With it, the folder must
+    hold the same model, and `r1mega check` answers before the weights are there."""
     path: AnchoredPath | None = None
     """A Hugging Face folder (config.json, weights, tokenizer): start from these weights."""
 
@@ -98,6 +103,21 @@ class Save(Section):
     hf_every: int = Field(default=0, ge=0)
     """Optimiser steps between Hugging Face folders, hf_steps/step_N in the run directory; written beside training
     from a copy of the weights in the first rank's memory. 0: only the final weights, in hf."""
+
+
+class Experts(Section):
+    """Watching the routers of a mixture of experts. It changes nothing of the training."""
+
+    load_every: int = Field(default=10, ge=0)
+    """Optimiser steps between rows of experts.jsonl, every expert's load in every layer; 0 writes none. The summary
+    figures are on every step's line."""
+    min_load: float = Field(default=0.01, ge=0, lt=1)
+    """An expert that gets less than this of the even load is starved."""
+    max_share: float = Field(default=0.9, gt=0, le=1)
+    """An expert that more than this share of a layer's tokens choose is crowded; 1 looks for none."""
+    patience: int = Field(default=20, gt=0)
+    """Steps in a row with a starved or a crowded expert after which a layer's router counts as collapsed and is
+    warned of, once."""
 
 
 class Wandb(Section):
@@ -180,6 +200,7 @@ class Pretrain(Section):
     """lambda of the V3 report's Eq. 25 (0.3 for most of pretraining, later 0.1)."""
     expert_bias_rate: float = Field(default=0.001, ge=0)
     """gamma: step of the auxiliary-loss-free load balancing bias, after each optimiser step."""
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 
@@ -272,6 +293,9 @@ class GRPO(Section):
     """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: int = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    template: TemplateName = "tiny"
+    """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
+    `r1mega run` has trained."""
     rollout: Rollout
     sampling: Sampling
     objective: Objective
@@ -280,6 +304,7 @@ class GRPO(Section):
     batch: Batch
     mismatch: Mismatch = Mismatch()
     evaluation: Evaluation
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 
@@ -294,6 +319,8 @@ class Evaluate(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
+    template: TemplateName = "tiny"
+    """As in GRPO."""
     sampling: Sampling
     evaluation: Evaluation
 
@@ -326,6 +353,42 @@ class Pipeline(Section):
 # ---- where it runs ------------------------------------------------------------------------------------------
 
 
+class Recompute(Section):
+    """Activations that are computed again on the way back instead of kept: less memory, more time, equal results."""
+
+    granularity: Literal["none", "selective", "full"] = "none"
+    """selective: the parts in `modules`. full: whole layers, of which only the input is kept."""
+    modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts"], ...] = ()
+    """What selective computes again: attention's scores and products, the norms, dense layers, mixture-of-experts
+    layers, the activation within experts, shared experts."""
+    method: Literal["uniform", "block"] = "uniform"
+    """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
+    first `num_layers` layers of each stage."""
+    num_layers: int = Field(default=1, gt=0)
+
+
+class Precision(Section):
+    """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
+
+    Main parameters, which the optimiser updates, are always fp32 (V3 report 3.3.3).
+    """
+
+    fp8: Literal["none", "blockwise", "tensorwise", "mxfp8"] = "none"
+    """Format of the matrix products in attention's projections, dense layers and experts, forwards and backwards;
+    needs dtype bf16 and Transformer Engine. blockwise: 1x128 tiles of activations and 128x128 blocks of weights, E4M3
+    alone (V3 report 3.3.2; Hopper and later); tensorwise: a scale for each tensor as it is at that moment (Ada and
+    later), E5M2 for gradients; mxfp8: a scale for every 32 values (Blackwell). Embedding, head, norms, router and
+    attention's own products stay as they are."""
+    bf16_layers_at_start: int = Field(default=0, ge=0)
+    """First layers that stay in bf16 under fp8 (V3: none)."""
+    bf16_layers_at_end: int = Field(default=0, ge=0)
+    """The same of the last layers; the MTP layers follow fp8."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In which gradients are added up and summed over ranks."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Of Adam (V3: bf16)."""
+
+
 class TrainerLayout(Section):
     """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
 
@@ -335,7 +398,14 @@ class TrainerLayout(Section):
     """Sequence parallelism where tp > 1. Off is refused: without it Megatron reduces some of latent attention's
     gradients twice and trains mixtures of experts not at all."""
     pp: int = Field(default=1, gt=0)
-    """Pipeline parallel: consecutive groups of layers."""
+    """Pipeline parallel: ranks that hold consecutive layers."""
+    vpp: int = Field(default=1, gt=0)
+    """Virtual pipeline: chunks of layers that each pipeline rank holds, interleaved with the other ranks' (shorter
+    waits, more messages). Stage i is chunk i // pp of rank i % pp."""
+    pipeline: str = ""
+    """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head,
+    | between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with
+    one more where they do not divide, and the MTP layers with the head."""
     ep: int = Field(default=1, gt=0)
     """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
     etp: int | None = Field(default=None, gt=0)
@@ -343,10 +413,23 @@ class TrainerLayout(Section):
     cp: int = Field(default=1, gt=0)
     """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
     dp: int = Field(default=1, gt=0)
-    """Data parallel: copies of the model, with the optimiser's state spread over them."""
+    """Data parallel: copies of the model."""
+    distributed_optimizer: bool = True
+    """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
+    dispatcher: Literal["allgather", "alltoall", "flex"] | None = None
+    """How tokens reach their experts: every rank gets all of them, or each those that are its own, or by DeepEP's
+    kernels (CUDA). Left out: alltoall where experts are spread over ranks, otherwise allgather."""
+    recompute: Recompute = Recompute()
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations."""
+    precision: Precision = Precision()
+    offload_optimizer: bool = False
+    """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
+    transformer_engine: Literal["auto", "off"] = "auto"
+    """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
+    ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others within a step."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
@@ -360,6 +443,11 @@ class TrainerLayout(Section):
     def expert_tp(self) -> int:
         """`etp`, resolved. With ep 1 Megatron sums no gradient of experts that tensor-parallel ranks hold whole."""
         return self.etp or (self.tp if self.ep == 1 else 1)
+
+    @property
+    def token_dispatcher(self) -> str:
+        """`dispatcher`, resolved."""
+        return self.dispatcher or ("alltoall" if self.ep > 1 else "allgather")
 
 
 class RolloutLayout(Section):
@@ -388,8 +476,8 @@ class RolloutLayout(Section):
 class Cluster(Section):
     """A machine: layout only, never science."""
 
-    device: Literal["cpu"]
-    """CUDA comes with its own cluster files."""
+    device: Literal["cpu", "cuda"]
+    """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

@@ -15,6 +15,7 @@ from r1mega.config.schema import Cluster, Pretrain
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
+from r1mega.evaluation.experts import summarise
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
@@ -24,6 +25,7 @@ from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Document
+from r1mega.stages.experts import ExpertLog
 from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
@@ -135,6 +137,7 @@ class Trainer:
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self._epoch, self._order = -1, list[int]()
         self.tracker = Tracker(run_dir.path, config.wandb, config) if self.mesh.first else None
+        self.experts = ExpertLog(run_dir, config.experts, self.tracker) if self.tracker else None
 
     @property
     def progress(self) -> float:
@@ -159,7 +162,8 @@ class Trainer:
                 # The clock and the signals are the first rank's, so that all ranks end at the same step.
                 seconds, stop = self.mesh.from_first(lambda w=watch: (w.seconds, interrupt.received))
                 self.seconds += seconds
-                if self.tracker is not None:
+                if self.tracker is not None and self.experts is not None:
+                    metrics |= self.experts.metrics(self.step, self.policy.expert_load)
                     self.tracker.log("train", self.step, metrics | {"seconds/update": seconds})
                 bar.advance(seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
                 self.saves.check()
@@ -216,4 +220,5 @@ def _summary(run_dir: RunDir, rss: float) -> dict[str, Any]:
         "tokens_per_second": {"train": sum(row["tokens"] for row in train) / seconds},
         "loss": sum(row["loss"] for row in recent) / len(recent),
         "peak_rss_gib": {"trainer": rss},
+        "experts": summarise(train),
     }

@@ -1,8 +1,8 @@
 """Runs under torchrun: GRPO updates at several layouts over the same processes, written down for comparison.
 
 `python -m torch.distributed.run --nproc-per-node N layouts.py OUT LAYOUT...` with layouts such as tp=2 or pp=2,dp=2:
-for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, every gradient and
-every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
+for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, loads of experts,
+every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.checks import layout_faults
+from r1mega.config.schema import Batch, Cluster, Optimizer, TrainerLayout
 from r1mega.families.deepseek_v3 import read
 from r1mega.samples import Document, Sample
 from r1mega.trainer import mesh as meshes
@@ -26,6 +27,18 @@ NUM_STEPS = 3
 def spec():
     """The tiny model with an even number of layers, which pipelines need."""
     return read({**json.loads(MODEL.read_text()), "num_hidden_layers": 4, "initializer_range": 0.1})
+
+
+def parse(text: str) -> TrainerLayout:
+    """A layout written as tp=2,pp=2, with recompute.granularity=full and a + b for lists where it has them."""
+    fields: dict = {}
+    for name, value in (part.split("=") for part in text.split(",") if part):
+        section, _, inner = name.rpartition(".")
+        within = fields.setdefault(section, {}) if section else fields
+        within[inner] = value.split("+") if inner == "modules" else value
+    layout = TrainerLayout.model_validate(fields)
+    assert not layout_faults(Cluster(device="cpu", trainer=layout))
+    return layout
 
 
 def samples(num: int, seed: int) -> list[Sample]:
@@ -54,7 +67,7 @@ def run(layout: TrainerLayout) -> dict:
     loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
     minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in range(NUM_STEPS)]
     share = scatter(mesh, minibatches if mesh.first else None)
-    found: dict = {"loss": [], "norm": [], "gradients": [], "logp": []}
+    found: dict = {"loss": [], "norm": [], "gradients": [], "logp": [], "experts": []}
     for minibatch in share:
         bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]
         old = policy.logprobs(bare, temperature=0.7)
@@ -73,6 +86,7 @@ def run(layout: TrainerLayout) -> dict:
         }
         found["gradients"].append({n: t.clone() for n, t in source.stream(gradients)})
         found["norm"].append(policy.optim_step(1e-4, reduced=True))
+        found["experts"].append(policy.expert_load)
     found["weights"] = {n: t.clone() for n, t in source}
     found["margins"] = [m.clone() for m in policy.routing_margins([Document(tuple(range(5, 40)))])]
     return found
@@ -80,7 +94,7 @@ def run(layout: TrainerLayout) -> dict:
 
 def main(out: Path, layouts: list[str]) -> None:
     for text in layouts:
-        found = run(TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}))
+        found = run(parse(text))
         if meshes.dist.get_rank() == 0:
             torch.save(found, out / f"{text or 'one'}.pt")
     meshes.stop()
