@@ -106,6 +106,8 @@ def _precision_faults(cluster: Cluster) -> list[str]:
         ]
         if layout.offload_optimizer:
             faults.append("cluster.trainer.offload_optimizer: on the CPU the state is in host memory; leave it out")
+    elif layout.dtype == "fp32" and precision.gradients == "bf16":
+        faults.append("cluster.trainer.precision.gradients: 'bf16' with dtype fp32 would round away what fp32 is for")
     if precision.fp8 == "none":
         if precision.bf16_layers_at_start or precision.bf16_layers_at_end:
             faults.append("cluster.trainer.precision.bf16_layers_at_*: of no meaning without fp8; leave them out")

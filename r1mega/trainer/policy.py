@@ -33,6 +33,7 @@ from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.names import by_whole_model_names
+from r1mega.trainer.offload import Aside, host_copy, optimizer_tensors, weights_and_gradients
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.precision import check_device, gradient_fields
 from r1mega.trainer.routing import recorded_margins
@@ -59,6 +60,9 @@ class Policy:
         """Host copy of the reference's parameters and buffers, by the same names as `state`."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
+        self._aside, self._optimizer_aside = Aside(), Aside()
+        self._current: dict[str, Tensor] = {}
+        """The weights, while the reference is in their place."""
         self.form = BESIDE
         """How micro-batches are laid out."""
         self.saving = Background("checkpoint")
@@ -115,6 +119,7 @@ class Policy:
             layout = mesh.layout
             policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
         policy._zero_grad()
+        policy._put_optimizer_aside()
         return policy
 
     @property
@@ -129,6 +134,7 @@ class Policy:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies."""
+        self._check_here()
         return {n: t for x in self.networks for n, t in by_whole_model_names(x, own_tensors(x)).items()}
 
     def gradients(self) -> dict[str, Tensor]:
@@ -141,7 +147,8 @@ class Policy:
 
     def weights_changed(self) -> None:
         """Tell the optimiser that weights were written from outside."""
-        self.optimizer.reload_model_params()
+        with self._optimizer_here():
+            self.optimizer.reload_model_params()
 
     # ---- verbs ------------------------------------------------------------------------------------------
 
@@ -178,6 +185,7 @@ class Policy:
             everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
                 its share of the optimiser needs.
         """
+        self._check_here()
         with self.mesh.waiting("the other ranks to sum gradients"):
             taken = self._balance.take() if self._balance else None
             finalize_model_grads(list(self.chunks), force_all_reduce=everywhere)
@@ -199,7 +207,7 @@ class Policy:
         if not reduced:
             self.reduce_gradients()
         set_rates(self.optimizer, self._optimizer_settings, lr)
-        with self.mesh.waiting("the other ranks in the optimiser's step"):
+        with self._optimizer_here(), self.mesh.waiting("the other ranks in the optimiser's step"):
             step: Any = self.optimizer.step()
         _, norm, _ = step
         self._zero_grad()
@@ -244,7 +252,20 @@ class Policy:
 
     def refresh_reference(self) -> None:
         """Make the current weights the reference (the report does so every 400 steps)."""
-        self.reference = {n: t.detach().to("cpu", copy=True) for n, t in self.state().items()}
+        # New memory each time: an unfinished save may still be reading the old.
+        self.reference = {n: host_copy(t) for n, t in self.state().items()}
+
+    def offload(self) -> None:
+        """Put weights, gradients and the optimiser's state aside in host memory, for another user of the device.
+
+        Until `onload` nothing of the policy may be used; its reference is on the host anyhow. Idempotent.
+        """
+        if self._aside.num_bytes == 0:
+            self._aside.put([*weights_and_gradients(self.chunks), *optimizer_tensors(self.optimizer)])
+
+    def onload(self) -> None:
+        """Take everything back, bit for bit. Idempotent."""
+        self._aside.take()
 
     def save(
         self,
@@ -266,7 +287,8 @@ class Policy:
         Raises:
             CheckpointError: it, or an asynchronous one before it, could not be written.
         """
-        checkpoint.save(self, folder, extra, own or {}, then)
+        with self._optimizer_here():
+            checkpoint.save(self, folder, extra, own or {}, then)
         if not asynchronous:
             self.saving.wait()
             self.mesh.barrier()
@@ -287,11 +309,13 @@ class Policy:
         Raises:
             CheckpointError: the folder is missing, damaged or of another model.
         """
-        return checkpoint.load(self, folder, verified=verified)
+        with self._optimizer_here():
+            return checkpoint.load(self, folder, verified=verified)
 
     # ---- parts ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
+        self._check_here()
         made = micro_batches(
             documents,
             self._batch,
@@ -310,6 +334,26 @@ class Policy:
             return found
         return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
 
+    def _check_here(self) -> None:
+        if self._aside.num_bytes:
+            raise RuntimeError("the policy is offloaded: call onload() first")
+
+    def _put_optimizer_aside(self) -> None:
+        if self.mesh.layout.offload_optimizer:
+            weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(self.chunks)}
+            held = optimizer_tensors(self.optimizer)
+            self._optimizer_aside.put(t for t in held if t.untyped_storage().data_ptr() not in weights)
+
+    @contextmanager
+    def _optimizer_here(self) -> Iterator[None]:
+        """With the optimiser's state on the device, where it is put aside otherwise."""
+        self._check_here()
+        self._optimizer_aside.take()
+        try:
+            yield
+        finally:
+            self._put_optimizer_aside()
+
     def _zero_grad(self) -> None:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -321,12 +365,16 @@ class Policy:
             raise RuntimeError("no reference yet: call refresh_reference() first")
         with torch.no_grad():
             state = self.state()
-            current = {name: t.clone() for name, t in state.items()}
+            # On the host, or the device would have to hold both.
+            if self._current:
+                _copy(state, self._current)
+            else:
+                self._current = {name: host_copy(t) for name, t in state.items()}
             _copy(self.reference, state)
             try:
                 yield
             finally:
-                _copy(current, state)
+                _copy(self._current, state)
 
 
 def own_tensors(network: PolicyModel) -> dict[str, Tensor]:

@@ -1,0 +1,105 @@
+"""Device memory put aside in host memory and back, bit for bit, while every tensor that lies in it stays what it is.
+
+What moves are storages, not tensors: views of Megatron's buffers, which parameters and gradients are, keep their
+places in them. Between the two moves nothing may be read. Host memory is pinned for a GPU, and kept for next time.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class _Aside:
+    storage: torch.UntypedStorage
+    num_bytes: int
+    values: Tensor | None
+    """[num_bytes] uint8 on the host; None where all are zero, as gradients are between updates."""
+
+
+class Aside:
+    """What has been put aside."""
+
+    def __init__(self) -> None:
+        self._held: list[_Aside] = []
+        self._hosts: dict[int, Tensor] = {}
+        """Host memory, by the place in the order in which storages are put aside."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory that is free meanwhile."""
+        return sum(one.num_bytes for one in self._held)
+
+    @torch.no_grad()
+    def put(self, tensors: Iterable[Tensor]) -> None:
+        """Move what the tensors lie in to the host, once each; some may be there already."""
+        storages: dict[int, tuple[torch.UntypedStorage, torch.device]] = {}
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.size():
+                storages[storage.data_ptr()] = storage, tensor.device
+        begin = len(self._held)
+        for storage, device in storages.values():
+            whole = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
+            values = None
+            if whole.any():
+                values = self._host(len(self._held), len(whole), pinned=device.type == "cuda")
+                values.copy_(whole, non_blocking=True)
+            self._held.append(_Aside(storage, len(whole), values))
+        _wait(storages.values())
+        for one in self._held[begin:]:
+            one.storage.resize_(0)
+        if any(device.type == "cuda" for _, device in storages.values()):
+            torch.cuda.empty_cache()  # or another process on this device gains nothing
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Move everything back."""
+        devices = []
+        for one in self._held:
+            one.storage.resize_(one.num_bytes)
+            device = one.storage.device
+            whole = torch.empty(0, dtype=torch.uint8, device=device).set_(one.storage)
+            if one.values is None:
+                whole.zero_()
+            else:
+                whole.copy_(one.values, non_blocking=True)
+            devices.append((one.storage, device))
+        _wait(devices)
+        self._held.clear()
+
+    def _host(self, place: int, num_bytes: int, *, pinned: bool) -> Tensor:
+        found = self._hosts.get(place)
+        if found is None or len(found) != num_bytes:
+            found = self._hosts[place] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
+        return found
+
+
+def _wait(storages: Iterable[tuple[torch.UntypedStorage, torch.device]]) -> None:
+    for device in {device for _, device in storages if device.type == "cuda"}:
+        torch.cuda.synchronize(device)
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """The values on the host, pinned where they come from a GPU."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor.detach())
+
+
+def weights_and_gradients(chunks: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors of a rank's parts of the model, in Megatron's data-parallel wrapper."""
+    for chunk in chunks:
+        yield from (t for t in (*chunk.module.parameters(), *chunk.module.buffers()) if t.numel())
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            yield from (t for t in (buffer.param_data, buffer.grad_data) if t is not None)
+
+
+def optimizer_tensors(optimizer: Any) -> Iterator[Tensor]:
+    """Moments and main parameters of Megatron's optimizer; the latter lie where the weights do if those are fp32."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for param in group["params"]:
+                yield param
+                yield from part.optimizer.state[param].values()
