@@ -73,8 +73,10 @@ def micro_batches(
     """
     names = set(documents[0].fields) if documents else set()
     for i, d in enumerate(documents):
-        if not 1 <= d.learn_from <= len(d.token_ids):
-            raise DataError(f"document {i}: learn_from {d.learn_from} with {len(d.token_ids)} tokens")
+        ends = [1, *(end for span in d.target_spans for end in span), len(d.token_ids)]
+        if sorted(ends) != ends:
+            targets = f"spans {d.spans}" if d.spans else f"learn_from {d.learn_from}"
+            raise DataError(f"document {i}: {targets} with {len(d.token_ids)} tokens")
         if set(d.fields) != names:
             raise DataError(f"document {i}: fields {sorted(d.fields)}, the first one has {sorted(names)}")
         wrong = {n: len(v) for n, v in d.fields.items() if len(v) != d.num_targets}
@@ -114,9 +116,10 @@ def _micro_batch(
             ids[b, start : start + length] = torch.tensor(d.token_ids)
             runs.append(range(start * num_chunks + b, (start + length) * num_chunks + b, num_chunks))
             for k in range(mtp_depths + 1):
-                first = max(d.learn_from, k + 1)  # the predictor, k + 1 back, lies in the document
-                rows[k] += [(start + t - k - 1) * num_chunks + b for t in range(first, length)]
-                targets[k] += d.token_ids[first:]
+                for begin, stop in d.target_spans:
+                    first = max(begin, k + 1)  # the predictor, k + 1 back, lies in the document
+                    rows[k] += [(start + t - k - 1) * num_chunks + b for t in range(first, stop)]
+                    targets[k] += d.token_ids[first:stop]
             doc += [place] * d.num_targets
             for n in names:
                 fields[n] += d.fields[n]
