@@ -14,12 +14,13 @@ from typing import Annotated
 
 import typer
 
+from r1mega.config.checks import missing_weights
 from r1mega.config.load import load, load_pipeline
 from r1mega.config.schema import Cluster, Evaluate, Stage
 from r1mega.conversion import commands
 from r1mega.data.tasks import family
-from r1mega.errors import R1MegaError
-from r1mega.families.registry import check_layout, read_model
+from r1mega.errors import ConfigError, R1MegaError
+from r1mega.families.registry import check_layout, read_stage_model
 from r1mega.runtime import env, openmp
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -53,6 +54,8 @@ def check(
 ) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
     stage, machine = _load(config, cluster, overrides)
+    if missing := missing_weights(stage.model):
+        print(f"note: {missing}", file=sys.stderr)
     if fact is Fact.RANKS:
         print(_num_ranks(stage, machine))
     else:
@@ -72,6 +75,8 @@ def run(
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
     stage, machine = _load(config, cluster, overrides)
+    if missing := missing_weights(stage.model):
+        raise ConfigError(f"{config}: {missing}")
     path = run_dir or _default_run_dir(config)
     launch = env.launch()
     if launch is None and _num_ranks(stage, machine) > 1:
@@ -134,9 +139,7 @@ def _load(config: Path, cluster: str, overrides: list[str] | None) -> tuple[Stag
     stage, machine = load(config, cluster, overrides or [])
     for task in stage.tasks:
         family(task.name)
-    file = stage.model.config or stage.model.path
-    assert file is not None, "config.checks demands one"
-    spec = read_model(file)
+    spec = read_stage_model(stage.model)
     if not isinstance(stage, Evaluate):
         check_layout(spec, machine.trainer, stage.batch)
     return stage, machine

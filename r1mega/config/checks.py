@@ -86,12 +86,26 @@ def layout_faults(cluster: Cluster) -> list[str]:
 
 
 def _model_faults(model: Model, *, must_exist: bool) -> list[str]:
-    if (model.config is None) == (model.path is None):
-        return ["model: give either config (random weights) or path (a Hugging Face folder), not both or neither"]
-    file = model.config or (model.path / "config.json" if model.path else None)
-    if must_exist and file is not None and not file.is_file():
-        return [f"model.{'config' if model.config else 'path'}: no file {file}"]
-    return []
+    if model.config is None and model.path is None:
+        return ["model: give config (an architecture, as a config.json), path (a Hugging Face folder), or both"]
+    faults: list[str] = []
+    if model.config is not None and not model.config.is_file():
+        faults.append(f"model.config: no file {model.config}")
+    if model.path is not None and must_exist and not (model.path / "config.json").is_file():
+        may_come = model.config is not None and not model.path.exists()
+        faults += [] if may_come else [f"model.path: no file {model.path / 'config.json'}"]
+    return faults
+
+
+def missing_weights(model: Model) -> str | None:
+    """What is to be done about a `model.path` that `model.config` describes and that is not there yet."""
+    if model.config is None or model.path is None or model.path.exists():
+        return None
+    name = model.config.parent.name
+    return (
+        f"model.path: {model.path} is not there yet: download the weights (`hf download OWNER/{name} --local-dir "
+        f"{model.path}`), run the stage that writes it, or point model.path at a folder that has them"
+    )
 
 
 def _pretrain_faults(stage: Pretrain) -> list[str]:

@@ -38,10 +38,11 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """Which model the stage trains. Exactly one of `config` and `path`."""
+    """Which model the stage starts from: its architecture, its weights, or both."""
 
     config: AnchoredPath | None = None
-    """A Hugging Face config.json: start from random weights of this shape."""
+    """A Hugging Face config.json: the architecture. Without `path`, weights are random. With it, the folder must
+    hold the same model, and `r1mega check` answers before the weights are there."""
     path: AnchoredPath | None = None
     """A Hugging Face folder (config.json, weights, tokenizer): start from these weights."""
 

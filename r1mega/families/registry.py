@@ -1,11 +1,12 @@
 """Which families there are, and how a config.json finds its own."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.schema import Batch, TrainerLayout
+from r1mega.config.schema import Batch, Model, TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
 from r1mega.families.spec import Grouped, ModelSpec
@@ -99,6 +100,37 @@ def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:
     if tokenizer.eos_token_id not in spec.ends:
         ours, theirs = tokenizer.eos_token_id, " or ".join(map(str, spec.ends))
         raise ConfigError(f"{folder}: the tokenizer ends with token {ours}, the model with {theirs}")
+
+
+def read_stage_model(model: Model) -> ModelSpec:
+    """The model that a stage starts from: as its folder says where that is there, otherwise as its config does.
+
+    Raises:
+        ConfigError: as `read_model`; or both are there and describe different models: lists the fields that differ.
+    """
+    stated = read_model(model.config) if model.config is not None else None
+    if stated is not None and (model.path is None or not model.path.exists()):
+        return stated
+    assert model.path is not None, "config.checks demands one of the two"
+    found = read_model(model.path)
+    if stated is not None and (differing := differences(stated, found)):
+        raise ConfigError(
+            "\n  ".join(
+                [
+                    f"model.path = {model.path} is not the model that model.config = {model.config} describes: "
+                    f"{len(differing)} field(s) differ; give the folder's own config.json, or another folder",
+                    *differing,
+                ]
+            )
+        )
+    return found
+
+
+def differences(stated: ModelSpec, found: ModelSpec) -> list[str]:
+    """One line for each field in which two models differ; how their files are written does not count."""
+    names = [f.name for f in dataclasses.fields(ModelSpec) if f.name not in ("hf", "rows")]
+    pairs = [(name, getattr(stated, name), getattr(found, name)) for name in names]
+    return [f"{name}: config has {ours!r}, the folder {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
 
 
 def read_model(path: Path) -> ModelSpec:

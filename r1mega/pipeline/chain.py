@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from r1mega.config import checks
 from r1mega.config.load import STAGES, load, load_stage
 from r1mega.config.schema import Node, Pipeline
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
@@ -72,7 +73,10 @@ def _check_configs(pipeline: Pipeline, cluster: str, overrides: Sequence[str]) -
             raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
     for node in pipeline.stages:
         starts = [f"model.path={json.dumps(f'/{node.start}')}"] if node.start else []
-        load(node.config, cluster, [*_own(node, pipeline, overrides), *starts], model_exists=not node.start)
+        own = [*_own(node, pipeline, overrides), *starts]
+        stage, _ = load(node.config, cluster, own, model_exists=not node.start)
+        if not node.start and (missing := checks.missing_weights(stage.model)):
+            raise ConfigError(f"{node.config}: {missing}")
 
 
 def _own(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:

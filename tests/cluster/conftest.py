@@ -18,7 +18,8 @@ SHORT = {
         "max_new_tokens": 16, "warmup_steps": 1, "samples_per_question": 1, "constant_groups": '"keep"',
     },
 }  # fmt: skip
-"""What the tests change in the tiny configs, so that a stage takes seconds. So young a base is right about nothing."""
+"""What the tests change in the tiny configs, so that a stage takes seconds. So young a base is never right, and all
+its groups are constant."""
 
 
 @pytest.fixture(scope="session")

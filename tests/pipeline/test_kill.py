@@ -85,10 +85,17 @@ def ranks_of(tag: int) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills: int, *, one_rank: bool) -> int:
-    """Start the run `kills` times, each time killed at a random moment; returns how many starts had got further.
+def step_s(metrics: Path) -> float:
+    """Mean seconds of an optimiser step so far, on this machine."""
+    lines = metrics.read_text().split("\n")[:-1]  # the last one may be half written
+    seconds = [row["seconds/update"] for row in map(json.loads, lines) if row["kind"] == "train"]
+    return sum(seconds) / max(1, len(seconds))
 
-    Three in four die within seconds after a new line of metrics, the others at any moment of their start.
+
+def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills: int, *, one_rank: bool) -> int:
+    """Start the run up to `kills` times, each time killed at a random moment; returns how many had got further.
+
+    Three in four die within two steps' time after a new line of metrics, the others at any moment of their start.
     """
     rng = random.Random(seed)
     further = 0
@@ -105,9 +112,11 @@ def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills
         while time.monotonic() < deadline and process.poll() is None:
             if not early and metrics.exists() and len(metrics.read_bytes()) > len(before):
                 further += 1
-                time.sleep(rng.uniform(0, 1.5))
+                time.sleep(rng.uniform(0, 2 * step_s(metrics)))
                 break
             time.sleep(0.02)
+        if process.poll() == 0:  # done
+            break
         ranks = ranks_of(tag)
         if one_rank and len(ranks) > 1:
             os.kill(rng.choice(ranks), signal.SIGKILL)

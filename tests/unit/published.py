@@ -1,96 +1,23 @@
-"""config.json files as published on the hub, written down by hand, and what is known of their sizes."""
+"""config.json files as published on the hub, and what is known of their sizes.
 
-DEEPSEEK_V3 = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_deepseek.DeepseekV3Config",
-        "AutoModel": "modeling_deepseek.DeepseekV3Model",
-        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
-    },
-    "aux_loss_alpha": 0.001,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "ep_size": 1,
-    "first_k_dense_replace": 3,
-    "hidden_act": "silu",
-    "hidden_size": 7168,
-    "initializer_range": 0.02,
-    "intermediate_size": 18432,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 163840,
-    "model_type": "deepseek_v3",
-    "moe_intermediate_size": 2048,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 61,
-    "num_key_value_heads": 128,
-    "num_nextn_predict_layers": 1,
-    "pretraining_tp": 1,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "quantization_config": {
-        "activation_scheme": "dynamic",
-        "fmt": "e4m3",
-        "quant_method": "fp8",
-        "weight_block_size": [128, 128],
-    },
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "seq_aux": True,
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.33.1",
-    "use_cache": True,
-    "v_head_dim": 128,
-    "vocab_size": 129280,
-}
+The models of the report are shipped in configs/models; the small ones here serve tests alone.
+"""
 
-QWEN25_32B = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-    "hidden_act": "silu",
-    "hidden_size": 5120,
-    "initializer_range": 0.02,
-    "intermediate_size": 27648,
-    "max_position_embeddings": 131072,
-    "max_window_layers": 64,
-    "model_type": "qwen2",
-    "num_attention_heads": 40,
-    "num_hidden_layers": 64,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 1000000.0,
-    "sliding_window": 131072,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.1",
-    "use_cache": True,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
+import json
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).parents[2] / "configs/models"
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    return json.loads((MODELS / name / "config.json").read_text())
+
+
+DEEPSEEK_V3 = _shipped("DeepSeek-V3-Base")
+QWEN25_32B = _shipped("Qwen2.5-32B")
+LLAMA31_8B = _shipped("Llama-3.1-8B")
+LLAMA33_70B = _shipped("Llama-3.3-70B-Instruct")
 
 QWEN25_05B = {
     **QWEN25_32B,
@@ -137,49 +64,6 @@ QWEN3_06B = {
     "vocab_size": 151936,
 }
 
-LLAMA31_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.43.0.dev0",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-
-LLAMA33_70B = {
-    **LLAMA31_8B,
-    "eos_token_id": [128001, 128008, 128009],
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 80,
-    "head_dim": 128,
-}
-
 LLAMA32_1B = {
     **LLAMA31_8B,
     "head_dim": 64,
@@ -221,6 +105,9 @@ SMOLLM2_135M = {
 PARAMETERS = {
     "DeepSeek-V3": (DEEPSEEK_V3, 671_026_419_200),
     "Qwen2.5-32B": (QWEN25_32B, 32_763_876_352),
+    "Qwen2.5-14B": (_shipped("Qwen2.5-14B"), 14_770_033_664),
+    "Qwen2.5-Math-7B": (_shipped("Qwen2.5-Math-7B"), 7_615_616_512),
+    "Qwen2.5-Math-1.5B": (_shipped("Qwen2.5-Math-1.5B"), 1_543_714_304),
     "Qwen2.5-0.5B": (QWEN25_05B, 494_032_768),
     "Qwen3-0.6B": (QWEN3_06B, 596_049_920),
     "Llama-3.1-8B": (LLAMA31_8B, 8_030_261_248),

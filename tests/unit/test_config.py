@@ -1,5 +1,6 @@
 """Configs: what is shipped loads; what is wrong is named, with the nearest valid key and the range."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -121,8 +122,43 @@ def test_missing_model_folder_is_named(tmp_path: Path):
     assert f"no file {tmp_path}/nowhere/config.json" in fault(RL, f"model.path={tmp_path}/nowhere")
 
 
-def test_config_and_path_exclude_each_other(model: str):
-    assert "either config" in fault(BASE, model)
+def test_a_model_needs_a_config_or_a_path(tmp_path: Path):
+    (tmp_path / "bare.toml").write_text(BASE.read_text().replace('config = "../deepseek_v3.json"', ""))
+    assert "give config (an architecture, as a config.json), path" in fault(tmp_path / "bare.toml")
+    assert "model.config: no file /nowhere.json" in fault(BASE, "model.config=/nowhere.json")
+
+
+def test_config_and_path_are_architecture_and_weights(tmp_path: Path):
+    """Checked before the weights are there, run only with them, and refused where they are another model's."""
+    folder = tmp_path / "weights"
+    both = [str(BASE), "--set", f"model.path={folder}"]
+    early = run_cli("check", *both, "--print", "ranks")
+    assert (early.returncode, early.stdout) == (0, "1\n")
+    assert f"{folder} is not there yet: download the weights (`hf download" in early.stderr
+    refused = run_cli("run", *both, "--run-dir", str(tmp_path / "run"))
+    assert refused.returncode == 2
+    assert f"{folder} is not there yet" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+    folder.mkdir()
+    assert "no file" in run_cli("check", *both).stderr  # a download that has only begun
+    hf = json.loads((ROOT / "configs/tiny/deepseek_v3.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**hf, "hidden_size": 160, "rope_theta": 5e5}))
+    other = run_cli("check", *both)
+    assert other.returncode == 2
+    assert "2 field(s) differ" in other.stderr
+    assert "hidden_size: config has 128, the folder 160" in other.stderr
+    assert "rope: config has Rope(theta=10000.0" in other.stderr
+    (folder / "config.json").write_text(json.dumps({**hf, "torch_dtype": "bfloat16", "transformers_version": "5.0"}))
+    same = run_cli("check", *both)
+    assert (same.returncode, same.stderr) == (0, "")
+
+
+def test_a_layout_is_held_against_an_architecture_whose_weights_are_not_there(tmp_path: Path):
+    v3 = ["--set", f"model.config={ROOT}/configs/models/DeepSeek-V3-Base/config.json"]
+    wrong = run_cli("check", str(BASE), *v3, "--set", f"model.path={tmp_path}/v3", "--set", "cluster.trainer.pp=62")
+    assert wrong.returncode == 2
+    assert "pp = 62 is more than the model's 61 layers" in wrong.stderr
 
 
 def test_styles_must_sum_to_one():

@@ -141,3 +141,9 @@ def test_a_chain_names_only_earlier_stages(tmp_path: Path):
         load_pipeline(tmp_path / "c.toml")
     for part in ("no earlier stage is named 'b'", "two are named 'a'", f"no file {tmp_path}/a.toml"):
         assert part in str(error.value)
+
+
+def test_weights_that_are_not_there_are_missed_before_anything_runs(tmp_path: Path, demo, stages):
+    with pytest.raises(ConfigError, match=r"0_base.toml: model.path: /no/weights is not there yet"):
+        chain.run_chain(demo, "laptop", tmp_path / "run", ["base:model.path=/no/weights"], resume=False)
+    assert stages == []
