@@ -57,8 +57,9 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def spread(lengths: Sequence[int], capacity: int, num_shares: int) -> list[list[int]]:
     """Divide documents over data-parallel ranks so that all have as many chunks, or one fewer.
 
-    The whole batch is packed, and its chunks are dealt out, the fullest first, each to the rank with the fewest tokens
-    among those with the fewest chunks. Ranks that are one short run an empty chunk beside the others' last.
+    The whole batch is packed, and its chunks are dealt out, the fullest first, each to the rank with the fewest
+    chunks, among several to the one with the fewest tokens. Ranks that are one short run an empty chunk beside the
+    others' last.
 
     Args:
         lengths: tokens of each document of the batch, over all ranks.
