@@ -130,3 +130,30 @@ class Document:
     @property
     def num_targets(self) -> int:
         return sum(stop - start for start, stop in self.target_spans)
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """What one router did with the tokens of an optimiser step, padding left out."""
+
+    load: tuple[int, ...]
+    """Choices of each expert; without dropped tokens they sum to tokens x top_k."""
+    tokens: int
+    entropy: float
+    """Of a token's affinities to the experts, normalised to sum to 1; mean over tokens, nats, ln E at most."""
+    aux_loss: float
+    """V3 report Eq. 17 over the step's tokens instead of a sequence's, without alpha; 1 at an even load. It is
+    measured, never trained."""
+    bias: float
+    """Largest |expert bias| after the step."""
+    bias_change: float
+    """Largest |change of the expert bias| in the step."""
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """What all routers that ran did in one optimiser step."""
+
+    top_k: int
+    layers: Mapping[str, LayerLoad]
+    """By layer, as Hugging Face counts them ("3"), and "mtp 0" for the first MTP layer."""

@@ -61,7 +61,7 @@ def layout_faults(cluster: Cluster) -> list[str]:
     """Faults of the trainer's layout by itself; `families.registry.check_layout` holds it against a model."""
     layout = cluster.trainer
     faults: list[str] = []
-    if layout.cp > 1:
+    if layout.cp > 1 and not layout_runs_transformer_engine(cluster):
         faults.append("cluster.trainer.cp: context parallelism needs Transformer Engine (CUDA); set it to 1")
     if layout.tp > 1 and not layout.sp:
         faults.append("cluster.trainer.sp: tensor parallelism trains mixtures of experts with sp = true only")
@@ -82,8 +82,38 @@ def layout_faults(cluster: Cluster) -> list[str]:
         )
     if cluster.device == "cpu" and layout.ep > 1 and layout.expert_tp > 1:
         faults.append("cluster.trainer.etp: with ep > 1 gloo has no collective for uneven parts; set etp = 1")
-    if layout.dtype != "fp32":
-        faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
+    return faults + _precision_faults(cluster)
+
+
+def layout_runs_transformer_engine(cluster: Cluster) -> bool:
+    """Whether the trainer's layers are Transformer Engine's; `trainer.layer_spec` finds out if it is installed."""
+    return cluster.device == "cuda" and cluster.trainer.transformer_engine == "auto"
+
+
+def _precision_faults(cluster: Cluster) -> list[str]:
+    """What dtypes and FP8 recipes ask for and the device cannot do, as far as it is known without looking at it."""
+    layout, precision, faults = cluster.trainer, cluster.trainer.precision, list[str]()
+    if cluster.device == "cpu":
+        if layout.dtype != "fp32":
+            faults.append(f"cluster.trainer.dtype: {layout.dtype!r}; the CPU trains in fp32 only")
+        faults += [
+            f"cluster.trainer.precision.{name}: {value!r}; the CPU trains in fp32 only"
+            for name, value in (("gradients", precision.gradients), ("moments", precision.moments))
+            if value != "fp32"
+        ]
+        if layout.offload_optimizer:
+            faults.append("cluster.trainer.offload_optimizer: on the CPU the state is in host memory; leave it out")
+    if precision.fp8 == "none":
+        if precision.bf16_layers_at_start or precision.bf16_layers_at_end:
+            faults.append("cluster.trainer.precision.bf16_layers_at_*: of no meaning without fp8; leave them out")
+        return faults
+    if not layout_runs_transformer_engine(cluster):
+        faults.append(
+            f'cluster.trainer.precision.fp8: {precision.fp8!r} needs Transformer Engine (device = "cuda", '
+            'transformer_engine = "auto"); set it to "none"'
+        )
+    elif layout.dtype != "bf16":
+        faults.append(f"cluster.trainer.precision.fp8: {precision.fp8!r} needs dtype bf16, not {layout.dtype!r}")
     return faults
 
 

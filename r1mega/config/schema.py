@@ -26,6 +26,10 @@ def _anchor(value: object, info: ValidationInfo) -> object:
 AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
 
 
+TemplateName = Literal["tiny", "r1_zero"]
+"""A name of `r1mega.data.template.TEMPLATES`."""
+
+
 class Section(BaseModel):
     """A table of a config file: frozen, and strict about names."""
 
@@ -99,6 +103,21 @@ class Save(Section):
     hf_every: int = Field(default=0, ge=0)
     """Optimiser steps between Hugging Face folders, hf_steps/step_N in the run directory; written beside training
     from a copy of the weights in the first rank's memory. 0: only the final weights, in hf."""
+
+
+class Experts(Section):
+    """Watching the routers of a mixture of experts. It changes nothing of the training."""
+
+    load_every: int = Field(default=10, ge=0)
+    """Optimiser steps between rows of experts.jsonl, every expert's load in every layer; 0 writes none. The summary
+    figures are on every step's line."""
+    min_load: float = Field(default=0.01, ge=0, lt=1)
+    """An expert that gets less than this of the even load is starved."""
+    max_share: float = Field(default=0.9, gt=0, le=1)
+    """An expert that more than this share of a layer's tokens choose is crowded; 1 looks for none."""
+    patience: int = Field(default=20, gt=0)
+    """Steps in a row with a starved or a crowded expert after which a layer's router counts as collapsed and is
+    warned of, once."""
 
 
 class Wandb(Section):
@@ -181,6 +200,7 @@ class Pretrain(Section):
     """lambda of the V3 report's Eq. 25 (0.3 for most of pretraining, later 0.1)."""
     expert_bias_rate: float = Field(default=0.001, ge=0)
     """gamma: step of the auxiliary-loss-free load balancing bias, after each optimiser step."""
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 
@@ -254,6 +274,7 @@ class SFT(Section):
     expert_bias: Literal["frozen", "update"] = "frozen"
     """Whether the router's load-balancing bias moves at each optimiser step."""
     expert_bias_rate: float = Field(default=0.001, ge=0)
+    experts: Experts = Experts()
     optimizer: Optimizer
     batch: Batch
     save: Save
@@ -348,6 +369,9 @@ class GRPO(Section):
     """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: int = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    template: TemplateName = "tiny"
+    """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
+    `r1mega run` has trained."""
     rollout: Rollout
     sampling: Sampling
     objective: Objective
@@ -356,6 +380,7 @@ class GRPO(Section):
     batch: Batch
     mismatch: Mismatch = Mismatch()
     evaluation: Evaluation
+    experts: Experts = Experts()
     save: Save
     wandb: Wandb = Wandb()
 
@@ -370,6 +395,8 @@ class Evaluate(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
+    template: TemplateName = "tiny"
+    """As in GRPO."""
     sampling: Sampling
     evaluation: Evaluation
 
@@ -402,6 +429,28 @@ class Pipeline(Section):
 # ---- where it runs ------------------------------------------------------------------------------------------
 
 
+class Precision(Section):
+    """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
+
+    Main parameters, which the optimiser updates, are always fp32 (V3 report 3.3.3).
+    """
+
+    fp8: Literal["none", "blockwise", "tensorwise", "mxfp8"] = "none"
+    """Format of the matrix products in attention's projections, dense layers and experts, forwards and backwards;
+    needs dtype bf16 and Transformer Engine. blockwise: 1x128 tiles of activations and 128x128 blocks of weights, E4M3
+    alone (V3 report 3.3.2; Hopper and later); tensorwise: a scale for each tensor as it is at that moment (Ada and
+    later), E5M2 for gradients; mxfp8: a scale for every 32 values (Blackwell). Embedding, head, norms, router and
+    attention's own products stay as they are."""
+    bf16_layers_at_start: int = Field(default=0, ge=0)
+    """First layers that stay in bf16 under fp8 (V3: none)."""
+    bf16_layers_at_end: int = Field(default=0, ge=0)
+    """The same of the last layers; the MTP layers follow fp8."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In which gradients are added up and summed over ranks."""
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Of Adam (V3: bf16)."""
+
+
 class TrainerLayout(Section):
     """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
 
@@ -423,6 +472,13 @@ class TrainerLayout(Section):
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations."""
+    precision: Precision = Precision()
+    offload_optimizer: bool = False
+    """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
+    transformer_engine: Literal["auto", "off"] = "auto"
+    """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
+    ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others within a step."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
@@ -464,8 +520,8 @@ class RolloutLayout(Section):
 class Cluster(Section):
     """A machine: layout only, never science."""
 
-    device: Literal["cpu"]
-    """CUDA comes with its own cluster files."""
+    device: Literal["cpu", "cuda"]
+    """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

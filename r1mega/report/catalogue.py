@@ -155,11 +155,50 @@ FIGURES = (
         (Curve("entropy", "entropy"),),
         "Falls as the policy makes up its mind; near 0 it samples one answer only and has nothing left to compare.",
     ),
+    Figure(
+        "expert_balance",
+        "Balance of the experts",
+        "load over the even load",
+        (
+            Curve("experts/max_violation/worst", "largest load − 1, worst layer"),
+            Curve("experts/max_violation/mean", "largest load − 1, mean over layers"),
+            Curve("experts/least_load/mean", "smallest load, mean over layers"),
+            Curve("experts/least_load/worst", "smallest load, worst layer"),
+        ),
+        "0 above and 1 below would be perfect balance. The bias keeps it while it moves; where it is frozen, as in "
+        "RL, a steady drift says that the text has moved away from what the routers were balanced on.",
+    ),
+    Figure(
+        "router_entropy",
+        "Entropy of the routers",
+        "nats per token",
+        (
+            Curve("experts/entropy/mean", "mean over layers"),
+            Curve("experts/entropy/worst", "smallest of any layer"),
+        ),
+        "How undecided a router is about a token; ln(experts) at most, and near 0 it sends every token of a kind to "
+        "the same expert.",
+    ),
+    Figure(
+        "expert_bias",
+        "Expert bias",
+        "largest |bias| of a layer's experts",
+        (
+            Curve("experts/bias/worst", "largest of any layer"),
+            Curve("experts/bias/mean", "mean over layers"),
+        ),
+        "Grows while balancing needs it and settles; flat from the start where objective.expert_bias is frozen.",
+    ),
 )
+EXPERT_LOAD = "expert_load"
+"""File name of the heat map of experts.jsonl."""
 COMPARISON = "rl_and_control"
 """File name of a pipeline's figure: RL beside its control."""
 CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
+    EXPERT_LOAD: "One line an expert, layer above layer: white is the even load, red more, blue less. Patches come "
+    "and go with the text; a line that stays dark blue is an expert that nothing reaches, and red lines among blue "
+    "ones are a router that has collapsed.",
     COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
-    "two ends, bars included, is what RL itself brought."
+    "two ends, bars included, is what RL itself brought.",
 }
 """What to look for in a figure, by its file's name without the suffix."""

@@ -69,7 +69,7 @@ def pass_at_1(runs: Mapping[str, Path | Sequence[Path]], out: Path) -> Path | No
     if not lines:
         return None
     title = "Held-out pass@1 over training time"
-    with _axes(out, title, "training time, minutes", "pass@1 (share of answers, bars: 95%)") as axes:
+    with new_axes(out, title, "training time, minutes", "pass@1 (share of answers, bars: 95%)") as axes:
         for (label, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
             minutes = [seconds / 60 for seconds, _, _ in points]
             shares = [share for _, share, _ in points]
@@ -124,7 +124,7 @@ def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
         ]
     if not any(xs for _, xs, _ in lines):
         return None
-    with _axes(path, figure.title, "optimiser step", figure.y_label) as axes:
+    with new_axes(path, figure.title, "optimiser step", figure.y_label) as axes:
         for (curve, xs, ys), color in zip(lines, _colors(len(lines)), strict=True):
             if len(xs) >= SMOOTHED_FROM and curve.kind == "train" and not figure.log:
                 half = max(2, len(xs) // 40)
@@ -175,7 +175,7 @@ def _colors(num: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def _axes(path: Path, title: str, x_label: str, y_label: str) -> Iterator[Any]:
+def new_axes(path: Path, title: str, x_label: str, y_label: str) -> Iterator[Any]:
     """Fresh axes in the house style; saved to `path` when the block ends without an error."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas  # no pyplot: it would pick a window system

@@ -76,6 +76,7 @@ def _stage(run_dir: Path, drawn: Sequence[Path]) -> dict[str, Any]:
     config = (read_object(run_dir / "config.json") or {}).get("stage") or {}
     record = finished or summary.so_far(run_dir)
     evaluated = [row for row in rows if row.get("kind") == "eval"]
+    warnings = [(row.get("step"), plain(row.get("warning"))) for row in rows if row.get("kind") == "warning"]
     recoveries = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row.get("kind") == "recovery"]
     return {
         "path": run_dir,
@@ -90,6 +91,7 @@ def _stage(run_dir: Path, drawn: Sequence[Path]) -> dict[str, Any]:
         "provenance": provenance(starts),
         "parts": [{key: plain(part.get(key)) for key in ("started", "commit", "seed", "command")} for part in starts],
         "figures": _figures(run_dir, drawn),
+        "warnings": warnings,
         "recoveries": {
             "count": len(recoveries),
             "names": list(dict.fromkeys(name for row in recoveries[-MAX_RECOVERIES:] for name in row)),

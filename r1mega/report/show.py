@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, page, summary
+from r1mega.report import figures, heatmap, page, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import stage_dirs
@@ -23,6 +23,7 @@ def show(run_dir: Path) -> None:
         console = Console(width=120, markup=False)  # a file has no width; 80 would cut the table's names
     stages = stage_dirs(run_dir)
     drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
+    drawn += [path for stage in stages if (path := heatmap.draw(stage))]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
     written = page.write(run_dir, drawn)

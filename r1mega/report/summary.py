@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from r1mega.errors import DataError
+from r1mega.evaluation import experts
 from r1mega.evaluation.metrics import EvalResult
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary, series
 from r1mega.report.text import cut, visible
@@ -26,6 +27,7 @@ COSTS = (
     ("tokens per second", "tokens_per_second", ",.0f"),
     ("peak memory, GiB", "peak_rss_gib", ".2f"),
     ("mismatch, nats", "mismatch", ".1e"),
+    ("experts", "experts", ".2f"),
 )
 """(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
 
@@ -89,6 +91,7 @@ def so_far(run_dir: Path) -> Row:
             "train" if p == "update" else p: tokens[p] / phases[p] for p in tokens if tokens[p] and phases.get(p)
         },
         "mismatch": {"max": max(series(train, "train", "step", "mismatch/max")[1], default=None)},
+        "experts": experts.summarise(train),
         "eval": evals,
     }
 

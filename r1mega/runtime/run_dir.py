@@ -2,6 +2,7 @@
 
 config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds
 metrics.jsonl one line a step                              summary.json  written once, when the stage is done
+experts.jsonl every expert's load, each few steps
 checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
 """
 
@@ -25,7 +26,7 @@ from r1mega.runtime import files
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = frozenset({"save", "wandb", "batch", "rollout.replay", "rollout.keep_journal"})
+MAY_CHANGE = frozenset({"save", "wandb", "batch", "experts", "rollout.replay", "rollout.keep_journal"})
 """Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
 where the learning rate does not depend on it."""
 
@@ -126,6 +127,10 @@ class RunDir:
         names = (re.fullmatch(r"step_(\d+)", p.name) for p in self.checkpoints.glob("step_*") if p.is_dir())
         return sorted(int(name[1]) for name in names if name)
 
+    @property
+    def expert_loads(self) -> Path:
+        return self.path / "experts.jsonl"
+
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
         return _rows(self.path / "metrics.jsonl")
@@ -145,9 +150,9 @@ class RunDir:
             aside = damaged.with_name(f"{damaged.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             damaged.rename(aside)
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            files.write_jsonl(metrics, [row for row in _rows(metrics) if row["step"] <= step])
+        for file in (self.path / "metrics.jsonl", self.expert_loads):
+            if file.exists():
+                files.write_jsonl(file, [row for row in _rows(file) if row["step"] <= step])
         for file in self.samples.glob("step_*.jsonl"):
             if int(file.stem.removeprefix("step_")) > step:
                 file.unlink()

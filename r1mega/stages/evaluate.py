@@ -5,6 +5,7 @@ The last weights of any stage can be compared this way; the GRPO stage evaluates
 
 from r1mega.config.schema import Cluster, Evaluate
 from r1mega.data.prompts import held_out_prompts
+from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
 from r1mega.families.registry import check_tokenizer, read_model
@@ -21,7 +22,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
     assert config.model.path is not None, "config.checks demands it"
     tokenizer = load_tokenizer(config.model.path)
     check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
-    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer)
+    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, template(config.template))
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
     server = Server(
         config.model.path,

@@ -21,9 +21,10 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.schema import GRPO, Cluster
 from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
-from r1mega.data.template import TINY
+from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
+from r1mega.evaluation.experts import summarise
 from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.rollout.engine import derived_seed
@@ -33,6 +34,7 @@ from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.samples import Document, Sample
+from r1mega.stages.experts import ExpertLog
 from r1mega.stages.sampling import Metrics, Questions, Sampling
 from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
@@ -92,11 +94,12 @@ def _questions(config: GRPO, run_dir: RunDir) -> Questions:
     """
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
+    put = template(config.template)
     if config.questions is not None:
-        train = prompts(read_jsonl(config.questions), tokenizer, TINY)
+        train = prompts(read_jsonl(config.questions), tokenizer, put)
     else:
-        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer)
-    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer))
+        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
+    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer, put))
     if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
         raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
@@ -143,6 +146,7 @@ class Trainer:
         """This rank's share of the mini-batches that the current rollout still holds."""
         self.metrics: Metrics = {}
         """Of the current rollout, until its first step's line."""
+        self.experts = ExpertLog(run_dir, config.experts, sampling.tracker) if sampling is not None else None
         self.source = PolicySource(policy, include_mtp=False)
         if sampling is not None:
             sampling.live.connect(self.source, announce=self._announce_push)
@@ -283,7 +287,8 @@ class Trainer:
             if config.objective.kl_coef > 0 and refresh and self.step % refresh == 0:
                 self.policy.refresh_reference()
         tokens = sum(self.mesh.gather_over_data(sum(len(s.prompt_ids) + len(s.completion_ids) for s in minibatch)))
-        if self.sampling is not None:
+        if self.sampling is not None and self.experts is not None:
+            learned |= self.experts.metrics(self.step, self.policy.expert_load)
             row = self.metrics | learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}
             self.sampling.tracker.log("train", self.step, row | {"seconds/update": watch.seconds})
         # The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
@@ -365,6 +370,7 @@ def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:
             "train": sum(r["tokens"] for r in train) / phases["update"],
         },
         "peak_rss_gib": rss,
+        "experts": summarise(train),
         "mismatch": {
             "mean": sum(r["mismatch/mean"] for r in train) / len(train),
             "max": max(r["mismatch/max"] for r in train),

@@ -12,11 +12,13 @@ from r1mega.algos.schedule import learning_rate
 from r1mega.config.schema import SFT, Pretrain
 from r1mega.data.epochs import Epochs
 from r1mega.data.packing import spread
+from r1mega.evaluation.experts import summarise
 from r1mega.runtime.interrupt import Interrupt, Interrupted
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Document
+from r1mega.stages.experts import ExpertLog
 from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
@@ -146,6 +148,7 @@ class Loop:
         self._carried = state
         self._validation = validation
         self.tracker = Tracker(run_dir.path, config.wandb, config) if self.mesh.first else None
+        self._experts = ExpertLog(run_dir, config.experts, self.tracker) if self.tracker else None
 
     @property
     def progress(self) -> float:
@@ -175,7 +178,8 @@ class Loop:
                 # The clock and the signals are the first rank's, so that all ranks end at the same step.
                 seconds, stop = self.mesh.from_first(lambda w=watch: (w.seconds, interrupt.received))
                 self.seconds += seconds
-                if self.tracker is not None:
+                if self.tracker is not None and self._experts is not None:
+                    metrics |= self._experts.metrics(self.step, self.policy.expert_load)
                     self.tracker.log("train", self.step, metrics | {"seconds/update": seconds})
                 bar.advance(seconds if by_time else 1, note=f"loss {metrics['loss']:.3f}")
                 self.saves.check()
@@ -236,4 +240,5 @@ def summary(stage: str, run_dir: RunDir, rss: float) -> dict[str, Any]:
         "tokens_per_second": {"train": sum(row["tokens"] for row in train) / seconds},
         "loss": sum(row["loss"] for row in recent) / len(recent),
         "peak_rss_gib": {"trainer": rss},
+        "experts": summarise(train),
     }

@@ -1,4 +1,4 @@
-"""Core attention on the CPU: every document by itself, in batches of documents of about one length.
+"""Core attention without Transformer Engine: every document by itself, in batches of documents of about one length.
 
 Attention over a whole packed chunk with a block mask spends most of its time on pairs that the mask hides. Here
 the rows of a micro-batch are regrouped into segments (a document, or a run of padding), segments of similar length
@@ -10,7 +10,7 @@ padding included).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ class Segments:
     """(number of segments, padded length) of each batch, in the order of the slots."""
     positions: Tensor
     """[S, B] int64: the place of each row in its segment."""
+    longest: int
+    """Rows of the longest segment."""
+
+    def to(self, device: torch.device) -> "Segments":
+        moved = {name: getattr(self, name).to(device) for name in ("rows", "padding", "slots", "positions")}
+        return replace(self, **moved)
 
 
 def segments(runs: Sequence[range], shape: tuple[int, int]) -> Segments:
@@ -60,7 +66,8 @@ def segments(runs: Sequence[range], shape: tuple[int, int]) -> Segments:
     held = (order >= 0).nonzero()[:, 0]
     slots[order[held]] = held
     batches = tuple((len(group), length) for length, group in sorted(by_length.items()))
-    return Segments(order.clamp(min=0), (order < 0)[:, None, None], slots, batches, positions.view(shape))
+    longest = max(map(len, runs))
+    return Segments(order.clamp(min=0), (order < 0)[:, None, None], slots, batches, positions.view(shape), longest)
 
 
 class _ToSlots(torch.autograd.Function):
@@ -117,7 +124,8 @@ class Attention(MegatronModule):
         q = query.view(num, length, groups, heads // groups, -1).permute(0, 2, 3, 1, 4).flatten(0, 1).flatten(1, 2)
         k, v = (x.unflatten(0, (num, length)).transpose(1, 2).flatten(0, 1) for x in (key, value))
         # Padding follows a segment's own rows, so the causal mask hides it from them.
-        causal = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1).repeat(heads // groups, 1)
+        causal = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+        causal = causal.repeat(heads // groups, 1)
         scores = torch.baddbmm(causal.expand(num * groups, -1, -1), q, k.transpose(1, 2), alpha=self.softmax_scale)
         out = torch.bmm(scores.softmax(-1), v)
         return out.view(num, heads, length, -1).transpose(1, 2).flatten(0, 1)

@@ -1,10 +1,13 @@
 """From documents to the tensors of micro-batches.
 
+Chunks lie beside each other ([B, S]), or behind each other in one row where Transformer Engine takes them (B is 1,
+and S the length of all chunks), of which a context-parallel rank has its part (`trainer.context`).
+
 Shapes: B chunks of a micro-batch, S tokens of a chunk, T targets of a micro-batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,19 +17,58 @@ from r1mega.data.packing import pack
 from r1mega.errors import DataError
 from r1mega.samples import Document
 from r1mega.trainer.attention import Segments, segments
+from r1mega.trainer.context import zigzag
+from r1mega.trainer.thd import Packed, document_multiple, packed, padded, to_device
 
 PADDING_RUN = 32
 """Padding attends to itself in runs of this length, which keeps it cheap."""
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a rank's tensors are laid out."""
+
+    packed: bool = False
+    """Chunks behind each other in one row."""
+    cp: int = 1
+    """Ranks that share each sequence; packed alone."""
+    rank: int = 0
+    """Which of them this is."""
+    tp: int = 1
+
+    @property
+    def multiple(self) -> int:
+        """What each document is padded to."""
+        return document_multiple(self.cp, self.tp)
+
+
+BESIDE = Form()
+
+
+@dataclass(frozen=True)
 class Targets:
-    """Tokens to predict. `rows` indexes hidden states [S, B, H] flattened to [S * B, H]."""
+    """Tokens to predict. `rows` indexes hidden states [S, B, H] flattened to [S * B, H].
+
+    A context-parallel rank has those t of the T targets whose row it has.
+    """
 
     rows: Tensor
-    """[T] int64: the position that predicts each target."""
+    """[t] int64: the position that predicts each target."""
     ids: Tensor
-    """[T] int64: the token it should predict."""
+    """[t] int64: the token it should predict."""
+    places: Tensor | None = None
+    """[t] int64: which of all targets each is; None where this rank has all."""
+    count: int | None = None
+    """T, where it is not t."""
+
+    @property
+    def total(self) -> int:
+        """T, over all context-parallel ranks."""
+        return len(self.ids) if self.count is None else self.count
+
+    def to(self, device: torch.device) -> "Targets":
+        places = self.places if self.places is None else to_device(self.places, device)
+        return replace(self, rows=to_device(self.rows, device), ids=to_device(self.ids, device), places=places)
 
 
 @dataclass(frozen=True)
@@ -37,10 +79,13 @@ class MicroBatch:
     """[B, S] int64, padded with 0."""
     position_ids: Tensor
     """[B, S] int64, counted from each document's start."""
-    segments: Segments
+    segments: Segments | Packed
     """Which positions attend to each other: those of one document."""
     padding_mask: Tensor
     """[B, S] bool, True = padding."""
+    next_ids: tuple[Tensor, ...]
+    """For MTP depth k = 1, 2, ...: [B, S] int64, the token k behind each position. What rolls in at the end of a row
+    is never before a target."""
     targets: Targets
     """Ordered document by document."""
     mtp_targets: tuple[Targets, ...]
@@ -52,6 +97,21 @@ class MicroBatch:
     documents: tuple[int, ...]
     """Indices into the mini-batch's documents."""
 
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device. Host to device once, before any of it is used."""
+        if device.type == "cpu":
+            return self
+        plain = {n: to_device(getattr(self, n), device) for n in ("input_ids", "position_ids", "padding_mask", "doc")}
+        return replace(
+            self,
+            **plain,
+            segments=self.segments.to(device),
+            next_ids=tuple(to_device(ids, device) for ids in self.next_ids),
+            targets=self.targets.to(device),
+            mtp_targets=tuple(t.to(device) for t in self.mtp_targets),
+            fields={n: to_device(t, device) for n, t in self.fields.items()},
+        )
+
 
 def micro_batches(
     documents: Sequence[Document],
@@ -59,6 +119,7 @@ def micro_batches(
     *,
     mtp_depths: int,
     agreed: Callable[[int], int] = lambda num_chunks: num_chunks,
+    form: Form = BESIDE,
 ) -> list[MicroBatch]:
     """Pack documents into chunks, chunks into micro-batches of equal size.
 
@@ -67,6 +128,7 @@ def micro_batches(
         mtp_depths: how many MTP depths need targets.
         agreed: the number of chunks that all data-parallel ranks make, from this rank's own; no smaller. Chunks
             without documents make up for the difference: experts and pipelines need the ranks to move in step.
+        form: how the tensors are laid out.
 
     Raises:
         DataError: no documents on any rank, an empty or too long one, or fields that do not fit the targets.
@@ -82,7 +144,7 @@ def micro_batches(
         wrong = {n: len(v) for n, v in d.fields.items() if len(v) != d.num_targets}
         if wrong:
             raise DataError(f"document {i}: {d.num_targets} targets, but fields of length {wrong}")
-    chunks = pack([len(d.token_ids) for d in documents], batch.chunk_tokens)
+    chunks = pack([padded(len(d.token_ids), form.multiple) for d in documents], batch.chunk_tokens)
     num_chunks = agreed(len(chunks))
     if num_chunks == 0:
         raise DataError("no documents to train on: the mini-batch is empty")
@@ -90,18 +152,25 @@ def micro_batches(
     step = max(1, -(-num_chunks // num_micro_batches))  # a pipeline sends one shape
     chunks += [[] for _ in range(num_micro_batches * step - len(chunks))]
     return [
-        _micro_batch(documents, chunks[i : i + step], batch.chunk_tokens, sorted(names), mtp_depths)
+        _micro_batch(documents, chunks[i : i + step], batch.chunk_tokens, sorted(names), mtp_depths, form)
         for i in range(0, len(chunks), step)
     ]
 
 
 def _micro_batch(
-    documents: Sequence[Document], chunks: list[list[int]], size: int, names: list[str], mtp_depths: int
+    documents: Sequence[Document],
+    chunks: list[list[int]],
+    size: int,
+    names: list[str],
+    mtp_depths: int,
+    form: Form = BESIDE,
 ) -> MicroBatch:
     num_chunks = len(chunks)
     ids = torch.zeros(num_chunks, size, dtype=torch.int64)
-    padding = torch.zeros(num_chunks, size, dtype=torch.bool)
-    runs: list[range] = []  # rows of [S, B] flattened: position p of chunk b is row p * B + b
+    padding = torch.ones(num_chunks, size, dtype=torch.bool)
+    # Row of [S, B] flattened of position p of chunk b: p * stride + b * between.
+    stride, between = (1, size) if form.packed else (num_chunks, 1)
+    runs: list[range] = []
     rows: list[list[int]] = [[] for _ in range(mtp_depths + 1)]
     targets: list[list[int]] = [[] for _ in range(mtp_depths + 1)]
     doc: list[int] = []
@@ -109,37 +178,65 @@ def _micro_batch(
     order = [i for chunk in chunks for i in chunk]
     place = 0
     for b, chunk in enumerate(chunks):
-        start = 0
+        start, first_row = 0, b * between
         for i in chunk:
             d = documents[i]
             length = len(d.token_ids)
             ids[b, start : start + length] = torch.tensor(d.token_ids)
-            runs.append(range(start * num_chunks + b, (start + length) * num_chunks + b, num_chunks))
+            padding[b, start : start + length] = False
+            stop = start + padded(length, form.multiple)
+            runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
             for k in range(mtp_depths + 1):
                 for begin, stop in d.target_spans:
                     first = max(begin, k + 1)  # the predictor, k + 1 back, lies in the document
-                    rows[k] += [(start + t - k - 1) * num_chunks + b for t in range(first, stop)]
+                    rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, stop)]
                     targets[k] += d.token_ids[first:stop]
             doc += [place] * d.num_targets
             for n in names:
                 fields[n] += d.fields[n]
             place += 1
-            start += length
-        padding[b, start:] = True
-        for stop in range(start, size, PADDING_RUN):
-            last = min(stop + PADDING_RUN, size)
-            runs.append(range(stop * num_chunks + b, last * num_chunks + b, num_chunks))
-    all_targets = [Targets(torch.tensor(r), torch.tensor(t)) for r, t in zip(rows, targets, strict=True)]
-    all_targets = [Targets(t.rows.long(), t.ids.long()) for t in all_targets]  # empty lists make floats
-    segs = segments(runs, (size, num_chunks))
+            start = stop
+        run = padded(PADDING_RUN, form.multiple)
+        for begin in range(start, size, run):
+            last = min(begin + run, size)
+            runs.append(range(begin * stride + first_row, last * stride + first_row, stride))
+    pairs = zip(rows, targets, strict=True)
+    all_targets = [
+        Targets(torch.tensor(r).long(), torch.tensor(t).long()) for r, t in pairs
+    ]  # empty lists make floats
+    if form.packed:
+        ids, padding = ids.view(1, -1), padding.view(1, -1)
+    next_ids = [torch.roll(ids, -k, dims=1) for k in range(1, mtp_depths + 1)]
+    segs = _attending(runs, (size, num_chunks), form)
+    if form.cp > 1:
+        mine = zigzag([len(run) for run in runs], form.cp, form.rank)
+        all_targets = [_part(t, mine, ids.numel()) for t in all_targets]
+        ids, padding, *next_ids = (x[:, mine] for x in (ids, padding, *next_ids))
     return MicroBatch(
         input_ids=ids,
         position_ids=segs.positions.T,
         segments=segs,
         padding_mask=padding,
+        next_ids=tuple(next_ids),
         targets=all_targets[0],
         mtp_targets=tuple(all_targets[1:]),
         doc=torch.tensor(doc).long(),
         fields={n: torch.tensor(v, dtype=torch.float32) for n, v in fields.items()},
         documents=tuple(order),
     )
+
+
+def _attending(runs: list[range], shape: tuple[int, int], form: Form) -> Segments | Packed:
+    """Who attends to whom. runs: of rows, in the order of the tensors; shape: (tokens of a chunk, chunks)."""
+    if form.packed:
+        return packed([len(run) for run in runs], cp=form.cp, rank=form.rank)
+    return segments(runs, shape)
+
+
+def _part(targets: Targets, mine: Tensor, num_rows: int) -> Targets:
+    """The targets whose row is among `mine`, by their place there."""
+    here = torch.full((num_rows,), -1)
+    here[mine] = torch.arange(len(mine))
+    rows = here[targets.rows]
+    places = (rows >= 0).nonzero()[:, 0]
+    return Targets(rows[places], targets.ids[places], places, len(targets.ids))

@@ -67,7 +67,7 @@ def save(
     policy.saving.wait()  # first: its copy must be gone before there is another
     rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
     held = holdings(policy)
-    boxes = [dataclasses.replace(box, values=box.values.clone()) for box in held.live]
+    boxes = [dataclasses.replace(box, values=box.values.detach().to("cpu", copy=True)) for box in held.live]
     boxes += held.saved_reference(policy)
     files = {**own, f"random_{rank}.pkl": pickle.dumps(_random_states())}
     contents = Contents(boxes, held.expected(policy), held.objects, files)
@@ -223,7 +223,8 @@ def _random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state().numpy(),
         "numpy": np.random.get_state(),
         "python": random.getstate(),
-        "megatron": {k: v.numpy() for k, v in tracker.get_states().items()},
+        "megatron": {k: v.cpu().numpy() for k, v in tracker.get_states().items()},
+        "cuda": torch.cuda.get_rng_state().numpy() if torch.cuda.is_available() else None,
     }
 
 
@@ -256,5 +257,7 @@ def _set_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(states["torch"]))
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])
+    if states.get("cuda") is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]))
     tracker: Any = tensor_parallel.get_cuda_rng_tracker()
     tracker.set_states({k: torch.from_numpy(v) for k, v in states["megatron"].items()})

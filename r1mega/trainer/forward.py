@@ -14,6 +14,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
 from r1mega.trainer.batch import MicroBatch, Targets
+from r1mega.trainer.context import gathered
 from r1mega.trainer.logprob import target_logprobs
 from r1mega.trainer.mesh import Mesh
 
@@ -40,7 +41,7 @@ def train(
     network = model.module
     # The denominators of the mini-batch, one a depth.
     depths = range(len(batches[0].mtp_targets))
-    counts = torch.tensor([sum(len(b.mtp_targets[k].ids) for b in batches) for k in depths])
+    counts = torch.tensor([sum(b.mtp_targets[k].total for b in batches) for k in depths])
     totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -85,11 +86,12 @@ def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature:
         return hidden, collect
 
     scored = _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
-    return mesh.from_last_stage(scored)
+    return mesh.from_last_stage([logp.cpu() for logp in scored])
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
-    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, run_mtp=run_mtp)
+    next_ids = batch.next_ids if run_mtp else ()
+    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, next_ids=next_ids)
 
 
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:
@@ -97,15 +99,18 @@ def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, te
         hidden = gather_from_sequence_parallel_region(hidden)
     group: Any = parallel_state.get_tensor_model_parallel_group()
     rows = hidden.flatten(0, 1)[targets.rows]
-    return target_logprobs(
+    logp = target_logprobs(
         rows, weight, targets.ids, temperature=temperature, group=group, vocab_size=network.num_ids
     )
+    if targets.places is None:
+        return logp
+    return gathered(logp, targets.places, targets.total, parallel_state.get_context_parallel_group())
 
 
 def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """With a token count Megatron divides by nothing itself (calculate_per_token_loss); the count is not used."""
     value, metrics = result
-    return value, torch.ones((), dtype=torch.int), metrics
+    return value, torch.ones((), dtype=torch.int, device=value.device), metrics
 
 
 def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
@@ -114,7 +119,8 @@ def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: A
         data_iterator=iter(batches),
         model=model,
         num_microbatches=len(batches),
-        seq_length=batches[0].input_ids.size(1),
+        # Of the whole sequence, of which Megatron has a pipeline send a context-parallel rank's part.
+        seq_length=batches[0].input_ids.size(1) * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=batches[0].input_ids.size(0),
         **options,
     )

@@ -13,6 +13,8 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from r1mega.families.spec import Llama3Scaling, Rope, Yarn
+from r1mega.trainer.attention import Segments
+from r1mega.trainer.thd import Packed
 
 
 def frequencies(rope: Rope, dim: int) -> tuple[Tensor, float]:
@@ -66,18 +68,20 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class GroupedAttention(SelfAttention):
-    """SelfAttention for training: Megatron's weights; `trainer.attention.Segments` for a mask."""
+    """SelfAttention for training, with Megatron's weights."""
 
     def __init__(self, config: Any, *arguments: Any, rope: Rope, **others: Any) -> None:
         super().__init__(config, *arguments, **others)
         self._frequencies, self._factor = frequencies(rope, config.kv_channels)
         self._table = torch.empty(2, 0, config.kv_channels // 2)
-        self._positions: Tensor | None = None
+        self._segments: Segments | Packed | None = None
 
     def forward(self, hidden_states: Tensor, attention_mask: Any, **others: Any) -> Any:  # type: ignore[override]
-        """As Megatron's; no rotary embedding is given, since queries and keys come here already turned."""
-        self._positions = attention_mask.positions
-        return super().forward(hidden_states, attention_mask, **others)
+        """As Megatron's, with `Segments` or `Packed` as mask; no rotary embedding is given, since queries and keys
+        come here already turned."""
+        self._segments = attention_mask
+        mask = None if isinstance(attention_mask, Packed) else attention_mask
+        return super().forward(hidden_states, mask, **others)
 
     def get_query_key_value_tensors(self, *arguments: Any, **others: Any) -> Any:  # type: ignore[override]
         """Queries [S, B, N, D], keys and values [S, B, G, D]; queries and keys normed and turned."""
@@ -88,10 +92,10 @@ class GroupedAttention(SelfAttention):
 
     def _turns(self) -> tuple[Tensor, Tensor]:
         """Cosine and sine, [S, B, 1, D / 2] fp32, of each position."""
-        assert self._positions is not None
-        length = int(self._positions.max()) + 1
+        assert self._segments is not None
+        positions, length = self._segments.positions, self._segments.longest
         if self._table.size(1) < length:
             angles = torch.arange(length).float()[:, None] * self._frequencies
-            self._table = torch.stack([angles.cos(), angles.sin()]) * self._factor
-        cos, sin = self._table[:, self._positions].unsqueeze(3)
+            self._table = (torch.stack([angles.cos(), angles.sin()]) * self._factor).to(positions.device)
+        cos, sin = self._table[:, positions].unsqueeze(3)
         return cos, sin

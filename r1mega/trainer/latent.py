@@ -9,9 +9,12 @@ Shapes: S tokens, B chunks, H hidden size, N heads, R rotary channels.
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequence_parallel_region
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
+
+from r1mega.trainer.attention import Segments
+from r1mega.trainer.thd import Packed
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
@@ -44,19 +47,22 @@ class LatentAttention(MLASelfAttention):
     large angle has fewer digits in fp32: counted from a chunk's start, the two differ several times more.
     """
 
-    _positions: Tensor | None = None
+    _segments: Segments | Packed | None = None
 
     def __init__(self, config: Any, *arguments: Any, **others: Any) -> None:
         super().__init__(config, *arguments, **others)
+        if not isinstance(self.linear_kv_down_proj, ColumnParallelLinear):
+            return  # Transformer Engine's, whole on every rank
         if config.q_lora_rank is not None:
             self.linear_q_down_proj = Duplicated(config.hidden_size, config.q_lora_rank, config)
         compressed = config.kv_lora_rank + config.qk_pos_emb_head_dim
         self.linear_kv_down_proj = Duplicated(config.hidden_size, compressed, config)
 
     def forward(self, hidden_states: Tensor, attention_mask: Any, **others: Any) -> Any:  # type: ignore[override]
-        """As Megatron's; `attention_mask` is `trainer.attention.Segments`."""
-        self._positions = attention_mask.positions
-        return super().forward(hidden_states, attention_mask, **others)
+        """As Megatron's; `attention_mask` is `Segments`, or `Packed` with Transformer Engine's attention."""
+        self._segments = attention_mask
+        mask = None if isinstance(attention_mask, Packed) else attention_mask
+        return super().forward(hidden_states, mask, **others)
 
     def get_query_key_value_tensors(  # type: ignore[override]
         self, hidden_states: Tensor, *_: Any, **__: Any
@@ -67,8 +73,9 @@ class LatentAttention(MLASelfAttention):
             hidden_states: [S, B, H].
 
         Returns:
-            query, key: [S, B, N, nope + R]; value: [S, B, N, v]; and the compressed query and key-value, which
-            Megatron's caller wants and this attention does not use.
+            query, key: [S, B, N, nope + R]; value: [S, B, N, v], all without B = 1 where documents are packed in one
+            row; and the compressed query and key-value, which Megatron's caller wants and this attention does not
+            use.
         """
         config = self.config
         if config.q_lora_rank is None:
@@ -92,12 +99,17 @@ class LatentAttention(MLASelfAttention):
         turn = self._turn(len(query))
         key_rope = rotate(shared_key.unsqueeze(2), turn).expand(*key.shape[:3], -1)
         query = torch.cat([query, rotate(query_rope, turn)], -1)
-        return query, torch.cat([key, key_rope], -1), value, compressed, latent
+        key = torch.cat([key, key_rope], -1)
+        if isinstance(self._segments, Packed):
+            query, key, value = (x.squeeze(1) for x in (query, key, value))
+        return query, key, value, compressed, latent
 
     def _turn(self, length: int) -> Tensor:
         """[length, B or 1, 1, R / 2] complex64: by how much each position turns each pair."""
-        rotary = self.rotary_pos_emb(length)
+        if isinstance(self._segments, Packed):
+            length = self._segments.longest
+        rotary = self.rotary_pos_emb(length, packed_seq=True)  # every position, also where cp divides the rows
         angles, scale = rotary if isinstance(rotary, tuple) else (rotary, 1.0)  # YaRN adds a factor
         angles = angles[:length, ..., : angles.size(-1) // 2].float()
         turns = torch.polar(torch.full_like(angles, scale), angles)
-        return turns if self._positions is None else turns[self._positions, 0]
+        return turns if self._segments is None else turns[self._segments.positions, 0]

@@ -45,7 +45,12 @@ class Mesh:
     @property
     def leads_copy(self) -> bool:
         """Whether this is the first rank of its copy of the model."""
-        return dist.get_rank(_state().get_model_parallel_group()) == 0
+        return self.context_rank == 0 and dist.get_rank(_state().get_model_parallel_group()) == 0
+
+    @property
+    def context_rank(self) -> int:
+        """Which part of every sequence this rank takes."""
+        return _state().get_context_parallel_rank()
 
     @property
     def last_stage(self) -> bool:
@@ -150,56 +155,84 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
 
     Args:
         layout: axes of the mesh, threads and dtype.
-        device: "cpu" (gloo).
+        device: "cpu" (gloo), or "cuda": the device of this process's local rank (NCCL for tensors there, gloo for
+            objects, counts, and waits for the first rank, which therefore run into no limit of NCCL's).
         seed: of torch, numpy, python and Megatron's tracker.
 
     Raises:
-        ConfigError: another device or dtype than this version runs, or another number of processes than the layout
+        ConfigError: a device or dtype that this machine does not run, or another number of processes than the layout
             asks for.
     """
-    if device != "cpu":
-        raise ConfigError(f"device {device!r}: the trainer runs on cpu only")
-    if layout.dtype != "fp32":
-        raise ConfigError(f"trainer dtype {layout.dtype!r}: only fp32 is supported on cpu")
+    ours = _device(layout, device)
     torch.set_num_threads(layout.threads)
-    # Megatron compiles small functions with torch.compile; on the CPU that costs minutes and gains nothing.
-    torch._dynamo.config.disable = True
     # No apex, no Transformer Engine, its own deprecated arguments: nothing a user of this system can mend.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    shims.install_megatron_cpu()
+    if ours.type == "cpu":
+        # Megatron compiles small functions with torch.compile; on the CPU that costs minutes and gains nothing.
+        torch._dynamo.config.disable = True
+        shims.install_megatron_cpu()
+    else:
+        torch.cuda.set_device(ours)
+        shims.install_megatron_cuda()
     from megatron.core import tensor_parallel
 
-    _join(layout)
+    _join(layout, "gloo" if ours.type == "cpu" else "cpu:gloo,cuda:nccl")
     state = _state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()
     state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
         distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
     )
     patient = dist.group.WORLD
-    if dist.get_world_size() > 1:
+    if dist.get_world_size() > 1 or ours.type != "cpu":
         patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    return Mesh(layout, torch.device(device), dist.get_rank(), dist.get_world_size(), patient)
+    return Mesh(layout, ours, dist.get_rank(), dist.get_world_size(), patient)
 
 
-def _join(layout: TrainerLayout) -> None:
-    """The default group; formed once a process."""
+def _device(layout: TrainerLayout, device: str) -> torch.device:
+    """Where this process computes. Raises ConfigError where that is not to be had."""
+    if device == "cpu":
+        if layout.dtype != "fp32":
+            raise ConfigError(f"trainer dtype {layout.dtype!r}: only fp32 is supported on cpu")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = torch.version.cuda
+        why = (
+            f"it was built for CUDA {build}, and finds no driver or no GPU" if build else "it is a build for the CPU"
+        )
+        raise ConfigError(
+            f"cluster.device = {device!r}, but PyTorch {torch.__version__} has no CUDA device here: {why}. Choose a "
+            "cluster file with device = 'cpu', or install requirements/gpu.lock on a machine with an NVIDIA GPU"
+        )
+    launch = env.launch()
+    local, there = (launch.local_rank if launch else 0), torch.cuda.device_count()
+    if local >= there:
+        raise ConfigError(
+            f"local rank {local} has no GPU of its own: this host has {there}, and each of the layout's "
+            f"{layout.ranks} ranks needs one; start no more ranks on a host than it has GPUs"
+        )
+    return torch.device("cuda", local)
+
+
+def _join(layout: TrainerLayout, backend: str) -> None:
+    """The default group, over which Megatron's are formed; once a process."""
     if not dist.is_initialized():
         launch = env.launch()
         timeout = datetime.timedelta(seconds=layout.collective_timeout_s)
         if launch is None:
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         else:
             try:
-                dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+                dist.init_process_group(backend, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
             except RuntimeError as error:
                 raise RanksLostError(
                     f"rank {launch.rank} waited for {launch.world_size} ranks to meet at {launch.meeting_place}: not "

@@ -8,12 +8,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_decoder_block_spec,
-    get_gpt_decoder_layer_specs,
-    get_gpt_mtp_block_spec,
-)
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -22,10 +18,10 @@ from torch import Tensor
 from r1mega.config.schema import TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_layers
-from r1mega.trainer.attention import Attention, Segments
-from r1mega.trainer.grouped import GroupedAttention
-from r1mega.trainer.latent import LatentAttention
-from r1mega.trainer.norm import RMSNorm
+from r1mega.trainer.attention import Segments
+from r1mega.trainer.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
+from r1mega.trainer.precision import model_fields
+from r1mega.trainer.thd import Packed
 
 MTP = Literal["off", "detached", "joint"]
 """off: MTP layers are neither run nor trained. detached: they learn, but nothing of their gradient reaches trunk,
@@ -36,11 +32,17 @@ class MTPLayer(MultiTokenPredictionLayer):
     """A multi-token-prediction layer that passes the padding mask on to its router."""
 
     def forward(  # type: ignore[override]
-        self, embedded: Tensor, hidden: Tensor, segments: Segments, padding_mask: Tensor
+        self, embedded: Tensor, hidden: Tensor, segments: Segments | Packed, padding_mask: Tensor
     ) -> Tensor:
         """embedded: [S, B, H], of each position's next token; hidden: [S, B, H], of the depth before."""
-        hidden = self._concat_embeddings(hidden, embedded)
-        hidden, _ = self.transformer_layer(hidden_states=hidden, attention_mask=segments, padding_mask=padding_mask)
+        with get_fp8_context(self.config):  # of no effect without fp8
+            hidden = self._concat_embeddings(hidden, embedded)
+            hidden, _ = self.transformer_layer(
+                hidden_states=hidden,
+                attention_mask=segments,
+                packed_seq_params=segments.params if isinstance(segments, Packed) else None,
+                padding_mask=padding_mask,
+            )
         return self._postprocess(hidden)
 
 
@@ -58,15 +60,22 @@ class PolicyModel(GPTModel):
         return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight  # type: ignore[return-value]
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, position_ids: Tensor, segments: Segments, padding_mask: Tensor, *, run_mtp: bool
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        segments: Segments | Packed,
+        padding_mask: Tensor,
+        *,
+        next_ids: tuple[Tensor, ...] = (),
     ) -> Tensor | tuple[Tensor, ...]:
-        """Hidden states of one micro-batch.
+        """Hidden states of one micro-batch. Where documents are packed in one row, B is 1.
 
         Args:
             input_ids, position_ids: [B, S] int64.
             segments: which positions attend to each other.
             padding_mask: [B, S] bool, True = padding, left out of the routers' counts.
-            run_mtp: whether to run the MTP layers (never in mode "off").
+            next_ids: [B, S] int64 for each MTP depth: the token that its layer sees at each position. Empty: the MTP
+                layers do not run; nor do they in mode "off".
 
         Returns:
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
@@ -77,25 +86,30 @@ class PolicyModel(GPTModel):
         if self.config.sequence_parallel:
             # Here and not in _preprocess, which divides the mask on the first pipeline stage alone.
             padding_mask = scatter_to_sequence_parallel_region(padding_mask.T.contiguous()).T.contiguous()
-        hidden = self.decoder(hidden_states=embedded, attention_mask=segments, padding_mask=padding_mask)
+        hidden = self.decoder(
+            hidden_states=embedded,
+            attention_mask=segments,
+            packed_seq_params=segments.params if isinstance(segments, Packed) else None,
+            padding_mask=padding_mask,
+        )
         if not self.post_process:
             return hidden
         states = [hidden]
-        if run_mtp and self.mtp_mode != "off":
+        if next_ids and self.mtp_mode != "off":
             joint = self.mtp_mode == "joint"
             hidden = hidden if joint else hidden.detach()
-            for layer in self.mtp.layers:
-                # The id that rolls in at the end of a chunk is never before a target.
-                input_ids = torch.roll(input_ids, -1, dims=1)
+            for layer, ids in zip(self.mtp.layers, next_ids, strict=True):
                 with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
-                    embedded = self.embedding(input_ids=input_ids, position_ids=position_ids)
+                    embedded = self.embedding(input_ids=ids, position_ids=position_ids)
                 hidden = layer(embedded, hidden, segments, padding_mask)
                 states.append(hidden)
         return tuple(states)
 
 
-def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float) -> TransformerConfig:
-    """Megatron's configuration of a model."""
+def megatron_config(
+    spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate: float, layers: Layers = "local", device: str = "cpu"
+) -> TransformerConfig:
+    """Megatron's configuration of a model whose layers are made of `layers` on a type of device."""
     latent = isinstance(spec.attention, Latent)
     attention = _latent(spec.attention, spec.rope) if isinstance(spec.attention, Latent) else _grouped(spec.attention)
     experts = _experts(spec.moe, spec.num_layers, layout, expert_bias_rate) if spec.moe else {}
@@ -105,7 +119,6 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         num_attention_heads=spec.num_heads,
         ffn_hidden_size=spec.ffn_size,
         **attention,
-        **experts,
         normalization="RMSNorm",
         layernorm_epsilon=spec.norm_eps,
         add_bias_linear=False,
@@ -120,17 +133,12 @@ def megatron_config(spec: ModelSpec, layout: TrainerLayout, *, expert_bias_rate:
         pipeline_model_parallel_layout=_stages(spec, layout.pp),  # type: ignore[arg-type]
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
-        params_dtype=torch.float32,
-        pipeline_dtype=torch.float32,
+        context_parallel_size=layout.cp,
         # The loss comes normalised over the mini-batch: micro-batches and data-parallel ranks are summed.
         calculate_per_token_loss=True,
-        use_cpu_initialization=True,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        cross_entropy_loss_fusion=False,
+        **experts,
+        **layer_fields(layers, device, mixture=spec.moe is not None),
+        **model_fields(layout),
     )
 
 
@@ -188,8 +196,6 @@ def _experts(moe: Moe, num_layers: int, layout: TrainerLayout, expert_bias_rate:
         "moe_router_bias_update_rate": expert_bias_rate,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": False,
-        "moe_permute_fusion": False,
         "moe_token_dispatcher_type": "alltoall" if layout.ep > 1 else "allgather",
     }
 
@@ -204,36 +210,10 @@ def _stages(spec: ModelSpec, num_stages: int) -> list[list[str]] | None:
     return held
 
 
-def _local(layer: Any, spec: ModelSpec) -> Any:
-    """Replace the parts of Megatron's local (not Transformer Engine) layer that do not serve."""
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention = parts.self_attention.submodules
-    attention.core_attention = Attention
-    if isinstance(spec.attention, Latent):
-        parts.self_attention.module = LatentAttention
-        attention.q_layernorm = attention.kv_layernorm = RMSNorm
-    else:
-        parts.self_attention.module = GroupedAttention
-        parts.self_attention.params = {**parts.self_attention.params, "rope": spec.rope}
-        if spec.attention.qk_norm:
-            attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return layer
-
-
-def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP) -> PolicyModel:
-    """The model of this pipeline stage, fp32 on the CPU. `trainer.initial` gives it its first weights."""
-    block: Any = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
-    block.layer_norm = RMSNorm
-    for layer in block.layer_specs:
-        _local(layer, spec)
-    mtp_block: Any = None
-    if spec.num_mtp_layers:
-        specs: Any = get_gpt_decoder_layer_specs(config, False, "RMSNorm")
-        mtp_block = get_gpt_mtp_block_spec(config, _local(specs[-1], spec), use_transformer_engine=False)
-        for layer in mtp_block.layer_specs if mtp_block else ():
-            layer.module = MTPLayer
-            layer.submodules.enorm = layer.submodules.hnorm = layer.submodules.layer_norm = RMSNorm
+def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP, layers: Layers = "local") -> PolicyModel:
+    """The model of this pipeline stage. `trainer.initial` gives it its first weights."""
+    block = decoder_spec(spec, config, layers)
+    mtp_block = mtp_spec(spec, config, layers, MTPLayer)
     tp = config.tensor_model_parallel_size
     model = PolicyModel(
         config,

@@ -12,6 +12,8 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
+_GROUPED = re.compile(r"\.experts\.(linear_fc[12])\.weight(\d+)$")
+"""Transformer Engine keeps a rank's experts in one module."""
 
 
 def whole_model_name(name: str, config: Any, *, tied: bool) -> str:
@@ -27,5 +29,6 @@ def whole_model_name(name: str, config: Any, *, tied: bool) -> str:
     first_expert = parallel_state.get_expert_model_parallel_rank() * (
         (config.num_moe_experts or 0) // config.expert_model_parallel_size
     )
+    name = _GROUPED.sub(r".experts.local_experts.\2.\1.weight", name)
     name = _LAYER.sub(lambda m: f"decoder.layers.{int(m[1]) + first_layer}.", name)
     return _EXPERT.sub(lambda m: f".local_experts.{int(m[1]) + first_expert}.", name)

@@ -1,5 +1,12 @@
-"""Adam with decoupled weight decay, under Megatron's distributed optimizer (ZeRO-1, fp32 main parameters)."""
+"""Adam with decoupled weight decay, under Megatron's distributed optimizer (ZeRO-1, fp32 main parameters).
 
+Whose Adam it is, is decided here: Transformer Engine's or apex's kernel on a GPU that has one, otherwise ours. All
+have one state layout, apex's: the step count stands in the group, each parameter's state is `exp_avg` and
+`exp_avg_sq` alone. So a checkpoint of one continues with another.
+"""
+
+import importlib
+import logging
 from typing import Any
 
 import torch
@@ -9,13 +16,16 @@ from megatron.core.optimizer.optimizer import MegatronOptimizer
 
 from r1mega.config import schema
 from r1mega.runtime.shims import megatron_adam_class
+from r1mega.trainer.precision import DTYPES, optimizer_fields
+
+log = logging.getLogger(__name__)
+
+KERNELS = {"transformer_engine": "transformer_engine.pytorch.optimizers", "apex": "apex.optimizers"}
+"""Modules that have a FusedAdam, the better one first. The registry's package named apex is something else."""
 
 
 class Adam(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter) with apex's state layout, which Megatron's checkpoints expect.
-
-    The step count stands in the group, each parameter's state is `exp_avg` and `exp_avg_sq` alone.
-    """
+    """AdamW (Loshchilov and Hutter) in PyTorch's own operations. Moments may be bf16; the arithmetic is fp32."""
 
     def __init__(
         self,
@@ -25,10 +35,17 @@ class Adam(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         adam_w_mode: bool = True,
+        exp_avg_dtype: torch.dtype = torch.float32,
+        exp_avg_sq_dtype: torch.dtype = torch.float32,
     ) -> None:
         assert adam_w_mode, "only decoupled weight decay is implemented"
+        self.moments = {"exp_avg": exp_avg_dtype, "exp_avg_sq": exp_avg_sq_dtype}
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         super().__init__(params, defaults)
+
+    def initialize_state(self, param: torch.Tensor, _: bool = False) -> None:
+        """Moments of a parameter, all zero."""
+        self.state[param] = {name: torch.zeros_like(param, dtype=dtype) for name, dtype in self.moments.items()}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -40,8 +57,9 @@ class Adam(torch.optim.Optimizer):
             group["step"] += 1
             beta1, beta2 = group["betas"]
             grads = [p.grad for p in params]
-            m = [self.state[p]["exp_avg"] for p in params]
-            v = [self.state[p]["exp_avg_sq"] for p in params]
+            kept_m = [self.state[p]["exp_avg"] for p in params]
+            kept_v = [self.state[p]["exp_avg_sq"] for p in params]
+            m, v = [x.float() for x in kept_m], [x.float() for x in kept_v]  # themselves, where they are fp32
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_lerp_(m, grads, 1 - beta1)
@@ -51,11 +69,55 @@ class Adam(torch.optim.Optimizer):
             torch._foreach_div_(denominator, (1 - beta2 ** group["step"]) ** 0.5)
             torch._foreach_add_(denominator, group["eps"])
             torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
+            for kept, new in zip([*kept_m, *kept_v], [*m, *v], strict=True):
+                if kept is not new:
+                    kept.copy_(new)
 
 
-def build_optimizer(model: DistributedDataParallel, settings: schema.Optimizer) -> MegatronOptimizer:
+def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimizer]]:
+    """Whose Adam updates the weights; said in the log.
+
+    Args:
+        device: type of the device, "cpu" or "cuda".
+        moments: dtype of Adam's moments, "fp32" or "bf16"; apex's kernel knows fp32 alone.
+
+    Returns:
+        (one of "transformer_engine", "apex", "torch"; the class, whose moments are of that dtype).
+    """
+    name, found = "torch", Adam
+    for kernels, module in KERNELS.items() if device != "cpu" else ():
+        if kernels == "apex" and moments != "fp32":
+            continue
+        try:
+            name, found = kernels, importlib.import_module(module).FusedAdam
+            break
+        except (ImportError, AttributeError):
+            continue
+    if device != "cpu":
+        log.info("optimiser: %s's Adam, moments in %s", name, moments)
+    if moments == "fp32":
+        return name, found
+    dtypes = {"exp_avg_dtype": DTYPES[moments], "exp_avg_sq_dtype": DTYPES[moments]}
+
+    class WithMoments(found):  # type: ignore[misc, valid-type]
+        """The same Adam; Megatron gives it no dtypes but through an optimizer whose states are no plain tensors."""
+
+        def __init__(self, *arguments: Any, **others: Any) -> None:
+            super().__init__(*arguments, **others, **dtypes)
+
+    return name, WithMoments
+
+
+def build_optimizer(
+    model: DistributedDataParallel,
+    settings: schema.Optimizer,
+    *,
+    layout: schema.TrainerLayout = schema.TrainerLayout(),  # noqa: B008 (frozen)
+    device: str = "cpu",
+) -> MegatronOptimizer:
     """Megatron's optimizer over the model's trainable parameters. Norms and biases get no weight decay."""
-    megatron_adam_class.apply(Adam)
+    _, adam = choose_adam(device, layout.precision.moments)
+    megatron_adam_class.apply(adam)
     config = OptimizerConfig(
         optimizer="adam",
         lr=settings.lr,
@@ -66,14 +128,25 @@ def build_optimizer(model: DistributedDataParallel, settings: schema.Optimizer) 
         adam_eps=settings.eps,
         # At 0 Megatron would not even measure the norm; infinity measures and never clips.
         clip_grad=settings.clip_grad or float("inf"),
-        params_dtype=torch.float32,
+        **optimizer_fields(layout),
         use_distributed_optimizer=True,
         log_num_zeros_in_grad=False,
     )
     optimizer = get_megatron_optimizer(config, [model])
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        part.init_state_fn(part.optimizer)  # now, so that a checkpoint before the first step has moments too
+        _make_moments(part.optimizer)  # now, so that a checkpoint before the first step has moments too
     return optimizer
+
+
+def _make_moments(adam: Any) -> None:
+    """All moments zero, in their own dtype (Megatron would make them of the parameters'), and no step made."""
+    for group in adam.param_groups:
+        group.setdefault("step", 0)
+        for param in group["params"]:
+            if hasattr(adam, "initialize_state"):
+                adam.initialize_state(param, False)
+            else:  # apex
+                adam.state[param] = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def set_rates(optimizer: MegatronOptimizer, settings: schema.Optimizer, lr: float) -> None:

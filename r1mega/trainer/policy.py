@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -20,16 +21,20 @@ from r1mega.config import schema
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime.background import Background
-from r1mega.samples import Document
+from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import checkpoint, forward
-from r1mega.trainer.batch import MicroBatch, micro_batches
+from r1mega.trainer.balance import Balance
+from r1mega.trainer.batch import BESIDE, Form, MicroBatch, micro_batches
+from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.holdings import Holdings
 from r1mega.trainer.initial import initialise
+from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.names import whole_model_name
 from r1mega.trainer.optimizer import build_optimizer, set_rates
+from r1mega.trainer.precision import check_device, gradient_fields
 from r1mega.trainer.routing import recorded_margins
 
 
@@ -53,11 +58,16 @@ class Policy:
         """Host copy of the reference's parameters and buffers, by the network's own names."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
+        self.form = BESIDE
+        """How micro-batches are laid out."""
         self.saving = Background("checkpoint")
         """Writes checkpoints beside the training loop."""
         self._saver, self._num_saves = "", 0
         self.held: tuple[tuple[int, ...], Holdings] | None = None
         """What `trainer.holdings` has found, and where in memory."""
+        self.expert_load: ExpertLoad | None = None
+        """What the routers did in the last optimiser step; None before the first, and in a dense model."""
+        self._balance = Balance(spec, self.state(), list(self.network.modules())) if spec.moe else None
 
     @classmethod
     def build(
@@ -80,17 +90,24 @@ class Policy:
             expert_bias_rate: gamma of the load-balancing bias; 0 freezes it.
             seed: of the initial weights; the random state of the process is left as it was.
         """
-        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate)
-        with torch.random.fork_rng(devices=[]):  # Megatron draws weights too, which are overwritten
-            network = build_model(spec, config, mtp=mtp)
+        device = mesh.device.type
+        layers = choose_layers(device, mesh.layout)
+        check_device(mesh.layout.precision.fp8)
+        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
+        # Megatron draws weights too, which are overwritten.
+        with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
+            network = build_model(spec, config, mtp=mtp, layers=layers)
         initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, grad_reduce_in_fp32=True, overlap_grad_reduce=False
+            use_distributed_optimizer=True, overlap_grad_reduce=False, **gradient_fields(mesh.layout)
         )
         model = DistributedDataParallel(config=config, ddp_config=ddp, module=network)
-        megatron_optimizer = build_optimizer(model, optimizer)
+        megatron_optimizer = build_optimizer(model, optimizer, layout=mesh.layout, device=device)
         config.grad_scale_func = megatron_optimizer.scale_loss
         policy = cls(spec, mesh, model, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
+        if layers == "transformer_engine":
+            layout = mesh.layout
+            policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
         policy._zero_grad()
         return policy
 
@@ -140,14 +157,18 @@ class Policy:
             )
 
     def reduce_gradients(self, *, everywhere: bool = False) -> None:
-        """Sum the accumulated gradient over the ranks that share each weight, and move the expert bias.
+        """Sum the accumulated gradient over the ranks that share each weight, move the expert bias, and take stock of
+        what the routers did (`expert_load`).
 
         Args:
             everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
                 its share of the optimiser needs.
         """
         with self.mesh.waiting("the other ranks to sum gradients"):
+            taken = self._balance.take() if self._balance else None
             finalize_model_grads([self.model], force_all_reduce=everywhere)
+            if self._balance and taken is not None:
+                self.expert_load = self._balance.over_ranks(taken)
 
     def optim_step(self, lr: float, *, reduced: bool = False) -> float:
         """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
@@ -205,7 +226,7 @@ class Policy:
         for batch in batches:
             with recorded_margins(self.network) as margins:
                 forward.score(self.model, self.mesh, [batch], temperature=1.0)
-            smallest.append(margins.smallest(batch.input_ids.numel())[batch.targets.rows])
+            smallest.append(self._of_targets(margins.smallest(batch.input_ids.numel()), batch))
         return _by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
@@ -258,7 +279,17 @@ class Policy:
     # ---- parts ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
-        return micro_batches(documents, self._batch, mtp_depths=mtp_depths, agreed=self.mesh.max_over_data)
+        agreed = self.mesh.max_over_data
+        made = micro_batches(documents, self._batch, mtp_depths=mtp_depths, agreed=agreed, form=self.form)
+        return [batch.to(self.mesh.device) for batch in made]
+
+    def _of_targets(self, of_rows: Tensor, batch: MicroBatch) -> Tensor:
+        """[T]: of [S * B] values of this rank's rows, on the host, those that predict the targets."""
+        targets = batch.targets
+        found = of_rows[targets.rows.cpu()]
+        if targets.places is None:
+            return found
+        return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
 
     def _zero_grad(self) -> None:
         self.model.zero_grad_buffer()
@@ -280,7 +311,9 @@ class Policy:
 
 def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
     """A network's live parameters and persistent buffers by its own names."""
-    return {n: t for n, t in network.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    held = network.state_dict(keep_vars=True).items()
+    # Transformer Engine keeps its FP8 recipe among them.
+    return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}
 
 
 def by_whole_model_names(network: PolicyModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,14 +52,14 @@ class Margins:
         self.by_router: list[Tensor] = []
 
     def smallest(self, num_positions: int) -> Tensor:
-        """[num_positions] fp32, the smallest margin over all layers at each row of [S, B] flattened.
+        """[num_positions] fp32 on the host, the smallest margin over all layers at each row of [S, B] flattened.
 
         A collective of the ranks that share the model; infinite where there is no router.
         """
         tp: Any = parallel_state.get_tensor_model_parallel_group()
         smallest = torch.full((num_positions // tp.size(),), math.inf)
         for margins in self.by_router:
-            smallest = torch.minimum(smallest, margins)
+            smallest = torch.minimum(smallest, margins.cpu())
         if tp.size() > 1:  # sequence parallelism: each rank routed its part of the positions
             whole = torch.empty(num_positions)
             dist.all_gather_into_tensor(whole, smallest, group=tp)

@@ -1,7 +1,8 @@
 """A rollout's samples from the first rank to those that learn from them.
 
 The first rank divides every mini-batch over the data-parallel ranks by chunks; each leader (the first rank of its
-copy of the model) receives its share alone and hands it to the tensor- and pipeline-parallel ranks of its copy.
+copy of the model) receives its share alone and hands it to the tensor-, pipeline- and context-parallel ranks of its
+copy.
 The same encoding is what a checkpoint keeps of a rollout that is not used up.
 """
 
@@ -52,6 +53,8 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> M
     copy: Any = parallel_state.get_model_parallel_group()
     leader = dist.get_process_group_ranks(copy)[0]
     leaders = mesh.gather_over_data(leader)
+    if mesh.context_rank:
+        return decode(_from_first_of_context(b"", mesh))
     data = b""
     if mesh.first:
         assert minibatches is not None
@@ -65,7 +68,17 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> M
     if copy.size() > 1:
         with mesh.waiting(f"rank {leader}, which hands on the samples"):
             dist.broadcast_object_list(found, leader, group=copy)
-    return decode(found[0])
+    return decode(_from_first_of_context(found[0], mesh))
+
+
+def _from_first_of_context(data: bytes, mesh: Mesh) -> bytes:
+    """The samples' encoding on all ranks that share each sequence, of which the first has it."""
+    found = [data]
+    if mesh.layout.cp > 1:
+        group: Any = parallel_state.get_context_parallel_group()
+        with mesh.waiting("the first rank of its context-parallel group, which hands on the samples"):
+            dist.broadcast_object_list(found, dist.get_process_group_ranks(group)[0], group=group)
+    return found[0]
 
 
 def encode(minibatches: Sequence[Sequence[Sample]]) -> bytes:

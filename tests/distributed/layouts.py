@@ -1,8 +1,8 @@
 """Runs under torchrun: GRPO updates at several layouts over the same processes, written down for comparison.
 
 `python -m torch.distributed.run --nproc-per-node N layouts.py OUT LAYOUT...` with layouts such as tp=2 or pp=2,dp=2:
-for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, every gradient and
-every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
+for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, loads of experts,
+every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def run(layout: TrainerLayout) -> dict:
     loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
     minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in range(NUM_STEPS)]
     share = scatter(mesh, minibatches if mesh.first else None, 64)
-    found: dict = {"loss": [], "norm": [], "gradients": [], "logp": []}
+    found: dict = {"loss": [], "norm": [], "gradients": [], "logp": [], "experts": []}
     for minibatch in share:
         bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]
         old = policy.logprobs(bare, temperature=0.7)
@@ -73,6 +73,7 @@ def run(layout: TrainerLayout) -> dict:
         }
         found["gradients"].append({n: t.clone() for n, t in source.stream(gradients)})
         found["norm"].append(policy.optim_step(1e-4, reduced=True))
+        found["experts"].append(policy.expert_load)
     found["weights"] = {n: t.clone() for n, t in source}
     found["margins"] = [m.clone() for m in policy.routing_margins([Document(tuple(range(5, 40)))])]
     return found

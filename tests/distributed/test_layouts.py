@@ -1,4 +1,4 @@
-"""Any layout of the trainer's ranks trains the same model: loss, grad norm, every gradient and every weight.
+"""Any layout of the trainer's ranks trains the same model: loss, grad norm, loads of experts, gradients and weights.
 
 Three GRPO updates (with MTP training and expert-bias updates) on the same samples, in fp32, against one process. One
 gloo group of two processes serves all layouts of two ranks.
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from r1mega.samples import ExpertLoad
 
 TWO_RANKS = ("dp=2", "tp=2", "pp=2", "dp=2,ep=2", "tp=2,ep=2")
 RELATIVE = 1e-5
@@ -35,6 +37,17 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
 
 
+def same_experts(one: ExpertLoad, two: ExpertLoad) -> None:
+    """Every layer's choices to the last one, all of the step's tokens, and what is averaged over them."""
+    assert list(two.layers) == list(one.layers) == ["1", "2", "3", "mtp 0"]
+    for name, ours in one.layers.items():
+        theirs = two.layers[name]
+        assert (theirs.load, theirs.tokens) == (ours.load, ours.tokens)
+        assert sum(ours.load) == ours.tokens * one.top_k > 0
+        assert (theirs.bias, theirs.bias_change) == (ours.bias, ours.bias_change)
+        assert (theirs.entropy, theirs.aux_loss) == pytest.approx((ours.entropy, ours.aux_loss), rel=1e-6)
+
+
 @pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_equal_one(found: dict[str, dict], layout: str):
     one, two = found["one"], found[layout]
@@ -42,6 +55,7 @@ def test_two_ranks_equal_one(found: dict[str, dict], layout: str):
     for step in range(3):
         assert two["loss"][step] == pytest.approx(one["loss"][step], abs=2e-6)
         assert two["norm"][step] == pytest.approx(one["norm"][step], rel=1e-6)
+        same_experts(one["experts"][step], two["experts"][step])
         assert two["logp"][step].keys() == one["logp"][step].keys()
         for answer, logp in one["logp"][step].items():
             assert two["logp"][step][answer] == pytest.approx(logp, abs=2e-5)

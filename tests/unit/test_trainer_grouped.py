@@ -33,7 +33,7 @@ def test_queries_and_keys_equal_megatrons(make_policy):
     hidden = torch.randn(50, 3, 128)
     rotary = RotaryEmbedding(32, 1.0, rotary_base=500000, rope_scaling=True, use_cpu_initialization=True)
     angles = rotary(50)
-    layer._positions = torch.arange(50)[:, None].expand(50, 3)
+    layer._segments = SimpleNamespace(positions=torch.arange(50)[:, None].expand(50, 3), longest=50)
     with torch.no_grad():
         got = layer.get_query_key_value_tensors(hidden)
         query, key, value = SelfAttention.get_query_key_value_tensors(layer, hidden)
@@ -114,7 +114,7 @@ def test_a_table_of_angles_grows_with_positions(mesh):
     inverse, factor = frequencies(Rope(10000.0), 8)
     state = SimpleNamespace(_frequencies=inverse, _factor=factor, _table=torch.empty(2, 0, 4))
     for length in (3, 9, 5):
-        state._positions = torch.arange(length)[:, None]
+        state._segments = SimpleNamespace(positions=torch.arange(length)[:, None], longest=length)
         cos, sin = GroupedAttention._turns(state)
         torch.testing.assert_close(cos[:, 0, 0, 0], torch.arange(length).float().cos())
         torch.testing.assert_close(sin[:, 0, 0, 0], torch.arange(length).float().sin())

@@ -15,9 +15,21 @@ def install_megatron_cpu() -> None:
     megatron_cuda_device.apply()
     megatron_cuda_rng.apply()
 
+    from r1mega.runtime.shims import megatron_dispatcher_splits
+
+    _mend_megatron()
+    megatron_dispatcher_splits.apply()
+
+
+def install_megatron_cuda() -> None:
+    """Mend what is broken in megatron-core on a GPU too; CUDA itself stays as it is. Idempotent."""
+    _mend_megatron()
+
+
+def _mend_megatron() -> None:
+    """Defects that have nothing to do with the device, or that show where Transformer Engine is absent."""
     from r1mega.runtime.shims import (
         megatron_checkpoint_processes,
-        megatron_dispatcher_splits,
         megatron_expert_bias_padding,
         megatron_mla_te_mock,
         megatron_reduce_noncontiguous,
@@ -26,7 +38,6 @@ def install_megatron_cpu() -> None:
 
     megatron_te_general_gemm.apply()
     megatron_mla_te_mock.apply()
-    megatron_dispatcher_splits.apply()
     megatron_reduce_noncontiguous.apply()
     megatron_expert_bias_padding.apply()
     megatron_checkpoint_processes.apply()
