@@ -100,8 +100,8 @@ def _num_steps(config: SFT, epochs: Epochs) -> int:
     num_steps = min(num_steps, config.max_steps) if config.max_steps else num_steps
     if config.optimizer.warmup_steps >= num_steps:
         raise ConfigError(
-            f"optimizer.warmup_steps: {config.optimizer.warmup_steps} leaves no step at the full learning rate; "
-            f"{config.num_epochs} epochs of this data are {num_steps} steps"
+            f"optimizer.warmup_steps: {config.optimizer.warmup_steps} leaves no step at the full learning rate; the "
+            f"stage has {num_steps}: {config.num_epochs} epochs of {epochs.steps_per_epoch}, or max_steps"
         )
     return num_steps
 

@@ -103,7 +103,7 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
         ("rewards.format=0", None),
         ("tasks=[]", "tasks"),
         ("tasks.7.name=a", "not an index"),
-        ("stage=sft", "is not a stage"),
+        ("stage=sff", "did you mean 'sft'?"),
         ('stage=["grpo"]', "is not a stage"),
         ("optimizer.lr=inf", "optimizer.lr"),
         ("sampling.temperature=0.001", "sampling.temperature"),
