@@ -35,7 +35,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if length <= 0:
             raise DataError(f"document {i} has {length} tokens: leave empty documents out")
     chunks: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(capacity)]  # chunks by the tokens they still hold, a heap each
+    by_space: dict[int, list[int]] = {}  # chunks by the tokens they still hold, a heap each
     spaces = _SortedInts()
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         space = spaces.at_least(lengths[i])
@@ -48,9 +48,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
                 spaces.remove(space)
         chunks[chunk].append(i)
         if left := space - lengths[i]:
-            if not by_space[left]:
+            heap = by_space.setdefault(left, [])
+            if not heap:
                 spaces.add(left)
-            heappush(by_space[left], chunk)
+            heappush(heap, chunk)
     return chunks
 
 

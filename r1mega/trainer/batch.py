@@ -187,10 +187,10 @@ def _micro_batch(
             stop = start + padded(length, form.multiple)
             runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
             for k in range(mtp_depths + 1):
-                for begin, stop in d.target_spans:
-                    first = max(begin, k + 1)  # the predictor, k + 1 back, lies in the document
-                    rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, stop)]
-                    targets[k] += d.token_ids[first:stop]
+                for span_start, span_stop in d.target_spans:
+                    first = max(span_start, k + 1)  # the predictor, k + 1 back, lies in the document
+                    rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, span_stop)]
+                    targets[k] += d.token_ids[first:span_stop]
             doc += [place] * d.num_targets
             for n in names:
                 fields[n] += d.fields[n]
