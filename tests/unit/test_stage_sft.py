@@ -128,7 +128,7 @@ def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path
     )  # fmt: skip
     train(config, tmp_path / "run")
     rows = metrics(tmp_path / "run")
-    assert all(3.5 * 64 < row["tokens"] <= 4 * 64 for row in rows)
+    assert all(3 * 96 < row["tokens"] <= 4 * 96 for row in rows)
     assert rows[2]["loss"] < rows[0]["loss"]
 
 
@@ -157,12 +157,12 @@ def test_conversations_that_are_too_long(bases, conversations, tmp_path: Path):
     found = {}
     for way in ("truncate", "drop"):
         config = sft_config(
-            bases["qwen2"], file, data={"files": [str(file)], "max_tokens": 64, "too_long": way}, max_steps=1,
+            bases["qwen2"], file, data={"files": [str(file)], "max_tokens": 96, "too_long": way}, max_steps=1,
             validation=None,
         )  # fmt: skip
         train(config, tmp_path / way)
         found[way] = json.loads((tmp_path / way / "summary.json").read_text())["data"]
-        assert max(opened(tmp_path / way / "data", "train").lengths) <= 64
+        assert max(opened(tmp_path / way / "data", "train").lengths) <= 96
     # Of the second nothing is left to learn but what is asked.
     assert (found["truncate"]["truncated"], found["truncate"]["dropped"], found["truncate"]["documents"]) == (
         1,
@@ -170,7 +170,7 @@ def test_conversations_that_are_too_long(bases, conversations, tmp_path: Path):
         19,
     )
     assert (found["drop"]["truncated"], found["drop"]["dropped"], found["drop"]["documents"]) == (0, 2, 18)
-    with pytest.raises(DataError, match=rf"{file}, line 4: 1\d\d tokens are more than data.max_tokens = 64"):
+    with pytest.raises(DataError, match=rf"{file}, line 4: 1\d\d tokens are more than data.max_tokens = 96"):
         train(sft_config(bases["qwen2"], file, validation=None), tmp_path / "error")
 
 
