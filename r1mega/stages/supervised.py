@@ -72,12 +72,8 @@ class Batches:
         chosen = self.epochs.batch(step)
         lengths = [self._lengths[i] for i in chosen]
         total = sum(self._num_targets[i] for i in chosen)
-        mine = [
-            chosen[k]
-            for k in spread(lengths, self._chunk_tokens, self._mesh.layout.dp)[
-                self._mesh.data_rank if self._mesh.layout.dp > 1 else 0
-            ]
-        ]
+        shares = spread(lengths, self._chunk_tokens, self._mesh.layout.dp)
+        mine = [chosen[k] for k in shares[self._mesh.data_rank]]
         if self._reduction == "token_mean":
             weights = [1.0 / total] * len(mine)
         else:
@@ -103,8 +99,8 @@ class Validation:
         for start in range(0, len(lengths), step):
             some = range(start, min(start + step, len(lengths)))
             shares = spread([lengths[i] for i in some], self._chunk_tokens, mesh.layout.dp)
-            share = shares[mesh.data_rank] if mesh.layout.dp > 1 else shares[0]
-            logps = self._policy.logprobs([self._texts.document(some[k], 1.0) for k in share], temperature=1.0)
+            documents = [self._texts.document(some[k], 1.0) for k in shares[mesh.data_rank]]
+            logps = self._policy.logprobs(documents, temperature=1.0)
             mine = (sum(float(logp.double().sum()) for logp in logps), sum(len(logp) for logp in logps))
             for logp, num in mesh.gather_over_data(mine):
                 total, count = total - logp, count + num
