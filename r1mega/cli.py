@@ -14,13 +14,13 @@ from typing import Annotated
 
 import typer
 
-from r1mega.config.checks import missing_weights
+from r1mega.config.checks import missing_data, missing_weights
 from r1mega.config.load import load, load_pipeline
-from r1mega.config.schema import Cluster, Evaluate, Stage
+from r1mega.config.schema import SFT, Cluster, Evaluate, Stage
 from r1mega.conversion import commands
 from r1mega.data.tasks import family
 from r1mega.errors import ConfigError, R1MegaError
-from r1mega.families.registry import check_layout, read_stage_model
+from r1mega.families.registry import check_layout, check_lengths, read_stage_model, with_positions
 from r1mega.runtime import env, openmp
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -54,7 +54,7 @@ def check(
 ) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
     stage, machine = _load(config, cluster, overrides)
-    if missing := missing_weights(stage.model):
+    for missing in filter(None, (missing_weights(stage.model), missing_data(stage))):
         print(f"note: {missing}", file=sys.stderr)
     if fact is Fact.RANKS:
         print(_num_ranks(stage, machine))
@@ -75,7 +75,7 @@ def run(
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
     stage, machine = _load(config, cluster, overrides)
-    if missing := missing_weights(stage.model):
+    if missing := missing_weights(stage.model) or missing_data(stage):
         raise ConfigError(f"{config}: {missing}")
     path = run_dir or _default_run_dir(config)
     launch = env.launch()
@@ -98,6 +98,10 @@ def run(
             from r1mega.stages import pretrain
 
             pretrain.run(stage, machine, directory)
+        elif stage.stage == "sft":
+            from r1mega.stages import sft
+
+            sft.run(stage, machine, directory)
         elif stage.stage == "grpo":
             from r1mega.stages import grpo
 
@@ -137,9 +141,12 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a s
 def _load(config: Path, cluster: str, overrides: list[str] | None) -> tuple[Stage, Cluster]:
     """The config with everything that can be said against it without starting anything."""
     stage, machine = load(config, cluster, overrides or [])
-    for task in stage.tasks:
+    for task in () if isinstance(stage, SFT) else stage.tasks:
         family(task.name)
     spec = read_stage_model(stage.model)
+    if isinstance(stage, SFT):
+        spec = with_positions(spec, stage.max_positions)
+        check_lengths(stage.data.max_tokens, spec, stage.batch, "data.max_tokens")
     if not isinstance(stage, Evaluate):
         check_layout(spec, machine.trainer, stage.batch)
     return stage, machine

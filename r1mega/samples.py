@@ -111,17 +111,25 @@ class Sample:
 class Document:
     """A token sequence as the trainer sees it, whatever stage made it; documents never attend to each other.
 
-    Tokens from `learn_from` on are targets (each predicted from all tokens before it); `fields` holds one value
-    per target, such as {"weight": ..., "adv": ..., "old_logp": ...}, handed to the loss next to the logprobs.
+    Tokens from `learn_from` on are targets (each predicted from all tokens before it), or those of `spans` where
+    there are any; `fields` holds one value per target, in the targets' order, such as {"weight": ..., "adv": ...,
+    "old_logp": ...}, handed to the loss next to the logprobs.
     """
 
     token_ids: tuple[int, ...]
     learn_from: int = 1
     fields: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    spans: tuple[tuple[int, int], ...] = ()
+    """Ranges (start, stop) of targets, ascending and disjoint: the assistant's turns of a conversation."""
+
+    @property
+    def target_spans(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of targets, whichever way they were given."""
+        return self.spans or ((self.learn_from, len(self.token_ids)),)
 
     @property
     def num_targets(self) -> int:
-        return len(self.token_ids) - self.learn_from
+        return sum(stop - start for start, stop in self.target_spans)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from r1mega.config import pipeline_stages
-from r1mega.config.schema import GRPO, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage, TrainerLayout
+from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage, TrainerLayout
 from r1mega.errors import ConfigError
 
 
@@ -38,9 +38,11 @@ def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
         )
     if isinstance(stage, Pretrain):
         faults += _pretrain_faults(stage)
+    elif isinstance(stage, SFT):
+        faults += _sft_faults(stage)
     elif isinstance(stage, GRPO):
         faults += _grpo_faults(stage)
-    if not isinstance(stage, Evaluate) and stage.optimizer.warmup_steps >= stage.num_steps:
+    if isinstance(stage, Pretrain | GRPO) and stage.optimizer.warmup_steps >= stage.num_steps:
         faults.append(
             f"optimizer.warmup_steps: {stage.optimizer.warmup_steps} leaves no step at the full learning rate; "
             f"num_steps is {stage.num_steps}"
@@ -191,6 +193,42 @@ def _pretrain_faults(stage: Pretrain) -> list[str]:
             f"documents_per_step: {stage.documents_per_step} exceeds data.num_documents = {stage.data.num_documents}"
         )
     return faults
+
+
+def _sft_faults(stage: SFT) -> list[str]:
+    """Data that is not there yet is no fault: an earlier stage may write it; the stage itself looks for it."""
+    faults: list[str] = []
+    if stage.model.path is None:
+        faults.append(
+            "model.path: SFT starts from a model's weights and its tokenizer: give the folder that has them"
+        )
+    if not stage.data.files and not stage.data.dataset:
+        faults.append("data: give files (JSONL or parquet), or dataset (a name)")
+    if stage.batch.chunk_tokens < stage.data.max_tokens:
+        faults.append(
+            f"batch.chunk_tokens: {stage.batch.chunk_tokens} is less than data.max_tokens = {stage.data.max_tokens}, "
+            "and a chunk holds whole conversations"
+        )
+    validation = stage.validation
+    if validation is not None and bool(validation.files or validation.dataset) == bool(validation.share):
+        faults.append("validation: give files or dataset (conversations of its own), or share, not both or neither")
+    if stage.max_steps and stage.optimizer.warmup_steps >= stage.max_steps:
+        faults.append(
+            f"optimizer.warmup_steps: {stage.optimizer.warmup_steps} leaves no step at the full learning rate; "
+            f"max_steps is {stage.max_steps}"
+        )
+    return faults
+
+
+def missing_data(stage: Stage) -> str | None:
+    """What is to be done about files of conversations that are not there yet."""
+    if not isinstance(stage, SFT):
+        return None
+    named = [("data", stage.data.files), ("validation", stage.validation.files if stage.validation else ())]
+    missing = [f"{section}.files: {file}" for section, files in named for file in files if not file.is_file()]
+    if not missing:
+        return None
+    return f"{'; '.join(missing)}: not there yet; run the stage that writes it, or name other files with --set"
 
 
 def _grpo_faults(stage: GRPO) -> list[str]:

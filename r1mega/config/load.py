@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from r1mega.config import checks
-from r1mega.config.schema import GRPO, Cluster, Evaluate, FromShell, Pipeline, Pretrain, Section, Stage
+from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, FromShell, Pipeline, Pretrain, Section, Stage
 from r1mega.errors import ConfigError
 
-STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "grpo": GRPO, "evaluate": Evaluate}
+STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}
 CLUSTER_DIR = Path("configs/cluster")
 
 Node = dict[str, "Node"] | list["Node"] | str | int | float | bool

@@ -205,6 +205,82 @@ class Pretrain(Section):
     wandb: Wandb = Wandb()
 
 
+# ---- supervised fine-tuning -------------------------------------------------------------------------------------
+
+
+class Conversations(Section):
+    """Conversations: rows with `messages`, each {role, content}, or with `prompt` and `response`."""
+
+    files: tuple[AnchoredPath, ...] = ()
+    """*.jsonl and *.parquet files, read in this order. Parquet needs the package pyarrow."""
+    dataset: str = ""
+    """A dataset by the name that `datasets.load_dataset` knows it by, beside files or instead; needs that package."""
+    split: str = "train"
+    """Which split of it."""
+
+
+class SFTData(Conversations):
+    """Conversations to learn from."""
+
+    max_tokens: int = Field(gt=0)
+    """Context length (report: 32,768): the longest conversation, and the length of a chunk where
+    batch_unit = "chunks"."""
+    too_long: Literal["error", "truncate", "drop"] = "error"
+    """What happens to a longer one: the run stops and names it; its first max_tokens tokens are learnt, so that it
+    never ends; or it is left out. The summary counts those truncated and dropped."""
+
+
+class Validation(Conversations):
+    """Conversations that are not trained on: of files of their own, or a share of the training data."""
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training conversations to hold out instead, by a hash of what is asked in them: no conversation
+    that begins with a held-out one's question is trained on."""
+    every_steps: int = Field(gt=0)
+    """Optimiser steps between validations; the first and the last weights are always validated."""
+
+
+class SFT(Section):
+    """Supervised fine-tuning on conversations: cold start (2.3.1), the 800K set (2.3.3), distillation (2.4)."""
+
+    stage: Literal["sft"]
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    model: Model
+    max_positions: int = Field(default=0, ge=0)
+    """Raise the model's max_position_embeddings to this, its rotary positions unchanged; 0 leaves it. The report's
+    context is longer than the 4,096 positions that Qwen2.5-Math states."""
+    chat_template: AnchoredPath | None = None
+    """A Jinja file that writes conversations, and goes with the trained model; none: the tokenizer's own."""
+    data: SFTData
+    validation: Validation | None = None
+    num_epochs: int = Field(gt=0)
+    """Passes over the data, each in its own order (report: 2 to 3)."""
+    max_steps: int = Field(default=0, ge=0)
+    """Optimiser steps after which the stage ends all the same, and which the schedule then counts to; 0: no bound."""
+    max_seconds: float = Field(default=0.0, ge=0)
+    """End the stage after this much training time (0: no bound). The schedule then follows time, not steps."""
+    batch_size: int = Field(gt=0)
+    """Of an optimiser step, in `batch_unit` (report: 128, for the students 64)."""
+    batch_unit: Literal["samples", "chunks"] = "samples"
+    """The report does not say which. samples: conversations; at 128 an epoch of the 800K is 6,288 steps. chunks:
+    packed chunks of data.max_tokens; at 128 it is about 1,030 steps."""
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """token_mean: over all targets of the batch; sequence_mean: over a conversation's targets, then conversations."""
+    mtp: Literal["off", "detached", "joint"] = "joint"
+    """off: MTP layers are neither run nor trained; detached: they learn from a detached trunk; joint: their loss
+    reaches the trunk, as in pretraining. Without effect where the model has none."""
+    mtp_loss_weight: float = Field(default=0.1, ge=0)
+    """lambda of the V3 report's Eq. 25 (0.1 late in pretraining)."""
+    expert_bias: Literal["frozen", "update"] = "frozen"
+    """Whether the router's load-balancing bias moves at each optimiser step."""
+    expert_bias_rate: float = Field(default=0.001, ge=0)
+    experts: Experts = Experts()
+    optimizer: Optimizer
+    batch: Batch
+    save: Save
+    wandb: Wandb = Wandb()
+
+
 # ---- GRPO ---------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +401,7 @@ class Evaluate(Section):
     evaluation: Evaluation
 
 
-Stage = Pretrain | GRPO | Evaluate
+Stage = Pretrain | SFT | GRPO | Evaluate
 
 
 # ---- a chain of stages --------------------------------------------------------------------------------------

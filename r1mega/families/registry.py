@@ -21,11 +21,12 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
 """model_type of a config.json -> the family's reader."""
 
 
-def check_lengths(longest: int, spec: ModelSpec, batch: Batch) -> None:
+def check_lengths(longest: int, spec: ModelSpec, batch: Batch, setting: str = "sampling.max_new_tokens") -> None:
     """Refuse sequences that the model or a chunk cannot hold, before anything is started.
 
     Args:
         longest: tokens of the longest sequence that can come up; in RL the longest prompt + max_new_tokens.
+        setting: what bounds it.
 
     Raises:
         ConfigError: naming the limit and the setting to change.
@@ -33,7 +34,7 @@ def check_lengths(longest: int, spec: ModelSpec, batch: Batch) -> None:
     if longest > spec.max_positions:
         raise ConfigError(
             f"sequences of up to {longest} tokens exceed the model's max_position_embeddings = {spec.max_positions}: "
-            "lower sampling.max_new_tokens or choose a model with more positions"
+            f"lower {setting} or choose a model with more positions"
         )
     if longest > batch.chunk_tokens:
         raise ConfigError(
@@ -144,6 +145,22 @@ def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:
     if tokenizer.eos_token_id not in spec.ends:
         ours, theirs = tokenizer.eos_token_id, " or ".join(map(str, spec.ends))
         raise ConfigError(f"{folder}: the tokenizer ends with token {ours}, the model with {theirs}")
+
+
+def with_positions(spec: ModelSpec, max_positions: int) -> ModelSpec:
+    """The same model with a longer context and its rotary positions as they are; 0 leaves it.
+
+    Raises:
+        ConfigError: it has as many positions already.
+    """
+    if not max_positions or spec.hf.get("max_position_embeddings") == max_positions:
+        return spec
+    if max_positions < spec.max_positions:
+        raise ConfigError(
+            f"max_positions = {max_positions}: the model has {spec.max_positions} already; leave it out"
+        )
+    hf = {**spec.hf, "max_position_embeddings": max_positions}
+    return dataclasses.replace(spec, max_positions=max_positions, hf=hf)
 
 
 def read_stage_model(model: Model) -> ModelSpec:

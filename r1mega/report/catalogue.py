@@ -131,8 +131,13 @@ FIGURES = (
         "loss",
         "Loss",
         "loss (of text: nats per token)",
-        (Curve("loss", "loss"), Curve("mtp_loss", "MTP loss")),
-        "Of text (pretraining, MTP) it should fall and level off; of GRPO it is the negated objective, whose level "
+        (
+            Curve("loss", "loss"),
+            Curve("validation/loss", "validation loss", "validation"),
+            Curve("mtp_loss", "MTP loss"),
+        ),
+        "Of text (pretraining, SFT, MTP) it should fall and level off; a validation loss that rises again says "
+        "that the text is being learnt by heart; of GRPO it is the negated objective, whose level "
         "says little and whose jumps say much.",
     ),
     Figure(

@@ -26,6 +26,7 @@ COSTS = (
     ("tokens", "tokens", ",.0f"),
     ("tokens per second", "tokens_per_second", ",.0f"),
     ("peak memory, GiB", "peak_rss_gib", ".2f"),
+    ("validation loss, nats", "validation_loss", ".4f"),
     ("mismatch, nats", "mismatch", ".1e"),
     ("experts", "experts", ".2f"),
 )

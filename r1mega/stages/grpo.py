@@ -244,7 +244,7 @@ class Trainer:
             )
 
         self.first_rank(sample)
-        share = scatter(self.mesh, minibatches if self.mesh.first else None)
+        share = scatter(self.mesh, minibatches if self.mesh.first else None, self.config.batch.chunk_tokens)
         if self.sampling is not None:
             self.sampling.handed_over()
         with Stopwatch() as watch:
@@ -334,7 +334,7 @@ class Trainer:
             self.pending = decode((checkpoint / self._pending_file()).read_bytes())
         else:
             shares = [decode(file.read_bytes()) for file in files]
-            self.pending = redivide(shares, self.mesh.layout.dp)[self.mesh.data_rank]
+            self.pending = redivide(shares, self.mesh.layout.dp, self.config.batch.chunk_tokens)[self.mesh.data_rank]
         log.info("resumed from %s", checkpoint)
 
 

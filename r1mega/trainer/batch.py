@@ -137,8 +137,10 @@ def micro_batches(
     """
     names = set(documents[0].fields) if documents else set()
     for i, d in enumerate(documents):
-        if not 1 <= d.learn_from <= len(d.token_ids):
-            raise DataError(f"document {i}: learn_from {d.learn_from} with {len(d.token_ids)} tokens")
+        ends = [1, *(end for span in d.target_spans for end in span), len(d.token_ids)]
+        if sorted(ends) != ends:
+            targets = f"spans {d.spans}" if d.spans else f"learn_from {d.learn_from}"
+            raise DataError(f"document {i}: {targets} with {len(d.token_ids)} tokens")
         if set(d.fields) != names:
             raise DataError(f"document {i}: fields {sorted(d.fields)}, the first one has {sorted(names)}")
         wrong = {n: len(v) for n, v in d.fields.items() if len(v) != d.num_targets}
@@ -188,9 +190,10 @@ def _micro_batch(
             stop = start + padded(length, form.multiple)
             runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
             for k in range(mtp_depths + 1):
-                first = max(d.learn_from, k + 1)  # the predictor, k + 1 back, lies in the document
-                rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, length)]
-                targets[k] += d.token_ids[first:]
+                for span_start, span_stop in d.target_spans:
+                    first = max(span_start, k + 1)  # the predictor, k + 1 back, lies in the document
+                    rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, span_stop)]
+                    targets[k] += d.token_ids[first:span_stop]
             doc += [place] * d.num_targets
             for n in names:
                 fields[n] += d.fields[n]

@@ -1,6 +1,6 @@
 """A rollout's samples from the first rank to those that learn from them.
 
-The first rank divides every mini-batch over the data-parallel ranks by tokens; each leader (the first rank of its
+The first rank divides every mini-batch over the data-parallel ranks by chunks; each leader (the first rank of its
 copy of the model) receives its share alone and hands it to the tensor-, pipeline- and context-parallel ranks of its
 copy.
 The same encoding is what a checkpoint keeps of a rollout that is not used up.
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from r1mega.data.packing import spread
 from r1mega.samples import Sample
 from r1mega.trainer.mesh import Mesh
 
@@ -22,36 +23,29 @@ MiniBatches = list[list[Sample]]
 _PER_TOKEN = ("behaviour_logp", "old_logp", "ref_logp")
 
 
-def divide(lengths: Sequence[int], num_shares: int) -> list[list[int]]:
-    """Indices in shares of about as many tokens each: the longest first, each to the share that has least."""
-    if num_shares == 1:
-        return [list(range(len(lengths)))]
-    shares: list[list[int]] = [[] for _ in range(num_shares)]
-    tokens = [0] * num_shares
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        least = tokens.index(min(tokens))
-        shares[least].append(i)
-        tokens[least] += lengths[i]
-    return shares
-
-
-def redivide(shares: Sequence[MiniBatches], num_shares: int) -> list[MiniBatches]:
+def redivide(shares: Sequence[MiniBatches], num_shares: int, chunk_tokens: int) -> list[MiniBatches]:
     """What was divided over some ranks, divided over another number of them; mini-batches keep their samples.
 
     Args:
         shares: of every data-parallel rank, with as many mini-batches each.
+        chunk_tokens: as in `scatter`.
     """
     minibatches = [[s for part in parts for s in part] for parts in zip(*shares, strict=True)]
-    return _divided(minibatches, num_shares)
+    return _divided(minibatches, num_shares, chunk_tokens)
 
 
-def _divided(minibatches: MiniBatches, num_shares: int) -> list[MiniBatches]:
-    divided = [divide([len(s.prompt_ids) + len(s.completion_ids) for s in m], num_shares) for m in minibatches]
+def _divided(minibatches: MiniBatches, num_shares: int, chunk_tokens: int) -> list[MiniBatches]:
+    lengths = ([len(s.prompt_ids) + len(s.completion_ids) for s in m] for m in minibatches)
+    divided = [spread(of_one, chunk_tokens, num_shares) for of_one in lengths]
     return [[[m[k] for k in d[i]] for m, d in zip(minibatches, divided, strict=True)] for i in range(num_shares)]
 
 
-def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
-    """This rank's share of each mini-batch. Every rank calls this; the first one gives the mini-batches."""
+def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> MiniBatches:
+    """This rank's share of each mini-batch. Every rank calls this; the first one gives the mini-batches.
+
+    Args:
+        chunk_tokens: length of the chunks that the ranks will make; each is given whole ones (`data.packing.spread`).
+    """
     if mesh.world_size == 1:
         assert minibatches is not None
         return minibatches
@@ -64,7 +58,7 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None) -> MiniBatches:
     data = b""
     if mesh.first:
         assert minibatches is not None
-        encoded = [encode(share) for share in _divided(minibatches, dp)]
+        encoded = [encode(share) for share in _divided(minibatches, dp, chunk_tokens)]
         for i, rank in enumerate(leaders[1:], 1):
             _send(encoded[i], rank, mesh)
         data = encoded[0]

@@ -66,7 +66,7 @@ def run(layout: TrainerLayout) -> dict:
     source = PolicySource(policy, include_mtp=True)
     loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
     minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in range(NUM_STEPS)]
-    share = scatter(mesh, minibatches if mesh.first else None)
+    share = scatter(mesh, minibatches if mesh.first else None, 64)
     found: dict = {"loss": [], "norm": [], "gradients": [], "logp": [], "experts": []}
     for minibatch in share:
         bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]

@@ -39,7 +39,7 @@ def train(policy, steps: range) -> dict:
     loss = GRPOLoss(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
     minibatches = [weighted(samples(13, seed), "token_mean", max_length=64) for seed in steps]
     found: dict = {"loss": [], "norm": []}
-    for minibatch in scatter(policy.mesh, minibatches if policy.mesh.first else None):
+    for minibatch in scatter(policy.mesh, minibatches if policy.mesh.first else None, 64):
         bare = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in minibatch]
         old = policy.logprobs(bare, temperature=0.7)
         ref = policy.logprobs(bare, temperature=0.7, reference=True)

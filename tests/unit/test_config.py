@@ -104,7 +104,7 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
         ("rewards.format=0", None),
         ("tasks=[]", "tasks"),
         ("tasks.7.name=a", "not an index"),
-        ("stage=sft", "is not a stage"),
+        ("stage=sff", "did you mean 'sft'?"),
         ('stage=["grpo"]', "is not a stage"),
         ("optimizer.lr=inf", "optimizer.lr"),
         ("sampling.temperature=0.001", "sampling.temperature"),
@@ -185,7 +185,7 @@ def test_a_layout_is_held_against_an_architecture_whose_weights_are_not_there(tm
 
 
 def test_styles_must_sum_to_one():
-    assert "sum to 1.13, they must sum to 1" in fault(BASE, "data.styles.think=0.5")
+    assert "sum to 1.1, they must sum to 1" in fault(BASE, "data.styles={think=0.5,tags=0.2,steps=0.2,plain=0.2}")
 
 
 def test_relative_paths_count_from_the_file_and_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

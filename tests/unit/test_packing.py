@@ -1,11 +1,39 @@
-"""Packing: best-fit decreasing, every document once, nothing over the length of a chunk."""
+"""Packing: best-fit decreasing, every document once, few chunks, and as many of them on every rank."""
 
+import math
+import random
+import time
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mega.data.packing import pack
+from r1mega.data.packing import pack, spread
 from r1mega.errors import DataError
+
+CONTEXT = 32_768
+LENGTHS = st.lists(st.integers(1, 50), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def report_lengths() -> list[int]:
+    """800,000 lengths such as the report's: median 3,300, long-tailed, none over the context."""
+    drawn = np.random.default_rng(0).lognormal(math.log(3300), 1.0, 800_000)
+    return np.clip(np.rint(drawn), 1, CONTEXT).astype(int).tolist()
+
+
+def plain(lengths: list[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing by its definition, every chunk looked at."""
+    chunks: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        space = [capacity - sum(lengths[j] for j in chunk) for chunk in chunks]
+        fitting = [c for c in range(len(chunks)) if space[c] >= lengths[i]]
+        if fitting:
+            chunks[min(fitting, key=lambda c: (space[c], c))].append(i)
+        else:
+            chunks.append([i])
+    return chunks
 
 
 def test_best_fit_by_hand():
@@ -13,15 +41,62 @@ def test_best_fit_by_hand():
     assert pack([4, 7, 2, 6, 3], 10) == [[1, 4], [3, 0], [2]]
 
 
-def test_too_long_is_refused():
-    with pytest.raises(DataError, match="document 1 has 11 tokens"):
+def test_exact_fits_fill_chunks_to_the_brim():
+    assert pack([10, 6, 4, 10, 5, 5], 10) == [[0], [3], [1, 2], [4, 5]]
+    assert pack([], 10) == []
+
+
+def test_too_long_and_empty_documents_are_refused():
+    with pytest.raises(DataError, match="document 1 has 11 tokens, a chunk holds 10"):
         pack([3, 11], 10)
+    with pytest.raises(DataError, match="document 2 has 0 tokens: leave empty documents out"):
+        pack([3, 10, 0], 10)
+    with pytest.raises(DataError, match="document 1 has 11 tokens"):
+        spread([3, 11], 10, 2)
 
 
-@given(st.lists(st.integers(1, 50), max_size=60))
-def test_every_document_once_and_chunks_within_capacity(lengths):
+@given(LENGTHS)
+def test_it_is_best_fit_decreasing(lengths: list[int]):
+    assert pack(lengths, 50) == plain(lengths, 50)
+
+
+@given(LENGTHS)
+def test_every_document_once_and_chunks_within_capacity(lengths: list[int]):
     chunks = pack(lengths, 50)
     assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
     assert all(0 < sum(lengths[i] for i in chunk) <= 50 for chunk in chunks)
     # At most one chunk is less than half full, or two of them would have been one.
     assert sum(sum(lengths[i] for i in chunk) <= 25 for chunk in chunks) <= 1
+
+
+@given(LENGTHS, st.integers(1, 5))
+def test_ranks_make_the_chunks_that_were_dealt_to_them(lengths: list[int], num_ranks: int):
+    shares = spread(lengths, 50, num_ranks)
+    assert sorted(i for share in shares for i in share) == list(range(len(lengths)))
+    counts = [len(pack([lengths[i] for i in share], 50)) for share in shares]
+    assert sum(counts) == len(pack(lengths, 50))
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_reports_data_set_packs_in_seconds_with_next_to_no_padding(report_lengths: list[int]):
+    began = time.process_time()  # what other jobs of this machine take does not count
+    chunks = pack(report_lengths, CONTEXT)
+    assert time.process_time() - began < 10
+    least = -(-sum(report_lengths) // CONTEXT)
+    assert least <= len(chunks) <= 1.01 * least
+    assert len(chunks) - least < 20
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_a_batch_of_64_pads_by_rounding_alone(report_lengths: list[int], num_ranks: int):
+    """To whole chunks and to as many on every rank; where few documents fill chunks badly, one chunk a rank more."""
+    rng = random.Random(num_ranks)
+    more = 0
+    for _ in range(200):
+        lengths = rng.sample(report_lengths, 64)
+        least = -(-sum(lengths) // CONTEXT)
+        a_rank = -(-least // num_ranks)
+        made = max(len(pack([lengths[i] for i in share], CONTEXT)) for share in spread(lengths, CONTEXT, num_ranks))
+        assert a_rank <= made <= a_rank + 1
+        more += made > a_rank
+    assert more <= 12

@@ -1,9 +1,9 @@
-"""Samples on their way to the ranks: shares of about as many tokens, and an encoding that keeps every bit."""
+"""Samples on their way to the ranks: shares of about as many chunks, and an encoding that keeps every bit."""
 
 import random
 
 from r1mega.samples import Sample
-from r1mega.trainer.scatter import decode, divide, encode, redivide
+from r1mega.trainer.scatter import decode, encode, redivide
 
 
 def sample(rng: random.Random, *, reference: bool = True) -> Sample:
@@ -27,23 +27,12 @@ def test_encoding_keeps_every_bit(mesh):
 def test_another_number_of_ranks_divides_what_is_left_anew(mesh):
     rng = random.Random(2)
     minibatches = [[sample(rng) for _ in range(n)] for n in (7, 1, 4)]
-    two = redivide([minibatches], 2)
+    two = redivide([minibatches], 2, 18)
     assert [len(share) for share in two] == [3, 3]
-    for share, n in ((redivide(two, 3), 3), (redivide(two, 1), 1)):
+    for share, n in ((redivide(two, 3, 18), 3), (redivide(two, 1, 18), 1)):
         assert len(share) == n
         # Every mini-batch has its own samples, weights and log-probabilities as they were.
         together = [[s for part in parts for s in part] for parts in zip(*share, strict=True)]
         assert [sorted(map(repr, m)) for m in together] == [sorted(map(repr, m)) for m in minibatches]
     tokens = [sum(len(s.prompt_ids) + len(s.completion_ids) for s in share[0]) for share in two]
     assert max(tokens) < 2 * min(tokens)
-
-
-def test_shares_are_complete_and_of_about_as_many_tokens(mesh):
-    rng = random.Random(1)
-    lengths = [rng.randint(1, 100) for _ in range(50)]
-    shares = divide(lengths, 3)
-    assert sorted(i for share in shares for i in share) == list(range(50))
-    tokens = [sum(lengths[i] for i in share) for share in shares]
-    assert max(tokens) - min(tokens) <= min(lengths[i] for share in shares for i in share[-1:]) + 1
-    assert divide(lengths, 1) == [list(range(50))]
-    assert divide([5], 2) == [[0], []]

@@ -1,0 +1,186 @@
+"""A conversation as tokens, and which of them are the assistant's: by a chat template, exactly or not at all.
+
+Where the template marks what is generated (`{% generation %}`), those are the spans. Otherwise the conversation is
+rendered once for each turn of the assistant, up to it and through it, and each rendering must be the beginning of the
+next. What lies between two ends is tokenised by itself: a prompt has in training the tokens that it has in sampling.
+
+DeepSeek-R1's published template drops what stands before `</think>`, which is what SFT is to teach. A template that
+does not repeat every turn of the assistant word for word is therefore refused; configs/chat_templates has some that
+do.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega.data.conversations import Conversation, Message
+from r1mega.errors import DataError
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a rendered conversation."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A conversation as the trainer sees it."""
+
+    ids: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    """Ranges of the assistant's turns, each with the token that ends it."""
+
+
+class Chat:
+    """A tokenizer and the template that writes its conversations."""
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int], template: Path | None = None) -> None:
+        """
+        Args:
+            ends: the tokens at which the model's sampling ends: a turn must end in one of them.
+            template: a Jinja file, instead of the tokenizer's own template.
+
+        Raises:
+            DataError: no template, or a tokenizer that cannot tokenise a text piece by piece.
+        """
+        self.tokenizer, self._ends = tokenizer, {*ends, tokenizer.eos_token_id}
+        self.template = _template(tokenizer, template)
+        """The text of the template."""
+        self._source = str(template or "the tokenizer's chat template")
+        self._marked = GENERATION.search(self.template) is not None
+        self._special = sorted(
+            {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+        )
+        ids = [i for piece in ("a", "b") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        if (found := tokenizer.decode(ids)) != "ab":
+            raise DataError(f"the tokenizer writes 'a' and 'b', tokenised apart, as {found!r}: it adds to each piece")
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Tokens]:
+        """Tokens of each conversation.
+
+        Raises:
+            DataError: names the conversation that the template does not write as it should, and how.
+        """
+        pieces = [self.pieces(c) for c in conversations]
+        texts = [p.text for of_one in pieces for p in of_one]
+        encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+        return [self._join(c, of_one, encoded) for c, of_one in zip(conversations, pieces, strict=True)]
+
+    def pieces(self, conversation: Conversation) -> list[Piece]:
+        """The rendered conversation, cut where the assistant's turns begin and end. Raises DataError as `encode`."""
+        text, spans = self._marked_spans(conversation) if self._marked else self._found_spans(conversation)
+        answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
+        if len(spans) != len(answers):
+            raise self._fault(conversation, f"marks {len(spans)} of the {len(answers)} turns of the assistant")
+        pieces, place = list[Piece](), 0
+        for (start, stop), answer in zip(spans, answers, strict=True):
+            if answer.strip() not in text[start:stop]:
+                lost = " the reasoning before </think> among it," if "</think>" in answer else ""
+                raise self._fault(
+                    conversation,
+                    f"does not repeat a turn of the assistant word for word: what is left out,{lost} would never be "
+                    "learnt; set chat_template to one that keeps it, such as those in configs/chat_templates",
+                )
+            stop = start + self._turn_length(text[start:stop])
+            pieces += [Piece(text[place:start], False), Piece(text[start:stop], True)]
+            place = stop
+        return [p for p in [*pieces, Piece(text[place:], False)] if p.text]
+
+    def _marked_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        special: Mapping[str, str] = self.tokenizer.special_tokens_map
+        options: dict[str, Any] = {
+            "conversations": [[dict(m) for m in conversation.messages]],
+            "chat_template": self.template,
+            "return_assistant_tokens_mask": True,
+        }
+        try:
+            rendered: Any = render_jinja_template(**options, **special)
+        except Exception as error:  # whatever the template or the library raises
+            raise self._fault(conversation, f"refuses it: {error}") from error
+        texts, marked = rendered
+        return texts[0], [(int(start), int(stop)) for start, stop in marked[0]]
+
+    def _found_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        messages = conversation.messages
+        spans: list[tuple[int, int]] = []
+        renderings: list[str] = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = self._render(conversation, messages[:i], prompt=True)
+                through = self._render(conversation, messages[: i + 1], prompt=False)
+                renderings += [before, through]
+                spans.append((len(before), len(through)))
+        whole = self._render(conversation, messages, prompt=False)
+        for shorter, longer in zip(renderings, [*renderings[1:], whole], strict=True):
+            if not longer.startswith(shorter):
+                raise self._fault(
+                    conversation,
+                    "does not write the beginning of a conversation as it writes the whole, so that the assistant's "
+                    "turns cannot be told apart; mark them with {% generation %} in a template of your own, or set "
+                    "chat_template to one of configs/chat_templates",
+                )
+        return whole, spans
+
+    def _render(self, conversation: Conversation, messages: Sequence[Message], *, prompt: bool) -> str:
+        if not messages:  # a conversation that the assistant opens
+            raise self._fault(conversation, "has nothing to begin with: the first turn is the assistant's")
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages],
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=prompt,
+            )
+        except Exception as error:
+            raise self._fault(conversation, f"refuses it: {error}") from error
+
+    def _turn_length(self, turn: str) -> int:
+        """Without the white space that a template writes after the token that ends a turn."""
+        bare = turn.rstrip()
+        return len(bare) if bare.endswith(tuple(self._special)) else len(turn)
+
+    def _join(self, conversation: Conversation, pieces: Sequence[Piece], encoded: Any) -> Tokens:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for piece in pieces:
+            of_piece: list[int] = next(encoded)
+            if piece.learnt:
+                spans.append((len(ids), len(ids) + len(of_piece)))
+                if of_piece[-1] not in self._ends:
+                    last = self.tokenizer.convert_ids_to_tokens(of_piece[-1])
+                    ends = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(self._ends))))
+                    raise self._fault(
+                        conversation,
+                        f"ends the assistant's turn with {last!r}, at which sampling does not end ({ends} would): "
+                        "the model would not learn to stop; set chat_template to one that ends it with eos_token",
+                    )
+            ids += of_piece
+        if not spans or spans[0][0] == 0:
+            raise self._fault(conversation, "begins with the assistant's turn: nothing predicts its first token")
+        return Tokens(tuple(ids), tuple(spans))
+
+    def _fault(self, conversation: Conversation, what: str) -> DataError:
+        return DataError(f"{conversation.where}: {self._source} {what}")
+
+
+def _template(tokenizer: Any, file: Path | None) -> str:
+    if file is None:
+        if not isinstance(tokenizer.chat_template, str):
+            raise DataError(
+                "the tokenizer has no chat template, or several: set chat_template to a Jinja file, such as those in "
+                "configs/chat_templates"
+            )
+        return tokenizer.chat_template
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"chat_template: cannot read {file}: {error}") from error

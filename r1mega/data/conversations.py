@@ -1,0 +1,135 @@
+"""Conversations for SFT: rows of JSONL and parquet files, or of a dataset by its name, each checked as it is read.
+
+A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. Parquet
+needs pyarrow and a dataset's name the package datasets; neither is asked for until a config names one.
+"""
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order, of which the assistant's are to be learnt."""
+
+    messages: tuple[Message, ...]
+    """Each {"role": ..., "content": ...}."""
+    where: str
+    """File and line, or name and row, for messages about it."""
+
+    @property
+    def questions(self) -> list[str]:
+        """What the users asked, by which held-out questions are told apart."""
+        return [m["content"] for m in self.messages if m["role"] == "user"]
+
+
+def read(files: Sequence[Path], dataset: str, split: str) -> Iterator[Conversation]:
+    """Every conversation of the files in their order, or of a dataset.
+
+    Args:
+        files: *.jsonl and *.parquet.
+        dataset: a name that `datasets.load_dataset` knows, or "".
+        split: of the dataset.
+
+    Raises:
+        DataError: a file that is missing, unreadable or of another kind, a package that is not installed, or a
+            malformed row, by file and line.
+    """
+    for file in files:
+        yield from _READERS[file.suffix](file) if file.suffix in _READERS else _other(file)
+    if dataset:
+        yield from _read_dataset(dataset, split)
+
+
+def conversation(row: Any, where: str) -> Conversation:
+    """One row, checked. Raises DataError that names `where` and the fault."""
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: a row is an object, not {type(row).__name__}")
+    messages = row.get("messages")
+    if messages is None and {"prompt", "response"} <= row.keys():
+        messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    if not isinstance(messages, list | tuple) or not messages:
+        found = ", ".join(map(repr, row)) or "none"
+        raise DataError(f"{where}: needs `messages`, a list, or `prompt` and `response`; its fields are {found}")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise DataError(f"{where}: message {i} is an object, not {type(message).__name__}")
+        if message.get("role") not in ROLES:
+            raise DataError(f"{where}: message {i}: role {message.get('role')!r}; known: {', '.join(ROLES)}")
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            raise DataError(f"{where}: message {i}: content must be text and not empty")
+        # Formats leave out what is not there as null or as an empty list.
+        if more := sorted(k for k, v in message.items() if k not in ("role", "content") and v):
+            raise DataError(f"{where}: message {i}: unknown field {more[0]!r}: only role and content are learnt from")
+    if messages[-1]["role"] != "assistant":
+        raise DataError(f"{where}: ends with the {messages[-1]['role']}'s turn, of which nothing is learnt")
+    return Conversation(tuple({"role": m["role"], "content": m["content"]} for m in messages), where)
+
+
+def _read_jsonl(file: Path) -> Iterator[Conversation]:
+    try:
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    where = f"{file}, line {number}"
+                    yield conversation(_parsed(line, where), where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read conversations from {file}: {error}") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+
+
+def _read_parquet(file: Path) -> Iterator[Conversation]:
+    parquet: Any = _package("pyarrow.parquet", "pyarrow", f"{file} is parquet")
+    if not file.is_file():
+        raise DataError(f"cannot read conversations from {file}: no such file")
+    try:
+        table = parquet.ParquetFile(file)
+        known = [n for n in table.schema_arrow.names if n in ("messages", "prompt", "response")]
+        number = 0
+        for batch in table.iter_batches(batch_size=1024, columns=known):
+            for row in batch.to_pylist():
+                number += 1
+                yield conversation({k: v for k, v in row.items() if v is not None}, f"{file}, row {number}")
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise DataError(f"cannot read conversations from {file}: {error}") from error
+
+
+def _read_dataset(name: str, split: str) -> Iterator[Conversation]:
+    datasets: Any = _package("datasets", "datasets", f"data.dataset names {name!r}")
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises almost anything: no network, no such name, no such split
+        raise DataError(f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}") from error
+    for number, row in enumerate(rows, 1):
+        yield conversation({k: v for k, v in row.items() if v is not None}, f"{name} ({split}), row {number}")
+
+
+def _other(file: Path) -> Iterator[Conversation]:
+    raise DataError(f"{file}: conversations are read from {' and '.join(f'*{s}' for s in _READERS)} files")
+
+
+def _package(module: str, package: str, why: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise DataError(
+            f"{why}, which needs the package {package}: `pip install {package}`, or write the rows as JSONL"
+        ) from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}

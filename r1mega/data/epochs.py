@@ -1,0 +1,73 @@
+"""Which documents each optimiser step takes: epochs, each in an order of its own, from seed and step alone.
+
+A resumed run therefore goes on with the very next document, whatever the number of its ranks.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from r1mega.data.packing import pack
+from r1mega.errors import DataError
+
+
+class Epochs:
+    """Batches of documents; within an epoch every document comes once."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        unit: Literal["samples", "chunks"] = "samples",
+        chunk_tokens: int = 0,
+        keep_rest: bool = True,
+    ) -> None:
+        """
+        Args:
+            lengths: tokens of each document.
+            batch_size: documents, or chunks, of a step.
+            seed: of the orders.
+            unit: samples: documents are taken in a shuffled order. chunks: all of them are packed together, and
+                their chunks are taken in a shuffled order.
+            chunk_tokens: length of such a chunk.
+            keep_rest: whether an epoch's last batch may be smaller; otherwise what does not fill it is left out of
+                this epoch.
+
+        Raises:
+            DataError: no documents, or fewer than fill one batch where the rest is left out.
+        """
+        self._lengths, self._size, self._seed, self._keep_rest = lengths, batch_size, seed, keep_rest
+        self._packed_to = chunk_tokens if unit == "chunks" else 0
+        self._epoch = -1
+        self._units: list[list[int]] = []
+        self._deal(0)
+        num = len(self._units)
+        self.steps_per_epoch = -(-num // batch_size) if keep_rest else num // batch_size
+        if not self.steps_per_epoch:
+            raise DataError(f"{num} documents do not make a batch of {batch_size}")
+
+    def batch(self, step: int) -> list[int]:
+        """The documents of the step after `step` steps."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._deal(epoch)
+        return [i for unit in self._units[place * self._size : (place + 1) * self._size] for i in unit]
+
+    def place(self, step: int) -> dict[str, int]:
+        """Where the run stands after `step` steps: whole epochs, and batches of the one that follows."""
+        epoch, batches = divmod(step, self.steps_per_epoch)
+        return {"epoch": epoch, "batches": batches}
+
+    def _deal(self, epoch: int) -> None:
+        rng = random.Random(f"{self._seed}/{epoch}")
+        order = list(range(len(self._lengths)))
+        rng.shuffle(order)
+        if self._packed_to:
+            chunks = pack([self._lengths[i] for i in order], self._packed_to)
+            self._units = [[order[i] for i in chunk] for chunk in chunks]
+            rng.shuffle(self._units)
+        else:
+            self._units = [[i] for i in order]
+        self._epoch = epoch

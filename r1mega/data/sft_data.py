@@ -1,0 +1,138 @@
+"""Conversations tokenised once into folders of a run directory, and what became of those that are too long.
+
+A run that resumes finds them as they were left, unless a file, the template, the tokenizer or a setting has changed.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from r1mega.config.schema import SFT, Conversations
+from r1mega.data import conversations, token_store
+from r1mega.data.chat import Chat, Tokens
+from r1mega.data.conversations import Conversation
+from r1mega.data.token_store import Spans, TokenStore
+from r1mega.errors import DataError
+from r1mega.runtime import files
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 512
+"""Conversations tokenised together: the tokenizer spreads them over the machine's cores."""
+
+
+def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path) -> None:
+    """Tokenise into `folder`/train and `folder`/validation, where they do not stand yet.
+
+    Args:
+        trained_on: where the questions of the training conversations are listed, for a pipeline's check that none of
+            them was held out.
+
+    Raises:
+        DataError: as `conversations.read`, `Chat.encode` and `fit`; or nothing is left to train or validate on.
+    """
+    for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+        shutil.rmtree(stale, ignore_errors=True)
+    validation = config.validation
+    share = validation.share if validation else 0.0
+
+    def rows(of: Conversations, keep: Callable[[Conversation], bool]) -> Iterator[Conversation]:
+        return filter(keep, conversations.read(of.files, of.dataset, of.split))
+
+    asked: set[str] = set()
+
+    def train() -> Iterator[Conversation]:
+        for c in rows(config.data, lambda c: not held_out(c, share, config.seed)):
+            asked.update(c.questions)
+            yield c
+
+    key = _key(config, config.data, chat, f"train/{share}/{config.seed}")
+    if not trained_on.is_file() or token_store.load(folder / "train", key) is None:
+        _write(config, chat, folder / "train", key, train())
+        files.write_jsonl(trained_on, ({"question": q} for q in sorted(asked)))
+    if validation is not None:
+        own = bool(validation.files or validation.dataset)
+        source = validation if own else config.data
+        key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}")
+        if token_store.load(folder / "validation", key) is None:
+            kept = rows(source, lambda c: own or held_out(c, share, config.seed))
+            _write(config, chat, folder / "validation", key, kept)
+
+
+def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:
+    """A store that `prepare` has left. Raises DataError where there is none."""
+    store = token_store.load(folder / what)
+    if store is None:
+        raise DataError(f"{folder / what}: no tokenised data; its node may not share the run directory's file system")
+    return store
+
+
+def held_out(conversation: Conversation, share: float, seed: int) -> bool:
+    """Whether a conversation belongs to the share that is validated on: decided by its first question alone."""
+    first = next(iter(conversation.questions), conversation.messages[0]["content"])
+    digest = hashlib.sha256(f"{seed}/{first}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Tokens | None:
+    """A conversation that is no longer than `data.max_tokens`, by `data.too_long`; None where it is left out.
+
+    Args:
+        counts: "truncated" and "dropped" are counted here. One whose targets are all cut off is dropped.
+
+    Raises:
+        DataError: it is too long, and that is an error.
+    """
+    limit, way = config.data.max_tokens, config.data.too_long
+    if len(tokens.ids) <= limit:
+        return tokens
+    if way == "error":
+        raise DataError(
+            f"{where}: {len(tokens.ids)} tokens are more than data.max_tokens = {limit}: raise it, or set "
+            'data.too_long to "truncate" or "drop"'
+        )
+    spans = tuple((start, min(stop, limit)) for start, stop in tokens.spans if start < limit)
+    if way == "drop" or not spans:
+        counts["dropped"] += 1
+        return None
+    counts["truncated"] += 1
+    return Tokens(tokens.ids[:limit], spans)
+
+
+def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Iterator[Conversation]) -> None:
+    counts = {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
+    token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
+    if counts["conversations"] == counts["dropped"]:
+        read = counts["conversations"]
+        raise DataError(
+            f"{folder.name}: no conversation to learn from or to validate on; {read} were read, all of them longer "
+            f"than data.max_tokens = {config.data.max_tokens}"
+            if read
+            else f"{folder.name}: no conversations; name files that have some, or another validation.share"
+        )
+    log.info("%s: %s", folder.name, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+
+
+def _documents(
+    config: SFT, chat: Chat, rows: Iterator[Conversation], counts: dict[str, int]
+) -> Iterable[tuple[tuple[int, ...], Spans]]:
+    while some := list(islice(rows, AT_ONCE)):
+        for row, tokens in zip(some, chat.encode(some), strict=True):
+            counts["conversations"] += 1
+            if (kept := fit(tokens, config, row.where, counts)) is not None:
+                counts["targets"] += sum(stop - start for start, stop in kept.spans)
+                yield kept.ids, kept.spans
+
+
+def _key(config: SFT, source: Conversations, chat: Chat, what: str) -> str:
+    """Names everything that the tokens depend on."""
+    stats = [(str(f), s.st_size, s.st_mtime_ns) for f in source.files if (s := f.stat())]
+    tokenizer: Any = chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else ""
+    parts = [what, stats, source.dataset, source.split, config.data.max_tokens, config.data.too_long, chat.template]
+    text = json.dumps([*parts, tokenizer, dict(chat.tokenizer.special_tokens_map)], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

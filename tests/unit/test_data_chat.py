@@ -1,0 +1,145 @@
+"""Chat templates: the assistant's turns and nothing else are learnt, word for word, or the template is refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from r1mega.data.chat import Chat
+from r1mega.data.conversations import conversation
+from r1mega.data.tokenizer import train_tokenizer
+from r1mega.errors import DataError
+
+TEMPLATES = Path(__file__).parents[2] / "configs/chat_templates"
+ANSWERS = ("<think>\n2 + 2 is 4\n</think>\n\nIt is 4.", "<think>no</think>5")
+TURNS = conversation(
+    {
+        "messages": [
+            {"role": "user", "content": "2 + 2?"},
+            {"role": "assistant", "content": ANSWERS[0]},
+            {"role": "user", "content": "And 1 more?"},
+            {"role": "assistant", "content": ANSWERS[1]},
+        ]
+    },
+    "a.jsonl, line 7",
+)
+PUBLISHED_R1 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '<|user|>' + message['content'] }}{% endif %}{% if message['role'] == 'assistant' %}"
+    "{% set content = message['content'] %}{% if '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<|assistant|>' + content + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+"""What matters here of DeepSeek-R1's published template: reasoning is dropped, the last turn's too."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    return train_tokenizer(["2 + 2 is 4"] * 9, 320, tmp_path_factory.mktemp("tokenizer"))
+
+
+def written(template: str, tmp_path: Path) -> Path:
+    file = tmp_path / "template.jinja"
+    file.write_text(template)
+    return file
+
+
+def learnt(chat: Chat) -> list[str]:
+    (tokens,) = chat.encode([TURNS])
+    return [chat.tokenizer.decode(tokens.ids[a:b]) for a, b in tokens.spans]
+
+
+def test_the_tokenizers_own_template_gives_the_turns_and_their_ends(tokenizer):
+    chat = Chat(tokenizer, [tokenizer.eos_token_id])
+    assert learnt(chat) == [answer + "<|eos|>" for answer in ANSWERS]
+    (tokens,) = chat.encode([TURNS])
+    whole = tokenizer.decode(tokens.ids)
+    rendered = tokenizer.apply_chat_template([dict(m) for m in TURNS.messages], tokenize=False)
+    assert whole == rendered
+    # In sampling the prompt is tokenised by itself; training has met it so.
+    prompt = [dict(m) for m in TURNS.messages[:3]]
+    ids = tokenizer.apply_chat_template(prompt, tokenize=True, add_generation_prompt=True, return_dict=True)
+    assert list(tokens.ids[: tokens.spans[1][0]]) == list(ids["input_ids"])
+
+
+@pytest.mark.parametrize("name", ["deepseek_r1", "qwen", "llama"])
+def test_shipped_templates_keep_the_reasoning_and_end_every_turn(tokenizer, name: str):
+    chat = Chat(tokenizer, [tokenizer.eos_token_id], TEMPLATES / f"{name}.jinja")
+    assert learnt(chat) == [answer + "<|eos|>" for answer in ANSWERS]
+    # Rendered turn by turn, as in sampling, it is the same conversation.
+    unmarked = chat.template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    tokenizer.chat_template = unmarked
+    try:
+        (found,), (marked,) = Chat(tokenizer, [2]).encode([TURNS]), chat.encode([TURNS])
+    finally:
+        tokenizer.chat_template = None
+    assert found.ids == marked.ids
+    assert found.spans == marked.spans
+
+
+def test_a_template_that_drops_the_reasoning_is_refused(tokenizer, tmp_path: Path):
+    message = r"a.jsonl, line 7: .*does not repeat a turn .* the reasoning before </think> among it.*chat_templates"
+    with pytest.raises(DataError, match=message):
+        Chat(tokenizer, [2], written(PUBLISHED_R1, tmp_path)).encode([TURNS])
+
+
+def test_a_template_that_writes_the_last_turn_otherwise_is_refused(tokenizer, tmp_path: Path):
+    last_only = (
+        "{% for message in messages %}{% if loop.last and message['role'] == 'assistant' %}LAST{% endif %}"
+        "<|user|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    with pytest.raises(DataError, match=r"does not write the beginning of a conversation as it writes the whole"):
+        Chat(tokenizer, [2], written(last_only, tmp_path)).encode([TURNS])
+
+
+def test_a_turn_that_does_not_end_is_refused(tokenizer, tmp_path: Path):
+    endless = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
+    with pytest.raises(DataError, match=r"ends the assistant's turn with .* at which sampling does not end"):
+        Chat(tokenizer, [2], written(endless, tmp_path)).encode([TURNS])
+
+
+def test_marks_must_cover_every_turn_of_the_assistant(tokenizer, tmp_path: Path):
+    first = (
+        "{% for message in messages %}{% if loop.index == 2 %}{% generation %}{{ message['content'] }}{{ eos_token }}"
+        "{% endgeneration %}{% else %}<|user|>{{ message['content'] }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="marks 1 of the 2 turns of the assistant"):
+        Chat(tokenizer, [2], written(first, tmp_path)).encode([TURNS])
+
+
+def test_white_space_after_a_turns_end_is_not_learnt(tokenizer, tmp_path: Path):
+    spaced = "{% for m in messages %}<|user|>{{ m['content'] }}{{ eos_token + '\\n' }}{% endfor %}"
+    assert learnt(Chat(tokenizer, [2], written(spaced, tmp_path)))[0].endswith("It is 4.<|eos|>")
+
+
+def test_what_a_template_or_a_tokenizer_cannot_do_is_one_message(tokenizer, tmp_path: Path):
+    system = conversation(
+        {"messages": [{"role": "system", "content": "Be."}, {"role": "assistant", "content": "4"}]}, "b, line 1"
+    )
+    tokenizer.chat_template = "{{ raise_exception('only user and assistant turns are known') }}"
+    with pytest.raises(DataError, match=r"b, line 1: .* refuses it: only user and assistant turns are known"):
+        Chat(tokenizer, [2]).encode([system])
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="has no chat template"):
+        Chat(tokenizer, [2])
+    with pytest.raises(DataError, match="cannot read"):
+        Chat(tokenizer, [2], tmp_path / "no.jinja")
+    with pytest.raises(DataError, match="it adds to each piece"):
+        Chat(Prefixing(tokenizer), [2], TEMPLATES / "qwen.jinja")
+
+
+class Prefixing(SimpleNamespace):
+    """A tokenizer of the kind that begins every text with a space."""
+
+    def __init__(self, tokenizer) -> None:
+        super().__init__(
+            all_special_tokens=tokenizer.all_special_tokens,
+            added_tokens_decoder=tokenizer.added_tokens_decoder,
+            eos_token_id=2,
+            decode=tokenizer.decode,
+        )
+        self._inner = tokenizer
+
+    def __call__(self, text: str, **options):
+        return self._inner(" " + text, **options)

@@ -1,0 +1,81 @@
+"""Conversations: what is read, and one message with file and line for what is malformed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from r1mega.data.conversations import read
+from r1mega.errors import DataError
+
+TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_both_forms_of_rows_are_read(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    rows = [{"messages": TURNS, "source": "x"}, {"prompt": "2 + 2?", "response": "4"}]
+    file.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    found = list(read([file, file], "", "train"))
+    assert [c.where for c in found[:2]] == [f"{file}, line 1", f"{file}, line 3"]
+    assert len(found) == 4
+    assert all(list(c.messages) == TURNS and c.questions == ["2 + 2?"] for c in found)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"messages": [', "not JSON"),
+        ("[1]", "a row is an object, not list"),
+        ('{"text": "a"}', "needs `messages`, a list, or `prompt` and `response`; its fields are 'text'"),
+        ('{"messages": []}', "needs `messages`"),
+        ('{"messages": ["a"]}', "message 0 is an object, not str"),
+        ('{"messages": [{"role": "bot", "content": "a"}]}', "message 0: role 'bot'; known: system, user, assistant"),
+        ('{"messages": [{"role": "user", "content": ""}]}', "message 0: content must be text and not empty"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', "message 0: content must be text"),
+        ('{"prompt": "a", "response": null}', "message 1: content must be text"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "ends with the user's turn, of which nothing is learnt"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b", "tool_calls": [1]}]}',
+            "message 1: unknown field 'tool_calls'",
+        ),
+    ],
+)
+def test_a_malformed_row_is_named_with_its_file_and_line(tmp_path: Path, row: str, message: str):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps({"messages": TURNS}) + "\n" + row + "\n")
+    with pytest.raises(DataError) as error:
+        list(read([file], "", "train"))
+    assert str(error.value).startswith(f"{file}, line 2: ")
+    assert message in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path):
+    with pytest.raises(DataError, match=rf"cannot read conversations from {tmp_path}/no.jsonl"):
+        list(read([tmp_path / "no.jsonl"], "", "train"))
+    with pytest.raises(DataError, match=r"a.csv: conversations are read from \*.jsonl and \*.parquet files"):
+        list(read([tmp_path / "a.csv"], "", "train"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_parquet_without_its_package_is_refused_with_what_to_do(tmp_path: Path):
+    with pytest.raises(DataError, match=r"is parquet, which needs the package pyarrow: `pip install pyarrow`"):
+        list(read([tmp_path / "a.parquet"], "", "train"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
+def test_a_dataset_without_its_package_is_refused_with_what_to_do():
+    with pytest.raises(DataError, match=r"data.dataset names 'a/b', which needs the package datasets: `pip install"):
+        list(read([], "a/b", "train"))
+
+
+def test_parquet_is_read(tmp_path: Path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist([{"messages": TURNS, "n": 1}, {"messages": TURNS, "n": 2}]), file)
+    found = list(read([file], "", "train"))
+    assert [list(c.messages) for c in found] == [TURNS, TURNS]
+    assert found[1].where == f"{file}, row 2"
