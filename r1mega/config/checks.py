@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage
+from r1mega.config import pipeline_stages
+from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage, TrainerLayout
 from r1mega.errors import ConfigError
 
 
@@ -80,8 +81,12 @@ def layout_faults(cluster: Cluster) -> list[str]:
             f"cluster.trainer.etp: {layout.expert_tp} with tp = {layout.tp} and ep = 1: Megatron then sums no "
             "gradient of the experts over the tensor-parallel ranks; leave etp out, or set ep"
         )
-    if cluster.device == "cpu" and layout.ep > 1 and layout.expert_tp > 1:
-        faults.append("cluster.trainer.etp: with ep > 1 gloo has no collective for uneven parts; set etp = 1")
+    if cluster.device == "cpu" and layout.token_dispatcher == "flex":
+        faults.append(
+            'cluster.trainer.dispatcher: "flex" is DeepEP\'s CUDA kernels; on the CPU set "alltoall" or "allgather"'
+        )
+    faults += _pipeline_faults(layout)
+    faults += _recompute_faults(cluster)
     return faults + _precision_faults(cluster)
 
 
@@ -114,6 +119,41 @@ def _precision_faults(cluster: Cluster) -> list[str]:
         )
     elif layout.dtype != "bf16":
         faults.append(f"cluster.trainer.precision.fp8: {precision.fp8!r} needs dtype bf16, not {layout.dtype!r}")
+    return faults
+
+
+def _pipeline_faults(layout: TrainerLayout) -> list[str]:
+    faults: list[str] = []
+    if layout.vpp > 1 and layout.pp == 1:
+        faults.append(
+            f"cluster.trainer.vpp: {layout.vpp} with pp = 1: chunks are interleaved between pipeline ranks; set pp "
+            "above 1, or leave vpp out"
+        )
+    elif layout.pipeline:
+        try:
+            found = pipeline_stages.faults(pipeline_stages.expand(layout.pipeline), layout.pp, layout.vpp)
+        except ValueError as error:
+            found = [str(error)]
+        faults += [f"cluster.trainer.pipeline: {layout.pipeline!r}: {fault}" for fault in found]
+    return faults
+
+
+def _recompute_faults(cluster: Cluster) -> list[str]:
+    recompute = cluster.trainer.recompute
+    faults: list[str] = []
+    if recompute.granularity == "selective" and not recompute.modules:
+        faults.append(
+            'cluster.trainer.recompute.modules: say what "selective" computes again, as in ["core_attn", "mlp"]'
+        )
+    if recompute.granularity != "selective" and recompute.modules:
+        faults.append(
+            f"cluster.trainer.recompute.modules: {recompute.granularity!r} does not look at them; set granularity = "
+            '"selective", or leave them out'
+        )
+    if "moe_act" in recompute.modules and not layout_runs_transformer_engine(cluster):
+        faults.append(
+            "cluster.trainer.recompute.modules: 'moe_act' is of Transformer Engine's experts (CUDA); leave it out"
+        )
     return faults
 
 

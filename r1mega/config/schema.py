@@ -429,6 +429,20 @@ class Pipeline(Section):
 # ---- where it runs ------------------------------------------------------------------------------------------
 
 
+class Recompute(Section):
+    """Activations that are computed again on the way back instead of kept: less memory, more time, equal results."""
+
+    granularity: Literal["none", "selective", "full"] = "none"
+    """selective: the parts in `modules`. full: whole layers, of which only the input is kept."""
+    modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts"], ...] = ()
+    """What selective computes again: attention's scores and products, the norms, dense layers, mixture-of-experts
+    layers, the activation within experts, shared experts."""
+    method: Literal["uniform", "block"] = "uniform"
+    """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
+    first `num_layers` layers of each stage."""
+    num_layers: int = Field(default=1, gt=0)
+
+
 class Precision(Section):
     """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
 
@@ -460,7 +474,14 @@ class TrainerLayout(Section):
     """Sequence parallelism where tp > 1. Off is refused: without it Megatron reduces some of latent attention's
     gradients twice and trains mixtures of experts not at all."""
     pp: int = Field(default=1, gt=0)
-    """Pipeline parallel: consecutive groups of layers."""
+    """Pipeline parallel: ranks that hold consecutive layers."""
+    vpp: int = Field(default=1, gt=0)
+    """Virtual pipeline: chunks of layers that each pipeline rank holds, interleaved with the other ranks' (shorter
+    waits, more messages). Stage i is chunk i // pp of rank i % pp."""
+    pipeline: str = ""
+    """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head,
+    | between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with
+    one more where they do not divide, and the MTP layers with the head."""
     ep: int = Field(default=1, gt=0)
     """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
     etp: int | None = Field(default=None, gt=0)
@@ -468,7 +489,13 @@ class TrainerLayout(Section):
     cp: int = Field(default=1, gt=0)
     """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
     dp: int = Field(default=1, gt=0)
-    """Data parallel: copies of the model, with the optimiser's state spread over them."""
+    """Data parallel: copies of the model."""
+    distributed_optimizer: bool = True
+    """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
+    dispatcher: Literal["allgather", "alltoall", "flex"] | None = None
+    """How tokens reach their experts: every rank gets all of them, or each those that are its own, or by DeepEP's
+    kernels (CUDA). Left out: alltoall where experts are spread over ranks, otherwise allgather."""
+    recompute: Recompute = Recompute()
     threads: int = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -492,6 +519,11 @@ class TrainerLayout(Section):
     def expert_tp(self) -> int:
         """`etp`, resolved. With ep 1 Megatron sums no gradient of experts that tensor-parallel ranks hold whole."""
         return self.etp or (self.tp if self.ep == 1 else 1)
+
+    @property
+    def token_dispatcher(self) -> str:
+        """`dispatcher`, resolved."""
+        return self.dispatcher or ("alltoall" if self.ep > 1 else "allgather")
 
 
 class RolloutLayout(Section):

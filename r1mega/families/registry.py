@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1mega.config import pipeline_stages
 from r1mega.config.schema import Batch, Model, TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
@@ -78,16 +79,59 @@ def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
         )
     if moe is None and layout.ep > 1:
         faults.append(f"cluster.trainer.ep = {layout.ep}, but the model has no experts: leave ep out")
-    if layout.pp > spec.num_layers:
-        layers = spec.num_layers
+    if moe is None and layout.dispatcher is not None:
         faults.append(
-            f"cluster.trainer.pp = {layout.pp} is more than the model's {layers} layers (num_hidden_layers)"
+            f"cluster.trainer.dispatcher = {layout.dispatcher!r}, but the model has no experts: leave it out"
         )
+    faults += _pipeline_faults(spec, layout) + _recompute_faults(spec, layout)
     share = -(-spec.vocab_size // tp)
     if share * (tp - 1) >= spec.vocab_size:
         faults.append(f"cluster.trainer.tp = {tp} leaves ranks without any of the {spec.vocab_size} ids (vocab_size)")
     if faults:
         raise ConfigError("\n  ".join([f"the layout does not fit the model: {len(faults)} fault(s)", *faults]))
+
+
+def _pipeline_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
+    layers, stages = spec.num_layers, layout.pp * layout.vpp
+    if layout.pipeline:
+        held = pipeline_stages.expand(layout.pipeline)
+        letters = "".join(held)
+        faults = [
+            f"cluster.trainer.pipeline = {layout.pipeline!r} has {letters.count(letter)} {letter}, the model "
+            f"{number} {what}"
+            for letter, number, what in (
+                ("t", layers, "layers (num_hidden_layers)"),
+                ("m", spec.num_mtp_layers, "MTP layers (num_nextn_predict_layers)"),
+            )
+            if letters.count(letter) != number
+        ]
+        if spec.tied and any("m" in stage for stage in held[:-1]):
+            faults.append(
+                f"cluster.trainer.pipeline = {layout.pipeline!r}: the model's head is its embedding "
+                "(tie_word_embeddings), and then m belongs into L's stage"
+            )
+        return faults
+    if layout.vpp > 1 and layers % stages:
+        return [
+            f"cluster.trainer.vpp = {layout.vpp} x pp = {layout.pp} does not divide the model's {layers} layers "
+            "(num_hidden_layers): say in cluster.trainer.pipeline what each stage holds"
+        ]
+    if layout.pp > layers:
+        return [f"cluster.trainer.pp = {layout.pp} is more than the model's {layers} layers (num_hidden_layers)"]
+    return []
+
+
+def _recompute_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
+    lacks = {
+        "moe": spec.moe is None,
+        "moe_act": spec.moe is None,
+        "shared_experts": spec.moe is None or not spec.moe.num_shared_experts,
+    }
+    return [
+        f"cluster.trainer.recompute.modules: the model has no part {module!r}: leave it out"
+        for module in layout.recompute.modules
+        if lacks.get(module)
+    ]
 
 
 def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from r1mega.config.pipeline_stages import expand
 from r1mega.config.schema import TrainerLayout
 from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.shards import axis, pieces
@@ -63,14 +64,34 @@ def stage_layers(num_layers: int, num_stages: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(starts)]
 
 
-def stages(row: Row, spec: ModelSpec, num_stages: int) -> tuple[int, ...]:
-    """The pipeline stages that hold a tensor. The embedding is also where MTP layers or a tied head need it."""
-    last = num_stages - 1
+def stage_contents(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
+    """What each of the pp x vpp stages holds, in their order and in the letters of `config.pipeline_stages`."""
+    if layout.pipeline:
+        return expand(layout.pipeline)
+    held = ["t" * len(layers) for layers in stage_layers(spec.num_layers, layout.pp * layout.vpp)]
+    held[0] = "E" + held[0]
+    held[-1] += "m" * spec.num_mtp_layers + "L"
+    return held
+
+
+def stages(row: Row, spec: ModelSpec, layout: TrainerLayout) -> tuple[int, ...]:
+    """The pipeline ranks that hold a tensor. The embedding is also where MTP layers or a tied head need it."""
+    contents = stage_contents(spec, layout)
+    last = len(contents) - 1
+    mtp = next((i for i, letters in enumerate(contents) if "m" in letters), None)
+    layers = [i for i, letters in enumerate(contents) for letter in letters if letter == "t"]
     if found := _LAYER.match(row.megatron):
-        return (next(i for i, held in enumerate(stage_layers(spec.num_layers, num_stages)) if int(found[1]) in held),)
-    if row.megatron.startswith("embedding."):
-        return (0, last) if last and (spec.tied or spec.num_mtp_layers) else (0,)
-    return (last,)
+        at = {layers[int(found[1])]}
+    elif row.megatron.startswith("embedding."):
+        at = {0, *([last] if spec.tied else []), *([mtp] if mtp is not None else [])}
+    elif row.megatron.startswith("mtp."):
+        assert mtp is not None
+        at = {mtp}
+    elif row.megatron.startswith("decoder."):
+        at = {last if mtp is None else layers[-1]}  # the final norm: Megatron's choice
+    else:
+        at = {last}
+    return tuple(sorted({i % layout.pp for i in at}))
 
 
 def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[Piece]]]:
@@ -84,7 +105,7 @@ def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[Pie
         if row.kind is Kind.COPY:
             continue
         expert = _EXPERT.search(row.megatron)
-        for stage in stages(row, spec, layout.pp):
+        for stage in stages(row, spec, layout):
             table[stage, int(expert[1]) // per_rank if expert else None].append(row)
     sizes = {"tp": layout.tp, "etp": layout.expert_tp, None: 1}
     for rank in range(layout.ranks):
@@ -127,7 +148,7 @@ def _copies(row: Row, spec: ModelSpec, layout: TrainerLayout) -> int:
     ranks = layout.ranks // layout.pp
     if _EXPERT.search(row.megatron):
         return ranks // (layout.ep * layout.expert_tp)
-    return ranks // (layout.tp if axis(row) else 1) * len(stages(row, spec, layout.pp))
+    return ranks // (layout.tp if axis(row) else 1) * len(stages(row, spec, layout))
 
 
 def _gaps(row: Row, found: Sequence[Piece], copies: int) -> list[str]:

@@ -60,7 +60,7 @@ class Balance:
         """
         Args:
             state: this rank's tensors by the names of the family's table.
-            modules: of its network.
+            modules: of its networks.
         """
         assert spec.moe is not None
         self._moe = spec.moe

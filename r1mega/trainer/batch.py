@@ -120,6 +120,7 @@ def micro_batches(
     mtp_depths: int,
     agreed: Callable[[int], int] = lambda num_chunks: num_chunks,
     form: Form = BESIDE,
+    multiple: int = 1,
 ) -> list[MicroBatch]:
     """Pack documents into chunks, chunks into micro-batches of equal size.
 
@@ -129,6 +130,7 @@ def micro_batches(
         agreed: the number of chunks that all data-parallel ranks make, from this rank's own; no smaller. Chunks
             without documents make up for the difference: experts and pipelines need the ranks to move in step.
         form: how the tensors are laid out.
+        multiple: of which the number of micro-batches is one; a virtual pipeline moves so many at a time.
 
     Raises:
         DataError: no documents on any rank, an empty or too long one, or fields that do not fit the targets.
@@ -149,6 +151,7 @@ def micro_batches(
     if num_chunks == 0:
         raise DataError("no documents to train on: the mini-batch is empty")
     num_micro_batches = max(1, -(-num_chunks // batch.chunks_per_micro_batch))
+    num_micro_batches += -num_micro_batches % multiple
     step = max(1, -(-num_chunks // num_micro_batches))  # a pipeline sends one shape
     chunks += [[] for _ in range(num_micro_batches * step - len(chunks))]
     return [

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AXES = ("tp", "pp", "ep", "etp", "cp", "dp")
+AXES = ("tp", "pp", "vpp", "ep", "etp", "cp", "dp")
 
 
 def save(
@@ -230,7 +230,7 @@ def _random_states() -> dict[str, Any]:
 
 def _restore_random(policy: "Policy", folder: Path, manifest: dict[str, Any]) -> None:
     """Each rank's own states; at another layout, whose ranks are others, states derived from the first rank's."""
-    same = manifest["layout"] == _layout(policy)
+    same = {"vpp": 1, **manifest["layout"]} == _layout(policy)
     file = folder / f"random_{policy.mesh.rank if same else 0}.pkl"
     try:
         data = file.read_bytes()

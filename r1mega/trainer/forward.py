@@ -24,7 +24,7 @@ normalised over the whole mini-batch: losses and metrics of micro-batches are su
 
 
 def train(
-    model: Any,
+    chunks: Sequence[Any],
     mesh: Mesh,
     batches: Sequence[MicroBatch],
     loss: LossFn,
@@ -34,11 +34,15 @@ def train(
 ) -> dict[str, float]:
     """Accumulate the gradient of a mini-batch's loss into the model's buffers.
 
+    Args:
+        chunks: this rank's parts of the model, in the order of the pipeline's stages.
+        batches: where there are several chunks, a multiple of the number of pipeline ranks.
+
     Returns:
         The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
         each summed over micro-batches and data-parallel ranks.
     """
-    network = model.module
+    network = chunks[-1].module
     # The denominators of the mini-batch, one a depth.
     depths = range(len(batches[0].mtp_targets))
     counts = torch.tensor([sum(b.mtp_targets[k].total for b in batches) for k in depths])
@@ -67,13 +71,13 @@ def train(
         states = _forward(model, batch, run_mtp=True)
         return states, lambda states: _scaled(objective(batch, states))
 
-    return _sum(_schedule(model, batches, step, forward_only=False), mesh)
+    return _sum(_schedule(chunks, batches, step, forward_only=False), mesh)
 
 
 @torch.no_grad()
-def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
+def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
     """Log-probabilities [T] fp32 of each micro-batch's targets, on every rank. Changes no state of the model."""
-    network = model.module
+    network = chunks[-1].module
 
     def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
         batch = next(batches)
@@ -85,7 +89,7 @@ def score(model: Any, mesh: Mesh, batches: Sequence[MicroBatch], *, temperature:
 
         return hidden, collect
 
-    scored = _schedule(model, batches, step, forward_only=True, collect_non_loss_data=True)
+    scored = _schedule(chunks, batches, step, forward_only=True, collect_non_loss_data=True)
     return mesh.from_last_stage([logp.cpu() for logp in scored])
 
 
@@ -113,11 +117,12 @@ def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, d
     return value, torch.ones((), dtype=torch.int, device=value.device), metrics
 
 
-def _schedule(model: Any, batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
+def _schedule(chunks: Sequence[Any], batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
+    iterators = [iter(batches) for _ in chunks]
     return get_forward_backward_func()(
         forward_step_func=step,
-        data_iterator=iter(batches),
-        model=model,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(batches),
         # Of the whole sequence, of which Megatron has a pipeline send a context-parallel rank's part.
         seq_length=batches[0].input_ids.size(1) * parallel_state.get_context_parallel_world_size(),

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
+
+from r1mega.trainer.names import by_whole_model_names
 
 if TYPE_CHECKING:
     from r1mega.trainer.policy import Policy
@@ -42,7 +45,7 @@ class Held:
     """A part of one of this rank's tensors that is one box of the whole model. Ranges are of the flattened part."""
 
     name: str
-    """The network's own name of the tensor."""
+    """The tensor's in the family's table."""
     key: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
@@ -122,7 +125,7 @@ class Holdings:
 
     def weights(self, policy: "Policy") -> list[Box]:
         """All weights that this rank has a part of, whoever saves them, as views."""
-        tensors = policy.network.state_dict(keep_vars=True)
+        tensors = policy.state()
         return [part.whole(tensors[part.name]) for part in self.held]
 
     def expected(self, policy: "Policy") -> dict[str, tuple[int, ...]]:
@@ -144,7 +147,7 @@ class Holdings:
 def holdings(policy: "Policy") -> Holdings:
     """What this rank holds; found once, and again where weights or states have moved in memory."""
     chain: Any = policy.optimizer
-    tensors = [*policy.network.parameters(), *policy.network.buffers()]
+    tensors = [t for network in policy.networks for t in (*network.parameters(), *network.buffers())]
     for part in getattr(chain, "chained_optimizers", [chain]):
         tensors += [t for state in part.optimizer.state.values() for t in state.values()]
     places = tuple(t.data_ptr() for t in tensors)
@@ -159,7 +162,10 @@ def _find(policy: "Policy") -> Holdings:
         "singleton_local_shards": False,
         "non_homogeneous_layers": True,  # each layer under its own name, in every family (`layout.sharded`)
     }
-    shards: dict[str, Any] = policy.network.sharded_state_dict(metadata=metadata)
+    shards: dict[str, Any] = {}
+    for network in policy.networks:
+        found: dict[str, Any] = network.sharded_state_dict(metadata=metadata)  # type: ignore[assignment]
+        shards |= by_whole_model_names(network, found)
     trained = _trained(policy)
     held: list[Held] = []
     objects: list[str] = []
@@ -170,7 +176,7 @@ def _find(policy: "Policy") -> Holdings:
             continue
         parts: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
         held += [_held(name, shard.data, part, trained.get(shard.data)) for part in parts]
-    tensors = policy.network.state_dict(keep_vars=True)
+    tensors = policy.state()
     live: list[Box] = []
     for part in held:
         live += part.saved(tensors[part.name])
@@ -179,21 +185,36 @@ def _find(policy: "Policy") -> Holdings:
     return Holdings(held, objects, live)
 
 
-_Share = tuple[int, int, dict[str, Tensor]]
-"""The range of a flattened parameter that this rank's optimiser has, and its states there."""
+@dataclass(frozen=True)
+class _Share:
+    """The range of a flattened parameter that this rank's optimiser has, and its states there."""
+
+    start: int
+    stop: int
+    states: dict[str, Tensor]
+    divided: bool
+    """Whether the data-parallel ranks have a range each; otherwise each has all."""
 
 
 def _trained(policy: "Policy") -> dict[Tensor, _Share]:
     found: dict[Tensor, _Share] = {}
     chain: Any = policy.optimizer
+    params = [p for network in policy.networks for p in network.parameters()]
     for part in getattr(chain, "chained_optimizers", [chain]):
+        if not isinstance(part, DistributedOptimizer):
+            mains = [(p, getattr(p, "main_param", p)) for p in params]
+            mains = [(p, main) for p, main in mains if main in part.optimizer.state]
+            for param, main in mains:
+                states = dict(part.optimizer.state[main]) | ({} if main is param else {"param": main})
+                found[param] = _Share(0, param.numel(), states, divided=False)
+            continue
         for param in part.model_param_group_index_map:
             span = part._get_model_param_range_map(param)["param"]
             states = part._get_main_param_and_optimizer_states(param)
             main = states.pop("param")
             if main.untyped_storage().data_ptr() != param.untyped_storage().data_ptr():
                 states["param"] = main  # of higher precision than the model's own
-            found[param] = (span.start, span.end, states)
+            found[param] = _Share(span.start, span.end, states, divided=True)
     return found
 
 
@@ -206,13 +227,14 @@ def _held(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -
     trained, states = (0, 0), dict[str, Tensor]()
     if share is not None:
         # Clipped to the part, and counted from its first element.
-        begin, end = max(share[0], start), min(share[1], start + size)
+        begin, end = max(share.start, start), min(share.stop, start + size)
         if begin < end:
             trained = begin - start, end - start
-            states = {k: t.view(-1)[begin - share[0] : end - share[0]] for k, t in share[2].items()}
+            states = {k: t.view(-1)[begin - share.start : end - share.start] for k, t in share.states.items()}
     if local.requires_grad:
-        # The last number counts data-parallel ranks, who divide a parameter as the optimiser does.
-        ours = (0, 0) if any(replica[:-1]) else trained
+        # The last number counts data-parallel ranks, who divide a parameter as the optimiser does, if it does.
+        divided = share is not None and share.divided
+        ours = (0, 0) if any(replica[:-1] if divided else replica) else trained
     else:
         ours = (0, 0) if any(replica) else (0, size)
     offset = tuple(part.global_offset)

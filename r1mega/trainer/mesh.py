@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from r1mega.config.pipeline_stages import expand
 from r1mega.config.schema import TrainerLayout
 from r1mega.errors import ConfigError, RanksLostError
 from r1mega.runtime import env, shims
@@ -183,9 +184,11 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
         context_parallel_size=layout.cp,
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
+        get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
         distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
     )
     patient = dist.group.WORLD
@@ -244,6 +247,13 @@ def _join(layout: TrainerLayout, backend: str) -> None:
             f"the trainer's layout has {layout.ranks} ranks (tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x dp "
             f"{layout.dp}), but {dist.get_world_size()} processes were started"
         )
+
+
+def _embedding_ranks(layout: TrainerLayout) -> Callable[[list[int]], list[int]] | None:
+    """Which ranks of a pipeline keep copies of the embedding; None: the first and the last, as Megatron has it."""
+    stages = expand(layout.pipeline) if layout.pipeline else []
+    apart = [i % layout.pp for i, letters in enumerate(stages[:-1]) if "m" in letters]
+    return (lambda ranks: [ranks[0], ranks[apart[0]]]) if apart else None
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
+from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
@@ -15,9 +15,9 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.schema import Recompute, TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
-from r1mega.layout.placement import stage_layers
+from r1mega.layout.placement import stage_contents
 from r1mega.trainer.attention import Segments
 from r1mega.trainer.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
 from r1mega.trainer.precision import model_fields
@@ -35,6 +35,15 @@ class MTPLayer(MultiTokenPredictionLayer):
         self, embedded: Tensor, hidden: Tensor, segments: Segments | Packed, padding_mask: Tensor
     ) -> Tensor:
         """embedded: [S, B, H], of each position's next token; hidden: [S, B, H], of the depth before."""
+        config = self.config
+        if config.recompute_granularity != "full" or config.recompute_method != "uniform":
+            return self._depth(embedded, hidden, segments, padding_mask)
+        if not hidden.requires_grad:
+            # With no input that wants a gradient, nothing would be computed again, and the layer not trained.
+            hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+        return tensor_parallel.checkpoint(self._depth, False, embedded, hidden, segments, padding_mask)  # type: ignore[return-value]
+
+    def _depth(self, embedded: Tensor, hidden: Tensor, segments: Segments | Packed, padding_mask: Tensor) -> Tensor:
         with get_fp8_context(self.config):  # of no effect without fp8
             hidden = self._concat_embeddings(hidden, embedded)
             hidden, _ = self.transformer_layer(
@@ -79,7 +88,7 @@ class PolicyModel(GPTModel):
 
         Returns:
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
-            the [S, B, H] to send on.
+            the [S, B, H] to send on, or [S x (1 + depths), B, H] where the MTP layers have an earlier stage.
         """
         prepared: Any = self._preprocess(input_ids, position_ids)
         embedded = prepared[0]
@@ -92,18 +101,32 @@ class PolicyModel(GPTModel):
             packed_seq_params=segments.params if isinstance(segments, Packed) else None,
             padding_mask=padding_mask,
         )
+        if self.mtp_process and next_ids and self.mtp_mode != "off":
+            depths = self._depths(hidden, next_ids, position_ids, segments, padding_mask)
+            return (hidden, *depths) if self.post_process else torch.cat([hidden, *depths])
         if not self.post_process:
             return hidden
-        states = [hidden]
-        if next_ids and self.mtp_mode != "off":
-            joint = self.mtp_mode == "joint"
-            hidden = hidden if joint else hidden.detach()
-            for layer, ids in zip(self.mtp.layers, next_ids, strict=True):
-                with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
-                    embedded = self.embedding(input_ids=ids, position_ids=position_ids)
-                hidden = layer(embedded, hidden, segments, padding_mask)
-                states.append(hidden)
-        return tuple(states)
+        length = padding_mask.size(1)
+        return hidden.split(length) if len(hidden) > length else (hidden,)  # an earlier stage had the MTP layers
+
+    def _depths(
+        self,
+        hidden: Tensor,
+        next_ids: tuple[Tensor, ...],
+        position_ids: Tensor,
+        segments: Segments | Packed,
+        padding_mask: Tensor,
+    ) -> list[Tensor]:
+        """Hidden states of each MTP depth."""
+        states: list[Tensor] = []
+        joint = self.mtp_mode == "joint"
+        hidden = hidden if joint else hidden.detach()
+        for layer, ids in zip(self.mtp.layers, next_ids, strict=True):
+            with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
+                embedded = self.embedding(input_ids=ids, position_ids=position_ids)
+            hidden = layer(embedded, hidden, segments, padding_mask)
+            states.append(hidden)
+        return states
 
 
 def megatron_config(
@@ -130,7 +153,11 @@ def megatron_config(
         tensor_model_parallel_size=layout.tp,
         sequence_parallel=layout.tp > 1,
         pipeline_model_parallel_size=layout.pp,
-        pipeline_model_parallel_layout=_stages(spec, layout.pp),  # type: ignore[arg-type]
+        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+        # Between two ranks an interleaved schedule has several messages under way, which a batch would mix up.
+        overlap_p2p_comm=layout.vpp > 1,
+        batch_p2p_comm=layout.vpp == 1,
+        pipeline_model_parallel_layout=_stages(spec, layout),  # type: ignore[arg-type]
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.expert_tp,
         context_parallel_size=layout.cp,
@@ -139,6 +166,7 @@ def megatron_config(
         **experts,
         **layer_fields(layers, device, mixture=spec.moe is not None),
         **model_fields(layout),
+        **_recompute(layout.recompute),
     )
 
 
@@ -196,37 +224,52 @@ def _experts(moe: Moe, num_layers: int, layout: TrainerLayout, expert_bias_rate:
         "moe_router_bias_update_rate": expert_bias_rate,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_token_dispatcher_type": "alltoall" if layout.ep > 1 else "allgather",
+        "moe_token_dispatcher_type": layout.token_dispatcher,
     }
 
 
-def _stages(spec: ModelSpec, num_stages: int) -> list[list[str]] | None:
-    """What each pipeline stage holds, in Megatron's words; None where stages are alike and it need not be said."""
-    if spec.num_layers % num_stages == 0:
-        return None
-    held = [["decoder"] * len(layers) for layers in stage_layers(spec.num_layers, num_stages)]
-    held[0].insert(0, "embedding")
-    held[-1] += ["mtp"] * spec.num_mtp_layers + ["loss"]
-    return held
+def _recompute(recompute: Recompute) -> dict[str, Any]:
+    if recompute.granularity == "none":
+        return {}
+    if recompute.granularity == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(recompute.modules)}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": recompute.method,
+        "recompute_num_layers": recompute.num_layers,
+    }
 
 
-def build_model(spec: ModelSpec, config: TransformerConfig, *, mtp: MTP, layers: Layers = "local") -> PolicyModel:
-    """The model of this pipeline stage. `trainer.initial` gives it its first weights."""
-    block = decoder_spec(spec, config, layers)
-    mtp_block = mtp_spec(spec, config, layers, MTPLayer)
+def _stages(spec: ModelSpec, layout: TrainerLayout) -> list[list[str]] | None:
+    """What each pipeline stage holds, in Megatron's words; None without a pipeline."""
+    names = {"E": "embedding", "t": "decoder", "m": "mtp", "L": "loss"}
+    return [[names[x] for x in held] for held in stage_contents(spec, layout)] if layout.pp > 1 else None
+
+
+def build_model(
+    spec: ModelSpec, config: TransformerConfig, *, mtp: MTP, layers: Layers = "local", chunk: int | None = None
+) -> PolicyModel:
+    """The model of this pipeline stage. `trainer.initial` gives it its first weights.
+
+    Args:
+        chunk: which of this rank's, where it has several.
+    """
+    block = decoder_spec(spec, config, layers, chunk)
+    mtp_block = mtp_spec(spec, config, layers, MTPLayer, chunk)
     tp = config.tensor_model_parallel_size
     model = PolicyModel(
         config,
         block,
         -(-spec.vocab_size // tp) * tp,
         spec.max_positions,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=chunk),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=chunk),
         # Our attention turns queries and keys itself.
         position_embedding_type="rope" if isinstance(spec.attention, Latent) else "none",
         share_embeddings_and_output_weights=spec.tied,
         mtp_block_spec=mtp_block,
         parallel_output=True,
+        vp_stage=chunk,
     )
     model.num_ids = spec.vocab_size
     model.mtp_mode = mtp if spec.num_mtp_layers else "off"

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay, under Megatron's distributed optimizer (ZeRO-1, fp32 main parameters).
+"""Adam with decoupled weight decay, with or without Megatron's distributed optimizer (ZeRO-1).
 
 Whose Adam it is, is decided here: Transformer Engine's or apex's kernel on a GPU that has one, otherwise ours. All
 have one state layout, apex's: the step count stands in the group, each parameter's state is `exp_avg` and
@@ -7,6 +7,7 @@ have one state layout, apex's: the step count stands in the group, each paramete
 
 import importlib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -109,13 +110,13 @@ def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimi
 
 
 def build_optimizer(
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     settings: schema.Optimizer,
     *,
     layout: schema.TrainerLayout = schema.TrainerLayout(),  # noqa: B008 (frozen)
     device: str = "cpu",
 ) -> MegatronOptimizer:
-    """Megatron's optimizer over the model's trainable parameters. Norms and biases get no weight decay."""
+    """Megatron's optimizer over this rank's trainable parameters. Norms and biases get no weight decay."""
     _, adam = choose_adam(device, layout.precision.moments)
     megatron_adam_class.apply(adam)
     config = OptimizerConfig(
@@ -129,10 +130,10 @@ def build_optimizer(
         # At 0 Megatron would not even measure the norm; infinity measures and never clips.
         clip_grad=settings.clip_grad or float("inf"),
         **optimizer_fields(layout),
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         log_num_zeros_in_grad=False,
     )
-    optimizer = get_megatron_optimizer(config, [model])
+    optimizer = get_megatron_optimizer(config, list(chunks))
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         _make_moments(part.optimizer)  # now, so that a checkpoint before the first step has moments too
     return optimizer

@@ -32,7 +32,7 @@ from r1mega.trainer.initial import initialise
 from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
-from r1mega.trainer.names import whole_model_name
+from r1mega.trainer.names import by_whole_model_names
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.precision import check_device, gradient_fields
 from r1mega.trainer.routing import recorded_margins
@@ -45,17 +45,18 @@ class Policy:
         self,
         spec: ModelSpec,
         mesh: Mesh,
-        model: DistributedDataParallel,
+        chunks: Sequence[DistributedDataParallel],
         optimizer: MegatronOptimizer,
         settings: tuple[schema.Optimizer, schema.Batch],
         mtp_loss_weight: float,
     ) -> None:
         self.spec = spec
         self.mesh = mesh
-        self.model = model
+        self.chunks = list(chunks)
+        """This rank's parts of the model in the order of the pipeline's stages; one without a virtual pipeline."""
         self.optimizer = optimizer
         self.reference: dict[str, Tensor] | None = None
-        """Host copy of the reference's parameters and buffers, by the network's own names."""
+        """Host copy of the reference's parameters and buffers, by the same names as `state`."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
         self.form = BESIDE
@@ -67,7 +68,8 @@ class Policy:
         """What `trainer.holdings` has found, and where in memory."""
         self.expert_load: ExpertLoad | None = None
         """What the routers did in the last optimiser step; None before the first, and in a dense model."""
-        self._balance = Balance(spec, self.state(), list(self.network.modules())) if spec.moe else None
+        modules = [module for network in self.networks for module in network.modules()]
+        self._balance = Balance(spec, self.state(), modules) if spec.moe else None
 
     @classmethod
     def build(
@@ -94,17 +96,21 @@ class Policy:
         layers = choose_layers(device, mesh.layout)
         check_device(mesh.layout.precision.fp8)
         config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
+        numbers = range(mesh.layout.vpp) if mesh.layout.vpp > 1 else (None,)
         # Megatron draws weights too, which are overwritten.
         with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
-            network = build_model(spec, config, mtp=mtp, layers=layers)
-        initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
+            networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
+        for network in networks:
+            initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
         ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=True, overlap_grad_reduce=False, **gradient_fields(mesh.layout)
+            use_distributed_optimizer=mesh.layout.distributed_optimizer,
+            overlap_grad_reduce=False,
+            **gradient_fields(mesh.layout),
         )
-        model = DistributedDataParallel(config=config, ddp_config=ddp, module=network)
-        megatron_optimizer = build_optimizer(model, optimizer, layout=mesh.layout, device=device)
+        chunks = [DistributedDataParallel(config=config, ddp_config=ddp, module=network) for network in networks]
+        megatron_optimizer = build_optimizer(chunks, optimizer, layout=mesh.layout, device=device)
         config.grad_scale_func = megatron_optimizer.scale_loss
-        policy = cls(spec, mesh, model, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
+        policy = cls(spec, mesh, chunks, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
         if layers == "transformer_engine":
             layout = mesh.layout
             policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
@@ -112,18 +118,26 @@ class Policy:
         return policy
 
     @property
+    def networks(self) -> list[PolicyModel]:
+        """This rank's chunks without Megatron's wrapper."""
+        return [chunk.module for chunk in self.chunks]  # type: ignore[misc]
+
+    @property
     def network(self) -> PolicyModel:
-        """The model without Megatron's wrapper."""
-        return self.model.module  # type: ignore[return-value]
+        """The last of them, which has the head where this rank has it; the only one without a virtual pipeline."""
+        return self.networks[-1]
 
     def state(self) -> dict[str, Tensor]:
         """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies."""
-        return by_whole_model_names(self.network, own_tensors(self.network))
+        return {n: t for x in self.networks for n, t in by_whole_model_names(x, own_tensors(x)).items()}
 
     def gradients(self) -> dict[str, Tensor]:
         """This rank's accumulated fp32 gradients, by the same names as `state`."""
-        trained = {n: p.main_grad for n, p in self.network.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
-        return by_whole_model_names(self.network, trained)
+        found: dict[str, Tensor] = {}
+        for network in self.networks:
+            trained = {n: p.main_grad for n, p in network.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+            found |= by_whole_model_names(network, trained)
+        return found
 
     def weights_changed(self) -> None:
         """Tell the optimiser that weights were written from outside."""
@@ -153,7 +167,7 @@ class Policy:
         batches = self._micro_batches(documents, mtp_depths=depths)
         with self.mesh.waiting("the other ranks in forward and backward"):
             return forward.train(
-                self.model, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
+                self.chunks, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
             )
 
     def reduce_gradients(self, *, everywhere: bool = False) -> None:
@@ -166,7 +180,7 @@ class Policy:
         """
         with self.mesh.waiting("the other ranks to sum gradients"):
             taken = self._balance.take() if self._balance else None
-            finalize_model_grads([self.model], force_all_reduce=everywhere)
+            finalize_model_grads(list(self.chunks), force_all_reduce=everywhere)
             if self._balance and taken is not None:
                 self.expert_load = self._balance.over_ranks(taken)
 
@@ -210,7 +224,7 @@ class Policy:
         batches = self._micro_batches(documents, mtp_depths=0)
         weights = self._reference_weights() if reference else torch.no_grad()
         with weights, self.mesh.waiting("the other ranks to score"):
-            scored = forward.score(self.model, self.mesh, batches, temperature=temperature)
+            scored = forward.score(self.chunks, self.mesh, batches, temperature=temperature)
         return _by_document(documents, batches, scored)
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
@@ -222,16 +236,15 @@ class Policy:
         """
         every_position = [Document(d.token_ids) for d in documents]
         batches = self._micro_batches(every_position, mtp_depths=0)
-        smallest: list[Tensor] = []
-        for batch in batches:
-            with recorded_margins(self.network) as margins:
-                forward.score(self.model, self.mesh, [batch], temperature=1.0)
-            smallest.append(self._of_targets(margins.smallest(batch.input_ids.numel()), batch))
+        with recorded_margins(self.networks) as margins:
+            forward.score(self.chunks, self.mesh, batches, temperature=1.0)
+        numbered = enumerate(batches)
+        smallest = [self._of_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
         return _by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
         """Make the current weights the reference (the report does so every 400 steps)."""
-        self.reference = {n: t.detach().to("cpu", copy=True) for n, t in own_tensors(self.network).items()}
+        self.reference = {n: t.detach().to("cpu", copy=True) for n, t in self.state().items()}
 
     def save(
         self,
@@ -279,8 +292,14 @@ class Policy:
     # ---- parts ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
-        agreed = self.mesh.max_over_data
-        made = micro_batches(documents, self._batch, mtp_depths=mtp_depths, agreed=agreed, form=self.form)
+        made = micro_batches(
+            documents,
+            self._batch,
+            mtp_depths=mtp_depths,
+            agreed=self.mesh.max_over_data,
+            form=self.form,
+            multiple=self.mesh.layout.pp if len(self.chunks) > 1 else 1,
+        )
         return [batch.to(self.mesh.device) for batch in made]
 
     def _of_targets(self, of_rows: Tensor, batch: MicroBatch) -> Tensor:
@@ -292,7 +311,8 @@ class Policy:
         return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
 
     def _zero_grad(self) -> None:
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
     @contextmanager
@@ -300,7 +320,7 @@ class Policy:
         if self.reference is None:
             raise RuntimeError("no reference yet: call refresh_reference() first")
         with torch.no_grad():
-            state = own_tensors(self.network)
+            state = self.state()
             current = {name: t.clone() for name, t in state.items()}
             _copy(self.reference, state)
             try:
@@ -314,12 +334,6 @@ def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
     held = network.state_dict(keep_vars=True).items()
     # Transformer Engine keeps its FP8 recipe among them.
     return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}
-
-
-def by_whole_model_names(network: PolicyModel, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by the names of the family's table."""
-    tied = network.share_embeddings_and_output_weights
-    return {whole_model_name(n, network.config, tied=tied): t for n, t in tensors.items()}
 
 
 def _by_document(

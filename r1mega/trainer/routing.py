@@ -8,7 +8,7 @@ Shapes: T tokens, E experts, S x B the positions of a micro-batch.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,20 +46,20 @@ def _lead(scores: Tensor, kept: int) -> Tensor:
 
 
 class Margins:
-    """What `recorded_margins` saw: one tensor a router of this rank."""
+    """What `recorded_margins` saw: of each router of this rank one tensor a micro-batch, in their order."""
 
     def __init__(self) -> None:
-        self.by_router: list[Tensor] = []
+        self.by_router: dict[TopKRouter, list[Tensor]] = {}
 
-    def smallest(self, num_positions: int) -> Tensor:
+    def smallest(self, num_positions: int, micro_batch: int) -> Tensor:
         """[num_positions] fp32 on the host, the smallest margin over all layers at each row of [S, B] flattened.
 
         A collective of the ranks that share the model; infinite where there is no router.
         """
         tp: Any = parallel_state.get_tensor_model_parallel_group()
         smallest = torch.full((num_positions // tp.size(),), math.inf)
-        for margins in self.by_router:
-            smallest = torch.minimum(smallest, margins.cpu())
+        for margins in self.by_router.values():
+            smallest = torch.minimum(smallest, margins[micro_batch].cpu())
         if tp.size() > 1:  # sequence parallelism: each rank routed its part of the positions
             whole = torch.empty(num_positions)
             dist.all_gather_into_tensor(whole, smallest, group=tp)
@@ -71,7 +71,7 @@ class Margins:
 
 
 @contextmanager
-def recorded_margins(network: torch.nn.Module) -> Iterator[Margins]:
+def recorded_margins(networks: Sequence[torch.nn.Module]) -> Iterator[Margins]:
     """While entered, every router's forward pass records its margins, in the order of its rank's positions."""
     recorded = Margins()
 
@@ -84,9 +84,10 @@ def recorded_margins(network: torch.nn.Module) -> Iterator[Margins]:
             group_top_k=config.moe_router_group_topk or 1,
             top_k=router.topk,
         )
-        recorded.by_router.append(margins)
+        recorded.by_router.setdefault(router, []).append(margins)
 
-    hooks = [m.register_forward_hook(record) for m in network.modules() if isinstance(m, TopKRouter)]
+    modules = (m for network in networks for m in network.modules())
+    hooks = [m.register_forward_hook(record) for m in modules if isinstance(m, TopKRouter)]
     try:
         yield recorded
     finally:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from layouts import parse
 
 from r1mega.config.schema import Batch, Optimizer, TrainerLayout
 from r1mega.families.registry import read_model
@@ -16,21 +17,27 @@ from r1mega.trainer import mesh as meshes
 
 
 def loaded_by_megatron(policy, folder: Path) -> dict:
-    """This rank's tensors by the network's own names."""
+    """This rank's tensors by the names of `Policy.state`."""
     from megatron.core import dist_checkpointing, parallel_state
+
+    from r1mega.trainer.names import by_whole_model_names
 
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "singleton_local_shards": False,
         "non_homogeneous_layers": True,
     }
-    found = dist_checkpointing.load(policy.network.sharded_state_dict(metadata=metadata), str(folder))
-    return {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+    whole: dict = {}
+    for network in policy.networks:
+        found = dist_checkpointing.load(network.sharded_state_dict(metadata=metadata), str(folder))
+        tensors = {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+        whole |= by_whole_model_names(network, tensors)
+    return whole
 
 
 def run(layout: TrainerLayout, folder: Path, text: str) -> None:
     mesh = meshes.start(layout, device="cpu", seed=0)
-    from r1mega.trainer.policy import Policy, own_tensors
+    from r1mega.trainer.policy import Policy
     from r1mega.weights.megatron_io import load_weights
     from r1mega.weights.source import PolicySource
 
@@ -39,7 +46,7 @@ def run(layout: TrainerLayout, folder: Path, text: str) -> None:
         mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=0,
     )  # fmt: skip
     load_weights(policy, folder / "megatron")
-    theirs, ours = loaded_by_megatron(policy, folder / "megatron"), own_tensors(policy.network)
+    theirs, ours = loaded_by_megatron(policy, folder / "megatron"), policy.state()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
     found = {name: tensor.clone() for name, tensor in PolicySource(policy, include_mtp=True)}
@@ -51,8 +58,7 @@ def run(layout: TrainerLayout, folder: Path, text: str) -> None:
 def main(out: Path, tasks: list[str]) -> None:
     for task in tasks:
         text, name = task.split(":")
-        layout = TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(","))})
-        run(layout, out / name, text)
+        run(parse(text), out / name, text)
     meshes.stop()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from family_models import documents
+from layouts import parse
 
 from r1mega.config.schema import Batch, Optimizer, TrainerLayout
 from r1mega.families.registry import check_layout, read_model
@@ -24,13 +25,15 @@ def every_logp(policy) -> list[torch.Tensor]:
     from r1mega.trainer import forward
     from r1mega.trainer.batch import Targets, micro_batches
 
-    size = policy.spec.vocab_size
-    found = {}
-    for batch in micro_batches(documents(), BATCH, mtp_depths=0):
+    size, layout = policy.spec.vocab_size, policy.mesh.layout
+    found, every = {}, []
+    batches = micro_batches(documents(), BATCH, mtp_depths=0, multiple=layout.pp if layout.vpp > 1 else 1)
+    for batch in batches:
         rows, ids = batch.targets.rows, torch.arange(size)
         targets = Targets(rows.repeat_interleave(size), ids.repeat(len(rows)))
-        every = dataclasses.replace(batch, targets=targets)
-        (logps,) = forward.score(policy.model, policy.mesh, [every], temperature=1.0)
+        every.append(dataclasses.replace(batch, targets=targets))
+    scored = forward.score(policy.chunks, policy.mesh, every, temperature=1.0)
+    for batch, logps in zip(batches, scored, strict=True):
         lengths = [documents()[i].num_targets for i in batch.documents]
         found |= dict(zip(batch.documents, logps.view(-1, size).split(lengths), strict=True))
     return [found[i].clone() for i in sorted(found)]
@@ -64,7 +67,6 @@ def run(layout: TrainerLayout, folder: Path) -> dict:
     found["stepped"] = {n: t.clone() for n, t in source}
     # Both pipeline stages' copies of a tied embedding, and the zero rows of a padded one.
     embedding = policy.state().get("embedding.word_embeddings.weight")
-    embedding = policy.state().get("embedding.word_embeddings.weight")
     found["embeddings"] = mesh.gather(None if embedding is None else embedding.detach().clone())
     return found
 
@@ -72,9 +74,7 @@ def run(layout: TrainerLayout, folder: Path) -> dict:
 def main(folder: Path, tasks: list[str]) -> None:
     for task in tasks:
         text, name = task.split(":")
-        found = run(
-            TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}), folder / name
-        )
+        found = run(parse(text), folder / name)
         if meshes.dist.get_rank() == 0:
             torch.save(found, folder / f"{text or 'one'}.{name}.pt")
     meshes.stop()

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.checks import layout_faults
+from r1mega.config.schema import Batch, Cluster, Optimizer, TrainerLayout
 from r1mega.families.deepseek_v3 import read
 from r1mega.samples import Document, Sample
 from r1mega.trainer import mesh as meshes
@@ -26,6 +27,18 @@ NUM_STEPS = 3
 def spec():
     """The tiny model with an even number of layers, which pipelines need."""
     return read({**json.loads(MODEL.read_text()), "num_hidden_layers": 4, "initializer_range": 0.1})
+
+
+def parse(text: str) -> TrainerLayout:
+    """A layout written as tp=2,pp=2, with recompute.granularity=full and a + b for lists where it has them."""
+    fields: dict = {}
+    for name, value in (part.split("=") for part in text.split(",") if part):
+        section, _, inner = name.rpartition(".")
+        within = fields.setdefault(section, {}) if section else fields
+        within[inner] = value.split("+") if inner == "modules" else value
+    layout = TrainerLayout.model_validate(fields)
+    assert not layout_faults(Cluster(device="cpu", trainer=layout))
+    return layout
 
 
 def samples(num: int, seed: int) -> list[Sample]:
@@ -81,7 +94,7 @@ def run(layout: TrainerLayout) -> dict:
 
 def main(out: Path, layouts: list[str]) -> None:
     for text in layouts:
-        found = run(TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}))
+        found = run(parse(text))
         if meshes.dist.get_rank() == 0:
             torch.save(found, out / f"{text or 'one'}.pt")
     meshes.stop()

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from layouts import samples, spec
+from layouts import parse, samples, spec
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.config.schema import Batch, Optimizer, TrainerLayout
@@ -20,10 +20,6 @@ from r1mega.samples import Document
 from r1mega.trainer import mesh as meshes
 
 BEFORE = AFTER = 2
-
-
-def parse(text: str) -> TrainerLayout:
-    return TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)})
 
 
 def build(layout: TrainerLayout, seed: int):

@@ -24,6 +24,13 @@ from r1mega.trainer.torch_dist import read_metadata
 
 SPECS = {"tiny": spec(), **{name: model_of(fields, Path(name)) for name, fields in MODELS.items()}}
 EVERY = [("dp=2", "tiny"), ("dp=2,ep=2", "tiny"), ("tp=2,ep=2", "tiny"), ("dp=2", "llama3"), ("dp=2", "qwen2_tied")]
+VIRTUAL = "pp=2,vpp=2"
+EVERY += [
+    (VIRTUAL, "tiny"),
+    (f"{VIRTUAL},pipeline=Et|t|t|mL", "deepseek_tied"),
+    (f"{VIRTUAL},pipeline=Et||tt|L", "qwen3"),
+]
+FOUR_RANKS = [("tp=2,dp=2,ep=2,etp=2", "tiny"), ("pp=4,pipeline=Et|ttt|m|L", "tiny")]
 EVERY += [(layout, name) for name in SPECS for layout in ("tp=2", "pp=2")]
 
 
@@ -33,12 +40,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in SPECS.items():
         write_folder(folder / name / "hf", model, unique_tensors(model))
         convert(folder / name / "hf", folder / name / "megatron", "megatron", None, ONE)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = [str(Path(__file__).parent / "convert_layouts.py"), str(folder)]
-    command = [sys.executable, "-W", "ignore", *torchrun, *script, *(f"{layout}:{name}" for layout, name in EVERY)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    run(folder, 2, EVERY)
     return folder
+
+
+def run(folder: Path, num_ranks: int, tasks: list[tuple[str, str]]) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    script = [str(Path(__file__).parent / "convert_layouts.py"), str(folder)]
+    command = [sys.executable, "-W", "ignore", *torchrun, *script, *(f"{layout}:{name}" for layout, name in tasks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_four_ranks_have_the_same_folder(folder: Path):
+    """Experts divided twice over; MTP layers and head on stages of their own."""
+    run(folder, 4, FOUR_RANKS)
+    for layout, name in FOUR_RANKS:
+        test_every_weight_arrives_and_comes_back(folder, layout, name)
 
 
 @pytest.mark.parametrize(("layout", "name"), EVERY)

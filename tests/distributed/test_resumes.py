@@ -64,10 +64,14 @@ def test_another_layout_continues_the_training(folder: Path, before: str, after:
     same_training(folder, before, after)
 
 
-def test_the_same_layout_continues_bit_for_bit(folder: Path):
-    whole, resumed = (torch.load(folder / f"{name}.pt", weights_only=False) for name in ("dp=2", "dp=2-dp=2"))
+def equal_training(folder: Path, layout: str) -> None:
+    whole, resumed = (torch.load(folder / f"{x}.pt", weights_only=False) for x in (layout, f"{layout}-{layout}"))
     assert (whole["loss"], whole["norm"]) == (resumed["loss"], resumed["norm"])
     assert all(torch.equal(whole["weights"][name], t) for name, t in resumed["weights"].items())
+
+
+def test_the_same_layout_continues_bit_for_bit(folder: Path):
+    equal_training(folder, "dp=2")
 
 
 def test_what_another_rank_could_not_write_is_one_message_and_no_checkpoint(folder: Path):
@@ -78,7 +82,26 @@ def test_what_another_rank_could_not_write_is_one_message_and_no_checkpoint(fold
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_a_virtual_pipeline_and_an_undivided_optimizer_are_left_and_entered(tmp_path: Path):
+    """The optimiser's state comes along, whether the data-parallel ranks divide it or each have all of it."""
+    virtual, whole = "pp=2,vpp=2", "dp=2,distributed_optimizer=false"
+    changes = ((virtual, "tp=2"), (virtual, whole), (whole, virtual), (whole, "dp=2"), ("dp=2", whole))
+    run(tmp_path, 2, f"save={virtual}", f"save={whole}", "save=dp=2", f"load={virtual}/{virtual}",
+        *(f"load={before}/{after}" for before, after in changes))  # fmt: skip
+    for before, after in changes:
+        same_training(tmp_path, before, after)
+    same, again = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=False) for name in (virtual, f"{virtual}-{virtual}")
+    )
+    assert (same["loss"], same["norm"]) == (again["loss"], again["norm"])
+    assert all(torch.equal(same["weights"][name], t) for name, t in again["weights"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_four_ranks_to_two(tmp_path: Path):
-    run(tmp_path, 4, "save=pp=2,dp=2,ep=2")
-    run(tmp_path, 2, "load=pp=2,dp=2,ep=2/tp=2")
-    same_training(tmp_path, "pp=2,dp=2,ep=2", "tp=2")
+    saved = ("pp=2,dp=2,ep=2", "tp=2,dp=2,ep=2,etp=2", "pp=4,pipeline=Et|ttt|m|L")
+    run(tmp_path, 4, *(f"save={layout}" for layout in saved))
+    run(tmp_path, 2, *(f"load={layout}/tp=2" for layout in saved))
+    for layout in saved:
+        same_training(tmp_path, layout, "tp=2")

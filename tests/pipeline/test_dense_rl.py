@@ -58,11 +58,12 @@ def test_grpo_trains_pushes_and_agrees_with_the_engine(base: Path, tmp_path: Pat
     train = rows(run_dir, "train")
     assert [row["step"] for row in train] == [1, 2, 3, 4]
     for row in train:
-        assert math.isfinite(row["loss"]) and 0 < row["grad_norm"] < math.inf
+        assert math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
         # A dense model has no router that could tie, so the bound holds for every token; in the second rollout, which
         # pushed weights have sampled, as well.
         assert 0 < row["mismatch/max"] < 1e-4
         assert row["mismatch/answers_after_tie"] == 0
+    assert max(row["grad_norm"] for row in train) > 0
     assert [row["step"] for row in rows(run_dir, "eval")] == [0, 2, 4]
     assert sum("seconds/push" in row for row in train) == 2
     before, after = (load_file(folder / "hf/model.safetensors") for folder in (base, run_dir))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from published import SMOLLM2_135M
 from r1mega import cli
 from r1mega.config import checks
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, Batch, Cluster, Pretrain, TemplateName, TrainerLayout
+from r1mega.config.schema import GRPO, Batch, Cluster, Pretrain, Recompute, TemplateName, TrainerLayout
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
 from r1mega.families.registry import FAMILIES, check_layout, read_model
@@ -54,7 +55,7 @@ def shipped() -> list[Path]:
 def test_every_shipped_config_passes_its_check_on_its_cluster(file: Path, tmp_path: Path):
     """The cluster is the one its head names; weights need not be there, but those of another stage have no config."""
     text = file.read_text()
-    assert len(text.splitlines()) <= 63
+    assert len(text.splitlines()) <= (63 if "tiny" in file.parts else 60)
     cluster = re.search(r"^# cluster: (\w+)$", text, re.MULTILINE)
     assert cluster or "tiny" in file.parts, "a full-size config names its cluster file"
     section, overrides = tomllib.loads(text)["model"], []
@@ -261,8 +262,23 @@ def test_check_says_what_run_would_refuse(overrides: list[str], part: str):
         ({"tp": 2, "sp": False}, "sp = true only"),
         ({"ep": 3, "dp": 2}, "3 does not divide the tp x dp = 2 ranks"),
         ({"tp": 2, "etp": 1}, "leave etp out"),
-        ({"tp": 2, "dp": 2, "ep": 2, "etp": 2}, "no collective for uneven parts"),
         ({"dtype": "bf16"}, "in fp32 only"),
+        ({"dp": 2, "ep": 2, "dispatcher": "flex"}, 'CUDA kernels; on the CPU set "alltoall"'),
+        ({"vpp": 2}, "2 with pp = 1: chunks are interleaved between pipeline ranks; set pp"),
+        ({"pp": 2, "pipeline": "Et|tt|tL"}, "3 stages, but pp 2 x vpp 1 makes 2"),
+        ({"pp": 2, "pipeline": "Et|xL"}, "'x' is none of E (embedding)"),
+        ({"pp": 2, "pipeline": "t|EtL"}, "E, the embedding, must stand once, and first"),
+        ({"pp": 2, "pipeline": "EtL|t"}, "L, the head, must stand once, and last"),
+        ({"pp": 2, "pipeline": "Et|mtL"}, "t after m"),
+        ({"pp": 3, "pipeline": "Et|tm|mL"}, "m in several stages"),
+        ({"pp": 2, "vpp": 2, "pipeline": "Et|tm||L"}, "m outside its rank's last chunk"),
+        ({"pp": 2, "vpp": 2, "pipeline": "Et|t|m|L"}, "m on the first pipeline rank"),
+        ({"recompute": {"granularity": "selective"}}, 'say what "selective" computes again'),
+        ({"recompute": {"granularity": "full", "modules": ["moe"]}}, "'full' does not look at them"),
+        (
+            {"recompute": {"granularity": "selective", "modules": ["moe_act"]}},
+            "'moe_act' is of Transformer Engine's experts",
+        ),
     ],
 )
 def test_layouts_that_would_train_wrongly_are_refused(layout: dict, message: str):
@@ -270,8 +286,23 @@ def test_layouts_that_would_train_wrongly_are_refused(layout: dict, message: str
     assert any(message in fault for fault in faults), faults
 
 
-@pytest.mark.parametrize("layout", [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"tp": 2, "ep": 2}, {"pp": 2}])
-def test_two_ranks_of_every_kind_are_accepted(layout: dict):
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"tp": 2},
+        {"dp": 2},
+        {"dp": 2, "distributed_optimizer": False},
+        {"dp": 2, "ep": 2, "dispatcher": "allgather"},
+        {"tp": 2, "ep": 2},
+        {"tp": 2, "dp": 2, "ep": 2, "etp": 2},
+        {"pp": 2},
+        {"pp": 2, "vpp": 2, "pipeline": "E t*3 | (t|)*2 mL"},
+        {"pp": 16, "vpp": 2, "pipeline": "Et*3|(tt|)*29m|L"},
+        {"recompute": {"granularity": "selective", "modules": ["core_attn", "layernorm", "mlp"]}},
+        {"recompute": {"granularity": "full", "method": "block", "num_layers": 2}},
+    ],
+)
+def test_layouts_of_every_kind_are_accepted(layout: dict):
     assert checks.layout_faults(Cluster(device="cpu", trainer=TrainerLayout(**layout))) == []
 
 
@@ -284,6 +315,34 @@ def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():
     assert "tokens of a chunk" not in str(raised.value)
     check_layout(spec, TrainerLayout(tp=2, ep=2), Batch(chunk_tokens=256))
     check_layout(spec, TrainerLayout(pp=2), Batch(chunk_tokens=256))  # 2 layers and 1
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"pp": 2, "vpp": 2}, r"vpp = 2 x pp = 2 does not divide the model's 3 layers .*: say in .*pipeline"),
+        ({"pp": 2, "pipeline": "Ett|ttmL"}, r"has 4 t, the model 3 layers"),
+        ({"pp": 2, "pipeline": "Ett|tL"}, r"has 0 m, the model 1 MTP layers"),
+    ],
+)
+def test_a_pipeline_that_is_not_the_models_is_refused(layout: dict, message: str):
+    spec = read_model(Path("configs/tiny/deepseek_v3.json"))
+    with pytest.raises(ConfigError, match=message):
+        check_layout(spec, TrainerLayout(**layout), Batch(chunk_tokens=256))
+    check_layout(spec, TrainerLayout(pp=2, vpp=2, pipeline="Et|t||tmL"), Batch(chunk_tokens=256))
+    tied = replace(spec, tied=True)
+    with pytest.raises(ConfigError, match=r"head is its embedding .* m belongs into L's stage"):
+        check_layout(tied, TrainerLayout(pp=3, pipeline="Ettt|m|L"), Batch(chunk_tokens=256))
+
+
+def test_what_a_model_does_not_have_cannot_be_set():
+    spec, batch = FAMILIES["llama"](SMOLLM2_135M), Batch(chunk_tokens=256)
+    with pytest.raises(ConfigError, match=r"dispatcher = 'alltoall', but the model has no experts"):
+        check_layout(spec, TrainerLayout(dispatcher="alltoall"), batch)
+    for module in ("moe", "shared_experts"):
+        recompute = Recompute(granularity="selective", modules=(module,))
+        with pytest.raises(ConfigError, match=f"the model has no part '{module}'"):
+            check_layout(spec, TrainerLayout(recompute=recompute), batch)
 
 
 def test_a_dense_model_is_held_to_its_key_value_heads_and_ids():

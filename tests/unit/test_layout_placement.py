@@ -7,7 +7,7 @@ from published import DEEPSEEK_V3, LLAMA31_8B, LLAMA33_70B, QWEN25_05B, QWEN25_3
 
 from r1mega.config.schema import Batch, TrainerLayout
 from r1mega.families.registry import FAMILIES, check_layout
-from r1mega.layout.placement import Piece, held, place, stage_layers, stages, tiling_faults
+from r1mega.layout.placement import Piece, held, place, stage_contents, stage_layers, stages, tiling_faults
 
 
 def read(hf):
@@ -20,7 +20,10 @@ def read(hf):
         (DEEPSEEK_V3, {}),
         (DEEPSEEK_V3, {"pp": 16, "dp": 64, "ep": 64}),
         (DEEPSEEK_V3, {"tp": 8, "pp": 8, "dp": 4, "ep": 32, "etp": 1}),
+        (DEEPSEEK_V3, {"pp": 16, "vpp": 2, "dp": 4, "ep": 64, "tp": 16, "pipeline": "Et*3|(tt|)*29m|L"}),
+        (DEEPSEEK_V3, {"tp": 4, "pp": 4, "dp": 2, "ep": 2, "etp": 4}),
         (QWEN25_32B, {"tp": 8, "pp": 4, "dp": 2}),
+        (QWEN25_32B, {"tp": 4, "pp": 4, "vpp": 4}),
         (QWEN25_05B, {"tp": 2, "pp": 5}),
         (LLAMA31_8B, {"tp": 8, "dp": 2}),
         (LLAMA33_70B, {"tp": 8, "pp": 3}),
@@ -78,13 +81,36 @@ def test_uneven_stages_give_the_first_ones_more():
 
 def test_tied_and_mtp_embeddings_stand_on_both_ends():
     places = {
-        name: {row.megatron: stages(row, read(hf), 4) for row in read(hf).tensors()}
+        name: {row.megatron: stages(row, read(hf), TrainerLayout(pp=4)) for row in read(hf).tensors()}
         for name, hf in (("v3", DEEPSEEK_V3), ("tied", SMOLLM2_135M), ("plain", LLAMA31_8B))
     }
     embedding = "embedding.word_embeddings.weight"
     assert {name: of[embedding] for name, of in places.items()} == {"v3": (0, 3), "tied": (0, 3), "plain": (0,)}
     assert "output_layer.weight" not in places["tied"]
     assert places["plain"]["output_layer.weight"] == places["v3"]["mtp.layers.0.eh_proj.weight"] == (3,)
+
+
+def test_a_pipeline_says_where_embedding_mtp_and_head_are():
+    spec = read(DEEPSEEK_V3)
+    layout = TrainerLayout(pp=16, vpp=2, pipeline="Et*3|(tt|)*29m|L")
+    assert stage_contents(spec, layout) == ["Ettt", *["tt"] * 29, "m", "L"]
+    at = {row.megatron: stages(row, spec, layout) for row in spec.tensors()}
+    assert at["embedding.word_embeddings.weight"] == (0, 14)
+    assert at["mtp.layers.0.eh_proj.weight"] == (14,)
+    assert at["output_layer.weight"] == (15,)
+    assert at["decoder.final_layernorm.weight"] == (13,)  # with the last layer, whose output the MTP layers take
+    norms = [at[f"decoder.layers.{i}.input_layernorm.weight"] for i in range(61)]
+    assert norms == [(0,)] * 3 + [(1 + i // 2 if i < 30 else (i - 30) // 2,) for i in range(58)]
+
+
+def test_chunks_go_round_the_ranks():
+    spec = read(QWEN25_05B)
+    layout = TrainerLayout(pp=2, vpp=3)
+    at = {row.megatron: stages(row, spec, layout) for row in spec.tensors()}
+    norms = [at[f"decoder.layers.{i}.input_layernorm.weight"] for i in range(24)]
+    assert norms == [(0,)] * 4 + [(1,)] * 4 + [(0,)] * 4 + [(1,)] * 4 + [(0,)] * 4 + [(1,)] * 4
+    assert at["embedding.word_embeddings.weight"] == (0, 1)
+    assert at["decoder.final_layernorm.weight"] == (1,)
 
 
 @pytest.mark.parametrize(

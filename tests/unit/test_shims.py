@@ -47,6 +47,24 @@ router = types.SimpleNamespace(enable_expert_bias=True, local_tokens_per_expert=
 count = getattr(TopKRouter._apply_expert_bias, "_torchdynamo_orig_callable", TopKRouter._apply_expert_bias)
 routed, padding = torch.ones(3, 8, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
 fails("expert_bias_padding", lambda: count(router, routed, padding))
+from megatron.core import tensor_parallel
+twice = lambda x, factor: x * factor[0]
+wanted = torch.ones(1, requires_grad=True)
+fails("checkpoint_arguments", lambda: tensor_parallel.checkpoint(twice, False, wanted, [2.0]))
+random._get_all_rng_states = lambda: ()
+fails("checkpoint_fp8", lambda: tensor_parallel.CheckpointWithoutOutput().checkpoint(torch.sin, wanted))
+import threading
+store, refused = dist.HashStore(), []
+def unevenly(rank):
+    gloo = dist.ProcessGroupGloo(store, rank, 2, __import__("datetime").timedelta(seconds=30))
+    try:
+        gloo.allgather([[torch.zeros(1), torch.zeros(2)]], [torch.ones(rank + 1)]).wait()
+    except Exception as e:
+        refused.append(type(e).__name__)
+threads = [threading.Thread(target=unevenly, args=[rank]) for rank in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+seen["uneven_parts"] = refused[0] if refused else None
 from megatron.core import optimizer
 seen["adam_class"] = "torch" if optimizer.USING_PYTORCH_OPTIMIZER else None
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -109,3 +127,40 @@ def test_padding_is_left_out_of_the_routing_counts(mesh):
     routed = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=torch.bool)
     TopKRouter._apply_expert_bias(router, routed, torch.tensor([False, False, True]))
     assert router.local_tokens_per_expert.tolist() == [2, 1, 1]
+
+
+def test_what_is_no_tensor_reaches_what_is_computed_again(mesh):
+    from megatron.core import tensor_parallel
+
+    x, calls = torch.tensor([3.0], requires_grad=True), []
+
+    def times(x, factors, nothing):
+        calls.append(factors)
+        return x * factors["by"]
+
+    factors = {"by": 2.0}
+    tensor_parallel.checkpoint(times, False, x, factors, None).backward()
+    assert x.grad == 2.0
+    assert len(calls) == 2  # forwards, and again on the way back
+    assert all(seen is factors for seen in calls)
+
+
+def test_uneven_parts_are_gathered_and_summed(monkeypatch):
+    """One rank of two, the other's values given."""
+    from r1mega.runtime.shims import megatron_uneven_parts as parts
+
+    theirs = torch.tensor([[5.0, 6.0]])
+
+    def gather(out, mine, group):
+        out.copy_(torch.cat([mine, torch.cat([theirs, torch.zeros(2, 2)])]))
+
+    def scatter(out, mine, group):
+        out.copy_(mine[:3] * 2)  # as if the other rank had the same
+
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", gather)
+    monkeypatch.setattr(torch.distributed, "reduce_scatter_tensor", scatter)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 0)
+    mine = torch.arange(6.0).view(3, 2)
+    assert torch.equal(parts.gather(mine, None, [3, 1]), torch.cat([mine, theirs]))
+    whole = torch.arange(8.0).view(4, 2)
+    assert torch.equal(parts.reduce_scatter(whole, None, [3, 1]), whole[:3] * 2)
