@@ -99,7 +99,8 @@ def _read_parquet(file: Path) -> Iterator[Conversation]:
         raise DataError(f"cannot read conversations from {file}: no such file")
     try:
         table = parquet.ParquetFile(file)
-        known = [n for n in table.schema_arrow.names if n in ("messages", "prompt", "response")]
+        names = table.schema_arrow.names
+        known = [n for n in names if n in ("messages", "prompt", "response")] or names
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=known):
             for row in batch.to_pylist():

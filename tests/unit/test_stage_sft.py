@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_saves_and_goes_on_bit_for_bit(
 
     def log(tracker, kind, step, row):
         real(tracker, kind, step, row)
-        if kind == "train" and step == 4:  # a validation is due after it, and no checkpoint
+        if kind == "train" and step == 3:  # noticed after step 4, where a validation is due and no checkpoint
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Tracker, "log", log)
@@ -128,7 +128,7 @@ def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path
     )  # fmt: skip
     train(config, tmp_path / "run")
     rows = metrics(tmp_path / "run")
-    assert all(3 * 96 < row["tokens"] <= 4 * 96 for row in rows)
+    assert all(2 * 96 < row["tokens"] <= 4 * 96 for row in rows)
     assert rows[2]["loss"] < rows[0]["loss"]
 
 
