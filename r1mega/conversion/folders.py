@@ -19,7 +19,7 @@ from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.sharded import places, roots
 from r1mega.runtime.mapped import MappedFiles
 from r1mega.trainer import torch_dist
-from r1mega.trainer.manifest import MANIFEST, read_model_fields, saved_tp
+from r1mega.trainer.manifest import MANIFEST, METADATA, read_model_fields, saved_tp
 from r1mega.weights.convert import check_files, to_hf, to_megatron
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -68,7 +68,7 @@ def open_folder(path: Path) -> "HFFolder | MegatronFolder":
         ConversionError: neither.
         ConfigError, WeightMappingError, CheckpointError: what is wrong with it.
     """
-    if (path / torch_dist.METADATA).is_file() or (path / MANIFEST).is_file():
+    if (path / METADATA).is_file() or (path / MANIFEST).is_file():
         return MegatronFolder(path)
     if (path / "config.json").is_file() or list(path.glob("*.safetensors")):
         return HFFolder(path)
@@ -242,7 +242,7 @@ class MegatronFolder:
     def files(self) -> list[Path]:
         keys = {place.key for place in self._places.values()}
         names = {chunk.file for key in keys for chunk in self._tensors[key].chunks.values()}
-        return [self.path / torch_dist.METADATA, *sorted(self.path / name for name in names)]
+        return [self.path / METADATA, *sorted(self.path / name for name in names)]
 
 
 def _names(dtypes: Collection[torch.dtype]) -> str:
