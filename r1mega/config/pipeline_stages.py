@@ -36,7 +36,7 @@ def faults(stages: Sequence[str], num_ranks: int, num_chunks: int) -> list[str]:
     if len(stages) != num_ranks * num_chunks:
         return [f"{len(stages)} stages, but pp {num_ranks} x vpp {num_chunks} makes {num_ranks * num_chunks}"]
     letters = "".join(stages)
-    found = []
+    found: list[str] = []
     if letters.count("E") != 1 or not stages[0].startswith("E"):
         found.append("E, the embedding, must stand once, and first")
     if letters.count("L") != 1 or not stages[-1].endswith("L"):
@@ -48,7 +48,7 @@ def faults(stages: Sequence[str], num_ranks: int, num_chunks: int) -> list[str]:
 
 def _mtp_faults(stages: Sequence[str], num_ranks: int, num_chunks: int) -> list[str]:
     letters, with_mtp = "".join(stages), [i for i, stage in enumerate(stages) if "m" in stage]
-    found = []
+    found: list[str] = []
     if "t" in letters[letters.index("m") :]:
         found.append("t after m: the MTP layers follow every other layer")
     if len(with_mtp) > 1:

@@ -102,8 +102,9 @@ class Chat:
             "chat_template": self.template,
             "return_assistant_tokens_mask": True,
         }
+        render: Any = render_jinja_template  # its own types say that each option is everything
         try:
-            rendered: Any = render_jinja_template(**options, **special)
+            rendered = render(**options, **special)
         except Exception as error:  # whatever the template or the library raises
             raise self._fault(conversation, f"refuses it: {error}") from error
         texts, marked = rendered

@@ -29,7 +29,7 @@ from r1mega.stages.saving import Saves
 from r1mega.stages.supervised import Batches, Loop, Validation, restore, summary
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
-from r1mega.weights import hf_io
+from r1mega.weights import companions, hf_io
 from r1mega.weights.megatron_io import load_weights
 
 
@@ -83,10 +83,10 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
 
 
 def _copy_tokenizer(folder: Path, to: Path, template: str) -> None:
-    """The model's tokenizer files as they are, with the chat template that was trained on."""
-    for name in hf_io.TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, to / name)
+    """The model's tokenizer and licences as they are, with the chat template that was trained on."""
+    companions.copy(companions.collect(folder, folder), to)
+    if (folder / companions.CARD).is_file():  # it states the licence
+        shutil.copyfile(folder / companions.CARD, to / companions.CARD)
     (to / "chat_template.jinja").write_text(template, encoding="utf-8")
     settings: Any = json.loads((to / "tokenizer_config.json").read_text(encoding="utf-8"))
     if "chat_template" in settings:  # older readers look here, newer ones at the file

@@ -4,7 +4,7 @@ documents of this step (data/epochs.py) -> this rank's chunks of them -> loss an
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from r1mega.algos.likelihood import likelihood_loss
@@ -36,7 +36,7 @@ class Texts(Protocol):
     def lengths(self) -> Sequence[int]: ...
 
     @property
-    def num_targets(self) -> Sequence[int]: ...
+    def num_targets(self) -> Iterable[int]: ...
 
     def document(self, i: int, weight: float) -> Document:
         """Document i, each of whose targets weighs `weight` in the loss."""

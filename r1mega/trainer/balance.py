@@ -48,7 +48,7 @@ class Router(TopKRouter):
 
 def count_in(layer_spec: Any) -> None:
     """Give a layer's spec the router that counts, where it has one."""
-    parts = getattr(layer_spec.submodules.mlp, "submodules", None)
+    parts: Any = getattr(layer_spec.submodules.mlp, "submodules", None)
     if hasattr(parts, "router"):
         parts.router = Router
 
@@ -112,7 +112,8 @@ class Balance:
 
     def _current_biases(self) -> Tensor | None:
         """[routers of this rank, E] fp32; None where it has none."""
-        biases: list[Any] = [router.expert_bias.detach() for _, router in self._routers]
+        held: list[Any] = [router.expert_bias for _, router in self._routers]
+        biases = [bias.detach() for bias in held]
         return torch.stack(biases) if biases else None
 
     def _layer(self, row: list[float]) -> LayerLoad:

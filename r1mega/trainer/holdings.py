@@ -205,7 +205,8 @@ def _trained(policy: "Policy") -> dict[Tensor, _Share]:
             mains = [(p, getattr(p, "main_param", p)) for p in params]
             mains = [(p, main) for p, main in mains if main in part.optimizer.state]
             for param, main in mains:
-                states = dict(part.optimizer.state[main]) | ({} if main is param else {"param": main})
+                states: dict[str, Tensor] = dict(part.optimizer.state[main])
+                states |= {} if main is param else {"param": main}
                 found[param] = _Share(0, param.numel(), states, divided=False)
             continue
         for param in part.model_param_group_index_map:
