@@ -180,7 +180,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        print(f"r1mega: {error.filename or 'a file'}: cannot be written: {error.strerror}", file=sys.stderr)
+        what = "read or written" if error.errno == errno.EACCES else "written"
+        print(f"r1mega: {error.filename or 'a file'}: cannot be {what}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         code = getattr(error, "exit_code", None)  # Interrupted, StageCrashed: known without importing them here

@@ -16,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from r1mega.errors import DataError, R1MegaError
+from r1mega.errors import ConfigError, DataError, R1MegaError
+from r1mega.families.spec import ModelSpec
 
 ENGINES = ("transformers", "megatron", "vllm")
 PROMPTS = ("The capital of France is Paris.", "1 + 2 = 3, and 3 + 4 = 7.", "def double(x):\n    return 2 * x\n")
@@ -97,7 +98,17 @@ def in_own_process(engine: str, model: Path, ids: list[list[int]]) -> Logprobs:
         return json.loads(out.read_text())
 
 
-def tokenise(model: Path, prompts: list[str], vocab_size: int) -> list[list[int]]:
+def read_prompts(file: Path) -> list[str]:
+    try:
+        prompts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); --prompts takes a text file, a prompt a line") from error
+    if not prompts:
+        raise DataError(f"{file}: no prompts, one a line")
+    return prompts
+
+
+def tokenise(model: Path, prompts: list[str], spec: ModelSpec) -> list[list[int]]:
     from tokenizers import Tokenizer
 
     file = model / "tokenizer.json"
@@ -106,8 +117,10 @@ def tokenise(model: Path, prompts: list[str], vocab_size: int) -> list[list[int]
     ids = [Tokenizer.from_file(str(file)).encode(text).ids for text in prompts]
     if short := [text for text, found in zip(prompts, ids, strict=True) if len(found) < 2]:
         raise DataError(f"prompt {short[0]!r} has fewer than two tokens: nothing to compare")
-    if any(i >= vocab_size for found in ids for i in found):
-        raise DataError(f"{file}: has tokens past the model's {vocab_size}: it is not the model's tokenizer")
+    if (long := max(map(len, ids))) > spec.max_positions:
+        raise DataError(f"a prompt has {long} tokens, the model max_position_embeddings = {spec.max_positions}")
+    if any(i >= spec.vocab_size for found in ids for i in found):
+        raise DataError(f"{file}: has tokens past the model's {spec.vocab_size}: it is not the model's tokenizer")
     return ids
 
 
@@ -115,10 +128,10 @@ def compare(options: argparse.Namespace) -> bool:
     """Print the table; whether every pair keeps to the bound."""
     from r1mega.families.registry import read_model
 
-    prompts: list[str] = [*PROMPTS]
-    if options.prompts:
-        prompts = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    ids = tokenise(options.model, prompts, read_model(options.model).vocab_size)
+    if len(set(options.engines)) < 2:
+        raise ConfigError(f"--engines {' '.join(options.engines)}: two different ones are needed to compare anything")
+    prompts = read_prompts(options.prompts) if options.prompts else [*PROMPTS]
+    ids = tokenise(options.model, prompts, read_model(options.model))
     found = {}
     for engine in options.engines:
         folder = options.megatron or options.model if engine == "megatron" else options.model

@@ -97,7 +97,8 @@ class Save(Section):
     """Whether training goes on while a checkpoint is written, with a copy of the state in memory until it is."""
     hf_every: int = Field(default=0, ge=0)
     """Optimiser steps between Hugging Face folders, hf_steps/step_N in the run directory; written beside training
-    from a copy of the weights in the first rank's memory. 0: only the final weights, in hf."""
+    from a copy of the weights in the first rank's memory, which must hold the whole model; all ranks wait while it
+    is gathered. 0: only the final weights, in hf."""
 
 
 class Wandb(Section):

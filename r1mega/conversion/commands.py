@@ -13,7 +13,7 @@ from r1mega.errors import ConversionError
 from r1mega.families.registry import check_layout
 
 if TYPE_CHECKING:
-    from r1mega.conversion.convert import Report
+    from r1mega.conversion.convert import Options, Report
 
 app = typer.Typer(
     add_completion=False,
@@ -51,7 +51,7 @@ def to_megatron(
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Write a Megatron checkpoint of the weights, which loads into any layout and is a stage's model.path."""
-    from r1mega.conversion.convert import Options, convert
+    from r1mega.conversion.convert import convert
     from r1mega.conversion.folders import open_folder
 
     source = open_folder(hf_dir)
@@ -60,7 +60,7 @@ def to_megatron(
     if cluster is not None:
         layout = load_cluster(cluster).trainer
         check_layout(source.spec, layout, Batch(chunk_tokens=layout.tp))
-    options = Options(processes or _cores(), tokenizer, no_tokenizer)
+    options = _options(processes, tokenizer, no_tokenizer)
     _show(convert(hf_dir, out, "megatron", None, options), out)
 
 
@@ -74,9 +74,9 @@ def to_hf(
     no_tokenizer: NoTokenizer = False,
 ) -> None:
     """Write a Hugging Face folder of a checkpoint's weights; fp8-block is the form DeepSeek publishes."""
-    from r1mega.conversion.convert import Options, convert
+    from r1mega.conversion.convert import convert
 
-    options = Options(processes or _cores(), tokenizer, no_tokenizer)
+    options = _options(processes, tokenizer, no_tokenizer)
     _show(convert(checkpoint, out, "hf", dtype.value if dtype else None, options), out)
 
 
@@ -107,6 +107,14 @@ def verify(
     print(f"{a} and {b}: {same.num_tensors} tensors, {how}")
 
 
+def _options(processes: int | None, tokenizer: Path | None, no_tokenizer: bool) -> "Options":
+    from r1mega.conversion.convert import Options
+
+    if tokenizer is not None and no_tokenizer:
+        raise ConversionError(f"--tokenizer {tokenizer} and --no-tokenizer contradict each other: give one of them")
+    return Options(processes or _cores(), tokenizer, no_tokenizer)
+
+
 def _show(report: "Report", out: Path) -> None:
     kept = f", {report.num_kept} of {report.num_parts} parts kept from before" if report.num_kept else ""
     repeated = f" and {report.num_repeated} repeated, equal to their originals" if report.num_repeated else ""
@@ -115,3 +123,4 @@ def _show(report: "Report", out: Path) -> None:
         f"{out}: {report.num_tensors} tensors{repeated}, {report.num_bytes / 1e9:.3f} GB in {report.convert_s:.1f} s "
         f"({rate:.0f} MB/s), audited in {report.audit_s:.1f} s{kept}"
     )
+    print(f"{out}: " + (f"with the tokenizer of {report.tokenizer}" if report.tokenizer else "without a tokenizer"))

@@ -11,24 +11,34 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1mega.conversion import companions
+from r1mega.conversion.card import describe_dtypes, elements_by_dtype, write_card
 from r1mega.conversion.folders import Folder, check_copies, open_folder
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.runtime.files import sync_folder, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
+from r1mega.weights import companions
+from r1mega.weights.hf_files import SHARD_BYTES
 
-SHARD_BYTES = 5 * 10**9
-"""Of a safetensors file, as Hugging Face divides them."""
 PART_BYTES = 512 * 2**20
 """What one process writes, syncs and records at once: what a kill costs at most, times the processes."""
+
+CHECKED: Mapping[DType | None, str] = {
+    None: "Every tensor was read back and compared with its source (count, shape, dtype, SHA-256).",
+    "bf16": "Every tensor was read back and is its source rounded to bf16 (count, shape, dtype, SHA-256).",
+    "fp8-block": (
+        "Every tensor was read back: FP8 blocks, multiplied out, are within half a step of e4m3 of their source, and "
+        "every other tensor is its source, rounded to bf16 (count, shape, dtype, SHA-256)."
+    ),
+}
+"""What the audit makes sure of, in the words of the card."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class Report:
     """Parts that an earlier, killed run had written."""
     convert_s: float
     audit_s: float
+    tokenizer: Path | None = None
+    """The folder whose tokenizer went along."""
 
 
 def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: Options) -> Report:
@@ -72,24 +84,33 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
             changed meanwhile.
         ConfigError, WeightMappingError, CheckpointError: what is wrong with the source, or what the audit found.
     """
-    if out.exists():
-        raise ConversionError(f"{out}: exists; choose another folder, or remove it")
-    folder = open_folder(source)
-    tokenizer = None if options.without_tokenizer else companions.find_tokenizer(source, options.tokenizer)
-    num_repeated = check_copies(folder)
     work = out.absolute().parent / f".{out.name}.converting"
+    if os.path.lexists(out) and work.is_dir() and not (work / "out").exists():
+        shutil.rmtree(work, ignore_errors=True)  # left by a kill just after OUT had appeared
+    _check_absent(out)
+    folder = open_folder(source)
+    tokenizer = None
+    if not options.without_tokenizer:
+        tokenizer = companions.find_tokenizer(source, options.tokenizer, folder.spec.vocab_size)
+    beside = companions.collect(companions.origin(source), tokenizer)
+    num_repeated = check_copies(folder)
     job = Job(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
     plan = _plan(folder, job)
     try:
         with _work_folder(work, plan):
-            report = replace(_run(folder, job, work, tokenizer, options.num_processes), num_repeated=num_repeated)
+            _check_absent(out)  # another process may have made it while this one waited or read
+            report = _run(folder, job, work, beside, options.num_processes)
+            report = replace(report, num_repeated=num_repeated, tokenizer=tokenizer)
             if _plan(open_folder(source), job) != plan:
                 raise ConversionError(f"{source}: changed while it was converted; run again, nothing was kept")
+            _check_absent(out)
             (work / "out").rename(out)
             sync_folder(work.parent)
             shutil.rmtree(work)
             return report
     except OSError as e:
+        if e.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConversionError(f"{out}: appeared during the conversion, which is kept in {work}") from e
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ConversionError(
@@ -98,10 +119,16 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
         ) from e
 
 
-def _run(folder: Folder, job: Job, work: Path, tokenizer: Path | None, num_processes: int) -> Report:
+def _check_absent(out: Path) -> None:
+    if os.path.lexists(out):  # a dangling link is something too
+        raise ConversionError(f"{out}: exists; choose another folder, or remove it")
+
+
+def _run(folder: Folder, job: Job, work: Path, beside: Mapping[str, Path], num_processes: int) -> Report:
     """Fill the work folder's `out`."""
     writer = job.writer()
-    records = _finished(work, writer.parts)
+    gone = writer.create(job.out)
+    records = {n: r for n, r in _finished(work, writer.parts).items() if n not in gone}
     todo = [part for part in writer.parts if part.number not in records]
     total = sum(part.num_bytes for part in writer.parts)
     kept = total - sum(part.num_bytes for part in todo)
@@ -110,7 +137,6 @@ def _run(folder: Folder, job: Job, work: Path, tokenizer: Path | None, num_proce
         raise ConversionError(
             f"{work.parent}: the disk is full: {(total - kept) / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB free"
         )
-    writer.create(job.out)
 
     def keep(record: Any) -> None:
         write_json(work / "parts" / f"{record['part']:06d}.json", record)
@@ -129,9 +155,9 @@ def _run(folder: Folder, job: Job, work: Path, tokenizer: Path | None, num_proce
         summary = f"{job.out}: what was written is not what was read ({len(faults)} faults); nothing of it is kept:"
         raise WeightMappingError("\n  ".join([summary, *faults]))
     written = open_folder(job.out)
-    copied = companions.copy_companions(folder.path, tokenizer, job.out)
-    companions.write_generation_config(folder, job.out)
-    companions.write_card(folder, written, job.out, dtype=_dtype_name(job, written), copied=copied)
+    companions.copy(beside, job.out)
+    companions.write_generation_config(folder.spec, job.out)
+    write_card(folder, written, job.out, dtype=_dtype_name(job, written), checked=CHECKED[job.dtype])
     for file in sorted(job.out.iterdir()):
         _sync(file)
     sync_folder(job.out)
@@ -164,8 +190,14 @@ def _work_folder(work: Path, plan: dict[str, Any]) -> Iterator[None]:
     Raises:
         ConversionError: another process holds it.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        opened = (work / "lock").open("w")
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConversionError(f"{work}: cannot be made beside the output ({e.strerror}); choose another OUT") from e
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -190,9 +222,13 @@ def _finished(work: Path, parts: list[Part]) -> dict[int, Any]:
     known = {part.number for part in parts}
     records = {}
     for file in sorted((work / "parts").glob("*.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))  # whole or absent
-        if record["part"] in known:
-            records[record["part"]] = record
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            number = record["part"]
+        except (ValueError, KeyError, TypeError):  # torn by something else than us: the part is written anew
+            continue
+        if number in known:
+            records[number] = record
     return records
 
 
@@ -204,7 +240,7 @@ def _save_id(records: list[Any]) -> str:
 def _dtype_name(job: Job, written: Folder) -> str:
     if job.dtype == "fp8-block":
         return "FP8 (e4m3, blocks of 128 x 128), bf16 elsewhere"
-    return companions.describe_dtypes(companions.elements_by_dtype(written))
+    return describe_dtypes(elements_by_dtype(written))
 
 
 def _sync(path: Path) -> None:

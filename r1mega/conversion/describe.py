@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from r1mega.conversion.companions import describe_dtypes, elements_by_dtype, num_parameters
+from r1mega.conversion.card import describe_dtypes, elements_by_dtype, num_parameters
 from r1mega.conversion.folders import HFFolder, check_copies, open_folder
 from r1mega.families.spec import Kind
 
@@ -37,6 +37,8 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     if copies:
         lines.append(f"repeats     {', '.join(copies)}: equal to their originals")
     lines.append("complete    every tensor of the model is there once, with the shape that its config gives it")
+    if folder.stored_whole:
+        lines.append("not read    the tensors' data, whose checksums `verify` and `to-hf` compare as they read it")
     if with_tensors:
         for row in folder.table:
             if folder.has(row):

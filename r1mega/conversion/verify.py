@@ -1,25 +1,20 @@
 """Whether two model folders, of either form, hold the same model: bit by bit, or to a stated tolerance."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from r1mega.conversion.folders import Folder, HFFolder, equal, open_folder
+from r1mega.conversion.folders import Folder, HFFolder, open_folder
 from r1mega.errors import WeightMappingError
-from r1mega.families.spec import Kind, Row
+from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.runtime.progress import Bar
+from r1mega.weights.hf_folder import equal
 
 STEP = 1 << 22
 """Elements compared at a time."""
-# fmt: off
-WITHOUT_EFFECT = (
-    "torch_dtype", "dtype", "transformers_version", "architectures", "_name_or_path", "use_cache", "auto_map",
-    "quantization_config",
-)
-# fmt: on
-"""Fields of config.json that say nothing of what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ def verify(a: Path, b: Path, tolerance: float | None) -> Same:
         ConfigError, ConversionError, CheckpointError: a folder that cannot be read.
     """
     left, right = open_folder(a), open_folder(b)
-    faults = _config_faults(dict(left.spec.hf), dict(right.spec.hf))
+    faults = _config_faults(left.spec, right.spec)
     for folder in (left, right):
         faults += [
             f"{folder.path}: {f}" for f in (folder.repetition_faults() if isinstance(folder, HFFolder) else ())
@@ -125,6 +120,22 @@ def _distance(x: Tensor, y: Tensor) -> tuple[int, float]:
     return count, largest
 
 
-def _config_faults(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    names = sorted((a.keys() | b.keys()) - set(WITHOUT_EFFECT))
-    return [f"config.json: {n} = {a.get(n)!r} and {b.get(n)!r}" for n in names if a.get(n) != b.get(n)]
+def _config_faults(a: ModelSpec, b: ModelSpec) -> list[str]:
+    """What two config.json say differently of the model, however each writes it."""
+    left, right = _facts(a), _facts(b)
+    names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+    return [f"config.json: {name} = {left.get(name)!r} and {right.get(name)!r}" for name in names]
+
+
+def _facts(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a spec and of its parts, `hf` aside, which is how the file writes them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.name == "eos":
+            value = part.ends
+        if dataclasses.is_dataclass(value):
+            found |= _facts(value, f"{prefix}{field.name}.")
+        elif field.name not in ("hf", "rows"):
+            found[prefix + field.name] = value
+    return found

@@ -5,7 +5,6 @@ of what was written, read back through the opposite mapping.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +14,18 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from r1mega.conversion import fp8
 from r1mega.conversion.folders import Folder, HFFolder
-from r1mega.conversion.hf_files import INDEX
-from r1mega.conversion.safetensors import Entry, lay_out
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
 from r1mega.layout.sharded import boxes, extra_states, places
+from r1mega.runtime.files import dump_json
 from r1mega.runtime.mapped import raw
 from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import write_weights_only
+from r1mega.weights import fp8
 from r1mega.weights.convert import to_hf, to_megatron
+from r1mega.weights.hf_files import INDEX, config_to_write
+from r1mega.weights.safetensors import Entry, lay_out
 
 Form = Literal["hf", "megatron"]
 DType = Literal["bf16", "fp8-block"]
@@ -51,8 +51,8 @@ class Writer(Protocol):
 
     parts: list[Part]
 
-    def create(self, out: Path) -> None:
-        """Make the files that parts are written into, unless they are there."""
+    def create(self, out: Path) -> set[int]:
+        """Make the files that parts are written into, unless they are there; parts that none of is there of."""
         ...
 
     def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
@@ -97,6 +97,8 @@ class HFWriter:
         sizes = [(i, sum(_num_bytes(t) for t in tensors)) for i, tensors in enumerate(self._outputs)]
         shards = _divide(sizes, shard_bytes)
         self.parts = []
+        self._file_of: list[str] = []
+        """Of each part."""
         self._files: list[tuple[str, bytes, int]] = []
         self._places: dict[str, tuple[str, Entry]] = {}
         self._total = sum(size for _, size in sizes)
@@ -106,6 +108,7 @@ class HFWriter:
             self._files.append((name, header, size))
             self._places |= {entry.name: (name, entry) for entry in entries}
             for part in _divide([sizes[i] for i in shard.rows], part_bytes):
+                self._file_of.append(name)
                 self.parts.append(Part(len(self.parts), part.rows, part.num_bytes))
 
     def _output(self, row: Row) -> list[tuple[str, torch.dtype, Shape]]:
@@ -136,14 +139,17 @@ class HFWriter:
             return row
         return next(r for r in self._source.table if r.megatron == row.megatron and r.kind is not Kind.COPY)
 
-    def create(self, out: Path) -> None:
+    def create(self, out: Path) -> set[int]:
+        made: set[str] = set()
         for name, header, size in self._files:
             if not (out / name).is_file() or (out / name).stat().st_size != size:
+                made.add(name)
                 with (out / name).open("wb") as file:
                     file.write(header)
                     file.truncate(size)
                     file.flush()
                     os.fsync(file.fileno())
+        return {part.number for part in self.parts if self._file_of[part.number] in made}
 
     def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
         digests: dict[str, list[str]] = {}
@@ -190,15 +196,22 @@ class HFWriter:
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
         spec = self._source.spec
-        main = self._plain_dtype(self._source.table[0])
-        config = {k: v for k, v in spec.hf.items() if k not in ("torch_dtype", "dtype")}
-        config["dtype"] = str(main).removeprefix("torch.")
+        config = config_to_write(spec.hf, self._plain_dtype(self._source.table[0]))
         if self._dtype == "fp8-block":
             config["quantization_config"] = dict(fp8.CONFIG)
-        _write_json(out / "config.json", config)
+        dump_json(out / "config.json", config)
         if len(self._files) > 1:
             weight_map = {name: file for name, (file, _) in self._places.items()}
-            _write_json(out / INDEX, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
+            dump_json(out / INDEX, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
+
+    def _distance_faults(self, row: Row, written: HFFolder) -> list[str]:
+        """Tensors of a row whose FP8 blocks are not the source's weights, rounded."""
+        pairs = zip(row.hf, self._source.parts(self._written_from(row)), strict=True)
+        return [
+            f"{name}: its FP8 blocks are further from the source than half a step"
+            for name, weight in pairs
+            if not fp8.within_half_a_step(weight, written.stored(name), written.stored(name + fp8.SUFFIX))
+        ]
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
         assert isinstance(written, HFFolder)
@@ -208,6 +221,8 @@ class HFWriter:
             if self._dtype == "fp8-block" and any(fp8.quantised(row, name) for name in row.hf):
                 names = [name for name, _, _ in self._outputs[i]]
                 found = [digest(written.stored(name)) for name in names]
+                faults += self._distance_faults(row, written)
+                self._source.release()
             elif self._source.stored_whole:
                 names, found = [", ".join(row.hf)], [digest(written.whole(row))]
             else:
@@ -231,10 +246,11 @@ class MegatronWriter:
         row = self._source.table[i]
         return torch.Size(row.shape).numel() * self._source.dtype(row).itemsize
 
-    def create(self, out: Path) -> None: ...
+    def create(self, out: Path) -> set[int]:
+        return {part.number for part in self.parts if not (out / _data_file(part)).is_file()}
 
     def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
-        name = f"__{part.number}_0.distcp"
+        name = _data_file(part)
         digests: dict[str, list[str]] = {}
         chunks: list[Any] = []
         with (out / name).open("wb") as file:
@@ -281,9 +297,8 @@ class MegatronWriter:
         for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
             (out / name).write_bytes(content)
         spec = self._source.spec
-        dtype = str(self._source.dtype(self._source.table[0])).removeprefix("torch.")
-        config = {**{k: v for k, v in spec.hf.items() if k != "torch_dtype"}, "dtype": dtype}
-        _write_json(out / "config.json", config)
+        config = config_to_write(spec.hf, self._source.dtype(self._source.table[0]))
+        dump_json(out / "config.json", config)
         write_weights_only(out, config, {})
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
@@ -309,6 +324,10 @@ def make_writer(
     return MegatronWriter(source, part_bytes)
 
 
+def _data_file(part: Part) -> str:
+    return f"__{part.number}_0.distcp"
+
+
 def _differences(names: Sequence[str], found: Sequence[str], wanted: Sequence[str]) -> list[str]:
     if len(found) != len(wanted):
         return [f"{', '.join(names)}: {len(found)} tensors written, {len(wanted)} read"]
@@ -325,7 +344,3 @@ def _write_at(descriptor: int, data: memoryview, start: int, count: Count) -> No
         written = os.pwrite(descriptor, data[at : at + WRITE_BYTES], start + at)
         at += written
         count(written)
-
-
-def _write_json(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -9,27 +9,19 @@ from dataclasses import replace
 from typing import Any
 
 from r1mega.errors import ConfigError
-from r1mega.families.fields import check_fields, flag, read_rope, token_ids, yarn
+from r1mega.families.fields import check_fields, flag, positive, read_rope, token_ids, yarn
 from r1mega.families.rows import embedding, gated_mlp, head, one
 from r1mega.families.spec import Kind, Latent, ModelSpec, Moe, Row, Shard, Yarn
 
-FP8: Mapping[str, Any] = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [128, 128],
-}
-"""`quantization_config` of a folder whose matrices are stored in FP8 with a scale for each block, as DeepSeek
-publishes them. It says nothing of what the model computes, and is left out of `ModelSpec.hf`."""
-
 FIXED: Mapping[str, tuple[Any, ...]] = {
+    "architectures": (["DeepseekV3ForCausalLM"], None),
     "attention_bias": (False,),
     "attention_dropout": (0, 0.0),
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "moe_layer_freq": (1,),
     "norm_topk_prob": (True,),
-    "quantization_config": (dict(FP8), None),
+    "output_router_logits": (False,),
     "rope_interleave": (True,),
     "scoring_func": ("sigmoid",),
     "topk_method": ("noaux_tc",),
@@ -77,7 +69,7 @@ def read(hf: Mapping[str, Any]) -> ModelSpec:
         ffn_size=hf["intermediate_size"],
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         max_positions=hf["max_position_embeddings"],
-        init_std=hf.get("initializer_range", 0.02),
+        init_std=positive(hf, "initializer_range", 0.02),
         tied=flag(hf, "tie_word_embeddings", False),
         rope=read_rope(hf, {"yarn": _yarn}),
         attention=Latent(
@@ -96,9 +88,9 @@ def read(hf: Mapping[str, Any]) -> ModelSpec:
             num_groups=hf["n_group"],
             group_top_k=hf["topk_group"],
             ffn_size=hf["moe_intermediate_size"],
-            routed_scaling=float(hf.get("routed_scaling_factor", 2.5)),
+            routed_scaling=float(positive(hf, "routed_scaling_factor", 2.5)),
         ),
-        num_mtp_layers=hf.get("num_nextn_predict_layers") or 0,
+        num_mtp_layers=0 if (mtp := hf.get("num_nextn_predict_layers")) is None else mtp,
         **token_ids(hf, bos=0, eos=1),
         hf={},
         rows=rows,
@@ -111,8 +103,10 @@ def _completed(spec: ModelSpec, hf: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with every default written out: transformers and vLLM do not have the same ones."""
     assert isinstance(spec.attention, Latent)
     assert spec.moe is not None
+    # Transformers writes null where it has not worked out a dimension yet.
+    left_out = {"quantization_config", *(name for name in ("head_dim", "qk_head_dim") if hf.get(name) is None)}
     return {
-        **{name: value for name, value in hf.items() if name != "quantization_config"},
+        **{name: value for name, value in hf.items() if name not in left_out},
         "architectures": ["DeepseekV3ForCausalLM"],
         "first_k_dense_replace": spec.moe.num_dense_layers,
         "initializer_range": spec.init_std,
@@ -136,13 +130,13 @@ def _check(spec: ModelSpec, hf: Mapping[str, Any]) -> None:
     attention, moe = spec.attention, spec.moe
     assert isinstance(attention, Latent)
     assert moe is not None
-    if hf.get("num_key_value_heads", spec.num_heads) != spec.num_heads:
+    if hf.get("num_key_value_heads") not in (None, spec.num_heads):
         raise ConfigError("num_key_value_heads must equal num_attention_heads under latent attention")
     qk = attention.qk_nope_dim + attention.qk_rope_dim
-    if hf.get("qk_head_dim", qk) != qk:
+    if hf.get("qk_head_dim") not in (None, qk):
         raise ConfigError("qk_head_dim must equal qk_nope_head_dim + qk_rope_head_dim")
     # Transformers takes it for the rotary dimension, as it writes it; others leave it out.
-    if hf.get("head_dim", attention.qk_rope_dim) != attention.qk_rope_dim:
+    if hf.get("head_dim") not in (None, attention.qk_rope_dim):
         raise ConfigError(f"head_dim = {hf['head_dim']!r} must equal qk_rope_head_dim, or be left out")
     if attention.qk_rope_dim % 2:
         raise ConfigError(f"qk_rope_head_dim = {attention.qk_rope_dim}: must be even, since channels turn in pairs")
@@ -158,9 +152,7 @@ def _check(spec: ModelSpec, hf: Mapping[str, Any]) -> None:
         )
     if attention.q_lora_rank is not None and not (type(attention.q_lora_rank) is int and attention.q_lora_rank > 0):
         raise ConfigError(f"q_lora_rank = {attention.q_lora_rank!r}: must be a positive integer, or null")
-    if not (isinstance(spec.init_std, int | float) and spec.init_std > 0):
-        raise ConfigError(f"initializer_range = {spec.init_std!r}: must be a positive number")
-    if not (isinstance(spec.num_mtp_layers, int) and spec.num_mtp_layers >= 0):
+    if not (type(spec.num_mtp_layers) is int and spec.num_mtp_layers >= 0):
         raise ConfigError(f"num_nextn_predict_layers = {spec.num_mtp_layers!r}: must be a whole number, 0 or more")
     dense = moe.num_dense_layers
     if type(dense) is not int or not 0 <= dense <= spec.num_layers:
@@ -175,9 +167,9 @@ def _check(spec: ModelSpec, hf: Mapping[str, Any]) -> None:
 def _yarn(rope: dict[str, Any]) -> Yarn:
     """DeepSeek's YaRN, whose mscale fields also scale the attention scores; takes its fields out of `rope`."""
     mscale, all_dim = (rope.pop(name, default) for name, default in (("mscale", 1.0), ("mscale_all_dim", 0.0)))
-    found = replace(yarn(rope), mscale=float(mscale), mscale_all_dim=float(all_dim))
-    if found.mscale <= 0 or found.mscale_all_dim < 0:
-        raise ConfigError(f"mscale = {mscale!r}, mscale_all_dim = {all_dim!r}: must not be negative, mscale not 0")
+    if all_dim != 0 or isinstance(all_dim, bool):
+        positive({"mscale_all_dim": all_dim}, "mscale_all_dim")
+    found = replace(yarn(rope), mscale=float(positive({"mscale": mscale}, "mscale")), mscale_all_dim=float(all_dim))
     if found.mscale_all_dim == 0 and found.mscale != 1:
         raise ConfigError(
             f"mscale = {mscale!r} without mscale_all_dim: Transformers ignores it then, Megatron and vLLM do not"

@@ -60,6 +60,7 @@ def read_dense(this: Dense, hf: Mapping[str, Any]) -> ModelSpec:
         ConfigError: a field is missing, out of range, or not understood.
     """
     fixed = {"attention_dropout": (0, 0.0), "hidden_act": ("silu",), **this.fixed}
+    fixed["architectures"] = ([this.architecture], None)  # another head computes something else
     check_fields(hf, fixed=fixed, sizes=SIZES, known=(*OTHERS, *this.ignored))
     spec = ModelSpec(
         family=this.family,
@@ -109,7 +110,7 @@ def _completed(this: Dense, spec: ModelSpec, hf: Mapping[str, Any]) -> dict[str,
     attention = spec.attention
     assert isinstance(attention, Grouped)
     return {
-        **hf,
+        **{name: value for name, value in hf.items() if name != "quantization_config"},
         "architectures": [this.architecture],
         "initializer_range": spec.init_std,
         "num_key_value_heads": attention.num_kv_heads,

@@ -9,12 +9,21 @@ from r1mega.families.spec import Llama3Scaling, Rope, Yarn
 
 # fmt: off
 IGNORED = (
-    "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
-    "model_type", "output_attentions", "output_hidden_states", "problem_type", "return_dict", "sep_token_id",
-    "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "_name_or_path",
+    "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
+    "model_type", "output_attentions", "output_hidden_states", "problem_type", "quantization_config", "return_dict",
+    "sep_token_id", "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "_name_or_path",
 )
 # fmt: on
-"""Fields that do not change what any family computes."""
+"""Fields that do not change what any family computes; `check_fields` looks at how weights are quantised."""
+
+FP8: Mapping[str, Any] = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
+"""`quantization_config` of a folder whose matrices are stored in FP8 with a scale for each block, as DeepSeek
+publishes them. It says nothing of what the model computes, and is left out of `ModelSpec.hf`."""
 
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 """Fields that `read_rope` reads."""
@@ -41,8 +50,28 @@ def check_fields(
     every = {*fixed, *sizes, *known, *IGNORED, *ROPE}
     faults += [f"{name} = {hf[name]!r}: unknown field" for name in hf if name not in every]
     faults += [f"{name} = {hf.get(name)!r}: a positive integer is needed" for name in sizes if not is_size(hf, name)]
+    if hf.get("quantization_config") is not None:
+        faults += quantization_faults(hf["quantization_config"])
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+def quantization_faults(config: Any) -> list[str]:
+    """What a quantization_config says that is not `FP8`; which matrices are stored so, their dtypes say."""
+    if not isinstance(config, dict):
+        return [f"quantization_config = {config!r}: expected an object"]
+    faults = [
+        f"quantization_config.{field} = {config[field]!r}: only {value!r} is read"
+        for field, value in FP8.items()
+        if field in config and config[field] != value
+    ]
+    faults += [
+        f"quantization_config.{field} is missing; only {dict(FP8)} is read"
+        for field in ("quant_method", "weight_block_size")
+        if field not in config
+    ]
+    others = sorted(config.keys() - FP8.keys() - {"modules_to_not_convert"})
+    return faults + [f"quantization_config.{field} = {config[field]!r}: unknown field" for field in others]
 
 
 def is_size(hf: Mapping[str, Any], name: str) -> bool:
@@ -83,15 +112,27 @@ def token_ids(hf: Mapping[str, Any], bos: int | None, eos: int | None) -> dict[s
         bos, eos: what transformers takes where the file says nothing.
 
     Raises:
-        ConfigError: there is no end token.
+        ConfigError: there is no end token, or one of them is no id of the vocabulary.
     """
     end = hf.get("eos_token_id", eos)
     end = tuple(end) if isinstance(end, list) else end
     ends = end if isinstance(end, tuple) else (end,)
-    if not ends or not all(type(i) is int for i in ends):
-        raise ConfigError(f"eos_token_id = {hf.get('eos_token_id')!r}: a token id, or a list of some, is needed")
-    pad = hf.get("pad_token_id")
-    return {"bos": hf.get("bos_token_id", bos), "eos": end, "pad": ends[0] if pad is None else pad}
+    if not ends or not all(_is_id(hf, i) for i in ends):
+        raise ConfigError(
+            f"eos_token_id = {hf.get('eos_token_id')!r}: {_IDS.format(hf['vocab_size'])}, or a list of some"
+        )
+    start, pad = hf.get("bos_token_id", bos), hf.get("pad_token_id")
+    for name, token in (("bos_token_id", start), ("pad_token_id", pad)):
+        if token is not None and not _is_id(hf, token):
+            raise ConfigError(f"{name} = {token!r}: {_IDS.format(hf['vocab_size'])}, or null")
+    return {"bos": start, "eos": end, "pad": ends[0] if pad is None else pad}
+
+
+_IDS = "a token id is needed, below vocab_size = {}"
+
+
+def _is_id(hf: Mapping[str, Any], token: Any) -> bool:
+    return type(token) is int and 0 <= token < hf["vocab_size"]
 
 
 def read_rope(hf: Mapping[str, Any], types: Mapping[str, Callable[[dict[str, Any]], Any]]) -> Rope:
@@ -110,7 +151,8 @@ def read_rope(hf: Mapping[str, Any], types: Mapping[str, Callable[[dict[str, Any
     found = {**(old or {}), **(new or {})}
     rope = dict(found)
     named = {kind for kind in (rope.pop("rope_type", None), rope.pop("type", None)) if kind}
-    thetas = {float(theta) for theta in (rope.pop("rope_theta", None), hf.get("rope_theta")) if theta is not None}
+    stated = [theta for theta in (rope.pop("rope_theta", None), hf.get("rope_theta")) if theta is not None]
+    thetas = {float(positive({"rope_theta": theta}, "rope_theta")) for theta in stated}
     if len(named) > 1 or len(thetas) > 1:
         raise ConfigError(
             f"rope_theta = {hf.get('rope_theta')!r} with rope parameters {found}: two values of one field"
@@ -127,27 +169,32 @@ def read_rope(hf: Mapping[str, Any], types: Mapping[str, Callable[[dict[str, Any
 
 def llama3(rope: dict[str, Any]) -> Llama3Scaling:
     """The scaling of rope type llama3; takes its fields out of `rope`."""
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, length = (positive(rope, name) for name in names)
-    for name in names:
+    low, high = (positive(rope, name) for name in ("low_freq_factor", "high_freq_factor"))
+    factor, length = _extension(rope)
+    for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
         del rope[name]
     if low >= high:
         raise ConfigError(f"low_freq_factor = {low} must be below high_freq_factor = {high}")
-    return Llama3Scaling(float(factor), float(low), float(high), int(length))
+    return Llama3Scaling(factor, float(low), float(high), length)
+
+
+def _extension(rope: Mapping[str, Any]) -> tuple[float, int]:
+    """(factor, original_max_position_embeddings) of a scaling, which extends and never shortens."""
+    factor = positive(rope, "factor")
+    if factor < 1:
+        raise ConfigError(f"factor = {factor!r}: must be 1 or more")
+    name = "original_max_position_embeddings"
+    if not is_size(rope, name):
+        raise ConfigError(f"{name} = {rope.get(name)!r}: a positive integer is needed")
+    return float(factor), rope[name]
 
 
 def yarn(rope: dict[str, Any]) -> Yarn:
     """The scaling of rope type yarn without its mscale fields; takes its fields out of `rope`."""
-    numbers = {name: positive(rope, name) for name in ("factor", "original_max_position_embeddings")}
-    numbers |= {name: positive(rope, name, default) for name, default in (("beta_fast", 32), ("beta_slow", 1))}
-    for name in numbers:
+    factor, length = _extension(rope)
+    fast, slow = (float(positive(rope, name, default)) for name, default in (("beta_fast", 32), ("beta_slow", 1)))
+    if fast < slow:
+        raise ConfigError(f"beta_fast = {fast:g} must not be below beta_slow = {slow:g}")
+    for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
         rope.pop(name, None)
-    length = int(numbers.pop("original_max_position_embeddings"))
-    return Yarn(
-        factor=float(numbers["factor"]),
-        original_max_position_embeddings=length,
-        beta_fast=float(numbers["beta_fast"]),
-        beta_slow=float(numbers["beta_slow"]),
-        mscale=1.0,
-        mscale_all_dim=0.0,
-    )
+    return Yarn(factor, length, fast, slow, mscale=1.0, mscale_all_dim=0.0)

@@ -9,7 +9,7 @@ tests/unit/test_conversion_sharded.py.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r1mega.families.spec import Kind, Row, Shape, Shard
@@ -114,11 +114,3 @@ def _padded(row: Row, tp: int) -> int:
 def roots(table: Sequence[Row]) -> set[str]:
     """First parts of the model's keys: what else a checkpoint holds (optimiser, reference) begins otherwise."""
     return {row.megatron.split(".", 1)[0] for row in table}
-
-
-def by_key(found: Mapping[str, Place]) -> dict[str, list[str]]:
-    """Names of the table that share a key, in their order."""
-    shared: dict[str, list[str]] = {}
-    for name, place in found.items():
-        shared.setdefault(place.key, []).append(name)
-    return shared

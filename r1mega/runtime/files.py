@@ -27,6 +27,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def dump_json(path: Path, value: Any) -> None:
+    """Write `value` as `write_json` does, in a folder that gets its name when all of it is there."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, complete or absent."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -21,7 +21,7 @@ import torch
 
 from r1mega.errors import CheckpointError
 from r1mega.trainer.holdings import Box
-from r1mega.trainer.torch_dist import Chunk, Stored, empty_object, metadata_files, write_chunk
+from r1mega.trainer.torch_dist import Chunk, Stored, cover_faults, empty_object, metadata_files, write_chunk
 
 POLL_S = 0.05
 READ_BYTES = 4 * 2**20
@@ -187,31 +187,8 @@ def _not_whole(key: str, entries: list[dict[str, Any]]) -> Iterator[str]:
     if len({(e["dtype"], *e["shape"]) for e in entries}) > 1:
         yield f"{key}: parts of different tensors"
         return
-    held, whole = sum(math.prod(e["sizes"]) for e in entries), math.prod(entries[0]["shape"])
-    if held != whole:
-        yield f"{key}: {held} of {whole} elements"
-    elif len(entries) > 1 and _overlap(entries):
-        yield f"{key}: parts overlap"
-
-
-def _overlap(entries: list[dict[str, Any]]) -> bool:
-    """Whether two boxes have an element in common.
-
-    Sorted by their first corner, only boxes whose first axis still reaches the next one's need to be looked at.
-    """
-    open_boxes: list[dict[str, Any]] = []
-    for entry in sorted(entries, key=lambda e: e["offset"]):
-        first = entry["offset"][0]
-        open_boxes = [e for e in open_boxes if e["offset"][0] + e["sizes"][0] > first]
-        if any(_meet(entry, other) for other in open_boxes):
-            return True
-        open_boxes.append(entry)
-    return False
-
-
-def _meet(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    spans = zip(a["offset"], a["sizes"], b["offset"], b["sizes"], strict=True)
-    return all(x < y + m and y < x + n for x, n, y, m in spans)
+    boxes = [(tuple(e["offset"]), tuple(e["sizes"])) for e in entries]
+    yield from (f"{key}: {fault}" for fault in cover_faults(tuple(entries[0]["shape"]), boxes))
 
 
 def _part(rank: int) -> str:

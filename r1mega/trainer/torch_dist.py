@@ -12,7 +12,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +25,25 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from r1mega.errors import CheckpointError
 from r1mega.families.spec import Shape
 from r1mega.runtime.mapped import MappedFiles, raw, read_only
+from r1mega.trainer.manifest import METADATA
 
-METADATA = ".metadata"
-ALLOWED = ("torch", "collections", "typing")
-BUILTINS = ("set", "frozenset", "dict", "list", "tuple", "slice", "range", "int", "float", "bytearray")
-"""What a `.metadata` may name; everything else becomes an empty shell."""
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+_DTYPES += ("int64", "int32", "int16", "int8", "uint8", "bool")
+# fmt: off
+_CLASSES = (
+    "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+    "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+)
+# fmt: on
+ALLOWED = {
+    *(("torch", name) for name in ("Size", *_DTYPES)),
+    *(("torch.distributed.checkpoint.metadata", name) for name in _CLASSES),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),  # a look-up in torch's own table of layouts
+    ("collections", "OrderedDict"),
+    *(("builtins", name) for name in ("set", "frozenset", "dict", "list", "tuple", "slice")),
+}
+"""What a `.metadata` may name, each by itself; everything else becomes an empty shell that is never called."""
 
 
 @dataclass(frozen=True)
@@ -63,46 +77,92 @@ class _Shell:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = module.split(".")[0] in ALLOWED or (module == "builtins" and name in BUILTINS)
-        return super().find_class(module, name) if known else _Shell
+        if "." in name:  # protocol 4 looks it up part by part, through whatever the module has imported
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint does")
+        return super().find_class(module, name) if (module, name) in ALLOWED else _Shell
 
 
 def read_metadata(folder: Path) -> dict[str, Stored]:
     """Every tensor of a checkpoint.
 
     Raises:
-        CheckpointError: no readable `.metadata`, a file missing or shorter than it says, or a tensor with holes.
+        CheckpointError: no readable `.metadata`, a file missing or shorter than it says, or a tensor whose chunks do
+            not cover it exactly once; lists all.
     """
     file = folder / METADATA
     try:
         with file.open("rb") as handle:
-            found: Any = _Unpickler(handle).load()
-        places = {(i.fqn, tuple(i.offset)): s for i, s in found.storage_data.items() if i.offset is not None}
+            tensors, faults = _tensors(_Unpickler(handle).load())
     except OSError as e:
         raise CheckpointError(
             f"{file}: cannot be read ({e.strerror}): not a Megatron checkpoint, or half of one"
         ) from e
     except Exception as e:  # a torn pickle raises anything
         raise CheckpointError(f"{file}: torn ({type(e).__name__}: {e})") from e
-    tensors, faults = {}, []
+    faults += _file_faults(folder, tensors.values())
+    if faults:
+        raise CheckpointError(f"{folder}: torn ({len(faults)} faults):\n  " + "\n  ".join(faults))
+    return tensors
+
+
+def _tensors(found: Any) -> tuple[dict[str, Stored], list[str]]:
+    """The tensors of an unpickled `.metadata`, and what is wrong with their chunks."""
+    places = {(i.fqn, tuple(i.offset)): s for i, s in found.storage_data.items() if i.offset is not None}
+    tensors: dict[str, Stored] = {}
+    faults: list[str] = []
     for key, about in found.state_dict_metadata.items():
         if not isinstance(about, dcp.TensorStorageMetadata):
             continue
-        chunks = {}
+        shape = tuple(about.size)
+        chunks: dict[Shape, Chunk] = {}
         for box in about.chunks:
             offset = tuple(box.offsets)
             stored = places.get((key, offset))
             if stored is None:
                 faults.append(f"{key}: chunk {offset} has no place in a file")
                 continue
+            if offset in chunks:
+                faults.append(f"{key}: two chunks at {offset}")
+            if Path(stored.relative_path).name != stored.relative_path:
+                faults.append(f"{key}: chunk {offset} lies in {stored.relative_path!r}, outside the folder")
+                continue
             chunks[offset] = Chunk(offset, tuple(box.sizes), stored.relative_path, stored.offset, stored.length)
-        if sum(math.prod(c.sizes) for c in chunks.values()) != math.prod(about.size):
-            faults.append(f"{key}: its {len(chunks)} chunks do not make up {tuple(about.size)}")
-        tensors[key] = Stored(about.properties.dtype, tuple(about.size), chunks)
-    faults += _file_faults(folder, tensors.values())
-    if faults:
-        raise CheckpointError(f"{folder}: torn ({len(faults)} faults):\n  " + "\n  ".join(faults))
-    return tensors
+        boxes = [(c.offset, c.sizes) for c in chunks.values()]
+        faults += [f"{key}: {fault}" for fault in cover_faults(shape, boxes)]
+        tensors[key] = Stored(about.properties.dtype, shape, chunks)
+    return tensors, faults
+
+
+def cover_faults(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> list[str]:
+    """What keeps boxes (offset, sizes) from covering a tensor exactly once, no element left to chance."""
+    for offset, sizes in boxes:
+        if not len(offset) == len(sizes) == len(shape) or not all(
+            0 <= o <= o + n <= s for o, n, s in zip(offset, sizes, shape, strict=True)
+        ):
+            return [f"a chunk of {sizes} at {offset} lies outside of {shape}"]
+    held, whole = sum(math.prod(sizes) for _, sizes in boxes), math.prod(shape)
+    if held != whole:
+        return [f"its {len(boxes)} chunks do not make up {shape}: {held} of {whole} elements"]
+    return ["its chunks overlap"] if len(boxes) > 1 and _overlap(boxes) else []
+
+
+def _overlap(boxes: Sequence[tuple[Shape, Shape]]) -> bool:
+    """Whether two boxes have an element in common.
+
+    Sorted by their first corner, only boxes whose first axis still reaches the next one's need to be looked at.
+    """
+    open_boxes: list[tuple[Shape, Shape]] = []
+    for box in sorted(boxes):
+        first = box[0][0]
+        open_boxes = [(offset, sizes) for offset, sizes in open_boxes if offset[0] + sizes[0] > first]
+        if any(_meet(box, other) for other in open_boxes):
+            return True
+        open_boxes.append(box)
+    return False
+
+
+def _meet(a: tuple[Shape, Shape], b: tuple[Shape, Shape]) -> bool:
+    return all(x < y + m and y < x + n for x, n, y, m in zip(*a, *b, strict=True))
 
 
 def _file_faults(folder: Path, tensors: Iterable[Stored]) -> list[str]:

@@ -75,12 +75,18 @@ def check_files(table: Sequence[Row], shapes: Sequence[tuple[str, tuple[int, ...
     _raise(faults, "the folder and the model do not map one to one")
 
 
-def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapping[str, Tensor]) -> None:
+def fill(
+    table: Sequence[Row],
+    read: Callable[[str], Tensor | None],
+    state: Mapping[str, Tensor],
+    done: Callable[[], None] = lambda: None,
+) -> None:
     """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
 
     Args:
         read: a tensor by its Hugging Face name, None for an absent copy (`check_files` says what may be absent).
         state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
+        done: called after each row, whose tensors are needed no more.
 
     Raises:
         WeightMappingError: a repeated embedding or head differs from its original.
@@ -99,6 +105,7 @@ def fill(table: Sequence[Row], read: Callable[[str], Tensor | None], state: Mapp
                 copy = read(name)
                 if copy is not None and not torch.equal(local_part(row, copy).to(target), target):
                     faults.append(f"{name}: differs from {row.megatron}, which it should repeat")
+            done()
     _raise(faults, "the folder contradicts itself")
 
 

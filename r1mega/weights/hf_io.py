@@ -1,45 +1,32 @@
 """Hugging Face folders: export of a policy, and the inverse through the same table."""
 
-import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from r1mega.errors import CheckpointError, WeightMappingError
+from r1mega.errors import CheckpointError
 from r1mega.runtime.background import Background
-from r1mega.runtime.files import write_folder
+from r1mega.runtime.files import dump_json, write_folder
 from r1mega.trainer.policy import Policy
-from r1mega.weights.convert import check_files, fill
+from r1mega.weights import companions
+from r1mega.weights.convert import fill
+from r1mega.weights.hf_files import INDEX, SHARD_BYTES, config_to_write
+from r1mega.weights.hf_folder import HFFolder
 from r1mega.weights.source import PolicySource
-
-SHARD_BYTES = 5 * 2**30
-"""Size above which a new safetensors file is begun."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: Background | None = None) -> None:
-    """Write config.json, generation_config.json, safetensors and the tokenizer's files; complete or not at all.
+    """Write config.json, safetensors, and what travels with them (`companions`); complete or not at all.
 
     MTP layers are written under DeepSeek's published names, embedding and head repeated as published. Every rank
     calls this; the first one writes.
 
     Args:
         folder: replaced if it exists.
-        tokenizer_dir: where the tokenizer's files are copied from; None copies none.
+        tokenizer_dir: the model that this one began as, or a tokenizer alone: its tokenizer, generation config and
+            licences are copied; None copies none.
         beside: write in this thread from a copy of the weights, made on the first rank, and return when it is made;
             without it tensors are written as they come, and a file's worth of them is in memory at most.
 
@@ -61,18 +48,17 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: 
         policy.mesh.barrier()
 
 
-def _write_all(policy: Policy, to: Path, tensors: Iterable[tuple[str, Tensor]], tokenizer_dir: Path | None) -> None:
+def _write_all(policy: Policy, to: Path, tensors: Iterable[tuple[str, Tensor]], source: Path | None) -> None:
     _write_tensors(tensors, to)
     spec = policy.spec
-    dtype = str(policy.network.config.params_dtype).removeprefix("torch.")
-    config = {**{k: v for k, v in spec.hf.items() if k != "torch_dtype"}, "dtype": dtype}
-    _write_json(to / "config.json", config)
-    generation = {"bos_token_id": spec.bos, "eos_token_id": spec.eos, "pad_token_id": spec.pad}
-    _write_json(to / "generation_config.json", generation)
-    if tokenizer_dir is not None:
-        for file in (tokenizer_dir / name for name in TOKENIZER_FILES):
-            if file.is_file():
-                shutil.copyfile(file, to / file.name)
+    config = config_to_write(spec.hf, policy.network.config.params_dtype)
+    dump_json(to / "config.json", config)
+    companions.copy(companions.collect(source, source), to)
+    companions.write_generation_config(spec, to, trained=True)
+    rows = {"family": spec.family, "dtype": config["dtype"], "trained by": f"r1mega {companions.version()}"}
+    if source is not None:
+        rows["tokenizer and licence of"] = f"`{source.resolve().name}`"
+    companions.write_card(to, source, library="transformers", title="Trained model", rows=rows, said=[])
 
 
 def _write_beside(policy: Policy, folder: Path, tensors: Iterable[tuple[str, Tensor]], source: Path | None) -> None:
@@ -106,31 +92,15 @@ def _emptied(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_into(policy: Policy, folder: Path) -> None:
-    """Fill a policy's weights from a Hugging Face folder; the optimiser keeps its moments.
+    """Fill a policy's weights from a Hugging Face folder, FP8 blocks multiplied out; the optimiser keeps its moments.
 
     Raises:
-        WeightMappingError: no safetensors, an unreadable file, or tensors that do not map one to one; lists all.
+        ConfigError: the folder is quantised in another way than DeepSeek's.
+        WeightMappingError: no safetensors, an unreadable file, a wrong index, weights that are no floats, or tensors
+            that do not map one to one; lists all.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise WeightMappingError(f"{folder}: no safetensors file")
-    table = policy.spec.tensors()
-    handles = {}
-    shapes: list[tuple[str, tuple[int, ...]]] = []
-    try:
-        for file in files:
-            handle = safe_open(file, framework="pt")
-            for name in handle.keys():  # noqa: SIM118 (not a dict)
-                handles[name] = handle
-                shapes.append((name, tuple(handle.get_slice(name).get_shape())))
-    except SafetensorError as e:
-        raise WeightMappingError(f"{file}: unreadable ({e})") from e
-    check_files(table, shapes)
-
-    def read(name: str) -> Tensor | None:
-        return handles[name].get_tensor(name) if name in handles else None
-
-    fill(table, read, policy.state())
+    files = HFFolder(folder, policy.spec)
+    fill(files.table, files.tensor, policy.state(), files.release)
     policy.weights_changed()
 
 
@@ -156,8 +126,4 @@ def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     for i, name in enumerate(names):
         (folder / f"{i}.part").rename(folder / name)
     index = {"metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in weight_map.items()}}
-    _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_json(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    dump_json(folder / INDEX, index)

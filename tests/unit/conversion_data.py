@@ -39,16 +39,25 @@ def unique_tensors(spec, dtype=torch.float32):
     return tensors
 
 
+def tokenizer(*tokens):
+    """A tokenizer.json of words, with ids from 0."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "a"}
+    empty = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    return json.dumps({"version": "1.0", **dict.fromkeys(empty), "added_tokens": [], "model": model})
+
+
 def write_folder(folder: Path, spec, tensors, num_files=1, **config):
     """A whole Hugging Face folder, with a tokenizer, a chat template, a licence and a card."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**spec.hf, **config}))
-    (folder / "tokenizer.json").write_text('{"a": 1}')
+    (folder / "tokenizer.json").write_text(tokenizer("a"))
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "generation_config.json").write_text('{"temperature": 0.6}')
     (folder / "LICENSE").write_text("MIT")
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n# theirs\n")
+    (folder / "USE_POLICY.md").write_text("for good")
+    (folder / "README.md").write_text("---\nlicense: mit\nlicense_link: LICENSE\ntags:\n- x\n---\n# theirs\n")
     names = list(tensors)
     if num_files == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

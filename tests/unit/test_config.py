@@ -127,7 +127,7 @@ def test_config_and_path_exclude_each_other(model: str):
 
 
 def test_styles_must_sum_to_one():
-    assert "sum to 1.13, they must sum to 1" in fault(BASE, "data.styles.think=0.5")
+    assert "sum to 1.1, they must sum to 1" in fault(BASE, "data.styles={think=0.5,tags=0.2,steps=0.2,plain=0.2}")
 
 
 def test_relative_paths_count_from_the_file_and_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

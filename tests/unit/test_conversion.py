@@ -1,6 +1,7 @@
 """Conversions: bit for bit there and back, through Megatron's own loader, from training checkpoints, in parts."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -101,12 +102,14 @@ def test_what_belongs_to_a_model_travels_along(source, megatron, tmp_path):
         "chat_template.jinja",
         "generation_config.json",
         "LICENSE",
+        "USE_POLICY.md",
     ):
         assert (megatron / name).read_bytes() == (source / name).read_bytes()
         assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()
     card = (megatron / "README.md").read_text()
     for part in (
-        "license: mit",
+        "license: mit\nlicense_link: LICENSE\n---",
+        "compared with its source (count",
         "Hugging Face folder `tiny`",
         "deepseek_v3",
         "851,216",
@@ -115,12 +118,14 @@ def test_what_belongs_to_a_model_travels_along(source, megatron, tmp_path):
         "r1mega",
     ):
         assert part in card
+    assert "is its source rounded to bf16" in (tmp_path / "hf" / "README.md").read_text()
     tensors = load_all(tmp_path / "hf")
     assert {t.dtype for n, t in tensors.items() if "e_score" not in n} == {torch.bfloat16}
     assert {t.dtype for n, t in tensors.items() if "e_score" in n} == {torch.float32}
     wanted = load_all(source)
     assert all(torch.equal(t, wanted[n].to(t.dtype)) for n, t in tensors.items())
-    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"  # older transformers and vLLM know the second
 
 
 def test_several_processes_write_the_same_bytes(source, megatron, tmp_path):
@@ -191,6 +196,65 @@ def test_an_existing_folder_is_left_alone(source, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_folder_that_appears_meanwhile_is_left_alone(source, tmp_path, monkeypatch):
+    """Empty as it is, a rename would replace it."""
+    from r1mega.conversion import writers
+
+    original = writers.MegatronWriter.finish
+
+    def meanwhile(self, out, records, save_id):
+        (tmp_path / "out").mkdir()
+        original(self, out, records, save_id)
+
+    monkeypatch.setattr(writers.MegatronWriter, "finish", meanwhile)
+    with pytest.raises(ConversionError, match="out: exists"):
+        convert(source, tmp_path / "out", "megatron", None, ONE)
+    assert list((tmp_path / "out").iterdir()) == []
+    # What a kill after the rename would leave goes when the next command finds its output.
+    shutil.rmtree(tmp_path / ".out.converting" / "out")
+    with pytest.raises(ConversionError, match="out: exists"):
+        convert(source, tmp_path / "out", "megatron", None, ONE)
+    assert not (tmp_path / ".out.converting").exists()
+
+
+def test_places_where_no_folder_can_be_made(source, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / ".busy.converting").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out, named in (
+        ("file/out", "cannot be made"),
+        ("busy", "cannot be made"),
+        ("x" * 250, "cannot be made"),
+        ("link", "link: exists"),
+    ):
+        with pytest.raises(ConversionError, match=named):
+            convert(source, tmp_path / out, "megatron", None, ONE)
+
+
+@pytest.mark.parametrize("form", ["megatron", "hf"])
+def test_records_that_are_torn_and_files_that_are_gone_are_made_anew(source, tmp_path, monkeypatch, form):
+    from r1mega.conversion import writers
+
+    writer = {"megatron": writers.MegatronWriter, "hf": writers.HFWriter}[form]
+    original = writer.finish
+    options = replace(ONE, shard_bytes=2 << 20)
+
+    def killed(self, out, records, save_id):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out", form, None, options)
+    work = tmp_path / ".out.converting"
+    records = sorted((work / "parts").iterdir())
+    records[0].write_text("")
+    sorted((work / "out").iterdir())[-1].unlink()
+    monkeypatch.setattr(writer, "finish", original)
+    report = convert(source, tmp_path / "out", form, None, options)
+    assert 0 < report.num_kept < report.num_parts - 1
+    assert verify(source, tmp_path / "out", None).largest == 0
+
+
 def test_the_command_line(source, megatron, tmp_path, capsys):
     from r1mega.conversion.commands import app
 
@@ -203,10 +267,14 @@ def test_the_command_line(source, megatron, tmp_path, capsys):
 
     assert "135 tensors" in run("to-megatron", source, tmp_path / "m", "--cluster", "laptop2", "--processes", 1)
     assert "135 tensors" in run("to-hf", tmp_path / "m", tmp_path / "h", "--dtype", "fp8-block", "--processes", 1)
+    assert f"with the tokenizer of {tmp_path / 'm'}" in run.said
     assert "bitwise equal" in run("verify", source, megatron)
     assert "equal within" in run("verify", source, tmp_path / "h", "--tolerance", 1e9)
+    assert "within half a step of e4m3" in (tmp_path / "h" / "README.md").read_text()
     text = run("inspect", tmp_path / "h", "--tensors")
     for part in ("FP8", "deepseek_v3", "851,216", "equal to their originals", "lm_head.weight  (384, 128)  bfloat16"):
         assert part in text
+    with pytest.raises(ConversionError, match="contradict each other"):
+        run("to-hf", tmp_path / "m", tmp_path / "x", "--tokenizer", source, "--no-tokenizer")
     with pytest.raises(ConversionError, match="already"):
         run("to-megatron", megatron, tmp_path / "x")

@@ -1,21 +1,30 @@
 """Every fault of a folder has one clear message, and every mutation of its tensors is seen."""
 
+import argparse
 import errno
+import importlib.util
+import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
+import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conversion_data import ONE, load_all, tiny_spec, unique_tensors, write_folder
+from conversion_data import ONE, load_all, tiny_spec, tokenizer, unique_tensors, write_folder
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import metadata as dcp
 
 from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.conversion.verify import verify
-from r1mega.errors import CheckpointError, ConfigError, ConversionError, R1MegaError, WeightMappingError
+from r1mega.errors import CheckpointError, ConfigError, ConversionError, DataError, R1MegaError, WeightMappingError
+from r1mega.trainer.manifest import digest
+from r1mega.weights.companions import find_tokenizer
 
 UP = "model.layers.1.mlp.experts.{}.up_proj.weight"
 
@@ -86,6 +95,14 @@ def test_a_wrong_index(folder, tmp_path):
     assert "expected a JSON object" in refused(folder, tmp_path)
 
 
+def test_what_is_no_file_is_not_blamed_on_an_index_that_is_not_there(folder, tmp_path):
+    rewrite(folder, lambda t: None)
+    (folder / "x.safetensors").symlink_to(tmp_path / "nowhere")
+    (folder / "y.safetensors").mkdir()
+    text = refused(folder, tmp_path)
+    assert all(f"{folder / n}.safetensors: no file, or a broken link" in text for n in "xy") and "index" not in text
+
+
 def rewrite(folder, change):
     """The folder's tensors, changed, in one file."""
     tensors = load_all(folder)
@@ -139,13 +156,43 @@ def test_other_faults_of_a_folder(folder, tmp_path):
     assert "no safetensors file" in refused(folder, tmp_path)
 
 
-def test_a_tokenizer_from_elsewhere_comes_first(whole, tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "tokenizer.json").write_text('{"b": 2}')
-    convert(whole, tmp_path / "out", "megatron", None, replace(ONE, tokenizer=tmp_path / "other"))
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"b": 2}'
+def test_a_tokenizer_from_elsewhere_comes_whole_and_alone(whole, tmp_path):
+    """Files of two tokenizers make none, and another tokenizer is no other licence."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text(tokenizer("a", "b"))
+    for name in ("LICENSE", "generation_config.json", "modeling_x.py"):
+        (other / name).write_text("of the other model")
+    convert(whole, tmp_path / "out", "megatron", None, replace(ONE, tokenizer=other))
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == tokenizer("a", "b")
+    assert not any((tmp_path / "out" / n).exists() for n in ("tokenizer_config.json", "chat_template.jinja"))
+    for name in ("LICENSE", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "out" / "modeling_x.py").exists()
     with pytest.raises(ConversionError, match="no tokenizer"):
         convert(whole, tmp_path / "out2", "megatron", None, replace(ONE, tokenizer=tmp_path))
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
+    """An unrelated folder two levels up is no run; a tokenizer has no more tokens than the model, and has some."""
+    model = tmp_path / "models" / "tiny"
+    model.mkdir(parents=True)
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(tokenizer("a"))
+    with pytest.raises(ConversionError, match="no tokenizer"):
+        find_tokenizer(model, None, 384)
+    (tmp_path / "run.json").touch()
+    (tmp_path / "checkpoints" / "step_1").mkdir(parents=True)
+    assert find_tokenizer(tmp_path / "checkpoints" / "step_1", None, 384) == tmp_path / "tokenizer"
+    for text, named in (
+        (tokenizer(*map(str, range(385))), "ids up to 384, the model has 384"),
+        (tokenizer(), "without tokens"),
+        ("", "not a tokenizer"),
+        ('{"a": 1}', "not a tokenizer"),
+    ):
+        (model / "tokenizer.json").write_text(text)
+        with pytest.raises(ConversionError, match=named):
+            find_tokenizer(model, None, 384)
 
 
 def swap(a, b):
@@ -250,7 +297,7 @@ def test_a_damaged_megatron_folder(megatron, tmp_path):
     file.unlink()
     with pytest.raises(CheckpointError, match=r"__1_0\.distcp: missing"):
         open_folder(copy)
-    (copy / ".metadata").write_bytes((megatron / ".metadata").read_bytes()[:5000])
+    change_metadata(copy, lambda _: (megatron / ".metadata").read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="torn"):
         open_folder(copy)
     (copy / ".metadata").unlink()
@@ -258,15 +305,102 @@ def test_a_damaged_megatron_folder(megatron, tmp_path):
         open_folder(copy)
 
 
+def sign(folder, manifest):
+    """Write a manifest as its writer would, over the `.metadata` that lies there."""
+    content = (folder / ".metadata").read_bytes()
+    manifest["files"][".metadata"] = {"bytes": len(content), "crc32": zlib.crc32(content)}
+    (folder / "policy.json").write_text(json.dumps({**manifest, "crc32": digest(manifest)}))
+
+
+def change_metadata(folder, change):
+    """Write a folder's `.metadata` and its manifest's digests anew, with another pickle."""
+    found = pickle.loads((folder / ".metadata").read_bytes())
+    (folder / ".metadata").write_bytes(change(found) or pickle.dumps(found))
+    sign(folder, json.loads((folder / "policy.json").read_text()))
+
+
+def moved(shift):
+    """Moves a chunk of linear_fc1 by some rows, so that it is found there in both of the pickle's tables."""
+
+    def change(found):
+        key = "decoder.layers.0.mlp.linear_fc1.weight"
+        chunk = found.state_dict_metadata[key].chunks[1]
+        old = tuple(chunk.offsets)
+        chunk.offsets = torch.Size((old[0] + shift, *old[1:]))
+        index = next(i for i in found.storage_data if i.fqn == key and tuple(i.offset) == old)
+        found.storage_data[dcp.MetadataIndex(key, chunk.offsets, 1)] = found.storage_data.pop(index)
+
+    return change
+
+
+def test_chunks_that_overlap_or_stick_out_are_refused(megatron, tmp_path):
+    """By volume alone they would make up the tensor, and rows that no chunk has would be whatever memory held."""
+    for shift, named in ((-10, "linear_fc1.weight: its chunks overlap"), (10, "lies outside of")):
+        copy = shutil.copytree(megatron, tmp_path / f"copy{shift}")
+        change_metadata(copy, moved(shift))
+        with pytest.raises(CheckpointError, match=named):
+            open_folder(copy)
+
+
+def test_a_manifest_and_a_metadata_that_were_changed_are_seen(megatron, tmp_path):
+    copy = shutil.copytree(megatron, tmp_path / "copy")
+    (copy / ".metadata").write_bytes((megatron / ".metadata").read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match=r"\.metadata: torn: other bytes than were written"):
+        open_folder(copy)
+    manifest = json.loads((copy / "policy.json").read_text())
+    for change in ({"model": {**manifest["model"], "rope_theta": 5e5}}, {"crc32": None}):
+        (copy / "policy.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(CheckpointError, match=r"policy\.json: other bytes than were written"):
+            open_folder(copy)
+
+
+@pytest.mark.parametrize("layout", [None, "tp2", {}, {"tp": 0}, {"tp": True}])
+def test_a_manifest_with_another_kind_of_layout_is_torn(megatron, tmp_path, layout):
+    copy = shutil.copytree(megatron, tmp_path / "copy")
+    sign(copy, {**json.loads((copy / "policy.json").read_text()), "layout": layout})
+    with pytest.raises(CheckpointError, match=r"policy\.json: torn \(layout = "):
+        open_folder(copy)
+
+
+# Pickles that call os.system: by its own name, through a module that torch has imported, and as dotted names.
+EVIL = [
+    b"cposix\nsystem\n(S'touch {}'\ntR.",
+    *(
+        b"\x80\x04\x8c" + bytes([len(m)]) + m + b"\x8c" + bytes([len(n)]) + n + b"\x93X\x00\x00\x00\x00\x85R."
+        for m, n in ((b"torch.serialization", b"os.system"), (b"torch", b"os.system"), (b"builtins", b"eval"))
+    ),
+]
+
+
+@pytest.mark.parametrize("pickled", EVIL)
+def test_a_hostile_metadata_runs_nothing(megatron, tmp_path, pickled, monkeypatch):
+    copy = shutil.copytree(megatron, tmp_path / "copy")
+    called = []
+    monkeypatch.setattr(os, "system", called.append)
+    change_metadata(copy, lambda _: pickled.replace(b"{}", str(tmp_path / "ran").encode()))
+    with pytest.raises(CheckpointError, match=r"\.metadata: torn"):
+        open_folder(copy)
+    assert called == [] and not (tmp_path / "ran").exists()
+
+
+def test_only_the_names_that_a_checkpoint_has_are_looked_up(megatron):
+    from r1mega.trainer.torch_dist import _Shell, _Unpickler
+
+    for module, name in (("torch", "load"), ("torch.serialization", "os"), ("collections", "namedtuple")):
+        assert _Unpickler(io.BytesIO()).find_class(module, name) is _Shell
+    with pytest.raises(pickle.UnpicklingError, match=r"torch\.serialization\.os\.system"):
+        _Unpickler(io.BytesIO()).find_class("torch.serialization", "os.system")
+
+
 def test_a_megatron_folder_of_another_model(megatron, tmp_path):
     copy = shutil.copytree(megatron, tmp_path / "copy")
     manifest = json.loads((copy / "policy.json").read_text())
     manifest["model"]["num_hidden_layers"] = 4
-    (copy / "policy.json").write_text(json.dumps(manifest))
+    sign(copy, manifest)
     with pytest.raises(WeightMappingError, match=r"decoder\.layers\.3\.input_layernorm\.weight: missing"):
         open_folder(copy)
     manifest["model"]["num_hidden_layers"] = 2
-    (copy / "policy.json").write_text(json.dumps(manifest))
+    sign(copy, manifest)
     with pytest.raises(WeightMappingError, match=r"decoder\.layers\.2\.input_layernorm\.weight: unmapped"):
         open_folder(copy)
 
@@ -274,8 +408,14 @@ def test_a_megatron_folder_of_another_model(megatron, tmp_path):
 def test_configs_that_differ_are_named(folder, megatron):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 5e5}))
-    with pytest.raises(WeightMappingError, match=r"config\.json: rope_theta = 500000\.0 and 10000\.0"):
+    with pytest.raises(WeightMappingError, match=r"\(1 diff.*:\n.*: rope\.theta = 500000\.0 and 10000\.0"):
         verify(folder, megatron, None)
+    # The same model in transformers 5's words.
+    new = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling")}
+    new |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "id2label": {"0": "x"}}
+    new["eos_token_id"] = [config["eos_token_id"]]
+    (folder / "config.json").write_text(json.dumps(new))
+    assert verify(folder, megatron, None).largest == 0
 
 
 def test_a_tolerance_is_kept_to(folder, megatron):
@@ -319,3 +459,22 @@ def test_other_faults_of_the_system_are_not_called_a_full_disk(whole, tmp_path, 
     with pytest.raises(OSError, match="Input/output"):
         convert(whole, tmp_path / "out", "megatron", None, ONE)
     assert not issubclass(OSError, R1MegaError)
+
+
+def test_prompts_that_cannot_be_compared_are_refused(tmp_path):
+    file = Path(__file__).parents[2] / "tools" / "compare_logprobs.py"
+    found = importlib.util.spec_from_file_location("compare_logprobs", file)
+    tool = importlib.util.module_from_spec(found)
+    found.loader.exec_module(tool)
+    with pytest.raises(DataError, match=r"nosuch\.txt: cannot be read"):
+        tool.read_prompts(tmp_path / "nosuch.txt")
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(DataError, match=r"empty\.txt: no prompts"):
+        tool.read_prompts(tmp_path / "empty.txt")
+    with pytest.raises(ConfigError, match="two different ones"):
+        tool.compare(argparse.Namespace(model=tmp_path, engines=["vllm"], prompts=None, megatron=None, bound=1e-4))
+    words = json.loads(tokenizer("a", "b"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**words, "pre_tokenizer": {"type": "Whitespace"}}))
+    assert tool.tokenise(tmp_path, ["a b"], tiny_spec()) == [[0, 1]]
+    with pytest.raises(DataError, match="a prompt has 3 tokens, the model max_position_embeddings = 2"):
+        tool.tokenise(tmp_path, ["a b a"], tiny_spec(max_position_embeddings=2))

@@ -8,11 +8,11 @@ import torch
 from conversion_data import ONE, assert_same, load_all, tiny_spec, unique_tensors, write_folder
 from published import DEEPSEEK_V3
 
-from r1mega.conversion import fp8
 from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.registry import model_of
+from r1mega.weights import fp8
 
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 """Every e4m3 number; two of them are not numbers."""
@@ -173,4 +173,21 @@ def test_weights_that_are_no_numbers_are_not_quantised(tmp_path):
     tensors["model.layers.1.mlp.experts.3.up_proj.weight"][0, 0] = float("nan")
     folder = write_folder(tmp_path / "nan", spec, tensors)
     with pytest.raises(WeightMappingError, match=r"experts\.3\.up_proj\.weight: not finite"):
+        convert(folder, tmp_path / "out", "hf", "fp8-block", ONE)
+
+
+def test_the_audit_holds_fp8_blocks_against_the_source(tmp_path, monkeypatch):
+    """Digests of what was written say nothing of whether it was quantised well."""
+    spec = tiny_spec()
+    folder = write_folder(tmp_path / "a", spec, unique_tensors(spec))
+    original = fp8.quantise
+
+    def one_code_off(weight):
+        codes, scales = original(weight)
+        if tuple(weight.shape) == (128, 256):
+            codes.view(torch.uint8)[5, 7] ^= 1
+        return codes, scales
+
+    monkeypatch.setattr(fp8, "quantise", one_code_off)
+    with pytest.raises(WeightMappingError, match=r"\(1 faults\).*\n.*layers\.0\.mlp\.down_proj.*half a step"):
         convert(folder, tmp_path / "out", "hf", "fp8-block", ONE)

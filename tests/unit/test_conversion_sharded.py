@@ -50,7 +50,7 @@ def test_every_place_is_megatrons(make_policy, model):
 
 
 def test_a_vocabulary_is_stored_with_the_padding_of_the_ranks():
-    """As tests/distributed/test_convert_families.py finds it in checkpoints of two ranks."""
+    """As tests/distributed/test_convert_layouts.py finds it in checkpoints of two ranks."""
     spec = model_of(MODELS["deepseek_tied"], Path("config.json"))
     one, two = places(spec.tensors()), places(spec.tensors(), tp=2)
     embedding = two.pop("embedding.word_embeddings.weight")

@@ -20,8 +20,11 @@ from published import (
 from trainer_data import TINY
 
 from r1mega.errors import ConfigError
+from r1mega.families.fields import FP8
 from r1mega.families.registry import FAMILIES, read_model
 from r1mega.families.spec import Grouped, Kind, Latent, Llama3Scaling, Yarn
+
+YARN = {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64}
 
 
 @pytest.fixture
@@ -54,6 +57,29 @@ def test_the_tiny_model_is_read(spec):
         ({"first_k_dense_replace": 3}, "first_k_dense_replace = 3 leaves no mixture"),
         ({"q_lora_rank": 0}, "q_lora_rank"),
         ({"head_dim": 64}, "head_dim = 64"),
+        ({"routed_scaling_factor": float("nan")}, "routed_scaling_factor = nan"),
+        ({"routed_scaling_factor": -1}, "routed_scaling_factor = -1"),
+        ({"routed_scaling_factor": "2.5"}, "routed_scaling_factor = '2.5'"),
+        ({"routed_scaling_factor": True}, "routed_scaling_factor = True"),
+        ({"num_nextn_predict_layers": True}, "num_nextn_predict_layers = True"),
+        ({"num_nextn_predict_layers": False}, "num_nextn_predict_layers = False"),
+        ({"output_router_logits": True}, "output_router_logits"),
+        ({"rope_theta": "500000"}, "rope_theta = '500000'"),
+        ({"rope_theta": True}, "rope_theta = True"),
+        ({"rope_scaling": {**YARN, "factor": 0.5}}, r"factor = 0\.5: must be 1 or more"),
+        ({"rope_scaling": {**YARN, "beta_fast": 1, "beta_slow": 32}}, "beta_fast = 1 must not be below"),
+        (
+            {"rope_scaling": {**YARN, "original_max_position_embeddings": 1.5}},
+            "original_max_position_embeddings = 1.5",
+        ),
+        ({"rope_scaling": {**YARN, "mscale": "1"}}, "mscale = '1'"),
+        ({"rope_scaling": {**YARN, "mscale": True, "mscale_all_dim": 1.0}}, "mscale = True"),
+        ({"eos_token_id": 384}, "eos_token_id = 384: a token id is needed, below vocab_size = 384"),
+        ({"eos_token_id": [1, -1]}, "eos_token_id"),
+        ({"eos_token_id": "1"}, "eos_token_id = '1'"),
+        ({"bos_token_id": 1000}, "bos_token_id = 1000"),
+        ({"pad_token_id": "0"}, "pad_token_id = '0'"),
+        ({"architectures": ["DeepseekV3ForSequenceClassification"]}, "DeepseekV3ForSequenceClassification"),
         ({"eos_token_id": []}, "eos_token_id"),
         ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, "two values"),
         ({"rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2}}, "two values"),
@@ -170,8 +196,10 @@ for line in sys.stdin:
 
 def test_what_transformers_writes_is_read_as_the_same_model():
     """Transformers 5 names rope and layers otherwise, and writes every default out."""
-    names = [name for name in PARAMETERS if name != "DeepSeek-V3"]  # it would load the FP8 kernels' config
-    lines = "\n".join(json.dumps(PARAMETERS[name][0]) for name in names)
+    names = [*PARAMETERS]
+    # Without the quantization_config, of which it would load the FP8 kernels.
+    plain = [{k: v for k, v in PARAMETERS[name][0].items() if k != "quantization_config"} for name in names]
+    lines = "\n".join(map(json.dumps, plain))
     command = [sys.executable, "-W", "ignore", "-c", WRITTEN_BY_TRANSFORMERS]
     result = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -208,6 +236,11 @@ def test_what_transformers_writes_is_read_as_the_same_model():
         (LLAMA31_8B, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         (LLAMA31_8B, {"rope_scaling": {**LLAMA31_8B["rope_scaling"], "attention_factor": 2.0}}, "attention_factor"),
         (LLAMA31_8B, {"vocab_size": None}, "vocab_size"),
+        (LLAMA31_8B, {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+        (LLAMA31_8B, {"architectures": ["LlamaModel"]}, "LlamaModel"),
+        (LLAMA31_8B, {"rope_scaling": {**LLAMA31_8B["rope_scaling"], "factor": 0.5}}, "factor = 0.5"),
+        (LLAMA31_8B, {"rope_theta": "500000"}, "rope_theta"),
+        (LLAMA31_8B, {"pad_token_id": -1}, "pad_token_id"),
     ],
 )
 def test_what_a_dense_family_does_not_have_is_refused_by_name(hf, fields, named):
@@ -241,3 +274,19 @@ def test_with_vocab_changes_config_and_shapes(spec):
     assert other.tensors()[0].shape == (500, 128)
     assert (other.hf["vocab_size"], other.hf["eos_token_id"], other.pad) == (500, 6, 7)
     assert spec.vocab_size == 384
+
+
+@pytest.mark.parametrize("hf", [DEEPSEEK_V3, QWEN25_05B, QWEN3_06B, LLAMA31_8B])
+def test_fp8_blocks_are_no_part_of_any_family(hf):
+    """As DeepSeek publishes them, and as vLLM's tools write them; the model is the same."""
+    plain = FAMILIES[hf["model_type"]]({k: v for k, v in hf.items() if k != "quantization_config"})
+    for changed in ({}, {"modules_to_not_convert": ["lm_head"]}):
+        spec = FAMILIES[hf["model_type"]]({**hf, "quantization_config": {**FP8, **changed}})
+        assert spec == plain and "quantization_config" not in spec.hf
+    short = {k: v for k, v in FP8.items() if k != "fmt"}
+    assert FAMILIES[hf["model_type"]]({**hf, "quantization_config": short}) == plain
+
+
+def test_dimensions_that_are_null_are_left_out(write):
+    spec = read_model(write(head_dim=None, qk_head_dim=None, num_key_value_heads=None, output_router_logits=False))
+    assert "head_dim" not in spec.hf and spec.hf["num_key_value_heads"] == spec.num_heads

@@ -186,7 +186,7 @@ def test_a_checkpoint_that_lacks_or_repeats_a_part_is_not_made(make_policy, tmp_
         save(lambda boxes: boxes[1:])
     with pytest.raises(CheckpointError, match=f"{half.values.numel()} of {box.values.numel()} elements"):
         save(lambda boxes: [half, *boxes[1:]])
-    with pytest.raises(CheckpointError, match=re.escape(f"{box.key}: parts overlap")):
+    with pytest.raises(CheckpointError, match=re.escape(f"{box.key}: its chunks overlap")):
         save(lambda boxes: [half, half, *boxes[1:]])
     assert not list(tmp_path.iterdir())
 

@@ -90,11 +90,34 @@ def test_the_folder_is_what_vllm_needs(folder):
     assert config["scoring_func"] == "sigmoid"
     assert config["architectures"] == ["DeepseekV3ForCausalLM"]
     names = {p.name for p in folder.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"}
     tensors = load_file(folder / "model.safetensors")
     assert "model.layers.2.mlp.experts.7.gate_proj.weight" in tensors
     assert torch.equal(tensors["model.layers.3.embed_tokens.weight"], tensors["model.embed_tokens.weight"])
     assert torch.equal(tensors["model.layers.3.shared_head.head.weight"], tensors["lm_head.weight"])
+
+
+def test_an_export_keeps_what_came_with_its_model(trained, spec, tmp_path):
+    """Licences, the card's words on them, every chat template, and a generation config that ends where we do."""
+    from r1mega.weights.hf_io import export
+
+    base = tmp_path / "base"
+    base.mkdir()
+    for name in ("tokenizer.json", "chat_template.json", "LICENSE-MODEL", "USE_POLICY.md"):
+        (base / name).write_text(name)
+    (base / "README.md").write_text("---\nlicense:\n- mit\nlicense_name: own\ntags: [a]\n---\n# theirs\n")
+    ends = [*spec.ends, 7]
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": ends}))
+    export(trained, tmp_path / "hf", base)
+    for name in ("tokenizer.json", "chat_template.json", "LICENSE-MODEL", "USE_POLICY.md"):
+        assert (tmp_path / "hf" / name).read_text() == name
+    assert "license:\n- mit\nlicense_name: own\n---\n" in (tmp_path / "hf" / "README.md").read_text()
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["eos_token_id"]) == (0.6, ends)
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": 7}))
+    export(trained, tmp_path / "hf", base)
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["eos_token_id"]) == (0.6, spec.eos)
 
 
 def test_an_exported_config_reads_back(folder, spec):
@@ -120,6 +143,48 @@ def test_every_fault_of_a_folder_is_listed_at_once(make_policy, folder, tmp_path
     for part in ("4 faults", "model.norm.weight: missing", "(3, 3)", "surprise.weight: unmapped", "found 2 times"):
         assert part in str(fault.value)
     assert all(torch.equal(t, before[n]) for n, t in policy.state().items())
+
+
+def test_a_stage_reads_a_folder_as_strictly_as_a_conversion(make_policy, folder, tmp_path):
+    """Weights of no float dtype, an index that names a missing file; files beside an index do not count."""
+    from r1mega.weights.hf_io import load_into
+
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
+    save_file({"tok_embeddings.weight": torch.ones(2)}, tmp_path / "consolidated.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    load_into(make_policy(), tmp_path)
+    where = {**dict.fromkeys(tensors, "model.safetensors"), "lm_head.weight": "model-2.safetensors"}
+    index.write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(WeightMappingError, match=r"model-2\.safetensors: missing, model\.safetensors\.index"):
+        load_into(make_policy(), tmp_path)
+    index.unlink()
+    (tmp_path / "consolidated.safetensors").unlink()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(WeightMappingError, match=r"lm_head\.weight: dtype int8"):
+        load_into(make_policy(), tmp_path)
+
+
+def test_a_stage_starts_from_fp8_blocks_as_deepseek_publishes_them(make_policy, spec, folder, tmp_path):
+    from r1mega.weights import fp8
+    from r1mega.weights.hf_io import load_into
+
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.2.self_attn.o_proj.weight"
+    for weight in [n for row in spec.tensors() for n in row.hf if fp8.quantised(row, n)]:
+        tensors[weight], tensors[weight + fp8.SUFFIX] = fp8.quantise(tensors[weight])
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": dict(fp8.CONFIG)}))
+    policy = make_policy()
+    load_into(policy, tmp_path)
+    wanted = fp8.dequantise(tensors[name], tensors[name + fp8.SUFFIX]).float()
+    assert torch.equal(policy.state()["decoder.layers.2.self_attention.linear_proj.weight"], wanted)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightMappingError, match=r"FP8, but config\.json has no quantization_config"):
+        load_into(policy, tmp_path)
 
 
 def test_a_copy_that_differs_is_refused(make_policy, folder, tmp_path):

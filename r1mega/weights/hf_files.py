@@ -1,14 +1,19 @@
 """What stands in a Hugging Face folder: its config, its safetensors files and their index."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1mega.conversion import fp8
-from r1mega.conversion.safetensors import Entry, read_header
+import torch
+
 from r1mega.errors import ConfigError, WeightMappingError
+from r1mega.weights import fp8
+from r1mega.weights.safetensors import Entry, read_header
 
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+"""Size above which a new safetensors file is begun, as Hugging Face divides them."""
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], bool]:
@@ -23,6 +28,12 @@ def read_config(folder: Path) -> tuple[dict[str, Any], bool]:
     if quantization is not None:
         fp8.check_config(quantization, str(file))
     return fields, quantization is not None
+
+
+def config_to_write(hf: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a model whose weights are written as `dtype`, under the name before transformers 5 as well."""
+    name = str(dtype).removeprefix("torch.")
+    return {**hf, "dtype": name, "torch_dtype": name}
 
 
 def read_files(folder: Path) -> tuple[list[tuple[Path, Entry]], list[str]]:
@@ -48,7 +59,8 @@ def read_files(folder: Path) -> tuple[list[tuple[Path, Entry]], list[str]]:
     torn = []
     for name in names:
         if not (folder / name).is_file():
-            torn.append(f"{folder / name}: missing, {INDEX} names it")
+            named = weight_map is not None and name in weight_map.values()
+            torn.append(f"{folder / name}: {f'missing, {INDEX} names it' if named else 'no file, or a broken link'}")
             continue
         try:
             entries += [(folder / name, entry) for entry in read_header(folder / name)]

@@ -9,7 +9,6 @@ of the published index.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1mega.errors import ConfigError
+from r1mega.families.fields import FP8, quantization_faults
 from r1mega.families.spec import Kind, Row, Shape
 
 BLOCK = 128
@@ -24,12 +24,7 @@ LARGEST = 448.0
 """The largest finite e4m3 number."""
 CODES, SCALES = torch.float8_e4m3fn, torch.float32
 SUFFIX = "_scale_inv"
-CONFIG: Mapping[str, Any] = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [BLOCK, BLOCK],
-}
+CONFIG = FP8
 """quantization_config of a folder in this form."""
 STRIP_BLOCKS = 8
 """Rows of blocks that are worked on at once: temporary memory is a few times theirs in fp32."""
@@ -54,17 +49,8 @@ def check_config(config: Any, where: str) -> None:
     Raises:
         ConfigError: naming the field.
     """
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where}: quantization_config = {config!r}: expected an object")
-    for field, value in CONFIG.items():
-        if field in config and config[field] != value:
-            raise ConfigError(f"{where}: quantization_config.{field} = {config[field]!r}: only {value!r} is read")
-    for field in ("quant_method", "weight_block_size"):
-        if field not in config:
-            raise ConfigError(f"{where}: quantization_config.{field} is missing; only {dict(CONFIG)} is read")
-    others = sorted(config.keys() - CONFIG.keys() - {"modules_to_not_convert"})
-    if others:
-        raise ConfigError(f"{where}: quantization_config.{others[0]} = {config[others[0]]!r}: unknown field")
+    if faults := quantization_faults(config):
+        raise ConfigError(f"{where}: {'; '.join(faults)}")
 
 
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -99,6 +85,21 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
         codes[rows] = (strip / spread).clamp_(-LARGEST, LARGEST).to(CODES)  # the strip may be the weight itself
         scales[blocks] = scale
     return codes, scales
+
+
+def within_half_a_step(weight: Tensor, codes: Tensor, scales: Tensor) -> bool:
+    """Whether codes and scales are a weight [M, N] rounded to e4m3: each element within half a step of the original.
+
+    A step is an eighth of the power of two below a number, and never less than 2^-9.
+    """
+    for rows, blocks in _strips(weight.shape[0]):
+        height, width = rows.stop - rows.start, weight.shape[1]
+        spread = scales[blocks].repeat_interleave(BLOCK, 0)[:height].repeat_interleave(BLOCK, 1)[:, :width]
+        wanted = weight[rows].float() / spread
+        half = wanted.abs().clamp_min_(2.0**-6).log2_().floor_().exp2_() / 16
+        if not bool(((codes[rows].float() - wanted).abs_() <= half * (1 + 1e-5)).all()):
+            return False
+    return True
 
 
 def _strips(num_rows: int) -> list[tuple[slice, slice]]:

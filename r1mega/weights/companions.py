@@ -1,0 +1,173 @@
+"""What travels with a model's weights, exported or converted: tokenizer, generation config, licences, a card."""
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from r1mega.errors import ConversionError
+from r1mega.families.spec import ModelSpec
+from r1mega.runtime.files import dump_json
+
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Any one of these makes a tokenizer."""
+# fmt: off
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.*",
+)
+"""Taken from one folder only: files of two tokenizers make none."""
+LICENCES = ("license*", "licence*", "notice*", "use_policy*")
+OTHERS = ("generation_config.json", "configuration_*.py", "modeling_*.py", *LICENCES)
+"""The model's own, whatever tokenizer goes with it; capitals do not count."""
+# fmt: on
+GENERATION = "generation_config.json"
+CARD = "README.md"
+
+
+def find_tokenizer(source: Path, given: Path | None, vocab_size: int) -> Path:
+    """The folder whose tokenizer goes with a model: the one that was named, the model's own, or its run's.
+
+    Raises:
+        ConversionError: none has a tokenizer, or it is torn, empty or has more tokens than the model.
+    """
+    run = run_of(source)
+    places = [source, *([run / "tokenizer", run / "hf"] if run else [])] if given is None else [given]
+    for place in places:
+        if any((place / name).is_file() for name in TOKENIZER):
+            _check_tokenizer(place, vocab_size)
+            return place
+    wanted = ", ".join(TOKENIZER[:-1]) + f" or {TOKENIZER[-1]}"
+    raise ConversionError(
+        f"{given or source}: no tokenizer ({wanted}); name its folder with --tokenizer, or convert without: "
+        "--no-tokenizer"
+    )
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint RUN/checkpoints/step_N lies in; None of any other folder."""
+    checkpoints = checkpoint.resolve().parent
+    return (
+        checkpoints.parent
+        if checkpoints.name == "checkpoints" and (checkpoints.parent / "run.json").is_file()
+        else None
+    )
+
+
+def origin(source: Path) -> Path:
+    """The folder whose licences and generation config are a model's: its own, or its run's export."""
+    run = run_of(source)
+    return run / "hf" if run is not None and (run / "hf").is_dir() else source
+
+
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
+    file = next(folder / name for name in TOKENIZER if (folder / name).is_file())
+    try:
+        if file.name == "tokenizer.model":  # sentencepiece's, which only its own package reads
+            num_tokens = vocab_size if file.stat().st_size else 0
+        elif file.name == "vocab.json":
+            num_tokens = 1 + max(json.loads(file.read_text(encoding="utf-8")).values(), default=-1)
+        else:
+            from tokenizers import Tokenizer
+
+            num_tokens = 1 + max(
+                Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values(), default=-1
+            )
+    except Exception as e:  # tokenizers raises Exception itself
+        raise ConversionError(f"{file}: not a tokenizer that can be read ({e}); fetch it again") from e
+    if not num_tokens:
+        raise ConversionError(f"{file}: a tokenizer without tokens; fetch it again")
+    if num_tokens > vocab_size:
+        raise ConversionError(
+            f"{file}: its tokens have ids up to {num_tokens - 1}, the model has {vocab_size}: it is another model's; "
+            "name the right folder with --tokenizer, or convert without: --no-tokenizer"
+        )
+
+
+def collect(source: Path | None, tokenizer: Path | None) -> dict[str, Path]:
+    """The files that travel along, by name: a tokenizer's from its folder alone, all else from the source's.
+
+    Raises:
+        ConversionError: one of them cannot be opened.
+    """
+    found = {**_matching(source, OTHERS), **_matching(tokenizer, TOKENIZER_FILES)}
+    for file in found.values():
+        try:
+            file.open("rb").close()
+        except OSError as e:
+            raise ConversionError(f"{file}: cannot be read ({e.strerror}); it goes with the model") from e
+    return found
+
+
+def _matching(folder: Path | None, patterns: Sequence[str]) -> dict[str, Path]:
+    files = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else ()
+    return {p.name: p for p in files if p.is_file() and any(fnmatchcase(p.name.lower(), x) for x in patterns)}
+
+
+def copy(found: Mapping[str, Path], out: Path) -> None:
+    """Copy what was collected."""
+    for name, file in found.items():
+        shutil.copyfile(file, out / name)
+
+
+def write_generation_config(spec: ModelSpec, out: Path, *, trained: bool = False) -> None:
+    """The model's special tokens, where no generation config came along.
+
+    Args:
+        trained: the model is no more its source's: a file that came along must end answers where this model does.
+    """
+    ids = {"bos_token_id": spec.bos, "eos_token_id": spec.eos, "pad_token_id": spec.pad}
+    file = out / GENERATION
+    if not file.exists():
+        dump_json(file, ids)
+    elif trained:
+        theirs: Any = json.loads(file.read_text(encoding="utf-8"))
+        ends = theirs.get("eos_token_id", spec.eos)
+        same = set(spec.ends) <= set(ends if isinstance(ends, list | tuple) else [ends])
+        dump_json(file, {**ids, **theirs} if same else {**theirs, **ids})
+
+
+def version() -> str:
+    """This system's own."""
+    try:
+        return importlib.metadata.version("r1mega")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def write_card(
+    out: Path, source: Path | None, *, library: str, title: str, rows: Mapping[str, str], said: Sequence[str]
+) -> None:
+    """README.md: a table of what the model is, under everything that its source's own card says of the licence.
+
+    Args:
+        source: the folder whose card states the licence; None: there is none.
+        rows: of the table.
+        said: sentences under it.
+    """
+    licence = licence_lines(source) if source is not None else []
+    lines = ["---", f"library_name: {library}", *licence, "---", "", f"# {title}", "", "| | |", "|---|---|"]
+    lines += [*(f"| {key} | {value} |" for key, value in rows.items()), "", *said]
+    if not licence and not _matching(out, LICENCES[:2]):
+        lines.append("The source stated no licence.")
+    (out / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def licence_lines(folder: Path) -> list[str]:
+    """What the front matter of a folder's own card says of the licence: license, license_name, license_link."""
+    file = folder / CARD
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    if not lines or lines[0].strip() != "---":
+        return []
+    found: list[str] = []
+    inside = False
+    for line in lines[1:]:
+        if line.strip() == "---":
+            return found
+        # What is indented, or an item, goes on with the field above.
+        inside = inside if line.startswith((" ", "\t", "-")) else line.startswith("license")
+        found += [line] if inside else []
+    return []
