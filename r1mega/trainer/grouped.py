@@ -80,7 +80,7 @@ class GroupedAttention(SelfAttention):
         """As Megatron's, with `Segments` or `Packed` as mask; no rotary embedding is given, since queries and keys
         come here already turned."""
         self._segments = attention_mask
-        mask = None if isinstance(attention_mask, Packed) else attention_mask
+        mask: Any = None if isinstance(attention_mask, Packed) else attention_mask
         return super().forward(hidden_states, mask, **others)
 
     def get_query_key_value_tensors(self, *arguments: Any, **others: Any) -> Any:  # type: ignore[override]

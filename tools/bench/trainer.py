@@ -1,8 +1,8 @@
 """Tokens per second of a training step (forward, backward, update) on one device: bf16 against FP8, V3-like layers.
 
 The variants take turns in one process, each with a policy of its own; while one runs, the others are put aside in
-host memory. What is read is a ratio to the first variant's median; absolute times are of this machine alone. On the CPU
-only fp32 runs, to show that the measurement does.
+host memory. What is read is a ratio to the first variant's median; absolute times are of this machine alone. On the
+CPU only fp32 runs, to show that the measurement does.
 """
 
 import argparse
