@@ -41,7 +41,7 @@ def make_policy(mesh, spec) -> Callable:
         )
         optimizer = schema.Optimizer(lr=1e-3, **changes.pop("optimizer", {}))
         chosen = {"mtp": "off", "mtp_loss_weight": 0.3, "expert_bias_rate": 0.0, "seed": 0, **changes}
-        return Policy.build(chosen.pop("spec", spec), mesh, optimizer, batch, **chosen)
+        return Policy.build(chosen.pop("spec", spec), chosen.pop("mesh", mesh), optimizer, batch, **chosen)
 
     return make
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trainer_data import nll
 
+from r1mega.config.schema import TrainerLayout
 from r1mega.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -52,6 +54,21 @@ def test_a_policy_holds_every_weight_and_two_moments_of_every_trained_one(make_p
     assert sum(b.values.numel() for b in saved) == moments + sum(t.numel() for t in policy.state().values())
     live = {t.untyped_storage().data_ptr() for t in policy.state().values()}
     assert {b.values.untyped_storage().data_ptr() for b in saved if not b.key.startswith("optimizer.")} <= live
+
+
+def test_an_optimizer_that_no_ranks_divide_updates_and_saves_the_same(mesh, make_policy, documents):
+    undivided = make_policy(
+        mtp="joint", mesh=dataclasses.replace(mesh, layout=TrainerLayout(distributed_optimizer=False))
+    )
+    found = []
+    for policy in (make_policy(mtp="joint"), undivided):
+        policy.forward_backward(documents, nll)
+        policy.optim_step(1e-3)
+        found.append({(box.key, box.offset): box.values for box in holdings(policy).live})
+    divided, whole = found
+    assert divided.keys() == whole.keys()
+    for place, values in divided.items():
+        torch.testing.assert_close(whole[place], values, atol=1e-6, rtol=1e-5)
 
 
 def test_rows_of_padding_may_differ_between_layouts_and_nothing_else(make_policy, tmp_path):

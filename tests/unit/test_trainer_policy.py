@@ -4,6 +4,7 @@ import pytest
 import torch
 from trainer_data import make_documents, nll
 
+from r1mega.config.schema import Batch
 from r1mega.errors import ConfigError, DataError
 from r1mega.samples import Document
 
@@ -25,6 +26,17 @@ def test_losses_of_micro_batches_are_summed(make_policy, documents):
     assert a["targets"] == sum(d.num_targets for d in documents)
     assert close(gradients(one), gradients(many), 1e-6)
     assert max(g.abs().max() for g in gradients(one).values()) > 1e-3
+
+
+def test_a_virtual_pipeline_gets_micro_batches_in_whole_groups(mesh, documents):
+    from r1mega.trainer.batch import micro_batches
+
+    batch = Batch(chunk_tokens=64, chunks_per_micro_batch=3)
+    assert len(micro_batches(documents, batch, mtp_depths=1)) == 2
+    made = micro_batches(documents, batch, mtp_depths=1, multiple=5)
+    assert len(made) == 5
+    assert len({batch.input_ids.shape for batch in made}) == 1
+    assert sorted(i for batch in made for i in batch.documents) == list(range(len(documents)))
 
 
 def test_packed_documents_equal_single_ones(make_policy, documents):
