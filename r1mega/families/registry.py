@@ -43,6 +43,10 @@ def check_lengths(longest: int, spec: ModelSpec, batch: Batch, setting: str = "s
         )
 
 
+FP8_ROWS = {"blockwise": 128, "tensorwise": 16, "mxfp8": 32}
+"""Tokens of which a rank must have a multiple: the tile that a recipe scales, or what its kernels ask for."""
+
+
 def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
     """Refuse a layout that cannot hold the model.
 
@@ -71,6 +75,18 @@ def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
         for axis, ranks, what, size in divided
         if size % ranks
     ]
+    blocks = 2 * layout.cp * tp
+    if layout.cp > 1 and batch.chunk_tokens % blocks:
+        faults.append(
+            f"batch.chunk_tokens = {batch.chunk_tokens} does not divide into the 2 x cp x tp = {blocks} blocks of "
+            "context parallelism"
+        )
+    tile = FP8_ROWS.get(layout.precision.fp8, 1)
+    if batch.chunk_tokens % (tile * layout.cp * tp):
+        faults.append(
+            f"batch.chunk_tokens = {batch.chunk_tokens} leaves a rank (cp x tp = {layout.cp * tp}) no whole number "
+            f"of FP8 tiles of {tile} tokens (cluster.trainer.precision.fp8 = {layout.precision.fp8!r})"
+        )
     if isinstance(spec.attention, Grouped) and spec.attention.num_kv_heads % tp:
         groups = spec.attention.num_kv_heads
         faults.append(

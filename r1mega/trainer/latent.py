@@ -61,7 +61,7 @@ class LatentAttention(MLASelfAttention):
     def forward(self, hidden_states: Tensor, attention_mask: Any, **others: Any) -> Any:  # type: ignore[override]
         """As Megatron's; `attention_mask` is `Segments`, or `Packed` with Transformer Engine's attention."""
         self._segments = attention_mask
-        mask = None if isinstance(attention_mask, Packed) else attention_mask
+        mask: Any = None if isinstance(attention_mask, Packed) else attention_mask
         return super().forward(hidden_states, mask, **others)
 
     def get_query_key_value_tensors(  # type: ignore[override]

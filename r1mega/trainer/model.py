@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.extensions.transformer_engine import te_checkpoint
 from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
@@ -41,7 +42,14 @@ class MTPLayer(MultiTokenPredictionLayer):
         if not hidden.requires_grad:
             # With no input that wants a gradient, nothing would be computed again, and the layer not trained.
             hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
-        return tensor_parallel.checkpoint(self._depth, False, embedded, hidden, segments, padding_mask)  # type: ignore[return-value]
+        given = embedded, hidden, segments, padding_mask
+        if config.fp8:  # scales are computed again too
+            tracker, tp = (
+                tensor_parallel.random.get_cuda_rng_tracker,
+                parallel_state.get_tensor_model_parallel_group(),
+            )
+            return te_checkpoint(self._depth, False, tracker, tp, *given)
+        return tensor_parallel.checkpoint(self._depth, False, *given)  # type: ignore[return-value]
 
     def _depth(self, embedded: Tensor, hidden: Tensor, segments: Segments | Packed, padding_mask: Tensor) -> Tensor:
         with get_fp8_context(self.config):  # of no effect without fp8

@@ -63,7 +63,7 @@ class PolicySource:
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Live, contiguous views of the weights where they can be; copy what must outlast the next step."""
+        """Contiguous tensors on the host, views of live weights where those are; copy what must outlast a step."""
         return self.stream(self._policy.state())
 
     def stream(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -84,11 +84,11 @@ class PolicySource:
             if rank in holders:
                 assert local is not None
                 with self._mesh.waiting(f"the first rank to take {row.megatron}"):
-                    dist.send(local.detach().contiguous(), 0)
+                    dist.send(local.detach().contiguous().cpu(), 0)
             return torch.empty(0)
         if holders == [0]:
             assert local is not None
-            return local.detach()
+            return local.detach().cpu()
         dtype = self._dtypes.get(row.megatron, self._policy.network.config.params_dtype)
         whole = torch.empty(row.shape, dtype=dtype)
         for part, holder in enumerate(holders):

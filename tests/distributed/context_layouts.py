@@ -1,4 +1,7 @@
-"""Runs under torchrun: what `layouts.run` does, with packed rows at context-parallel layouts. `OUT LAYOUT...`."""
+"""Runs under torchrun: what `layouts.run` does, with packed rows at context-parallel layouts.
+
+`context_layouts.py OUT LAYOUT... [--device cuda]`
+"""
 
 import sys
 from pathlib import Path
@@ -10,21 +13,23 @@ from r1mega.config.schema import TrainerLayout
 from r1mega.trainer import mesh as meshes
 
 
-def main(out: Path, layouts: list[str]) -> None:
+def main(out: Path, layouts: list[str], device: str) -> None:
     for text in layouts:
-        layout = TrainerLayout(**{k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)})
-        meshes.start(layout, device="cpu", seed=0)
-        if layout.cp > 1:
+        sizes = {k: int(v) for k, v in (p.split("=") for p in text.split(",") if p)}
+        layout = TrainerLayout(**sizes, dtype="fp32" if device == "cpu" else "bf16")
+        meshes.start(layout, device=device, seed=0)
+        if layout.cp > 1 and device == "cpu":
             from packed_attention import in_place_of_the_kernel
 
             with in_place_of_the_kernel():
-                found = run(layout)
+                found = run(layout, device)
         else:
-            found = run(layout)
+            found = run(layout, device)
         if meshes.dist.get_rank() == 0:
             torch.save(found, out / f"{text}.pt")
     meshes.stop()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    *arguments, device = sys.argv[1:-2] + sys.argv[-1:] if "--device" in sys.argv else [*sys.argv[1:], "cpu"]
+    main(Path(arguments[0]), arguments[1:], device)

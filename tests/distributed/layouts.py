@@ -52,8 +52,8 @@ def samples(num: int, seed: int) -> list[Sample]:
     return drawn
 
 
-def run(layout: TrainerLayout) -> dict:
-    mesh = meshes.start(layout, device="cpu", seed=0)
+def run(layout: TrainerLayout, device: str = "cpu") -> dict:
+    mesh = meshes.start(layout, device=device, seed=0)
     from r1mega.trainer.policy import Policy
     from r1mega.trainer.scatter import scatter
     from r1mega.weights.source import PolicySource

@@ -263,6 +263,11 @@ def test_check_says_what_run_would_refuse(overrides: list[str], part: str):
         ({"ep": 3, "dp": 2}, "3 does not divide the tp x dp = 2 ranks"),
         ({"tp": 2, "etp": 1}, "leave etp out"),
         ({"dtype": "bf16"}, "in fp32 only"),
+        ({"precision": {"moments": "bf16"}}, "precision.moments: 'bf16'; the CPU trains in fp32 only"),
+        ({"precision": {"gradients": "bf16"}}, "precision.gradients: 'bf16'"),
+        ({"precision": {"fp8": "blockwise"}}, "needs Transformer Engine"),
+        ({"precision": {"bf16_layers_at_end": 1}}, "of no meaning without fp8"),
+        ({"offload_optimizer": True}, "in host memory"),
         ({"dp": 2, "ep": 2, "dispatcher": "flex"}, 'CUDA kernels; on the CPU set "alltoall"'),
         ({"vpp": 2}, "2 with pp = 1: chunks are interleaved between pipeline ranks; set pp"),
         ({"pp": 2, "pipeline": "Et|tt|tL"}, "3 stages, but pp 2 x vpp 1 makes 2"),
@@ -304,6 +309,32 @@ def test_layouts_that_would_train_wrongly_are_refused(layout: dict, message: str
 )
 def test_layouts_of_every_kind_are_accepted(layout: dict):
     assert checks.layout_faults(Cluster(device="cpu", trainer=TrainerLayout(**layout))) == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"cp": 2, "dtype": "bf16"}, ""),
+        ({"dtype": "bf16", "precision": {"fp8": "blockwise", "moments": "bf16"}, "offload_optimizer": True}, ""),
+        ({"cp": 2, "transformer_engine": "off"}, "context parallelism needs Transformer Engine"),
+        ({"precision": {"fp8": "blockwise"}}, "needs dtype bf16, not 'fp32'"),
+        ({"dtype": "bf16", "precision": {"fp8": "mxfp8"}, "transformer_engine": "off"}, "needs Transformer Engine"),
+        ({"precision": {"gradients": "bf16"}}, "round away"),
+    ],
+)
+def test_what_is_asked_of_a_gpu_is_held_against_itself(layout: dict, message: str):
+    faults = checks.layout_faults(Cluster(device="cuda", trainer=TrainerLayout(**layout)))
+    assert any(message in fault for fault in faults) if message else faults == [], faults
+
+
+def test_chunks_divide_into_blocks_and_tiles():
+    spec = read_model(Path("configs/tiny/deepseek_v3.json"))
+    with pytest.raises(ConfigError, match=r"256 does not divide into the 2 x cp x tp = 24 blocks"):
+        check_layout(spec, TrainerLayout(cp=6, tp=2), Batch(chunk_tokens=256))
+    fp8 = TrainerLayout(tp=4, dtype="bf16", precision={"fp8": "blockwise"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"\(cp x tp = 4\) no whole number of FP8 tiles of 128 tokens"):
+        check_layout(spec, fp8, Batch(chunk_tokens=256))
+    check_layout(spec, fp8, Batch(chunk_tokens=512))
 
 
 def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():

@@ -1,0 +1,79 @@
+"""Everything here needs a CUDA device and skips without one. Run it by itself: `pytest tests/gpu`.
+
+Most of it needs Transformer Engine too. None of it has been run yet (docs/measurements/README.md).
+"""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from r1mega.config import schema
+from r1mega.families.deepseek_v3 import read
+from r1mega.families.spec import ModelSpec
+from r1mega.samples import Document
+
+TINY = Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json"
+
+
+def pytest_collection_modifyitems(items) -> None:
+    for item in items:
+        if Path(__file__).parent in Path(item.path).parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def device():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if getattr(torch.cuda, "r1mega_stub", False):
+        pytest.skip("CPU tests have replaced torch.cuda in this process; run tests/gpu by itself")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
+def engine(device):
+    """Transformer Engine."""
+    return pytest.importorskip("transformer_engine.pytorch")
+
+
+@pytest.fixture(scope="session")
+def spec() -> ModelSpec:
+    """A DeepSeek-V3 whose sizes FP8 tiles and attention kernels take."""
+    sizes = {
+        "hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 256, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 128,
+        "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 512,
+        "initializer_range": 0.02,
+    }  # fmt: skip
+    return read(
+        {k: v for k, v in json.loads(TINY.read_text()).items() if k not in ("head_dim", "qk_head_dim")} | sizes
+    )
+
+
+@pytest.fixture
+def make(device):
+    """A policy on the device, at a layout."""
+    from r1mega.trainer import mesh
+
+    def build(spec: ModelSpec, *, mtp="off", lr=1e-3, chunk_tokens=256, **layout):
+        ours = mesh.start(schema.TrainerLayout(**layout), device="cuda", seed=0)
+        from r1mega.trainer.policy import Policy
+
+        return Policy.build(
+            spec, ours, schema.Optimizer(lr=lr), schema.Batch(chunk_tokens=chunk_tokens, chunks_per_micro_batch=4),
+            mtp=mtp, mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
+        )  # fmt: skip
+
+    yield build
+    mesh.stop()
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[Document]:
+    rng = random.Random(7)
+    drafts = [Document(tuple(rng.randrange(3, 512) for _ in range(rng.randint(20, 250))), 1) for _ in range(24)]
+    total = sum(d.num_targets for d in drafts)
+    return [Document(d.token_ids, d.learn_from, {"weight": (1 / total,) * d.num_targets}) for d in drafts]
