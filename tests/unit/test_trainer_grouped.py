@@ -14,6 +14,8 @@ from r1mega.families.spec import Llama3Scaling, Rope, Yarn
 LLAMA = {
     **LLAMA31_8B,
     "vocab_size": 384,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "hidden_size": 128,
     "intermediate_size": 192,
     "num_attention_heads": 4,
@@ -99,7 +101,7 @@ def test_a_weightless_bias_starts_at_zero_and_learns(make_policy, documents):
     from trainer_data import nll
 
     hf = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling")}
-    policy = make_policy(spec=FAMILIES["qwen2"]({**hf, "model_type": "qwen2"}))
+    policy = make_policy(spec=FAMILIES["qwen2"]({**hf, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
     bias = policy.state()["decoder.layers.0.self_attention.linear_qkv.bias"]
     assert bias.shape == (128 + 2 * 64,)
     assert not bias.any()
