@@ -14,6 +14,8 @@ from r1mega.families.spec import Llama3Scaling, Rope, Yarn
 LLAMA = {
     **LLAMA31_8B,
     "vocab_size": 384,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "hidden_size": 128,
     "intermediate_size": 192,
     "num_attention_heads": 4,
