@@ -100,9 +100,8 @@ def test_the_rotation_keeps_lengths_and_depends_on_distance(mesh):
 def test_a_weightless_bias_starts_at_zero_and_learns(make_policy, documents):
     from trainer_data import nll
 
-    llamas = ("architectures", "attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling")
-    hf = {k: v for k, v in LLAMA.items() if k not in llamas}
-    policy = make_policy(spec=FAMILIES["qwen2"]({**hf, "model_type": "qwen2"}))
+    hf = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling")}
+    policy = make_policy(spec=FAMILIES["qwen2"]({**hf, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
     bias = policy.state()["decoder.layers.0.self_attention.linear_qkv.bias"]
     assert bias.shape == (128 + 2 * 64,)
     assert not bias.any()

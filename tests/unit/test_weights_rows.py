@@ -12,6 +12,7 @@ from r1mega.layout.shards import padding, part_shape, pieces
 
 QKV = Row("qkv", ("q", "k", "v"), ((24, 5), (8, 5), (8, 5)), Kind.QKV, Shard.ROWS, groups=4)
 BIAS = Row("bias", ("q", "k", "v"), ((24,), (8,), (8,)), Kind.QKV, Shard.ROWS, groups=4)
+ENDS = {"bos_token_id": 1, "eos_token_id": 2}
 GATED = Row("fc1", ("gate", "up"), ((12, 5), (12, 5)), Kind.GATED, Shard.ROWS)
 
 
@@ -72,8 +73,8 @@ def test_a_rank_gets_whole_query_groups():
         (QWEN25_32B, 8, 19008),
         (DEEPSEEK_V3, 8, 16160),
         (LLAMA31_8B, 7, 18323),
-        ({**LLAMA31_8B, "vocab_size": 49153}, 8, 6145),
-        ({**LLAMA31_8B, "vocab_size": 101}, 8, 13),
+        ({**LLAMA31_8B, "vocab_size": 49153, **ENDS}, 8, 6145),
+        ({**LLAMA31_8B, "vocab_size": 101, **ENDS}, 8, 13),
     ],
 )
 def test_the_vocabulary_is_padded_to_equal_shares(hf, tp, share):
