@@ -440,7 +440,7 @@ class Recompute(Section):
     layers, the activation within experts, shared experts."""
     method: Literal["uniform", "block"] = "uniform"
     """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
-    first `num_layers` layers of each stage."""
+    first `num_layers` layers of each stage; of dense models alone."""
     num_layers: int = Field(default=1, gt=0)
 
 

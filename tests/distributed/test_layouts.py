@@ -28,7 +28,7 @@ TWO_RANKS = (
 MORE_OF_TWO = (
     "pp=2,vpp=2,pipeline=Et|tt|t|mL",
     f"pp=2,vpp=2,{FULL}",
-    f"tp=2,{FULL},recompute.method=block,recompute.num_layers=2",
+    f"tp=2,{FULL},recompute.num_layers=2",
     f"tp=2,{PARTS}",
     f"dp=2,ep=2,{PARTS}",
 )

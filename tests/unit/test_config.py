@@ -346,6 +346,10 @@ def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():
     assert "tokens of a chunk" not in str(raised.value)
     check_layout(spec, TrainerLayout(tp=2, ep=2), Batch(chunk_tokens=256))
     check_layout(spec, TrainerLayout(pp=2), Batch(chunk_tokens=256))  # 2 layers and 1
+    block = TrainerLayout(recompute={"granularity": "full", "method": "block"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="block' with a mixture of experts"):
+        check_layout(spec, block, Batch(chunk_tokens=256))
+    check_layout(read_model(Path("configs/tiny/qwen2.json")), block, Batch(chunk_tokens=256))
 
 
 @pytest.mark.parametrize(
