@@ -98,7 +98,8 @@ def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
     if moe is not None and layout.recompute.granularity == "full" and layout.recompute.method == "block":
         faults.append(
             "cluster.trainer.recompute.method = 'block' with a mixture of experts: Megatron-core 0.16 then "
-            "counts padding in the routers of the layers that are not recomputed, and their biases drift; use 'uniform'"
+            "counts padding in the routers of the layers that are not recomputed, and their biases drift; use "
+            "'uniform'"
         )
     if moe is None and layout.dispatcher is not None:
         faults.append(
