@@ -8,8 +8,8 @@ SEED ?= 0
 # Two trainer ranks where there are two cores.
 CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
 BENCH_OUT ?= runs/bench/logprob_cpu.json
-# With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
 SMOLLM2 := $(VENV)/smollm2
+# With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .PHONY: demo test test-slow smollm2 bench lint format env system-deps lock clean

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_model_four_times_as_large_takes_no_more_than_a_tensor_more(tmp_path: Path):
+def test_a_model_thrice_as_large_takes_no_more_than_a_tensor_more(tmp_path: Path):
     out = tmp_path / "measured.json"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/bench/convert.py"), "--folder", str(tmp_path / "work"), "--out", str(out),
@@ -22,6 +22,6 @@ def test_a_model_four_times_as_large_takes_no_more_than_a_tensor_more(tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
     small, large = (case["bytes"] for case in found["cases"])
-    assert large > 3 * small
+    assert large > 2.5 * small
     assert found["anonymous_growth_bytes"] <= found["cases"][-1]["largest_tensor_bytes"]
     assert not any((tmp_path / "work").iterdir())
