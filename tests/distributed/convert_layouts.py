@@ -27,10 +27,12 @@ def loaded_by_megatron(policy, folder: Path) -> dict:
         "singleton_local_shards": False,
         "non_homogeneous_layers": True,
     }
+    # One load: a tensor that two virtual stages hold has its owner in only one of them. A stage may hold none.
+    wanted = {i: network.sharded_state_dict(metadata=metadata) for i, network in enumerate(policy.networks)}
+    found = dist_checkpointing.load(wanted, str(folder))
     whole: dict = {}
-    for network in policy.networks:
-        found = dist_checkpointing.load(network.sharded_state_dict(metadata=metadata), str(folder))
-        tensors = {name: t for name, t in found.items() if isinstance(t, torch.Tensor)}
+    for i, network in enumerate(policy.networks):
+        tensors = {name: t for name, t in found.get(i, {}).items() if isinstance(t, torch.Tensor)}
         whole |= by_whole_model_names(network, tensors)
     return whole
 

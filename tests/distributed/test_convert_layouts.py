@@ -49,7 +49,8 @@ def run(folder: Path, num_ranks: int, tasks: list[tuple[str, str]]) -> None:
     script = [str(Path(__file__).parent / "convert_layouts.py"), str(folder)]
     command = [sys.executable, "-W", "ignore", *torchrun, *script, *(f"{layout}:{name}" for layout, name in tasks)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    first = [line for line in done.stderr.splitlines() if line.startswith("[rank")][:200]
+    assert done.returncode == 0, "\n".join([done.stdout[-2000:], *first])
 
 
 @pytest.mark.slow
