@@ -72,6 +72,19 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What the layer of MTP depth k sees at each position: the token k behind it."""
+
+    ids: Tensor
+    """[B, S] int64. Arbitrary where the document has no token so far ahead; never before a target."""
+    padding: Tensor
+    """[B, S] bool, True where the document has none: as padding, these are left out of the routers' counts."""
+
+    def to(self, device: torch.device) -> "Ahead":
+        return Ahead(to_device(self.ids, device), to_device(self.padding, device))
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """What one forward pass needs. Documents of a chunk neither attend to nor predict each other."""
 
@@ -83,9 +96,8 @@ class MicroBatch:
     """Which positions attend to each other: those of one document."""
     padding_mask: Tensor
     """[B, S] bool, True = padding."""
-    next_ids: tuple[Tensor, ...]
-    """For MTP depth k = 1, 2, ...: [B, S] int64, the token k behind each position. What rolls in at the end of a row
-    is never before a target."""
+    ahead: tuple[Ahead, ...]
+    """For MTP depth k = 1, 2, ..."""
     targets: Targets
     """Ordered document by document."""
     mtp_targets: tuple[Targets, ...]
@@ -106,7 +118,7 @@ class MicroBatch:
             self,
             **plain,
             segments=self.segments.to(device),
-            next_ids=tuple(to_device(ids, device) for ids in self.next_ids),
+            ahead=tuple(a.to(device) for a in self.ahead),
             targets=self.targets.to(device),
             mtp_targets=tuple(t.to(device) for t in self.mtp_targets),
             fields={n: to_device(t, device) for n, t in self.fields.items()},
@@ -170,7 +182,7 @@ def _micro_batch(
 ) -> MicroBatch:
     num_chunks = len(chunks)
     ids = torch.zeros(num_chunks, size, dtype=torch.int64)
-    padding = torch.ones(num_chunks, size, dtype=torch.bool)
+    left = torch.zeros(num_chunks, size, dtype=torch.int32)  # tokens of the document from each position on
     # Row of [S, B] flattened of position p of chunk b: p * stride + b * between.
     stride, between = (1, size) if form.packed else (num_chunks, 1)
     runs: list[range] = []
@@ -186,7 +198,7 @@ def _micro_batch(
             d = documents[i]
             length = len(d.token_ids)
             ids[b, start : start + length] = torch.tensor(d.token_ids)
-            padding[b, start : start + length] = False
+            left[b, start : start + length] = torch.arange(length, 0, -1, dtype=torch.int32)
             stop = start + padded(length, form.multiple)
             runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
             for k in range(mtp_depths + 1):
@@ -208,19 +220,19 @@ def _micro_batch(
         Targets(torch.tensor(r).long(), torch.tensor(t).long()) for r, t in pairs
     ]  # empty lists make floats
     if form.packed:
-        ids, padding = ids.view(1, -1), padding.view(1, -1)
-    next_ids = [torch.roll(ids, -k, dims=1) for k in range(1, mtp_depths + 1)]
+        ids, left = ids.view(1, -1), left.view(1, -1)
+    rolled = [torch.roll(ids, -k, dims=1) for k in range(1, mtp_depths + 1)]
     segs = _attending(runs, (size, num_chunks), form)
     if form.cp > 1:
         mine = zigzag([len(run) for run in runs], form.cp, form.rank)
         all_targets = [_part(t, mine, ids.numel()) for t in all_targets]
-        ids, padding, *next_ids = (x[:, mine] for x in (ids, padding, *next_ids))
+        ids, left, *rolled = (x[:, mine] for x in (ids, left, *rolled))
     return MicroBatch(
         input_ids=ids,
         position_ids=segs.positions.T,
         segments=segs,
-        padding_mask=padding,
-        next_ids=tuple(next_ids),
+        padding_mask=left == 0,
+        ahead=tuple(Ahead(ids, left <= k) for k, ids in enumerate(rolled, 1)),
         targets=all_targets[0],
         mtp_targets=tuple(all_targets[1:]),
         doc=torch.tensor(doc).long(),

@@ -94,8 +94,8 @@ def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, t
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
-    next_ids = batch.next_ids if run_mtp else ()
-    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, next_ids=next_ids)
+    ahead = batch.ahead if run_mtp else ()
+    return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, ahead=ahead)
 
 
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:

@@ -20,6 +20,7 @@ from r1mega.config.schema import Recompute, TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_contents
 from r1mega.trainer.attention import Segments
+from r1mega.trainer.batch import Ahead
 from r1mega.trainer.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
 from r1mega.trainer.precision import model_fields
 from r1mega.trainer.thd import Packed
@@ -83,7 +84,7 @@ class PolicyModel(GPTModel):
         segments: Segments | Packed,
         padding_mask: Tensor,
         *,
-        next_ids: tuple[Tensor, ...] = (),
+        ahead: tuple[Ahead, ...] = (),
     ) -> Tensor | tuple[Tensor, ...]:
         """Hidden states of one micro-batch. Where documents are packed in one row, B is 1.
 
@@ -91,8 +92,7 @@ class PolicyModel(GPTModel):
             input_ids, position_ids: [B, S] int64.
             segments: which positions attend to each other.
             padding_mask: [B, S] bool, True = padding, left out of the routers' counts.
-            next_ids: [B, S] int64 for each MTP depth: the token that its layer sees at each position. Empty: the MTP
-                layers do not run; nor do they in mode "off".
+            ahead: for each MTP depth what its layer sees. Empty: MTP layers do not run; nor do they in mode "off".
 
         Returns:
             On the last pipeline stage (trunk, mtp depth 1, ...), each [S, B, H] after its final norm; elsewhere
@@ -100,39 +100,41 @@ class PolicyModel(GPTModel):
         """
         prepared: Any = self._preprocess(input_ids, position_ids)
         embedded = prepared[0]
-        if self.config.sequence_parallel:
-            # Here and not in _preprocess, which divides the mask on the first pipeline stage alone.
-            padding_mask = scatter_to_sequence_parallel_region(padding_mask.T.contiguous()).T.contiguous()
+        padding_mask = self._part(padding_mask)
         hidden = self.decoder(
             hidden_states=embedded,
             attention_mask=segments,
             packed_seq_params=segments.params if isinstance(segments, Packed) else None,
             padding_mask=padding_mask,
         )
-        if self.mtp_process and next_ids and self.mtp_mode != "off":
-            depths = self._depths(hidden, next_ids, position_ids, segments, padding_mask)
+        if self.mtp_process and ahead and self.mtp_mode != "off":
+            depths = self._depths(hidden, ahead, position_ids, segments)
             return (hidden, *depths) if self.post_process else torch.cat([hidden, *depths])
         if not self.post_process:
             return hidden
         length = padding_mask.size(1)
         return hidden.split(length) if len(hidden) > length else (hidden,)  # an earlier stage had the MTP layers
 
+    def _part(self, padding: Tensor) -> Tensor:
+        """[B, S] to this rank's part of the sequence, as hidden states are divided.
+
+        Here and not in Megatron's _preprocess, which divides the mask on the first pipeline stage alone.
+        """
+        if not self.config.sequence_parallel:
+            return padding
+        return scatter_to_sequence_parallel_region(padding.T.contiguous()).T.contiguous()
+
     def _depths(
-        self,
-        hidden: Tensor,
-        next_ids: tuple[Tensor, ...],
-        position_ids: Tensor,
-        segments: Segments | Packed,
-        padding_mask: Tensor,
+        self, hidden: Tensor, ahead: tuple[Ahead, ...], position_ids: Tensor, segments: Segments | Packed
     ) -> list[Tensor]:
         """Hidden states of each MTP depth."""
         states: list[Tensor] = []
         joint = self.mtp_mode == "joint"
         hidden = hidden if joint else hidden.detach()
-        for layer, ids in zip(self.mtp.layers, next_ids, strict=True):
+        for layer, seen in zip(self.mtp.layers, ahead, strict=True):
             with torch.set_grad_enabled(joint and torch.is_grad_enabled()):
-                embedded = self.embedding(input_ids=ids, position_ids=position_ids)
-            hidden = layer(embedded, hidden, segments, padding_mask)
+                embedded = self.embedding(input_ids=seen.ids, position_ids=position_ids)
+            hidden = layer(embedded, hidden, segments, self._part(seen.padding))
             states.append(hidden)
         return states
 

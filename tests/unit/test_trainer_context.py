@@ -139,7 +139,13 @@ def test_ranks_share_the_targets_of_a_row(built, cp, tp):
                 assert torch.equal(at + depth + 1, t.ids)  # documents count upwards
                 assert not part.padding_mask[0][t.rows].any()
                 if depth:
-                    assert torch.equal(part.next_ids[depth - 1][0][t.rows], t.ids - 1)
+                    seen = part.ahead[depth - 1]
+                    assert torch.equal(seen.ids[0][t.rows], t.ids - 1)
+                    inside = ~seen.padding
+                    assert torch.equal(seen.ids[inside], part.input_ids[inside] + depth)
+            if depth:
+                found = sum(int((~part.ahead[depth - 1].padding).sum()) for part in parts)
+                assert found == sum(max(0, len(documents[i].token_ids) - depth) for i in parts[0].documents)
         whole = torch.zeros(parts[0].targets.total, dtype=torch.int64)
         for part in parts:
             whole[part.targets.places] = part.targets.ids
