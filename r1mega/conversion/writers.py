@@ -18,7 +18,7 @@ from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
 from r1mega.layout.sharded import boxes, extra_states, places
-from r1mega.runtime.files import dump_json
+from r1mega.runtime.files import WriteBehind, dump_json
 from r1mega.runtime.mapped import raw
 from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import write_weights_only
@@ -153,23 +153,15 @@ class HFWriter:
 
     def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
         digests: dict[str, list[str]] = {}
-        opened: dict[str, int] = {}
-        try:
+        with (out / self._file_of[part.number]).open("r+b", buffering=0) as file, WriteBehind() as behind:
             for i in part.rows:
-                row = self._source.table[i]
-                tensors, digests[str(i)] = self._convert(row)
+                tensors, digests[str(i)] = self._convert(self._source.table[i])
                 for name, tensor in tensors:
-                    file, entry = self._places[name]
+                    _, entry = self._places[name]
                     assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), name
-                    if file not in opened:
-                        opened[file] = os.open(out / file, os.O_WRONLY)
-                    _write_at(opened[file], raw(tensor), entry.start, count)
+                    _write_at(file.fileno(), raw(tensor), entry.start, count, behind)
                 self._source.release()
-            for descriptor in opened.values():
-                os.fsync(descriptor)
-        finally:
-            for descriptor in opened.values():
-                os.close(descriptor)
+            behind.sync(file.fileno())
         return {"part": part.number, "digests": digests}
 
     def _convert(self, row: Row) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -253,7 +245,7 @@ class MegatronWriter:
         name = _data_file(part)
         digests: dict[str, list[str]] = {}
         chunks: list[Any] = []
-        with (out / name).open("wb") as file:
+        with (out / name).open("wb") as file, WriteBehind() as behind:
             for i in part.rows:
                 row = self._source.table[i]
                 if self._source.stored_whole:
@@ -270,11 +262,12 @@ class MegatronWriter:
                     here = tuple(slice(o - p, o - p + n) for o, p, n in zip(offset, place.offset, sizes, strict=True))
                     start, length = torch_dist.write_chunk(file, stacked[here])
                     chunks.append([place.key, dtype, place.shape, offset, sizes, start, length])
+                file.flush()
+                behind.wrote(file.fileno(), whole.nbytes)
                 count(whole.nbytes)
                 del whole, stacked
                 self._source.release()
-            file.flush()
-            os.fsync(file.fileno())
+            behind.sync(file.fileno())
         return {"part": part.number, "digests": digests, "file": name, "chunks": chunks}
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
@@ -338,9 +331,10 @@ def _num_bytes(tensor: tuple[str, torch.dtype, Shape]) -> int:
     return torch.Size(tensor[2]).numel() * tensor[1].itemsize
 
 
-def _write_at(descriptor: int, data: memoryview, start: int, count: Count) -> None:
+def _write_at(descriptor: int, data: memoryview, start: int, count: Count, behind: WriteBehind) -> None:
     at = 0
     while at < len(data):
         written = os.pwrite(descriptor, data[at : at + WRITE_BYTES], start + at)
         at += written
+        behind.wrote(descriptor, written)
         count(written)

@@ -4,8 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+FLUSH_BYTES = 64 * 2**20
+"""Bytes written between two flushes of a large file."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,6 +61,44 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(path.parent)
+
+
+class WriteBehind:
+    """Sends a large file to the disk while more of it is computed, so that its sync at the end finds little left.
+
+    A thread flushes what was written (`os.fdatasync` holds no lock of the interpreter). What is written is safe only
+    after `sync`. Leaving waits for the thread: the file may be closed then, and not before.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._flush: Future[None] | None = None
+        self._unflushed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+
+    def wrote(self, descriptor: int, num_bytes: int) -> None:
+        """Count what was just written to the open file, and begin to flush it where it has become much.
+
+        Raises:
+            OSError: an earlier flush's.
+        """
+        self._unflushed += num_bytes
+        if self._unflushed < FLUSH_BYTES or (self._flush is not None and not self._flush.done()):
+            return
+        if self._flush is not None:
+            self._flush.result()
+        self._flush, self._unflushed = self._thread.submit(os.fdatasync, descriptor), 0
+
+    def sync(self, descriptor: int) -> None:
+        """Return when all that was written to the file is on the disk."""
+        if self._flush is not None:
+            self._flush.result()
+        os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.conversion.verify import verify
 from r1mega.errors import CheckpointError, ConfigError, ConversionError, DataError, R1MegaError, WeightMappingError
+from r1mega.runtime import files
 from r1mega.trainer.manifest import digest
 from r1mega.weights.companions import find_tokenizer
 
@@ -451,13 +452,17 @@ def test_a_full_disk(whole, tmp_path, monkeypatch):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_other_faults_of_the_system_are_not_called_a_full_disk(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("flush", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("form", ["megatron", "hf"])
+def test_other_faults_of_the_system_are_not_called_a_full_disk(whole, tmp_path, monkeypatch, flush, form):
     def refuse(*args, **kwargs):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, flush, refuse)
+    monkeypatch.setattr(files, "FLUSH_BYTES", 1)
     with pytest.raises(OSError, match="Input/output"):
-        convert(whole, tmp_path / "out", "megatron", None, ONE)
+        convert(whole, tmp_path / "out", form, None, ONE)
+    assert not (tmp_path / "out").exists()
     assert not issubclass(OSError, R1MegaError)
 
 
