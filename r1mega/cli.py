@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from r1mega.config.checks import missing_data, missing_weights
+from r1mega.config.checks import missing_ability, missing_data, missing_weights
 from r1mega.config.load import load, load_pipeline
 from r1mega.config.schema import SFT, Cluster, Evaluate, Stage
 from r1mega.conversion import commands
@@ -54,7 +54,8 @@ def check(
 ) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
     stage, machine = _load(config, cluster, overrides)
-    for missing in filter(None, (missing_weights(stage.model), missing_data(stage))):
+    notes = missing_weights(stage.model), missing_data(stage), missing_ability(stage, machine)
+    for missing in filter(None, notes):
         print(f"note: {missing}", file=sys.stderr)
     if fact is Fact.RANKS:
         print(_num_ranks(stage, machine))
@@ -75,7 +76,7 @@ def run(
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
     stage, machine = _load(config, cluster, overrides)
-    if missing := missing_weights(stage.model) or missing_data(stage):
+    if missing := missing_weights(stage.model) or missing_data(stage) or missing_ability(stage, machine):
         raise ConfigError(f"{config}: {missing}")
     path = run_dir or _default_run_dir(config)
     launch = env.launch()

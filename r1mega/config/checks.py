@@ -231,6 +231,16 @@ def missing_data(stage: Stage) -> str | None:
     return f"{'; '.join(missing)}: not there yet; run the stage that writes it, or name other files with --set"
 
 
+def missing_ability(stage: Stage, cluster: Cluster) -> str | None:
+    """What a config asks for that is not built yet, though the rest of it can be checked."""
+    if cluster.device == "cuda" and isinstance(stage, GRPO | Evaluate):
+        return (
+            f"cluster.device = cuda: rollout servers are started on CPUs alone as yet, so a {stage.stage} stage does "
+            "not run on GPUs; supervised stages and the trainer do"
+        )
+    return None
+
+
 def _grpo_faults(stage: GRPO) -> list[str]:
     faults: list[str] = []
     rollout, objective = stage.rollout, stage.objective

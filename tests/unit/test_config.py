@@ -151,6 +151,18 @@ def test_a_model_needs_a_config_or_a_path(tmp_path: Path):
     assert "model.config: no file /nowhere.json" in fault(BASE, "model.config=/nowhere.json")
 
 
+def test_sampling_on_gpus_is_said_to_be_missing(tmp_path: Path):
+    """The config can be checked; the run ends before anything starts."""
+    zero = [str(ROOT / "configs/r1_zero/1_rl.toml"), "--cluster", "h800_v3"]
+    checked = run_cli("check", *zero)
+    assert (checked.returncode, "servers are started on CPUs alone" in checked.stderr) == (0, True)
+    (tmp_path / "config.json").write_text((ROOT / "configs/models/DeepSeek-V3-Base/config.json").read_text())
+    refused = run_cli("run", *zero, "--set", f"model.path={tmp_path}", "--run-dir", str(tmp_path / "run"))
+    assert refused.returncode == 2
+    assert "servers are started on CPUs alone" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_config_and_path_are_architecture_and_weights(tmp_path: Path):
     """Checked before the weights are there, run only with them, and refused where they are another model's."""
     folder = tmp_path / "weights"

@@ -1,5 +1,6 @@
 """A server that cannot start says why, before or while it starts; one that fails or freezes can be restarted."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -46,6 +47,13 @@ def test_missing_vllm(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RolloutError, match=r"vLLM is not installed .*pip install"):
         start(model_dir)
+
+
+def test_a_gpu_build_of_vllm_is_not_given_a_cpu_servers_arguments(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.metadata, "version", {"vllm": "0.32.0"}.__getitem__)
+    with pytest.raises(RolloutError, match=r"one for GPUs, .* CPUs alone"):
+        start(model_dir)
+    assert not (model_dir / "vllm.log").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
