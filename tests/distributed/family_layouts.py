@@ -1,8 +1,8 @@
 """Runs under torchrun: the models that `family_reference.py` wrote, at several layouts over the same processes.
 
 `python -m torch.distributed.run --nproc-per-node N family_layouts.py FOLDER LAYOUT:NAME...`: for each, the
-log-probability of every id at every position, the tensors exported again, the gradient of a loss (the MTP layers
-trained jointly where there are some), and the tensors after a step go to FOLDER/LAYOUT.NAME.pt.
+log-probability of every id at every position, the tensors exported again, loss, gradient and its norm over three
+steps (the MTP layers trained jointly where there are some), and the tensors after them go to FOLDER/LAYOUT.NAME.pt.
 """
 
 import dataclasses
@@ -59,11 +59,13 @@ def run(layout: TrainerLayout, folder: Path) -> dict:
     source = PolicySource(policy, include_mtp=True)
     found: dict = {"exported": {n: t.clone() for n, t in source}, "logp": every_logp(policy)}
     share = documents() if layout.dp == 1 else documents()[mesh.data_rank :: layout.dp]
-    found["loss"] = policy.forward_backward(share, nll)
-    policy.reduce_gradients(everywhere=True)
-    gradients = {n: torch.zeros_like(t) for n, t in policy.state().items()} | policy.gradients()
-    found["gradients"] = {n: t.clone() for n, t in source.stream(gradients)}
-    found["norm"] = policy.optim_step(1e-3, reduced=True)
+    found |= {"loss": [], "norm": [], "gradients": []}
+    for _ in range(3):
+        found["loss"].append(policy.forward_backward(share, nll))
+        policy.reduce_gradients(everywhere=True)
+        gradients = {n: torch.zeros_like(t) for n, t in policy.state().items()} | policy.gradients()
+        found["gradients"].append({n: t.clone() for n, t in source.stream(gradients)})
+        found["norm"].append(policy.optim_step(1e-4, reduced=True))
     found["stepped"] = {n: t.clone() for n, t in source}
     # Both pipeline stages' copies of a tied embedding, and the zero rows of a padded one.
     embedding = policy.state().get("embedding.word_embeddings.weight")
