@@ -31,11 +31,11 @@ PART_BYTES = 512 * 2**20
 """What one process writes, syncs and records at once: what a kill costs at most, times the processes."""
 
 CHECKED: Mapping[DType | None, str] = {
-    None: "Every tensor was read back and compared with its source (count, shape, dtype, SHA-256).",
-    "bf16": "Every tensor was read back and is its source rounded to bf16 (count, shape, dtype, SHA-256).",
+    None: "Every tensor was read back and compared with its source (count, shape, dtype, XXH3-128).",
+    "bf16": "Every tensor was read back and is its source rounded to bf16 (count, shape, dtype, XXH3-128).",
     "fp8-block": (
         "Every tensor was read back: FP8 blocks, multiplied out, are within half a step of e4m3 of their source, and "
-        "every other tensor is its source, rounded to bf16 (count, shape, dtype, SHA-256)."
+        "every other tensor is its source, rounded to bf16 (count, shape, dtype, XXH3-128)."
     ),
 }
 """What the audit makes sure of, in the words of the card."""

@@ -4,7 +4,6 @@ Each row's digests are taken of what was read, in the form in which the source s
 of what was written, read back through the opposite mapping.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+import xxhash
 from torch import Tensor
 
 from r1mega.conversion.folders import Folder, HFFolder
@@ -69,9 +69,9 @@ class Writer(Protocol):
 
 
 def digest(tensor: Tensor) -> str:
-    """Dtype, shape and SHA-256 of the bytes."""
+    """Dtype, shape and XXH3 (128 bits) of the bytes: against accidents, ten times as fast as SHA-256."""
     shape = "x".join(map(str, tensor.shape))
-    return f"{str(tensor.dtype).removeprefix('torch.')} {shape} {hashlib.sha256(raw(tensor)).hexdigest()}"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape} {xxhash.xxh3_128_hexdigest(raw(tensor))}"
 
 
 def _divide(sizes: Sequence[tuple[int, int]], limit: int) -> list[Part]:
