@@ -76,9 +76,11 @@ def run(
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
     stage, machine = _load(config, cluster, overrides)
-    if missing := missing_weights(stage.model) or missing_data(stage) or missing_ability(stage, machine):
-        raise ConfigError(f"{config}: {missing}")
     path = run_dir or _default_run_dir(config)
+    tokenised = resume and (path / "data/train").is_dir()
+    no_data = None if tokenised else missing_data(stage)
+    if missing := missing_weights(stage.model) or no_data or missing_ability(stage, machine):
+        raise ConfigError(f"{config}: {missing}")
     launch = env.launch()
     if launch is None and _num_ranks(stage, machine) > 1:
         raise typer.Exit(_run_ranks(path, _num_ranks(stage, machine)))

@@ -85,6 +85,11 @@ def layout_faults(cluster: Cluster) -> list[str]:
         faults.append(
             'cluster.trainer.dispatcher: "flex" is DeepEP\'s CUDA kernels; on the CPU set "alltoall" or "allgather"'
         )
+    elif layout.token_dispatcher == "flex" and layout.expert_tp * layout.ep == 1:
+        faults.append(
+            'cluster.trainer.dispatcher: "flex" sends tokens between ranks that divide the experts, and ep x etp '
+            "is 1; leave it out"
+        )
     faults += _pipeline_faults(layout)
     faults += _recompute_faults(cluster)
     return faults + _precision_faults(cluster)
@@ -108,6 +113,11 @@ def _precision_faults(cluster: Cluster) -> list[str]:
         ]
         if layout.offload_optimizer:
             faults.append("cluster.trainer.offload_optimizer: on the CPU the state is in host memory; leave it out")
+    elif layout.dtype == "fp32" and layout_runs_transformer_engine(cluster):
+        faults.append(
+            "cluster.trainer.dtype: 'fp32', for which Transformer Engine has no attention over packed rows; set "
+            'dtype = "bf16", or transformer_engine = "off"'
+        )
     elif layout.dtype == "fp32" and precision.gradients == "bf16":
         faults.append("cluster.trainer.precision.gradients: 'bf16' with dtype fp32 would round away what fp32 is for")
     if precision.fp8 == "none":
@@ -121,6 +131,10 @@ def _precision_faults(cluster: Cluster) -> list[str]:
         )
     elif layout.dtype != "bf16":
         faults.append(f"cluster.trainer.precision.fp8: {precision.fp8!r} needs dtype bf16, not {layout.dtype!r}")
+    if precision.fp8 == "mxfp8" and cluster.gpu == "hopper":
+        faults.append(
+            "cluster.trainer.precision.fp8: 'mxfp8' needs Blackwell, cluster.gpu is 'hopper'; set 'blockwise'"
+        )
     return faults
 
 
@@ -202,6 +216,8 @@ def _sft_faults(stage: SFT) -> list[str]:
         faults.append(
             "model.path: SFT starts from a model's weights and its tokenizer: give the folder that has them"
         )
+    if stage.chat_template is not None and not stage.chat_template.is_file():
+        faults.append(f"chat_template: no file {stage.chat_template}; configs/chat_templates has some")
     if not stage.data.files and not stage.data.dataset:
         faults.append("data: give files (JSONL or parquet), or dataset (a name)")
     if stage.batch.chunk_tokens < stage.data.max_tokens:

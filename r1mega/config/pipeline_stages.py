@@ -8,6 +8,9 @@ chunks each. A stage may be empty.
 import re
 from collections.abc import Sequence
 
+MOST = 10_000
+"""Letters and separators of a whole layout."""
+
 _GROUP, _LETTER = re.compile(r"\(([^()]*)\)\*(\d+)"), re.compile(r"([EtmL])\*(\d+)")
 
 
@@ -15,10 +18,12 @@ def expand(text: str) -> list[str]:
     """Each stage's letters, in the order in which tokens pass the stages.
 
     Raises:
-        ValueError: something that is no letter, separator or repetition.
+        ValueError: something that is no letter, separator or repetition, or more of them than any model has.
     """
     plain = re.sub(r"[\s,]", "", text)
     for repeated in (_GROUP, _LETTER):
+        if sum(len(m[1]) * int(m[2][:9]) for m in repeated.finditer(plain)) > MOST:
+            raise ValueError(f"makes more than {MOST:,} letters; write how often a group or letter stands there")
         plain = repeated.sub(lambda m: m[1] * int(m[2]), plain)
     if wrong := re.sub(r"[EtmL|]", "", plain):
         raise ValueError(f"{wrong[0]!r} is none of E (embedding), t (layer), m (MTP layer), L (head), |, (...)*n, *n")

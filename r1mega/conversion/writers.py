@@ -18,7 +18,7 @@ from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
 from r1mega.layout.sharded import boxes, extra_states, places
-from r1mega.runtime.files import WriteBehind, dump_json
+from r1mega.runtime.files import LargeFile, dump_json
 from r1mega.runtime.mapped import raw
 from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import write_weights_only
@@ -153,15 +153,15 @@ class HFWriter:
 
     def write(self, out: Path, part: Part, count: Count) -> dict[str, Any]:
         digests: dict[str, list[str]] = {}
-        with (out / self._file_of[part.number]).open("r+b", buffering=0) as file, WriteBehind() as behind:
+        with LargeFile(out / self._file_of[part.number], new=False) as file:
             for i in part.rows:
                 tensors, digests[str(i)] = self._convert(self._source.table[i])
                 for name, tensor in tensors:
                     _, entry = self._places[name]
                     assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), name
-                    _write_at(file.fileno(), raw(tensor), entry.start, count, behind)
+                    _write_at(file, raw(tensor), entry.start, count)
                 self._source.release()
-            behind.sync(file.fileno())
+            file.sync()
         return {"part": part.number, "digests": digests}
 
     def _convert(self, row: Row) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -245,7 +245,7 @@ class MegatronWriter:
         name = _data_file(part)
         digests: dict[str, list[str]] = {}
         chunks: list[Any] = []
-        with (out / name).open("wb") as file, WriteBehind() as behind:
+        with LargeFile(out / name, new=True) as file:
             for i in part.rows:
                 row = self._source.table[i]
                 if self._source.stored_whole:
@@ -262,12 +262,10 @@ class MegatronWriter:
                     here = tuple(slice(o - p, o - p + n) for o, p, n in zip(offset, place.offset, sizes, strict=True))
                     start, length = torch_dist.write_chunk(file, stacked[here])
                     chunks.append([place.key, dtype, place.shape, offset, sizes, start, length])
-                file.flush()
-                behind.wrote(file.fileno(), whole.nbytes)
                 count(whole.nbytes)
                 del whole, stacked
                 self._source.release()
-            behind.sync(file.fileno())
+            file.sync()
         return {"part": part.number, "digests": digests, "file": name, "chunks": chunks}
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
@@ -331,10 +329,6 @@ def _num_bytes(tensor: tuple[str, torch.dtype, Shape]) -> int:
     return torch.Size(tensor[2]).numel() * tensor[1].itemsize
 
 
-def _write_at(descriptor: int, data: memoryview, start: int, count: Count, behind: WriteBehind) -> None:
-    at = 0
-    while at < len(data):
-        written = os.pwrite(descriptor, data[at : at + WRITE_BYTES], start + at)
-        at += written
-        behind.wrote(descriptor, written)
-        count(written)
+def _write_at(file: LargeFile, data: memoryview, start: int, count: Count) -> None:
+    for at in range(0, len(data), WRITE_BYTES):
+        count(file.write_at(data[at : at + WRITE_BYTES], start + at))

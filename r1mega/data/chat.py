@@ -48,7 +48,8 @@ class Chat:
             template: a Jinja file, instead of the tokenizer's own template.
 
         Raises:
-            DataError: no template, or a tokenizer that cannot tokenise a text piece by piece.
+            DataError: no template, one that is none or has the assistant's name learnt, or a tokenizer that cannot
+                tokenise a text piece by piece.
         """
         self.tokenizer, self._ends = tokenizer, {*ends, tokenizer.eos_token_id}
         self.template = _template(tokenizer, template)
@@ -58,9 +59,37 @@ class Chat:
         self._special = sorted(
             {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
         )
+        self._check_template()
         ids = [i for piece in ("a", "b") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
         if (found := tokenizer.decode(ids)) != "ab":
             raise DataError(f"the tokenizer writes 'a' and 'b', tokenised apart, as {found!r}: it adds to each piece")
+
+    def _check_template(self) -> None:
+        """Of the template alone, on a conversation of one letter a turn; a template that refuses it is not judged.
+
+        Raises:
+            DataError: it is no template, or the assistant's turn would begin with what writes its name.
+        """
+        from jinja2 import TemplateSyntaxError
+
+        turns = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"})
+        tried = Conversation(turns, "a conversation of one letter a turn")
+        try:
+            text, spans = self._marked_spans(tried) if self._marked else self._found_spans(tried)
+            prompts = [self._render(tried, turns[:1], prompt=prompt) for prompt in (True, False)]
+        except DataError as error:
+            reason = error.__cause__
+            if isinstance(reason, TemplateSyntaxError):
+                raise DataError(f"{self._source}, line {reason.lineno}: not a template: {reason}") from reason
+            return
+        start = spans[0][0] if spans else 0
+        ignored = prompts[0] == prompts[1] and not text[start:].lstrip().startswith("A")
+        if ignored or (text.startswith(prompts[0]) and start < len(prompts[0])):
+            raise DataError(
+                f"{self._source} has the assistant's turn begin at {text[start : start + 40]!r}: its name would be "
+                "learnt as part of the answer, and sampling would not write it; have the template write it with "
+                "add_generation_prompt, and mark what follows it alone"
+            )
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokens]:
         """Tokens of each conversation.
@@ -75,6 +104,13 @@ class Chat:
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The rendered conversation, cut where the assistant's turns begin and end. Raises DataError as `encode`."""
+        for number, message in enumerate(conversation.messages):
+            if found := self._special_in(message["content"]):
+                raise DataError(
+                    f"{conversation.where}: message {number}: the text {found!r} is a token of the tokenizer that "
+                    "steers conversations, and would be one in the middle of this turn; take it out, as from the end "
+                    "of sampled answers, or write it differently"
+                )
         text, spans = self._marked_spans(conversation) if self._marked else self._found_spans(conversation)
         answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
         if len(spans) != len(answers):
@@ -143,6 +179,9 @@ class Chat:
             )
         except Exception as error:
             raise self._fault(conversation, f"refuses it: {error}") from error
+
+    def _special_in(self, text: str) -> str | None:
+        return next((token for token in self._special if token in text), None)
 
     def _turn_length(self, turn: str) -> int:
         """Without the white space that a template writes after the token that ends a turn."""

@@ -6,6 +6,7 @@ needs pyarrow and a dataset's name the package datasets; neither is asked for un
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,11 @@ def conversation(row: Any, where: str) -> Conversation:
             raise DataError(f"{where}: message {i}: role {message.get('role')!r}; known: {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise DataError(f"{where}: message {i}: content must be text and not empty")
+        if broken := re.search(r"[\ud800-\udfff]", message["content"]):
+            raise DataError(
+                f"{where}: message {i}: half a character, {broken[0]!r}, at {broken.start()}: text cut inside a "
+                "surrogate pair, which no tokenizer takes; drop it"
+            )
         # Formats leave out what is not there as null or as an empty list.
         if more := sorted(k for k, v in message.items() if k not in ("role", "content") and v):
             raise DataError(f"{where}: message {i}: unknown field {more[0]!r}: only role and content are learnt from")

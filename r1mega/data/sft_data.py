@@ -36,6 +36,12 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path) -> None:
     Raises:
         DataError: as `conversations.read`, `Chat.encode` and `fit`; or nothing is left to train or validate on.
     """
+    wanted = ["train", "validation"] if config.validation else ["train"]
+    if _gone(config) and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted):
+        log.warning(
+            "%s: goes on with the tokens that are there; some of the files they were made of are gone", folder
+        )
+        return  # a checkpoint of other tokens refuses them
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
     validation = config.validation
@@ -60,8 +66,25 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path) -> None:
         source = validation if own else config.data
         key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}")
         if token_store.load(folder / "validation", key) is None:
-            kept = rows(source, lambda c: own or held_out(c, share, config.seed))
-            _write(config, chat, folder / "validation", key, kept)
+            kept = list(rows(source, lambda c: own or held_out(c, share, config.seed)))
+            if own:
+                _refuse_trained_on(kept, trained_on)
+            _write(config, chat, folder / "validation", key, iter(kept))
+
+
+def _gone(config: SFT) -> list[Path]:
+    named = [*config.data.files, *(config.validation.files if config.validation else ())]
+    return [file for file in named if not file.is_file()]
+
+
+def _refuse_trained_on(validation: Iterable[Conversation], trained_on: Path) -> None:
+    trained = {json.loads(line)["question"] for line in trained_on.read_text(encoding="utf-8").splitlines()}
+    both = [c for c in validation if first_question(c) in trained]
+    if both:
+        raise DataError(
+            f"validation: {len(both)} conversations begin with a question that is trained on, the first at "
+            f"{both[0].where}: give files of other conversations, or validation.share in place of files"
+        )
 
 
 def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:
@@ -74,9 +97,13 @@ def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:
 
 def held_out(conversation: Conversation, share: float, seed: int) -> bool:
     """Whether a conversation belongs to the share that is validated on: decided by its first question alone."""
-    first = next(iter(conversation.questions), conversation.messages[0]["content"])
-    digest = hashlib.sha256(f"{seed}/{first}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{first_question(conversation)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def first_question(conversation: Conversation) -> str:
+    """What a conversation is told apart by; its first message where no user asks."""
+    return next(iter(conversation.questions), conversation.messages[0]["content"])
 
 
 def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Tokens | None:
@@ -110,8 +137,8 @@ def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Iterator[Conve
     if counts["conversations"] == counts["dropped"]:
         read = counts["conversations"]
         raise DataError(
-            f"{folder.name}: no conversation to learn from or to validate on; {read} were read, all of them longer "
-            f"than data.max_tokens = {config.data.max_tokens}"
+            f"{folder.name}: no conversation to learn from or to validate on; of the {read} that were read none has "
+            f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"
             if read
             else f"{folder.name}: no conversations; name files that have some, or another validation.share"
         )

@@ -87,16 +87,17 @@ class Watch:
 
     def __init__(self, settings: Experts) -> None:
         self._settings = settings
-        self._lasted: dict[tuple[str, str], int] = {}
+        self.lasted: dict[str, int] = {}
+        """Steps in a row of "LAYER/FAULT", which a resumed run goes on counting."""
 
     def see(self, step: ExpertLoad) -> list[str]:
         """The layers that count as collapsed from this step on, in words; each is said once until it recovers."""
         new: list[str] = []
         for name, layer in step.layers.items():
             for fault, text in self._faults(layer).items():
-                key = (name, fault)
-                self._lasted[key] = self._lasted.get(key, 0) + 1 if text else 0
-                if self._lasted[key] == self._settings.patience:
+                key = f"{name}/{fault}"
+                self.lasted[key] = self.lasted.get(key, 0) + 1 if text else 0
+                if self.lasted[key] == self._settings.patience:
                     new.append(f"layer {name}: {text}")
         return new
 

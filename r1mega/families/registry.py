@@ -87,6 +87,12 @@ def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
             f"batch.chunk_tokens = {batch.chunk_tokens} leaves a rank (cp x tp = {layout.cp * tp}) no whole number "
             f"of FP8 tiles of {tile} tokens (cluster.trainer.precision.fp8 = {layout.precision.fp8!r})"
         )
+    own = layout.precision.bf16_layers_at_start, layout.precision.bf16_layers_at_end
+    if max(own) > spec.num_layers // layout.pp:
+        faults.append(
+            f"cluster.trainer.precision.bf16_layers_at_start, _at_end = {own[0]}, {own[1]}: Megatron takes no more "
+            f"than a pipeline rank's {spec.num_layers // layout.pp} layers"
+        )
     if isinstance(spec.attention, Grouped) and spec.attention.num_kv_heads % tp:
         groups = spec.attention.num_kv_heads
         faults.append(

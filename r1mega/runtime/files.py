@@ -11,6 +11,10 @@ from typing import Any, Self
 FLUSH_BYTES = 64 * 2**20
 """Bytes written between two flushes of a large file."""
 
+BLOCK_BYTES = 128 * 2**10
+"""Written to the kernel at once: for more it takes pages by the megabyte, which a virtual machine that has given free
+memory back to its host gets nine times slower."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
@@ -63,14 +67,19 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     sync_folder(path.parent)
 
 
-class WriteBehind:
-    """Sends a large file to the disk while more of it is computed, so that its sync at the end finds little left.
+class LargeFile:
+    """A large file that goes to the disk while more of it is computed, so that its sync at the end finds little left.
 
-    A thread flushes what was written (`os.fdatasync` holds no lock of the interpreter). What is written is safe only
-    after `sync`. Leaving waits for the thread: the file may be closed then, and not before.
+    What is written is safe only after `sync`. Several processes may write into one that is not new.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, *, new: bool) -> None:
+        """
+        Args:
+            new: make the file, or empty it.
+        """
+        self._descriptor = os.open(path, os.O_WRONLY | (os.O_CREAT | os.O_TRUNC if new else 0), 0o666)
+        self._end = 0
         self._thread = ThreadPoolExecutor(1)
         self._flush: Future[None] | None = None
         self._unflushed = 0
@@ -80,25 +89,46 @@ class WriteBehind:
 
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
+        os.close(self._descriptor)
 
-    def wrote(self, descriptor: int, num_bytes: int) -> None:
-        """Count what was just written to the open file, and begin to flush it where it has become much.
+    def write(self, data: Any, /) -> int:
+        """Append; returns the number of bytes.
 
         Raises:
-            OSError: an earlier flush's.
+            OSError: as `write_at`.
         """
-        self._unflushed += num_bytes
-        if self._unflushed < FLUSH_BYTES or (self._flush is not None and not self._flush.done()):
-            return
-        if self._flush is not None:
-            self._flush.result()
-        self._flush, self._unflushed = self._thread.submit(os.fdatasync, descriptor), 0
+        length = self.write_at(data, self._end)
+        self._end += length
+        return length
 
-    def sync(self, descriptor: int) -> None:
-        """Return when all that was written to the file is on the disk."""
+    def write_at(self, data: Any, start: int) -> int:
+        """Write at a place of its own; returns the number of bytes.
+
+        Raises:
+            OSError: of this write, or of an earlier one that could not be flushed.
+        """
+        block, at = memoryview(data).cast("B"), 0
+        while at < len(block):
+            at += os.pwrite(self._descriptor, block[at : at + BLOCK_BYTES], start + at)
+        self._unflushed += at
+        if self._unflushed >= FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            if self._flush is not None:
+                self._flush.result()
+            self._flush, self._unflushed = self._thread.submit(os.fdatasync, self._descriptor), 0
+        return at
+
+    def tell(self) -> int:
+        """Where `write` appends."""
+        return self._end
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk. Raises OSError where it is not."""
         if self._flush is not None:
             self._flush.result()
-        os.fsync(descriptor)
+        os.fsync(self._descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,11 +26,18 @@ from r1mega.runtime import files
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = frozenset({"save", "wandb", "batch", "experts", "rollout.replay", "rollout.keep_journal"})
-"""Settings that a resumed run may have changed: they do not alter the steps already taken. `num_steps` may as well
-where the learning rate does not depend on it."""
+MAY_CHANGE = frozenset(
+    {"save", "wandb", "batch", "experts", "rollout.replay", "rollout.keep_journal", "validation.every_steps"}
+)
+"""Settings that a resumed run may have changed: they do not alter the steps already taken."""
 
-LAYOUT = frozenset({"tp", "sp", "pp", "vpp", "ep", "etp", "cp", "dp", "threads"})
+LENGTH = frozenset({"num_steps", "max_steps", "num_epochs"})
+"""As well where the learning rate does not depend on how long the run is."""
+
+LAYOUT = frozenset(
+    {"tp", "sp", "pp", "vpp", "pipeline", "ep", "etp", "cp", "dp", "distributed_optimizer", "dispatcher", "recompute"}
+    | {"threads", "offload_optimizer", "transformer_engine"}
+)
 """Settings of the trainer's layout that a resumed run may have changed: they alter its results by rounding alone."""
 
 LOCK_TIMEOUT_S = 15.0
@@ -226,7 +233,7 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
         raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
     may_change = MAY_CHANGE
     if (found["stage"].get("optimizer") or {}).get("schedule") == "constant":
-        may_change = MAY_CHANGE | {"num_steps"}
+        may_change = MAY_CHANGE | LENGTH
     before, after = _flat(found["stage"]), _flat(config["stage"])
     stage = [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -237,13 +244,15 @@ def changes(path: Path, config: dict[str, Any]) -> list[str]:
     then, now = (TrainerLayout.model_validate(c["cluster"]["trainer"]).model_dump() for c in (found, config))
     waits = {name for name in now if name.endswith("_timeout_s")}
     moved = sorted(key for key in LAYOUT & now.keys() if then[key] != now[key])
-    if relaid := [f"{key} {then[key]!r} -> {now[key]!r}" for key in moved]:
-        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, ", ".join(relaid))
-    return stage + [
+    refused = stage + [
         f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}"
         for key in now.keys() - waits - LAYOUT
         if then[key] != now[key]
     ]
+    if not refused and moved:
+        relaid = ", ".join(f"{key} {then[key]!r} -> {now[key]!r}" for key in moved)
+        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, relaid)
+    return refused
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

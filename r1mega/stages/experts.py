@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from r1mega.config.schema import Experts
 from r1mega.evaluation.experts import Watch, metrics
@@ -18,6 +20,14 @@ class ExpertLog:
     def __init__(self, run_dir: RunDir, settings: Experts, tracker: Tracker) -> None:
         self._file, self._settings, self._tracker = run_dir.expert_loads, settings, tracker
         self._watch = Watch(settings)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint carries of it."""
+        return {"experts": self._watch.lasted}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was called."""
+        self._watch.lasted |= state.get("experts", {})
 
     def metrics(self, step: int, load: ExpertLoad | None) -> dict[str, float]:
         """The figures for the line of `step`; nothing for a dense model.

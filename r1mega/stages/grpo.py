@@ -306,6 +306,7 @@ class Trainer:
         if self.sampling is not None:
             self.sampling.tracker.sync()
             state |= self.sampling.state() | {"metrics": self.metrics}
+            state |= self.experts.state() if self.experts is not None else {}
         mine = {self._pending_file(): encode(self.pending)} if self.mesh.leads_copy else {}
         self.saves.checkpoint(self.step, state, mine)
 
@@ -329,6 +330,8 @@ class Trainer:
         self.metrics = state.get("metrics", {})
         if self.sampling is not None:
             self.sampling.restore(state)
+        if self.experts is not None:
+            self.experts.restore(state)
         files = sorted(checkpoint.glob(f"*.{PENDING}"))
         if len(files) == self.mesh.layout.dp:
             self.pending = decode((checkpoint / self._pending_file()).read_bytes())

@@ -145,6 +145,8 @@ class Loop:
         self._validation = validation
         self.tracker = Tracker(run_dir.path, config.wandb, config) if self.mesh.first else None
         self._experts = ExpertLog(run_dir, config.experts, self.tracker) if self.tracker else None
+        if self._experts is not None:
+            self._experts.restore(state)
 
     @property
     def progress(self) -> float:
@@ -201,8 +203,10 @@ class Loop:
     def save(self) -> None:
         if self.tracker is not None:
             self.tracker.sync()
-        place = {"place": self.batches.epochs.place(self.step)}
-        self.saves.checkpoint(self.step, {**self._carried, **place, "step": self.step, "seconds": self.seconds})
+        state = {**self._carried, "place": self.batches.epochs.place(self.step)}
+        state |= {"step": self.step, "seconds": self.seconds}
+        state |= self._experts.state() if self._experts is not None else {}
+        self.saves.checkpoint(self.step, state)
 
     def _validate_if_due(self) -> None:
         """After the step's checkpoint, so that a signal need not wait; a resumed run makes up for it."""

@@ -5,6 +5,7 @@ from the matrices after them, and one table of names serves either. Alone the ex
 Transformer Engine multiplies together (`trainer.names` knows). The rotation of queries and keys is ours in both.
 """
 
+import importlib.util
 import logging
 from importlib.metadata import version
 from typing import Any, Literal
@@ -51,6 +52,11 @@ def choose_layers(device: str, layout: TrainerLayout) -> Layers:
     if layout.transformer_engine == "off":
         log.warning("layers: local ones, as cluster.trainer.transformer_engine asks: slow, no FP8")
         return "local"
+    if layout.token_dispatcher == "flex" and importlib.util.find_spec("deep_ep") is None:
+        raise ConfigError(
+            'cluster.trainer.dispatcher = "flex" calls DeepEP\'s kernels, and the package deep_ep is not installed; '
+            'build it, or set "alltoall"'
+        )
     found = installed_engine()
     low, high = (".".join(map(str, v)) for v in VERSIONS)
     if found is None or not VERSIONS[0] <= found < VERSIONS[1]:

@@ -331,12 +331,41 @@ def test_layouts_of_every_kind_are_accepted(layout: dict):
         ({"cp": 2, "transformer_engine": "off"}, "context parallelism needs Transformer Engine"),
         ({"precision": {"fp8": "blockwise"}}, "needs dtype bf16, not 'fp32'"),
         ({"dtype": "bf16", "precision": {"fp8": "mxfp8"}, "transformer_engine": "off"}, "needs Transformer Engine"),
-        ({"precision": {"gradients": "bf16"}}, "round away"),
+        ({"precision": {"gradients": "bf16"}, "transformer_engine": "off"}, "round away"),
+        ({}, "'fp32', for which Transformer Engine has no attention over packed rows"),
+        ({"dtype": "bf16", "dispatcher": "flex"}, "ep x etp is 1"),
+        ({"dtype": "bf16", "dispatcher": "flex", "dp": 2, "ep": 2}, ""),
     ],
 )
 def test_what_is_asked_of_a_gpu_is_held_against_itself(layout: dict, message: str):
     faults = checks.layout_faults(Cluster(device="cuda", trainer=TrainerLayout(**layout)))
     assert any(message in fault for fault in faults) if message else faults == [], faults
+
+
+def test_a_recipe_is_held_against_the_gpus_that_are_named():
+    layout = TrainerLayout(dtype="bf16", precision={"fp8": "mxfp8"})  # type: ignore[arg-type]
+    (fault,) = checks.layout_faults(Cluster(device="cuda", gpu="hopper", trainer=layout))
+    assert "'mxfp8' needs Blackwell" in fault
+    assert checks.layout_faults(Cluster(device="cuda", gpu="blackwell", trainer=layout)) == []
+
+
+def test_a_repeat_that_no_model_has_is_refused():
+    layout = TrainerLayout(pp=2, pipeline="Ett|(tt)*99999999999|L")
+    (fault,) = checks.layout_faults(Cluster(device="cpu", trainer=layout))
+    assert "makes more than 10,000 letters" in fault
+
+
+def test_a_chat_template_must_be_there():
+    sft = TINY.parent / "sft/1_qwen2.toml"
+    assert "chat_template: no file" in fault(sft, "model.path=/x", "chat_template=nope.jinja")
+
+
+def test_bf16_layers_are_a_pipeline_ranks_at_most():
+    spec = read_model(Path("configs/tiny/deepseek_v3.json"))
+    precision = {"fp8": "blockwise", "bf16_layers_at_start": spec.num_layers // 2 + 1}
+    layout = TrainerLayout(pp=2, dtype="bf16", precision=precision)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Megatron takes no more than a pipeline rank's 2 layers"):
+        check_layout(spec, layout, Batch(chunk_tokens=256))
 
 
 def test_chunks_divide_into_blocks_and_tiles():

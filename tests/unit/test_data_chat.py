@@ -32,6 +32,7 @@ PUBLISHED_R1 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 """What matters here of DeepSeek-R1's published template: reasoning is dropped, the last turn's too."""
+PROMPT = "{% if add_generation_prompt %}<|user|>{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +88,14 @@ def test_a_template_that_drops_the_reasoning_is_refused(tokenizer, tmp_path: Pat
 def test_a_template_that_writes_the_last_turn_otherwise_is_refused(tokenizer, tmp_path: Path):
     last_only = (
         "{% for message in messages %}{% if loop.last and message['role'] == 'assistant' %}LAST{% endif %}"
-        "<|user|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+        "<|user|>{{ message['content'] }}{{ eos_token }}{% endfor %}" + PROMPT
     )
     with pytest.raises(DataError, match=r"does not write the beginning of a conversation as it writes the whole"):
         Chat(tokenizer, [2], written(last_only, tmp_path)).encode([TURNS])
 
 
 def test_a_turn_that_does_not_end_is_refused(tokenizer, tmp_path: Path):
-    endless = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
+    endless = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}" + PROMPT
     with pytest.raises(DataError, match=r"ends the assistant's turn with .* at which sampling does not end"):
         Chat(tokenizer, [2], written(endless, tmp_path)).encode([TURNS])
 
@@ -109,7 +110,7 @@ def test_marks_must_cover_every_turn_of_the_assistant(tokenizer, tmp_path: Path)
 
 
 def test_white_space_after_a_turns_end_is_not_learnt(tokenizer, tmp_path: Path):
-    spaced = "{% for m in messages %}<|user|>{{ m['content'] }}{{ eos_token + '\\n' }}{% endfor %}"
+    spaced = "{% for m in messages %}<|user|>{{ m['content'] }}{{ eos_token + '\\n' }}{% endfor %}" + PROMPT
     assert learnt(Chat(tokenizer, [2], written(spaced, tmp_path)))[0].endswith("It is 4.<|eos|>")
 
 
@@ -127,6 +128,34 @@ def test_what_a_template_or_a_tokenizer_cannot_do_is_one_message(tokenizer, tmp_
         Chat(tokenizer, [2], tmp_path / "no.jinja")
     with pytest.raises(DataError, match="it adds to each piece"):
         Chat(Prefixing(tokenizer), [2], TEMPLATES / "qwen.jinja")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}",
+        "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}{% generation %}"
+        "assistant: {{ m['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    ],
+)
+def test_a_template_that_has_the_assistants_name_learnt_is_refused(tokenizer, tmp_path: Path, template: str):
+    with pytest.raises(DataError, match=r"template.jinja has the assistant's turn begin at 'assistant: A<|eos|>'"):
+        Chat(tokenizer, [2], written(template, tmp_path))
+
+
+def test_what_is_no_template_is_named_without_a_conversation(tokenizer, tmp_path: Path):
+    with pytest.raises(DataError, match=r"^\S+template.jinja, line 2: not a template: "):
+        Chat(tokenizer, [2], written("a\n{{ messages[0]", tmp_path))
+
+
+@pytest.mark.parametrize("token", ["<|eos|>", "<|assistant|>"])
+@pytest.mark.parametrize("turn", [0, 3])
+def test_a_turn_that_holds_a_token_of_the_tokenizer_is_refused(tokenizer, token: str, turn: int):
+    messages = [dict(m) for m in TURNS.messages]
+    messages[turn]["content"] += token
+    with pytest.raises(DataError, match=rf"a.jsonl, line 7: message {turn}: the text '<\|.*' is a token"):
+        Chat(tokenizer, [2]).encode([conversation({"messages": messages}, TURNS.where)])
 
 
 class Prefixing(SimpleNamespace):

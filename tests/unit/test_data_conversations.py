@@ -33,6 +33,8 @@ def test_both_forms_of_rows_are_read(tmp_path: Path):
         ('{"messages": [{"role": "bot", "content": "a"}]}', "message 0: role 'bot'; known: system, user, assistant"),
         ('{"messages": [{"role": "user", "content": ""}]}', "message 0: content must be text and not empty"),
         ('{"messages": [{"role": "user", "content": ["a"]}]}', "message 0: content must be text"),
+        ('{"prompt": "a\\ud83d", "response": "b"}', "message 0: half a character, '\\ud83d', at 1"),
+        ('{"prompt": "a", "response": "\\ude00"}', "message 1: half a character"),
         ('{"prompt": "a", "response": null}', "message 1: content must be text"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "ends with the user's turn, of which nothing is learnt"),
         (

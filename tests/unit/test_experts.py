@@ -63,6 +63,10 @@ def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
     want = {"top_k": 2, "tokens": 50, "load": {"1": list(COLLAPSED), "mtp 0": list(EVEN)}}
     assert lines == [{"step": 4, **want}, {"step": 8, **want}]
     assert kept.metrics(9, None) == {}
+    resumed = ExpertLog(run_dir, Experts(load_every=0, patience=9), tracker)
+    resumed.restore(json.loads(json.dumps(kept.state())))
+    resumed.metrics(9, load(**{"1": COLLAPSED, "mtp 0": EVEN}))  # the ninth in a row, over both runs
+    assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2), ("warning", 9)]
     found[-1]["experts/dropped"] = 2
     assert summarise([{"loss": 1.0}, *found]) == {
         "max violation": 0.5,

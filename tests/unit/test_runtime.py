@@ -77,6 +77,15 @@ def test_resume_at_another_layout_is_allowed_and_said(tmp_path: Path, config, ca
     with caplog.at_level("WARNING"):
         RunDir(tmp_path, *load(BASE, "laptop", ["cluster.trainer.dp=4", "cluster.trainer.ep=2"]), resume=True).close()
     assert "another layout, equal up to rounding: dp 1 -> 4, ep 1 -> 2" in caplog.text
+    pipeline = ["cluster.trainer.pp=2", "cluster.trainer.pipeline=Et|tt|t|mL", "cluster.trainer.vpp=2"]
+    other = [*pipeline, "cluster.trainer.recompute.granularity=full", "cluster.trainer.distributed_optimizer=false"]
+    RunDir(tmp_path, *load(BASE, "laptop", other), resume=True).close()
+    assert "pipeline '' -> 'Et|tt|t|mL'" in caplog.text
+    assert "distributed_optimizer True -> False" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING"), pytest.raises(RunDirError, match="seed: 0 -> 3"):
+        RunDir(tmp_path, *load(BASE, "laptop", ["seed=3"]), resume=True)
+    assert "goes on" not in caplog.text  # it does not
 
 
 def test_one_process_at_a_time(tmp_path: Path, config):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,34 @@ def test_a_run_does_not_go_on_with_other_conversations(bases, conversations, tmp
     data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(DataError, match=r"--resume with other conversations, template or tokenizer"):
         train(config, tmp_path / "run", resume=True)
+
+
+def test_a_run_goes_on_without_the_files_it_was_made_of(bases, conversations, tmp_path: Path, monkeypatch):
+    data = tmp_path / "conversations.jsonl"
+    data.write_bytes(conversations.read_bytes())
+    config = sft_config(bases["qwen2"], data, max_steps=2, validation=None, save={"every_steps": 1})
+    train(config, tmp_path / "run")
+    want = metrics(tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step_2")
+    data.unlink()
+    train(config, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == want
+
+
+def test_validation_on_what_is_trained_on_is_refused(bases, conversations, tmp_path: Path):
+    own = tmp_path / "own.jsonl"
+    rows = conversations.read_text().splitlines(keepends=True)
+    own.write_text(json.dumps({"prompt": "another one", "response": "4"}) + "\n" + "".join(rows[:3]))
+    config = sft_config(bases["qwen2"], conversations, validation={"files": [str(own)]})
+    with pytest.raises(
+        DataError, match=r"3 conversations begin with a question that is trained on, .*own.jsonl, line 2"
+    ):
+        train(config, tmp_path / "run")
+    own.write_text(json.dumps({"prompt": "1", "response": "4"}) + "\n")
+    train(
+        sft_config(bases["qwen2"], conversations, validation={"files": [str(own)]}, max_steps=1), tmp_path / "other"
+    )
 
 
 def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path: Path):
