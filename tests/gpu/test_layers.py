@@ -7,7 +7,7 @@ from gpu_data import nll
 from r1mega.config.schema import Precision
 
 BOUND = 5e-2
-"""Of the largest entry of a tensor: bf16 has three digits. Transformer Engine has no fp32 attention on packed rows."""
+"""Of the largest entry of a tensor: bf16 has three digits, and packed rows have no attention in fp32."""
 
 
 def observed(policy, documents):
