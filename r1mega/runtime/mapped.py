@@ -11,6 +11,10 @@ from torch import Tensor
 from r1mega.families.spec import Shape
 
 
+READ_AHEAD_BYTES = 2**18
+"""Windows from which on a file is read before it is touched."""
+
+
 class MappedFiles:
     """Files opened on first use. `release` gives the pages that were touched back to the kernel."""
 
@@ -26,6 +30,8 @@ class MappedFiles:
         mapped = self._maps[file]
         first = start - start % mmap.PAGESIZE
         self._touched.append((mapped, first, start + num_bytes - first))
+        if num_bytes >= READ_AHEAD_BYTES:  # all of it at once, where touching it would read a little at a time
+            mapped.madvise(mmap.MADV_WILLNEED, first, start + num_bytes - first)
         return memoryview(mapped)[start : start + num_bytes]
 
     def tensor(self, file: Path, start: int, dtype: torch.dtype, shape: Shape) -> Tensor:

@@ -2,10 +2,10 @@
 
 Synthetic DeepSeek-V3 folders in bf16 whose largest tensor is the same: only the number of layers differs. Each turn
 copies the folder (synced), converts it to Megatron's form and back (synced, and the audit's second reading counted
-in), and takes the ratio of bytes per second. Processes' start-up is left out. Before each the machine rests a while:
-a virtual machine gives freed memory back to its host within seconds and gets it again slower than it writes, so that
-whatever wrote right after a removal would look fast. Memory is RssAnon as the kernel counts it, sampled over all
-processes of a conversion; the highest sum and the highest of one process are kept.
+in), and takes the ratio of bytes per second. Processes' start-up is left out. Each begins with its source out of the
+page cache and after a rest: a virtual machine gives freed memory back to its host within seconds, so that whatever
+wrote right after a removal would look fast. Memory is RssAnon as the kernel counts it, sampled over all processes of a
+conversion; the highest sum and the highest of one process are kept.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from r1mega.weights.safetensors import lay_out
 TINY = harness.ROOT / "configs/tiny/deepseek_v3.json"
 SOURCES = sorted((harness.ROOT / "r1mega/conversion").glob("*.py"))
 SAMPLE_S = 0.02
-REST_S = 15.0
+REST_S = 5.0
 
 
 def model(num_bytes: int) -> ModelSpec:
@@ -110,9 +110,19 @@ def _anonymous(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
+def settle(source: Path) -> None:
+    """Let the machine rest, and forget what it has read of a folder."""
+    time.sleep(REST_S)
+    for file in source.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
 def copy(source: Path, out: Path) -> float:
     """Seconds of a synced copy."""
-    time.sleep(REST_S)
+    settle(source)
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(out)], check=True)
     for file in [*out.iterdir(), out]:
@@ -136,7 +146,7 @@ def conversion(source: Path, out: Path, form: str, processes: int) -> dict[str, 
 
 def one(source: str, out: str, form: str, processes: str) -> None:
     torch.set_num_threads(1)
-    time.sleep(REST_S)
+    settle(Path(source))
     options = Options(int(processes), without_tokenizer=True)
     report = convert(Path(source), Path(out), "hf" if form == "hf" else "megatron", None, options)
     print(json.dumps({"bytes": report.num_bytes, "convert_s": report.convert_s, "audit_s": report.audit_s}))
