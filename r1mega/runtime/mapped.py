@@ -10,7 +10,6 @@ from torch import Tensor
 
 from r1mega.families.spec import Shape
 
-
 READ_AHEAD_BYTES = 2**18
 """Windows from which on a file is read before it is touched."""
 

@@ -4,8 +4,8 @@ Synthetic DeepSeek-V3 folders in bf16 whose largest tensor is the same: only the
 copies the folder (synced), converts it to Megatron's form and back (synced, and the audit's second reading counted
 in), and takes the ratio of bytes per second. Processes' start-up is left out. Each begins with its source out of the
 page cache and after a rest: a virtual machine gives freed memory back to its host within seconds, so that whatever
-wrote right after a removal would look fast. Memory is RssAnon as the kernel counts it, sampled over all processes of a
-conversion; the highest sum and the highest of one process are kept.
+wrote right after a removal would look fast. Memory is RssAnon as the kernel counts it, sampled over all processes of
+a conversion; the highest sum and the highest of one process are kept.
 """
 
 import argparse
