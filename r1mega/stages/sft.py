@@ -4,8 +4,8 @@
 
 Deviations from the report are in what it leaves open, each by name: the batch counts conversations, or packed chunks
 (`batch_unit`); the loss is a mean over the batch's target tokens (`reduction`); MTP and the expert bias (`mtp`,
-`expert_bias`; the MTP loss is a mean over tokens whatever `reduction` says). An epoch's last batch has what is left, so
-that every conversation comes once in each.
+`expert_bias`; the MTP loss is a mean over tokens whatever `reduction` says). An epoch's last batch has what is left,
+so that every conversation comes once in each.
 """
 
 import json
