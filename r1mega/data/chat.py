@@ -59,10 +59,10 @@ class Chat:
         self._special = sorted(
             {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
         )
-        self._check_template()
         ids = [i for piece in ("a", "b") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
         if (found := tokenizer.decode(ids)) != "ab":
             raise DataError(f"the tokenizer writes 'a' and 'b', tokenised apart, as {found!r}: it adds to each piece")
+        self._check_template()
 
     def _check_template(self) -> None:
         """Of the template alone, on a conversation of one letter a turn; a template that refuses it is not judged.

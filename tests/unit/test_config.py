@@ -364,7 +364,7 @@ def test_bf16_layers_are_a_pipeline_ranks_at_most():
     spec = read_model(Path("configs/tiny/deepseek_v3.json"))
     precision = {"fp8": "blockwise", "bf16_layers_at_start": spec.num_layers // 2 + 1}
     layout = TrainerLayout(pp=2, dtype="bf16", precision=precision)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"Megatron takes no more than a pipeline rank's 2 layers"):
+    with pytest.raises(ConfigError, match=r"Megatron takes no more than a pipeline rank's 1 layers"):
         check_layout(spec, layout, Batch(chunk_tokens=256))
 
 

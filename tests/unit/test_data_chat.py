@@ -155,7 +155,7 @@ def test_a_turn_that_holds_a_token_of_the_tokenizer_is_refused(tokenizer, token:
     messages = [dict(m) for m in TURNS.messages]
     messages[turn]["content"] += token
     with pytest.raises(DataError, match=rf"a.jsonl, line 7: message {turn}: the text '<\|.*' is a token"):
-        Chat(tokenizer, [2]).encode([conversation({"messages": messages}, TURNS.where)])
+        Chat(tokenizer, [2], TEMPLATES / "qwen.jinja").encode([conversation({"messages": messages}, TURNS.where)])
 
 
 class Prefixing(SimpleNamespace):

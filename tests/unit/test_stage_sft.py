@@ -139,15 +139,12 @@ def test_validation_on_what_is_trained_on_is_refused(bases, conversations, tmp_p
     own = tmp_path / "own.jsonl"
     rows = conversations.read_text().splitlines(keepends=True)
     own.write_text(json.dumps({"prompt": "another one", "response": "4"}) + "\n" + "".join(rows[:3]))
-    config = sft_config(bases["qwen2"], conversations, validation={"files": [str(own)]})
-    with pytest.raises(
-        DataError, match=r"3 conversations begin with a question that is trained on, .*own.jsonl, line 2"
-    ):
+    validation = {"files": [str(own)], "every_steps": 4}
+    config = sft_config(bases["qwen2"], conversations, validation=validation, max_steps=1)
+    with pytest.raises(DataError, match=r"3 conversations begin with a question that is trained .*own.jsonl, line 2"):
         train(config, tmp_path / "run")
     own.write_text(json.dumps({"prompt": "1", "response": "4"}) + "\n")
-    train(
-        sft_config(bases["qwen2"], conversations, validation={"files": [str(own)]}, max_steps=1), tmp_path / "other"
-    )
+    train(config, tmp_path / "other")
 
 
 def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path: Path):
