@@ -77,7 +77,7 @@ def run(
     """
     stage, machine = _load(config, cluster, overrides)
     path = run_dir or _default_run_dir(config)
-    tokenised = resume and (path / "data/train").is_dir()
+    tokenised = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
     no_data = None if tokenised else missing_data(stage)
     if missing := missing_weights(stage.model) or no_data or missing_ability(stage, machine):
         raise ConfigError(f"{config}: {missing}")

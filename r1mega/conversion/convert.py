@@ -173,6 +173,7 @@ def _plan(folder: Folder, job: Job) -> dict[str, Any]:
     model = hashlib.sha256(json.dumps(dict(folder.spec.hf), sort_keys=True, default=str).encode()).hexdigest()
     return {
         "version": companions.version(),
+        "digest": "xxh3-128",
         "source": str(job.source.resolve()),
         "files": [list(f) for f in files],
         "model": model,

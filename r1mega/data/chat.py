@@ -18,6 +18,8 @@ from typing import Any
 from r1mega.data.conversations import Conversation, Message
 from r1mega.errors import DataError
 
+REASONING = frozenset({"<think>", "</think>"})
+"""Written by answers, whatever a tokenizer or a template makes of them."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -62,15 +64,28 @@ class Chat:
         ids = [i for piece in ("a", "b") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
         if (found := tokenizer.decode(ids)) != "ab":
             raise DataError(f"the tokenizer writes 'a' and 'b', tokenised apart, as {found!r}: it adds to each piece")
-        self._check_template()
+        self._steering = self._check_template()
+        """Finds the tokens that a template writes around turns, and those at which they end."""
 
-    def _check_template(self) -> None:
+    def _check_template(self) -> re.Pattern[str]:
         """Of the template alone, on a conversation of one letter a turn; a template that refuses it is not judged.
+
+        Returns:
+            What finds the tokens that steer a conversation: bos, eos, the other ends of sampling, and those that the
+            template writes (in its text, where it refuses the trial); never the tags of reasoning.
 
         Raises:
             DataError: it is no template, or the assistant's turn would begin with what writes its name.
         """
         from jinja2 import TemplateSyntaxError
+
+        added = {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_decoder.values())}
+        ends = {self.tokenizer.bos_token, *self.tokenizer.convert_ids_to_tokens(sorted(self._ends))}
+
+        def tokens_in(text: str) -> re.Pattern[str]:
+            found = {t for t in added if t in text} | {t for t in ends if t}
+            longest_first = sorted(found - REASONING, key=lambda t: (-len(t), t))
+            return re.compile("|".join(map(re.escape, longest_first)))
 
         turns = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"})
         tried = Conversation(turns, "a conversation of one letter a turn")
@@ -81,15 +96,18 @@ class Chat:
             reason = error.__cause__
             if isinstance(reason, TemplateSyntaxError):
                 raise DataError(f"{self._source}, line {reason.lineno}: not a template: {reason}") from reason
-            return
-        start = spans[0][0] if spans else 0
+            return tokens_in(self.template)
+        if not spans:  # what marks no turn here may mark those there are
+            return tokens_in(text)
+        start = spans[0][0]
         ignored = prompts[0] == prompts[1] and not text[start:].lstrip().startswith("A")
         if ignored or (text.startswith(prompts[0]) and start < len(prompts[0])):
             raise DataError(
-                f"{self._source} has the assistant's turn begin at {text[start : start + 40]!r}: its name would be "
-                "learnt as part of the answer, and sampling would not write it; have the template write it with "
-                "add_generation_prompt, and mark what follows it alone"
+                f"{self._source} has the assistant's turn begin at {text[start : start + 40]!r}: what stands before "
+                "the answer there would be learnt, and it is the prompt's in sampling; have the template write it "
+                "with add_generation_prompt, and mark what follows it alone"
             )
+        return tokens_in(text)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokens]:
         """Tokens of each conversation.
@@ -105,9 +123,9 @@ class Chat:
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The rendered conversation, cut where the assistant's turns begin and end. Raises DataError as `encode`."""
         for number, message in enumerate(conversation.messages):
-            if found := self._special_in(message["content"]):
+            if found := self._steering.search(message["content"]):
                 raise DataError(
-                    f"{conversation.where}: message {number}: the text {found!r} is a token of the tokenizer that "
+                    f"{conversation.where}: message {number}: the text {found[0]!r} is a token of the tokenizer that "
                     "steers conversations, and would be one in the middle of this turn; take it out, as from the end "
                     "of sampled answers, or write it differently"
                 )
@@ -179,9 +197,6 @@ class Chat:
             )
         except Exception as error:
             raise self._fault(conversation, f"refuses it: {error}") from error
-
-    def _special_in(self, text: str) -> str | None:
-        return next((token for token in self._special if token in text), None)
 
     def _turn_length(self, turn: str) -> int:
         """Without the white space that a template writes after the token that ends a turn."""

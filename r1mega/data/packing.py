@@ -12,16 +12,17 @@ from heapq import heappop, heappush
 
 from r1mega.errors import DataError
 
-FEW = 512
-"""Documents up to which the fullest chunks are looked for: milliseconds for 64, a tenth of a second for these."""
+WORK = 512**2 * 32_768
+"""(Documents squared) x capacity up to which the fullest chunks are looked for: a tenth of a second; 64 documents in
+chunks of 32,768 tokens take a millisecond."""
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Distribute documents over few chunks.
 
     Longest first, each document goes into the fullest chunk that still holds it, the older of two alike; equal
-    lengths in the given order. A second's work for some 400,000 documents. Where up to `FEW` documents would fit into
-    fewer chunks by their tokens alone, the plan of `fullest_first` is taken if it has fewer.
+    lengths in the given order. A second's work for some 400,000 documents. Where few documents (`WORK`) would fit
+    into fewer chunks by their tokens alone, the plan of `fullest_first` is taken if it has fewer.
 
     Args:
         lengths: tokens of each document.
@@ -42,7 +43,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         if length <= 0:
             raise DataError(f"document {i} has {length} tokens: leave empty documents out")
     chunks = best_fit(lengths, capacity)
-    if len(lengths) <= FEW and len(chunks) * capacity - sum(lengths) >= capacity:
+    if len(lengths) ** 2 * capacity <= WORK and len(chunks) * capacity - sum(lengths) >= capacity:
         chunks = min(chunks, fullest_first(lengths, capacity), key=len)
     return chunks
 

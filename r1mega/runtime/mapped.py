@@ -29,7 +29,8 @@ class MappedFiles:
         mapped = self._maps[file]
         first = start - start % mmap.PAGESIZE
         self._touched.append((mapped, first, start + num_bytes - first))
-        if num_bytes >= READ_AHEAD_BYTES:  # all of it at once, where touching it would read a little at a time
+        if num_bytes >= READ_AHEAD_BYTES and start + num_bytes <= len(mapped):
+            # All of it at once, where touching it would read a little at a time.
             mapped.madvise(mmap.MADV_WILLNEED, first, start + num_bytes - first)
         return memoryview(mapped)[start : start + num_bytes]
 

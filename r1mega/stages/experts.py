@@ -23,11 +23,12 @@ class ExpertLog:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint carries of it."""
-        return {"experts": self._watch.lasted}
+        return {"experts": {"lasted": self._watch.lasted, "said": sorted(self._watch.said)}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was called."""
-        self._watch.lasted |= state.get("experts", {})
+        if watched := state.get("experts"):
+            self._watch.lasted, self._watch.said = dict(watched["lasted"]), set(watched["said"])
 
     def metrics(self, step: int, load: ExpertLoad | None) -> dict[str, float]:
         """The figures for the line of `step`; nothing for a dense model.

@@ -78,7 +78,8 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     if len(tokenizer) > spec.vocab_size:
         raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {spec.vocab_size}")
     chat = Chat(tokenizer, spec.ends, config.chat_template)
-    prepare(config, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl")
+    resumed = bool(run_dir.saved_steps())
+    prepare(config, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)
     files.write_folder(run_dir.path / "tokenizer", lambda to: _copy_tokenizer(folder, to, chat.template))
     return spec
 

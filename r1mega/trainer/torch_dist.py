@@ -207,8 +207,8 @@ def read_chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, c
         CheckpointError: it is damaged.
     """
     where = f"{folder / chunk.file}: {key} at {chunk.offset}"
-    window = files.window(folder / chunk.file, chunk.start, chunk.length)
     try:
+        window = files.window(folder / chunk.file, chunk.start, chunk.length)
         with zipfile.ZipFile(_Reader(window)) as archive:
             record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
             # The record's bytes begin after its local header, whose lengths are its own.

@@ -1,6 +1,7 @@
 """SFT through the command line: two ranks, malformed rows, and a distilled student that vLLM loads and evaluates."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,13 +53,24 @@ def losses(run_dir: Path, key: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_data_parallel_ranks_train_as_one_does(folder: Path, tmp_path: Path):
+def test_two_data_parallel_ranks_train_as_one_does_and_one_goes_on_for_them(folder: Path, tmp_path: Path):
+    settings = ("max_steps=4", "validation.every_steps=2", "save.every_steps=2")
+
+    def as_one() -> None:
+        for key in ("loss", "validation/loss", "grad_norm"):
+            assert losses(tmp_path / "laptop2", key) == pytest.approx(losses(tmp_path / "laptop", key), rel=1e-4)
+        assert len(losses(tmp_path / "laptop2", "validation/loss")) == 3
+
     for cluster in ("laptop", "laptop2"):
-        done = r1mega(*sft(folder, tmp_path / cluster, "max_steps=4", "validation.every_steps=2", cluster=cluster))
+        done = r1mega(*sft(folder, tmp_path / cluster, *settings, cluster=cluster))
         assert done.returncode == 0, done.stderr
-    for key in ("loss", "validation/loss", "grad_norm"):
-        assert losses(tmp_path / "laptop2", key) == pytest.approx(losses(tmp_path / "laptop", key), rel=1e-4)
-    assert len(losses(tmp_path / "laptop2", "validation/loss")) == 3
+    as_one()
+    shutil.rmtree(tmp_path / "laptop2/checkpoints/step_4")
+    (tmp_path / "laptop2/summary.json").unlink()
+    done = r1mega(*sft(folder, tmp_path / "laptop2", *settings, cluster="laptop"), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "goes on at another layout" in done.stderr
+    as_one()
 
 
 @pytest.mark.slow

@@ -151,11 +151,26 @@ def test_what_is_no_template_is_named_without_a_conversation(tokenizer, tmp_path
 
 @pytest.mark.parametrize("token", ["<|eos|>", "<|assistant|>"])
 @pytest.mark.parametrize("turn", [0, 3])
-def test_a_turn_that_holds_a_token_of_the_tokenizer_is_refused(tokenizer, token: str, turn: int):
+def test_a_turn_that_holds_a_token_of_the_template_is_refused(tokenizer, tmp_path: Path, token: str, turn: int):
+    roles = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     messages = [dict(m) for m in TURNS.messages]
     messages[turn]["content"] += token
     with pytest.raises(DataError, match=rf"a.jsonl, line 7: message {turn}: the text '<\|.*' is a token"):
-        Chat(tokenizer, [2], TEMPLATES / "qwen.jinja").encode([conversation({"messages": messages}, TURNS.where)])
+        Chat(tokenizer, [2], written(roles, tmp_path)).encode([conversation({"messages": messages}, TURNS.where)])
+
+
+def test_tags_of_reasoning_and_tokens_that_steer_nothing_are_text(tokenizer):
+    """A tokenizer may call more tokens special than its template writes."""
+    content = "<think>so</think>4 <|pad|>"
+    assert "<|pad|>" in tokenizer.all_special_tokens
+    row = {"prompt": "2 + 2?", "response": content}
+    (tokens,) = Chat(tokenizer, [2], TEMPLATES / "qwen.jinja").encode([conversation(row, "a, line 1")])
+    ((start, stop),) = tokens.spans
+    assert tokenizer.decode(tokens.ids[start:stop]) == content + "<|eos|>"
 
 
 class Prefixing(SimpleNamespace):

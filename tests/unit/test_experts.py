@@ -63,10 +63,18 @@ def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
     want = {"top_k": 2, "tokens": 50, "load": {"1": list(COLLAPSED), "mtp 0": list(EVEN)}}
     assert lines == [{"step": 4, **want}, {"step": 8, **want}]
     assert kept.metrics(9, None) == {}
-    resumed = ExpertLog(run_dir, Experts(load_every=0, patience=9), tracker)
+    step = load(**{"1": COLLAPSED, "mtp 0": EVEN})
+    resumed = ExpertLog(run_dir, Experts(load_every=0, patience=1), tracker)
     resumed.restore(json.loads(json.dumps(kept.state())))
-    resumed.metrics(9, load(**{"1": COLLAPSED, "mtp 0": EVEN}))  # the ninth in a row, over both runs
-    assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2), ("warning", 9)]
+    resumed.metrics(9, step)
+    assert len(rows) == 1  # it was said before
+    early = ExpertLog(run_dir, Experts(load_every=0, patience=3), tracker)
+    early.metrics(1, step)
+    early.metrics(2, step)
+    late = ExpertLog(run_dir, Experts(load_every=0, patience=3), tracker)
+    late.restore(json.loads(json.dumps(early.state())))
+    late.metrics(3, step)
+    assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2), ("warning", 3)]
     found[-1]["experts/dropped"] = 2
     assert summarise([{"loss": 1.0}, *found]) == {
         "max violation": 0.5,

@@ -135,16 +135,33 @@ def test_a_run_goes_on_without_the_files_it_was_made_of(bases, conversations, tm
     assert metrics(tmp_path / "run") == want
 
 
-def test_validation_on_what_is_trained_on_is_refused(bases, conversations, tmp_path: Path):
+def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path: Path, caplog):
     own = tmp_path / "own.jsonl"
     rows = conversations.read_text().splitlines(keepends=True)
     own.write_text(json.dumps({"prompt": "another one", "response": "4"}) + "\n" + "".join(rows[:3]))
     validation = {"files": [str(own)], "every_steps": 4}
     config = sft_config(bases["qwen2"], conversations, validation=validation, max_steps=1)
-    with pytest.raises(DataError, match=r"3 conversations begin with a question that is trained .*own.jsonl, line 2"):
+    with caplog.at_level("WARNING"):
         train(config, tmp_path / "run")
-    own.write_text(json.dumps({"prompt": "1", "response": "4"}) + "\n")
-    train(config, tmp_path / "other")
+    assert "3 conversations are left out, whose questions are trained on, the first at" in caplog.text
+    assert f"{own}, line 2" in caplog.text
+    assert json.loads((tmp_path / "run/data/validation/store.json").read_text())["documents"] == 1
+    own.write_text("".join(rows[:3]))
+    with pytest.raises(DataError, match="validation: no conversations"):
+        train(config, tmp_path / "other")
+
+
+def test_a_run_without_a_checkpoint_does_not_go_on_without_its_files(bases, conversations, tmp_path: Path):
+    data = tmp_path / "conversations.jsonl"
+    data.write_bytes(conversations.read_bytes())
+    config = sft_config(bases["qwen2"], data, max_steps=1, validation=None)
+    train(config, tmp_path / "run")
+    for name in ("summary.json", "metrics.jsonl", "checkpoints"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    data.unlink()
+    with pytest.raises(DataError, match=r"conversations.jsonl: not there, and .* has not all tokens"):
+        train(config, tmp_path / "run", resume=True)
 
 
 def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path: Path):
