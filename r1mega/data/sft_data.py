@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from r1mega.config.checks import missing_data
 from r1mega.config.schema import SFT, Conversations
 from r1mega.data import conversations, token_store
 from r1mega.data.chat import Chat, Tokens
@@ -38,10 +39,10 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
         DataError: as `conversations.read`, `Chat.encode` and `fit`; files are gone that are needed; or nothing is
             left to train or validate on.
     """
-    if gone := _gone(config):
+    if missing := missing_data(config):
         wanted = ["train", "validation"] if config.validation else ["train"]
         if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted)):
-            raise DataError(f"{', '.join(map(str, gone))}: not there, and {folder} has not all tokens; put it back")
+            raise DataError(f"{missing}; {folder} has not all of their tokens, or no checkpoint knows them")
         log.warning("%s: goes on with the tokens that are there; some files they were made of are gone", folder)
         return
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
@@ -71,11 +72,6 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
             kept = rows(source, lambda c: own or held_out(c, share, config.seed))
             kept = _without_trained_on(kept, trained_on) if own else kept
             _write(config, chat, folder / "validation", key, kept)
-
-
-def _gone(config: SFT) -> list[Path]:
-    named = [*config.data.files, *(config.validation.files if config.validation else ())]
-    return [file for file in named if not file.is_file()]
 
 
 def _without_trained_on(validation: Iterator[Conversation], trained_on: Path) -> Iterator[Conversation]:

@@ -160,7 +160,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_without_its_files(bases, conv
         path = tmp_path / "run" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     data.unlink()
-    with pytest.raises(DataError, match=r"conversations.jsonl: not there, and .* has not all tokens"):
+    with pytest.raises(DataError, match=r"conversations.jsonl: not there yet; .* has not all of their tokens"):
         train(config, tmp_path / "run", resume=True)
 
 
