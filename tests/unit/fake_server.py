@@ -52,7 +52,7 @@ class FakeServer:
         self.fault: Callable[[Any], bool] = lambda handler: False
         self.thawed, self.asked = threading.Event(), threading.Event()
         self.after: FakeServer | None = None
-        """Another server that must have been asked before this one answers."""
+        """Another server that must have been asked before this one answers: give both of them requests."""
         self._start()
 
     def _start(self) -> None:
