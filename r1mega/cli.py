@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 
 from r1mega.config.checks import missing_ability, missing_data, missing_weights
+from r1mega.config.cluster import Cluster
 from r1mega.config.load import load, load_pipeline
-from r1mega.config.schema import SFT, Cluster, Evaluate, Stage
+from r1mega.config.schema import SFT, Evaluate, Stage
 from r1mega.conversion import commands
 from r1mega.data.tasks import family
 from r1mega.errors import ConfigError, R1MegaError

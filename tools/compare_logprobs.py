@@ -39,7 +39,8 @@ def transformers(model: Path, ids: list[list[int]]) -> Logprobs:
 
 
 def megatron(model: Path, ids: list[list[int]]) -> Logprobs:
-    from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+    from r1mega.config.cluster import TrainerLayout
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
     from r1mega.samples import Document
     from r1mega.trainer import mesh
@@ -61,7 +62,7 @@ def megatron(model: Path, ids: list[list[int]]) -> Logprobs:
 def vllm(model: Path, ids: list[list[int]]) -> Logprobs:
     import httpx
 
-    from r1mega.config.schema import RolloutLayout
+    from r1mega.config.cluster import RolloutLayout
     from r1mega.rollout.server import Server
 
     found = []

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from r1mega.config import pipeline_stages
-from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, Model, Pipeline, Pretrain, Stage, TrainerLayout
+from r1mega.config.cluster import Cluster, TrainerLayout
+from r1mega.config.schema import GRPO, SFT, Evaluate, Model, Pipeline, Pretrain, Stage
 from r1mega.errors import ConfigError
 
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from r1mega.config import checks
-from r1mega.config.schema import GRPO, SFT, Cluster, Evaluate, FromShell, Pipeline, Pretrain, Section, Stage
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import GRPO, SFT, Evaluate, Pipeline, Pretrain, Stage
+from r1mega.config.section import FromShell, Section
 from r1mega.errors import ConfigError
 
 STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}

@@ -1,44 +1,21 @@
 """Every setting of every stage: names, types, ranges, and what the report says of each.
 
 One model per section, one per stage; unknown keys are errors. A stage config is science; where it runs
-(ranks, precision, threads) stands in a cluster file, read into `Cluster`. Imports pydantic alone.
+(ranks, precision, threads) stands in a cluster file (`config.cluster`). Imports pydantic alone.
 """
 
-from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import Field
 
-
-class FromShell(str):
-    """A value given with `--set`: its relative paths count from the working directory, not from the file."""
-
-
-def _anchor(value: object, info: ValidationInfo) -> object:
-    """A relative path counts from the folder of the config file that states it."""
-    if isinstance(value, str) and not Path(value).is_absolute():
-        context = cast(dict[str, str], info.context or {})
-        base = Path() if isinstance(value, FromShell) else Path(context.get("folder", "."))
-        return (base / value).resolve()
-    return value
-
-
-AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
-
+from r1mega.config.section import AnchoredPath, Section
+from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 
 TemplateName = Literal["tiny", "r1_zero"]
 """A name of `r1mega.data.template.TEMPLATES`."""
 
 
-class Section(BaseModel):
-    """A table of a config file: frozen, and strict about names."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-# ---- sections shared by stages ------------------------------------------------------------------------------
+# ---- sections shared by stages, beside those of training -----------------------------------------------------
 
 
 class Model(Section):
@@ -58,75 +35,8 @@ class Task(Section):
     """Task name, as reasoning-gym spells it; `r1mega.data.tasks.TASKS` lists the supported ones."""
     weight: float = Field(default=1.0, gt=0)
     """Share of this task among the questions, relative to the other tasks' weights."""
-    params: dict[str, int | float | bool | str] = {}
+    params: dict[str, int | float | bool | str] = Field(default={})
     """Parameters of the task's generator, e.g. min_terms = 4."""
-
-
-class Optimizer(Section):
-    """Adam with decoupled weight decay, and the learning-rate schedule."""
-
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Final learning rate as a share of `lr`; used by the cosine and linear schedules."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimiser steps of linear warm-up from 0 to `lr`."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.95, ge=0, lt=1)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
-    clip_grad: float = Field(default=1.0, ge=0)
-    """Bound on the global gradient norm; 0 does not clip."""
-
-
-class Batch(Section):
-    """How documents are laid out for the trainer. It changes speed and memory, never the result."""
-
-    chunk_tokens: int = Field(gt=0)
-    """Length of a packed chunk in tokens; documents are packed best-fit and do not see each other."""
-    chunks_per_micro_batch: int = Field(default=1, gt=0)
-
-
-class Save(Section):
-    """Checkpoints of a run."""
-
-    every_steps: int = Field(gt=0)
-    """Optimiser steps between checkpoints; the last step is always saved."""
-    keep_last: int = Field(default=2, gt=0)
-    """How many of the newest checkpoints stay on disk. The second is used where the first is found damaged."""
-    keep_every: int = Field(default=0, ge=0)
-    """Checkpoints of steps that this divides stay for ever, and in an RL run the answers they would need to go on;
-    0 keeps none but the newest."""
-    asynchronous: bool = True
-    """Whether training goes on while a checkpoint is written, with a copy of the state in memory until it is."""
-    hf_every: int = Field(default=0, ge=0)
-    """Optimiser steps between Hugging Face folders, hf_steps/step_N in the run directory; written beside training
-    from a copy of the weights in the first rank's memory, which must hold the whole model; all ranks wait while it
-    is gathered. 0: only the final weights, in hf."""
-
-
-class Experts(Section):
-    """Watching the routers of a mixture of experts. It changes nothing of the training."""
-
-    load_every: int = Field(default=10, ge=0)
-    """Optimiser steps between rows of experts.jsonl, every expert's load in every layer; 0 writes none. The summary
-    figures are on every step's line."""
-    min_load: float = Field(default=0.01, ge=0, lt=1)
-    """An expert that gets less than this of the even load is starved."""
-    max_share: float = Field(default=0.9, gt=0, le=1)
-    """An expert that more than this share of a layer's tokens choose is crowded; 1 looks for none."""
-    patience: int = Field(default=20, gt=0)
-    """Steps in a row with a starved or a crowded expert after which a layer's router counts as collapsed and is
-    warned of, once."""
-
-
-class Wandb(Section):
-    """Weights & Biases. Metrics always go to metrics.jsonl as well."""
-
-    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """auto: online where `wandb login` has left a key, otherwise offline files in the run directory."""
-    project: str = "r1mega"
 
 
 class Sampling(Section):
@@ -425,139 +335,3 @@ class Pipeline(Section):
     """Stages run one after the other, each in a process of its own."""
 
     stages: tuple[Node, ...] = Field(min_length=1)
-
-
-# ---- where it runs ------------------------------------------------------------------------------------------
-
-
-class Recompute(Section):
-    """Activations that are computed again on the way back instead of kept: less memory, more time, equal results."""
-
-    granularity: Literal["none", "selective", "full"] = "none"
-    """selective: the parts in `modules`. full: whole layers, of which only the input is kept."""
-    modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts"], ...] = ()
-    """What selective computes again: attention's scores and products, the norms, dense layers, mixture-of-experts
-    layers, the activation within experts, shared experts."""
-    method: Literal["uniform", "block"] = "uniform"
-    """full, uniform: all layers, in groups of `num_layers` whose input is kept, and the MTP layers. full, block: the
-    first `num_layers` layers of each stage; of dense models alone."""
-    num_layers: int = Field(default=1, gt=0)
-
-
-class Precision(Section):
-    """Numbers below the trainer's dtype, and beside its weights. Defaults are exact; the V3 report's are in the docs.
-
-    Main parameters, which the optimiser updates, are always fp32 (V3 report 3.3.3).
-    """
-
-    fp8: Literal["none", "blockwise", "tensorwise", "mxfp8"] = "none"
-    """Format of the matrix products in attention's projections, dense layers and experts, forwards and backwards;
-    needs dtype bf16 and Transformer Engine. blockwise: 1x128 tiles of activations and 128x128 blocks of weights, E4M3
-    alone (V3 report 3.3.2; Hopper and later); tensorwise: a scale for each tensor as it is at that moment (Ada and
-    later), E5M2 for gradients; mxfp8: a scale for every 32 values (Blackwell). Embedding, head, norms, router and
-    attention's own products stay as they are."""
-    bf16_layers_at_start: int = Field(default=0, ge=0)
-    """First layers that stay in bf16 under fp8 (V3: none)."""
-    bf16_layers_at_end: int = Field(default=0, ge=0)
-    """The same of the last layers; the MTP layers follow fp8."""
-    gradients: Literal["fp32", "bf16"] = "fp32"
-    """In which gradients are added up and summed over ranks."""
-    moments: Literal["fp32", "bf16"] = "fp32"
-    """Of Adam (V3: bf16)."""
-
-
-class TrainerLayout(Section):
-    """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
-
-    tp: int = Field(default=1, gt=0)
-    """Tensor parallel: ranks that share each matrix. Above 1 with sequence parallelism, always."""
-    sp: bool = True
-    """Sequence parallelism where tp > 1. Off is refused: without it Megatron reduces some of latent attention's
-    gradients twice and trains mixtures of experts not at all."""
-    pp: int = Field(default=1, gt=0)
-    """Pipeline parallel: ranks that hold consecutive layers."""
-    vpp: int = Field(default=1, gt=0)
-    """Virtual pipeline: chunks of layers that each pipeline rank holds, interleaved with the other ranks' (shorter
-    waits, more messages). Stage i is chunk i // pp of rank i % pp."""
-    pipeline: str = ""
-    """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head,
-    | between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with
-    one more where they do not divide, and the MTP layers with the head."""
-    ep: int = Field(default=1, gt=0)
-    """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
-    etp: int | None = Field(default=None, gt=0)
-    """Expert tensor parallel: ranks that share each expert's matrices; tp where ep is 1, otherwise 1."""
-    cp: int = Field(default=1, gt=0)
-    """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
-    dp: int = Field(default=1, gt=0)
-    """Data parallel: copies of the model."""
-    distributed_optimizer: bool = True
-    """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
-    dispatcher: Literal["allgather", "alltoall", "flex"] | None = None
-    """How tokens reach their experts: every rank gets all of them, or each those that are its own, or by DeepEP's
-    kernels (CUDA). Left out: alltoall where experts are spread over ranks, otherwise allgather."""
-    recompute: Recompute = Recompute()
-    threads: int = Field(default=1, gt=0)
-    """Threads of each rank's CPU kernels."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Of weights and activations."""
-    precision: Precision = Precision()
-    offload_optimizer: bool = False
-    """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
-    transformer_engine: Literal["auto", "off"] = "auto"
-    """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
-    ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
-    collective_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait of a rank for the others within a step."""
-    first_rank_timeout_s: float = Field(default=7200.0, gt=0)
-    """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
-
-    @property
-    def ranks(self) -> int:
-        return self.tp * self.pp * self.cp * self.dp
-
-    @property
-    def expert_tp(self) -> int:
-        """`etp`, resolved. With ep 1 Megatron sums no gradient of experts that tensor-parallel ranks hold whole."""
-        return self.etp or (self.tp if self.ep == 1 else 1)
-
-    @property
-    def token_dispatcher(self) -> str:
-        """`dispatcher`, resolved."""
-        return self.dispatcher or ("alltoall" if self.ep > 1 else "allgather")
-
-
-class RolloutLayout(Section):
-    """The engine's processes."""
-
-    tp: int = Field(default=1, gt=0)
-    threads: int = Field(default=1, gt=0)
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    kv_cache_gib: float = Field(default=0.5, gt=0)
-    max_num_seqs: int = Field(default=256, gt=0)
-    host: str = "127.0.0.1"
-    """Where the server listens, as the trainer reaches it."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port of the server on its host; 0 takes a free one, and with `launch` a random one from 20000 to 29999."""
-    launch: tuple[str, ...] = ()
-    """Command put before the server's own, such as ["srun", "--overlap", "-w", "node2", "-N1", "-n1"]; it must hand
-    its environment on and end its command at SIGTERM. Empty starts the server on this host."""
-    start_timeout_s: float = Field(default=180.0, gt=0)
-    request_timeout_s: float = Field(default=300.0, gt=0)
-    health_timeout_s: float = Field(default=30.0, gt=0)
-    """A server whose /health stays silent for so long is taken for dead, and restarted."""
-    max_restarts: int = Field(default=3, ge=0)
-    """Restarts of a server in a row, without one answered request, before the run gives up."""
-
-
-class Cluster(Section):
-    """A machine: layout only, never science."""
-
-    device: Literal["cpu", "cuda"]
-    """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
-    gpu: Literal["hopper", "blackwell"] | None = None
-    """Which GPUs these are, so that `r1mega check` refuses what they cannot do; None: found out when ranks start."""
-    address: str = "127.0.0.1"
-    """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
-    trainer: TrainerLayout = TrainerLayout()
-    rollout: RolloutLayout = RolloutLayout()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r1mega.config.load import load_cluster
-from r1mega.config.schema import Batch
+from r1mega.config.training import Batch
 from r1mega.errors import ConversionError
 from r1mega.families.registry import check_layout
 

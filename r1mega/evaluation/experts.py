@@ -7,7 +7,7 @@ load itself. Load is relative: 1 is the even share, tokens x top_k / experts.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r1mega.config.schema import Experts
+from r1mega.config.training import Experts
 from r1mega.samples import ExpertLoad, LayerLoad
 
 WORST: Mapping[str, Callable[..., float]] = {

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.config import pipeline_stages
-from r1mega.config.schema import Batch, Model, TrainerLayout
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.schema import Model
+from r1mega.config.training import Batch
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
 from r1mega.families.spec import Grouped, ModelSpec

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from r1mega.config.cluster import TrainerLayout
 from r1mega.config.pipeline_stages import expand
-from r1mega.config.schema import TrainerLayout
 from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.shards import axis, pieces
 

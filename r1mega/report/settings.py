@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from r1mega.config.cluster import Cluster
 from r1mega.config.load import STAGES
-from r1mega.config.schema import Cluster, Section
+from r1mega.config.section import Section
 from r1mega.report.rows import read_object
 
 

@@ -24,7 +24,7 @@ from typing import Self
 
 import httpx
 
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.runtime import openmp, process
 from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-from r1mega.config.schema import Cluster, Stage, TrainerLayout
+from r1mega.config.cluster import Cluster, TrainerLayout
+from r1mega.config.schema import Stage
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.runtime import files
 

@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.schema import Stage, Wandb
+from r1mega.config.schema import Stage
+from r1mega.config.training import Wandb
 
 log = logging.getLogger(__name__)
 

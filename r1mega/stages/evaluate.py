@@ -3,7 +3,8 @@
 The last weights of any stage can be compared this way; the GRPO stage evaluates itself as it goes.
 """
 
-from r1mega.config.schema import Cluster, Evaluate
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import Evaluate
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer

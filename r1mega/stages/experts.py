@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from r1mega.config.schema import Experts
+from r1mega.config.training import Experts
 from r1mega.evaluation.experts import Watch, metrics
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker

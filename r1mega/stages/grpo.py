@@ -19,7 +19,8 @@ from typing import Any
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
-from r1mega.config.schema import GRPO, Cluster
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import GRPO
 from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer

@@ -7,7 +7,8 @@ loss; the learning rate follows one cosine instead of the report's stages.
 
 from typing import Any
 
-from r1mega.config.schema import Cluster, Pretrain
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import Pretrain
 from r1mega.data.epochs import Epochs
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.split import HELD_OUT

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from r1mega.algos.advantage import samples_from_groups
-from r1mega.config.schema import GRPO, Cluster
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import GRPO
 from r1mega.data.prompts import PromptStream
 from r1mega.errors import RolloutError, RunDirError
 from r1mega.evaluation.metrics import evaluate

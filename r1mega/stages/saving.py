@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from r1mega.config.schema import Save
+from r1mega.config.training import Save
 from r1mega.runtime.background import Background
 from r1mega.runtime.run_dir import RunDir
 from r1mega.trainer.checkpoint import newest_whole

@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.schema import SFT, Cluster
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import SFT
 from r1mega.data.chat import Chat
 from r1mega.data.epochs import Epochs
 from r1mega.data.sft_data import opened, prepare

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from r1mega.config.schema import Batch
+from r1mega.config.training import Batch
 from r1mega.data.packing import pack
 from r1mega.errors import DataError
 from r1mega.samples import Document

@@ -21,7 +21,7 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families.spec import Latent, ModelSpec
 from r1mega.trainer.attention import Attention

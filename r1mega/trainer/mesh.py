@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from r1mega.config.cluster import TrainerLayout
 from r1mega.config.pipeline_stages import expand
-from r1mega.config.schema import TrainerLayout
 from r1mega.errors import ConfigError, RanksLostError
 from r1mega.runtime import env, shims
 

@@ -16,7 +16,7 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 
-from r1mega.config.schema import Recompute, TrainerLayout
+from r1mega.config.cluster import Recompute, TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_contents
 from r1mega.trainer.attention import Segments

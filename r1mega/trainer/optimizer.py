@@ -15,7 +15,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 
-from r1mega.config import schema
+from r1mega.config import training
+from r1mega.config.cluster import TrainerLayout
 from r1mega.runtime.shims import megatron_adam_class
 from r1mega.trainer.precision import DTYPES, optimizer_fields
 
@@ -111,9 +112,9 @@ def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimi
 
 def build_optimizer(
     chunks: Sequence[DistributedDataParallel],
-    settings: schema.Optimizer,
+    settings: training.Optimizer,
     *,
-    layout: schema.TrainerLayout = schema.TrainerLayout(),  # noqa: B008 (frozen)
+    layout: TrainerLayout = TrainerLayout(),  # noqa: B008 (frozen)
     device: str = "cpu",
 ) -> MegatronOptimizer:
     """Megatron's optimizer over this rank's trainable parameters. Norms and biases get no weight decay."""
@@ -150,7 +151,7 @@ def _make_moments(adam: Any) -> None:
                 adam.state[param] = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
 
 
-def set_rates(optimizer: MegatronOptimizer, settings: schema.Optimizer, lr: float) -> None:
+def set_rates(optimizer: MegatronOptimizer, settings: training.Optimizer, lr: float) -> None:
     """Learning rate and weight decay of every group for the next step (Megatron leaves this to its scheduler)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]

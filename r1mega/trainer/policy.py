@@ -17,7 +17,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from r1mega.config import schema
+from r1mega.config import training
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime.background import Background
@@ -48,7 +48,7 @@ class Policy:
         mesh: Mesh,
         chunks: Sequence[DistributedDataParallel],
         optimizer: MegatronOptimizer,
-        settings: tuple[schema.Optimizer, schema.Batch],
+        settings: tuple[training.Optimizer, training.Batch],
         mtp_loss_weight: float,
     ) -> None:
         self.spec = spec
@@ -80,8 +80,8 @@ class Policy:
         cls,
         spec: ModelSpec,
         mesh: Mesh,
-        optimizer: schema.Optimizer,
-        batch: schema.Batch,
+        optimizer: training.Optimizer,
+        batch: training.Batch,
         *,
         mtp: MTP,
         mtp_loss_weight: float,

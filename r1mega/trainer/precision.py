@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import ConfigError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from layouts import run
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.cluster import TrainerLayout
 from r1mega.trainer import mesh as meshes
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from layouts import parse
 
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.registry import read_model
 from r1mega.trainer import mesh as meshes
 

@@ -13,7 +13,8 @@ import torch
 from family_models import documents
 from layouts import parse
 
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.registry import check_layout, read_model
 from r1mega.trainer import mesh as meshes
 

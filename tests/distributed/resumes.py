@@ -15,7 +15,8 @@ import torch
 from layouts import parse, samples, spec
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.samples import Document
 from r1mega.trainer import mesh as meshes
 

@@ -47,7 +47,8 @@ def reference(folder: Path, packages: Path) -> None:
 
 
 def trainer(folder: Path) -> None:
-    from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+    from r1mega.config.cluster import TrainerLayout
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
     from r1mega.samples import Document
     from r1mega.trainer import mesh as meshes

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1mega.config import schema
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.deepseek_v3 import read
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
@@ -59,11 +60,11 @@ def make(device):
     from r1mega.trainer import mesh
 
     def build(spec: ModelSpec, *, mtp="off", lr=1e-3, chunk_tokens=256, **layout):
-        ours = mesh.start(schema.TrainerLayout(**layout), device="cuda", seed=0)
+        ours = mesh.start(TrainerLayout(**layout), device="cuda", seed=0)
         from r1mega.trainer.policy import Policy
 
         return Policy.build(
-            spec, ours, schema.Optimizer(lr=lr), schema.Batch(chunk_tokens=chunk_tokens, chunks_per_micro_batch=4),
+            spec, ours, Optimizer(lr=lr), Batch(chunk_tokens=chunk_tokens, chunks_per_micro_batch=4),
             mtp=mtp, mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gpu_data import nll
 
-from r1mega.config.schema import Precision
+from r1mega.config.cluster import Precision
 
 BOUND = 5e-2
 """Of the largest entry of a tensor: bf16 has three digits, and packed rows have no attention in fp32."""

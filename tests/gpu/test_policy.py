@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu_data import nll
 
-from r1mega.config.schema import Precision
+from r1mega.config.cluster import Precision
 from r1mega.samples import Document, Sample
 
 DISTRIBUTED = Path(__file__).parents[1] / "distributed"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 
 MAX_MODEL_LEN = 256
 

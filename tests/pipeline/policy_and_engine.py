@@ -13,7 +13,9 @@ from pathlib import Path
 import httpx
 import torch
 
-from r1mega.config.schema import AnswerStyles, Batch, Evaluation, Optimizer, RolloutLayout, Task, TrainerLayout
+from r1mega.config.cluster import RolloutLayout, TrainerLayout
+from r1mega.config.schema import AnswerStyles, Evaluation, Task
+from r1mega.config.training import Batch, Optimizer
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.tokenizer import train_tokenizer

@@ -38,7 +38,8 @@ def transformers(folder: Path) -> None:
 
 
 def engine(folder: Path) -> None:
-    from r1mega.config.schema import Batch, Optimizer, RolloutLayout, TrainerLayout
+    from r1mega.config.cluster import RolloutLayout, TrainerLayout
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
     from r1mega.rollout.engine import Request
     from r1mega.rollout.fleet import Fleet

@@ -311,7 +311,7 @@ def test_it_recovers(live: Live) -> None:
 TRAINER = """
 import sys, time
 from pathlib import Path
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.server import Server
 folder, log = map(Path, sys.argv[1:])
 server = Server(folder, RolloutLayout(), max_model_len=256, seed=0, log_file=log)
@@ -336,7 +336,7 @@ def test_no_server_outlives_a_killed_trainer(model_dir: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_model_vllm_refuses(model_dir: Path, tmp_path: Path) -> None:
-    from r1mega.config.schema import RolloutLayout
+    from r1mega.config.cluster import RolloutLayout
 
     broken = tmp_path / "model"
     broken.mkdir()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import settings
 from trainer_data import TINY, make_documents
 
-from r1mega.config import schema
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.registry import read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
@@ -25,7 +26,7 @@ def spec() -> ModelSpec:
 def mesh():
     from r1mega.trainer import mesh
 
-    yield mesh.start(schema.TrainerLayout(threads=1), device="cpu", seed=1)
+    yield mesh.start(TrainerLayout(threads=1), device="cpu", seed=1)
     mesh.stop()
 
 
@@ -35,11 +36,11 @@ def make_policy(mesh, spec) -> Callable:
     from r1mega.trainer.policy import Policy
 
     def make(**changes):
-        batch = schema.Batch(
+        batch = Batch(
             chunk_tokens=changes.pop("chunk_tokens", 64),
             chunks_per_micro_batch=changes.pop("chunks_per_micro_batch", 32),
         )
-        optimizer = schema.Optimizer(lr=1e-3, **changes.pop("optimizer", {}))
+        optimizer = Optimizer(lr=1e-3, **changes.pop("optimizer", {}))
         chosen = {"mtp": "off", "mtp_loss_weight": 0.3, "expert_bias_rate": 0.0, "seed": 0, **changes}
         return Policy.build(chosen.pop("spec", spec), chosen.pop("mesh", mesh), optimizer, batch, **chosen)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.engine import Request
 from r1mega.samples import Prompt
 

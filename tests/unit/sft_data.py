@@ -22,7 +22,7 @@ def write_conversations(file: Path, num: int = 200) -> list[dict[str, Any]]:
 
 def write_base(folder: Path, family: str, mesh: Any, rows: list[dict[str, Any]]) -> None:
     """A Hugging Face folder of random weights, with a tokenizer trained on the conversations."""
-    from r1mega.config.schema import Batch, Optimizer
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.trainer.policy import Policy
     from r1mega.weights import hf_io
 

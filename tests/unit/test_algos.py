@@ -11,7 +11,7 @@ from r1mega.algos.grpo import GRPOLoss, documents, token_weights, weighted
 from r1mega.algos.kl import kl_per_token
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.algos.schedule import learning_rate
-from r1mega.config.schema import Optimizer
+from r1mega.config.training import Optimizer
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Sample, Verdict, VerdictStatus
 
 

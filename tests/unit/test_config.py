@@ -14,8 +14,10 @@ from published import SMOLLM2_135M
 
 from r1mega import cli
 from r1mega.config import checks
+from r1mega.config.cluster import Cluster, Recompute, TrainerLayout
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, Batch, Cluster, Pretrain, Recompute, TemplateName, TrainerLayout
+from r1mega.config.schema import GRPO, Pretrain, TemplateName
+from r1mega.config.training import Batch
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
 from r1mega.families.registry import FAMILIES, check_layout, read_model

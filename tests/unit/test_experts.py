@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from r1mega.config.schema import Experts
+from r1mega.config.training import Experts
 from r1mega.errors import DataError
 from r1mega.evaluation.experts import Watch, metrics, summarise
 from r1mega.report import heatmap

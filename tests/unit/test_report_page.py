@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.config.schema import Section
+from r1mega.config.section import Section
 from r1mega.errors import DataError
 from r1mega.evaluation.metrics import Graded, summarise
 from r1mega.report import figures, page

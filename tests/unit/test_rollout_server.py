@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.rollout.server import PORTS, Server
 

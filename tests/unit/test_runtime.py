@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1mega.config.load import load
-from r1mega.config.schema import Wandb
+from r1mega.config.training import Wandb
 from r1mega.errors import RunDirError
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt, StopNow

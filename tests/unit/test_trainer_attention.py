@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 
 def test_segments_equal_a_masked_chunk(mesh, spec):
-    from r1mega.config.schema import TrainerLayout
+    from r1mega.config.cluster import TrainerLayout
     from r1mega.trainer.attention import Attention, segments
     from r1mega.trainer.model import megatron_config
 

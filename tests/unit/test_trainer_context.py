@@ -46,7 +46,7 @@ def make(lengths):
 def test_a_packed_row_attends_as_chunks_beside_each_other_do(built, multiple_of):
     """Row for row the same tokens, positions and targets; a document's token sees what it sees in the mask."""
     batch, _, _ = built
-    from r1mega.config.schema import Batch
+    from r1mega.config.training import Batch
 
     cp, tp = multiple_of
     documents, settings = make([5, 17, 8, 30, 1, 12]), Batch(chunk_tokens=64, chunks_per_micro_batch=2)
@@ -118,7 +118,7 @@ def test_every_row_has_one_rank_and_comes_back(cp, blocks):
 def test_ranks_share_the_targets_of_a_row(built, cp, tp):
     """Labels were paired before the row was cut: over the ranks every target stands once, at its own predictor."""
     batch, _, _ = built
-    from r1mega.config.schema import Batch
+    from r1mega.config.training import Batch
 
     documents, settings = make([5, 17, 8, 30, 1, 12]), Batch(chunk_tokens=96, chunks_per_micro_batch=1)
     ranks = [

@@ -48,7 +48,7 @@ def test_queries_and_keys_equal_megatrons(make_policy):
 
 
 def test_grouped_heads_share_keys_and_values(mesh, spec):
-    from r1mega.config.schema import TrainerLayout
+    from r1mega.config.cluster import TrainerLayout
     from r1mega.trainer.attention import Attention, segments
     from r1mega.trainer.model import megatron_config
 

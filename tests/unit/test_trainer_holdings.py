@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trainer_data import nll
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import CheckpointError
 
 if TYPE_CHECKING:

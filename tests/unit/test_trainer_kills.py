@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1mega.config.load import load
-from r1mega.config.schema import Save
+from r1mega.config.training import Save
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 
 NUM_KILLS = 50

@@ -9,7 +9,7 @@ import pytest
 import torch
 from trainer_data import nll
 
-from r1mega.config.schema import Precision, TrainerLayout
+from r1mega.config.cluster import Precision, TrainerLayout
 from r1mega.errors import ConfigError
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
@@ -264,7 +264,7 @@ def test_weights_in_bf16_have_main_parameters_in_fp32(mesh, spec, documents):
     """What a GPU runs: bf16 weights, fp32 main parameters and gradients, bf16 moments; the loss falls."""
     import dataclasses
 
-    from r1mega.config.schema import Batch, Optimizer
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.trainer.holdings import holdings
     from r1mega.trainer.offload import optimizer_tensors
     from r1mega.trainer.policy import Policy

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from r1mega.config.schema import TrainerLayout
+from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import RanksLostError
 from r1mega.trainer.mesh import Mesh
 

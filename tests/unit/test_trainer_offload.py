@@ -55,15 +55,16 @@ def test_training_goes_on_bit_for_bit(make_policy, documents):
 
 def test_the_optimiser_waits_on_the_host(mesh, spec, documents, tmp_path):
     """With offload_optimizer its state is away except in an update, a save and a load; nothing else changes."""
-    from r1mega.config import schema
+    from r1mega.config.cluster import TrainerLayout
+    from r1mega.config.training import Batch, Optimizer
     from r1mega.trainer.offload import optimizer_tensors, weights_and_gradients
     from r1mega.trainer.policy import Policy
 
     found = []
     for offload in (False, True):
-        layout = schema.TrainerLayout(offload_optimizer=offload)
+        layout = TrainerLayout(offload_optimizer=offload)
         policy = Policy.build(
-            spec, dataclasses.replace(mesh, layout=layout), schema.Optimizer(lr=1e-3), schema.Batch(chunk_tokens=64),
+            spec, dataclasses.replace(mesh, layout=layout), Optimizer(lr=1e-3), Batch(chunk_tokens=64),
             mtp="off", mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
         )  # fmt: skip
         for step in range(2):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trainer_data import make_documents, nll
 
-from r1mega.config.schema import Batch
+from r1mega.config.training import Batch
 from r1mega.errors import ConfigError, DataError
 from r1mega.samples import Document
 
@@ -232,7 +232,7 @@ def test_a_document_without_targets_is_scored_as_nothing(make_policy):
 
 
 def test_layouts_that_do_not_run_are_refused():
-    from r1mega.config.schema import TrainerLayout
+    from r1mega.config.cluster import TrainerLayout
     from r1mega.trainer import mesh
 
     with pytest.raises(ConfigError, match=r"2 ranks .* but 1 processes"):

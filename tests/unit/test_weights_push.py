@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from r1mega.config.schema import RolloutLayout
+from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RanksLostError, RolloutError
 from r1mega.weights import servers as control
 from r1mega.weights.push import Pusher, PushReport

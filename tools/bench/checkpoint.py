@@ -18,7 +18,8 @@ from typing import Any
 
 import harness
 
-from r1mega.config.schema import Batch, Optimizer, TrainerLayout
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.registry import read_model
 from r1mega.runtime import openmp
 from r1mega.runtime.files import write_json

@@ -16,7 +16,8 @@ from typing import Any
 import harness
 import torch
 
-from r1mega.config.schema import Batch, Optimizer, Precision, TrainerLayout
+from r1mega.config.cluster import Precision, TrainerLayout
+from r1mega.config.training import Batch, Optimizer
 from r1mega.families.deepseek_v3 import read
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime.files import write_json
