@@ -1,10 +1,9 @@
 """Conversations for SFT: rows of JSONL and parquet files, or of a dataset by its name, each checked as it is read.
 
-A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. Parquet
-needs pyarrow and a dataset's name the package datasets; neither is asked for until a config names one.
+A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. pyarrow
+and datasets take seconds to import and are, where they are met, by the reader that needs them.
 """
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,11 +37,11 @@ def read(files: Sequence[Path], dataset: str, split: str) -> Iterator[Conversati
 
     Args:
         files: *.jsonl and *.parquet.
-        dataset: a name that `datasets.load_dataset` knows, or "".
+        dataset: what `datasets.load_dataset` knows: a name on the hub or in its cache, a folder; or "".
         split: of the dataset.
 
     Raises:
-        DataError: a file that is missing, unreadable or of another kind, a package that is not installed, or a
+        DataError: a file that is missing, unreadable or of another kind, a dataset that cannot be had, or a
             malformed row, by file and line.
     """
     for file in files:
@@ -100,7 +99,8 @@ def _parsed(line: str, where: str) -> Any:
 
 
 def _read_parquet(file: Path) -> Iterator[Conversation]:
-    parquet: Any = _package("pyarrow.parquet", "pyarrow", f"{file} is parquet")
+    from pyarrow import parquet
+
     if not file.is_file():
         raise DataError(f"cannot read conversations from {file}: no such file")
     try:
@@ -117,26 +117,21 @@ def _read_parquet(file: Path) -> Iterator[Conversation]:
 
 
 def _read_dataset(name: str, split: str) -> Iterator[Conversation]:
-    datasets: Any = _package("datasets", "datasets", f"data.dataset names {name!r}")
+    import datasets
+
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises almost anything: no network, no such name, no such split
-        raise DataError(f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}. Nodes without a network read what "
+            "was loaded once into the cache that HF_HOME names, a folder of files, or data.files"
+        ) from error
     for number, row in enumerate(rows, 1):
         yield conversation({k: v for k, v in row.items() if v is not None}, f"{name} ({split}), row {number}")
 
 
 def _other(file: Path) -> Iterator[Conversation]:
     raise DataError(f"{file}: conversations are read from {' and '.join(f'*{s}' for s in _READERS)} files")
-
-
-def _package(module: str, package: str, why: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise DataError(
-            f"{why}, which needs the package {package}: `pip install {package}`, or write the rows as JSONL"
-        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
