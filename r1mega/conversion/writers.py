@@ -18,13 +18,13 @@ from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
 from r1mega.layout.sharded import boxes, extra_states, places
-from r1mega.runtime.files import LargeFile, dump_json
+from r1mega.runtime.files import LargeFile
 from r1mega.runtime.mapped import raw
 from r1mega.trainer import torch_dist
 from r1mega.trainer.manifest import write_weights_only
 from r1mega.weights import fp8
 from r1mega.weights.convert import to_hf, to_megatron
-from r1mega.weights.hf_files import INDEX, config_to_write
+from r1mega.weights.hf_files import shard_names, write_config, write_index
 from r1mega.weights.safetensors import Entry, lay_out
 
 Form = Literal["hf", "megatron"]
@@ -102,8 +102,7 @@ class HFWriter:
         self._files: list[tuple[str, bytes, int]] = []
         self._places: dict[str, tuple[str, Entry]] = {}
         self._total = sum(size for _, size in sizes)
-        for number, shard in enumerate(shards, 1):
-            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for name, shard in zip(shard_names(len(shards)), shards, strict=True):
             header, entries, size = lay_out([t for i in shard.rows for t in self._outputs[i]])
             self._files.append((name, header, size))
             self._places |= {entry.name: (name, entry) for entry in entries}
@@ -187,14 +186,10 @@ class HFWriter:
         return quantised, [digest(t) for _, t in quantised]
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
-        spec = self._source.spec
-        config = config_to_write(spec.hf, self._plain_dtype(self._source.table[0]))
-        if self._dtype == "fp8-block":
-            config["quantization_config"] = dict(fp8.CONFIG)
-        dump_json(out / "config.json", config)
+        dtype = self._plain_dtype(self._source.table[0])
+        write_config(out, self._source.spec.hf, dtype, fp8.CONFIG if self._dtype == "fp8-block" else None)
         if len(self._files) > 1:
-            weight_map = {name: file for name, (file, _) in self._places.items()}
-            dump_json(out / INDEX, {"metadata": {"total_size": self._total}, "weight_map": weight_map})
+            write_index(out, {name: file for name, (file, _) in self._places.items()}, self._total)
 
     def _distance_faults(self, row: Row, written: HFFolder) -> list[str]:
         """Tensors of a row whose FP8 blocks are not the source's weights, rounded."""
@@ -287,9 +282,7 @@ class MegatronWriter:
         objects = dict.fromkeys(extra_states(self._source.table), blob)
         for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
             (out / name).write_bytes(content)
-        spec = self._source.spec
-        config = config_to_write(spec.hf, self._source.dtype(self._source.table[0]))
-        dump_json(out / "config.json", config)
+        config = write_config(out, self._source.spec.hf, self._source.dtype(self._source.table[0]))
         write_weights_only(out, config, {})
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:

@@ -1,10 +1,12 @@
 """Reading config.json strictly: what families share of it."""
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, R1MegaError
 from r1mega.families.spec import Llama3Scaling, Rope, Yarn
 
 # fmt: off
@@ -27,6 +29,24 @@ publishes them. It says nothing of what the model computes, and is left out of `
 
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 """Fields that `read_rope` reads."""
+
+
+def read_json(file: Path, error: type[R1MegaError], remedy: str = "") -> dict[str, Any]:
+    """The object that a JSON file of a model folder holds.
+
+    Args:
+        error: what is raised where the file cannot be read, is not JSON, or holds something else.
+        remedy: for a file that cannot be read.
+    """
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise error(f"{file}: cannot be read ({e.strerror}){remedy}") from e
+    except ValueError as e:
+        raise error(f"{file}: not JSON ({e})") from e
+    if not isinstance(fields, dict):
+        raise error(f"{file}: expected a JSON object, found {type(fields).__name__}")
+    return fields
 
 
 def check_fields(

@@ -1,7 +1,6 @@
 """Which families there are, and how a config.json finds its own."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from r1mega.config.schema import Model
 from r1mega.config.training import Batch
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
+from r1mega.families.fields import read_json
 from r1mega.families.spec import Grouped, ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
@@ -235,15 +235,7 @@ def read_model(path: Path) -> ModelSpec:
             in a way this system does not know.
     """
     file = path / "config.json" if path.is_dir() else path
-    try:
-        hf = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"{file}: cannot be read ({e.strerror}); give a config.json or its folder") from e
-    except ValueError as e:
-        raise ConfigError(f"{file}: not JSON ({e})") from e
-    if not isinstance(hf, dict):
-        raise ConfigError(f"{file}: expected a JSON object, found {type(hf).__name__}")
-    return model_of(hf, file)
+    return model_of(read_json(file, ConfigError, "; give a config.json or its folder"), file)
 
 
 def model_of(hf: Mapping[str, Any], file: Path) -> ModelSpec:

@@ -9,14 +9,12 @@ of the published index.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1mega.errors import ConfigError
-from r1mega.families.fields import FP8, quantization_faults
+from r1mega.families.fields import FP8
 from r1mega.families.spec import Kind, Row, Shape
 
 BLOCK = 128
@@ -41,16 +39,6 @@ def quantised(row: Row, name: str) -> bool:
 def scale_shape(shape: Shape) -> Shape:
     """Shape of the scales of a weight."""
     return tuple(math.ceil(n / BLOCK) for n in shape)
-
-
-def check_config(config: Any, where: str) -> None:
-    """Refuse a quantization_config that is not this form.
-
-    Raises:
-        ConfigError: naming the field.
-    """
-    if faults := quantization_faults(config):
-        raise ConfigError(f"{where}: {'; '.join(faults)}")
 
 
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -1,6 +1,5 @@
 """What stands in a Hugging Face folder: its config, its safetensors files and their index."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import torch
 
 from r1mega.errors import ConfigError, WeightMappingError
-from r1mega.weights import fp8
+from r1mega.families.fields import quantization_faults, read_json
+from r1mega.runtime.files import dump_json
 from r1mega.weights.safetensors import Entry, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -19,21 +19,49 @@ SHARD_BYTES = 5 * 10**9
 def read_config(folder: Path) -> tuple[dict[str, Any], bool]:
     """(fields, quantised): config.json without its quantization_config, and whether it has one.
 
+    How weights are stored is looked at here although a family looks at it too: a folder may be asked for the weights
+    of a model that is known already, and its other fields are then nobody's.
+
     Raises:
         ConfigError: no such file, not JSON, or quantised in another way than DeepSeek's.
     """
     file = folder / "config.json"
-    fields = _read_json(file, ConfigError)
+    fields = read_json(file, ConfigError)
     quantization = fields.pop("quantization_config", None)
-    if quantization is not None:
-        fp8.check_config(quantization, str(file))
+    if quantization is not None and (faults := quantization_faults(quantization)):
+        raise ConfigError(f"{file}: {'; '.join(faults)}")
     return fields, quantization is not None
 
 
-def config_to_write(hf: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """config.json of a model whose weights are written as `dtype`, under the name before transformers 5 as well."""
+def write_config(
+    folder: Path, hf: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write config.json of a model whose weights are written as `dtype`; returns its fields.
+
+    The dtype stands there under the key of before transformers 5 as well.
+    """
     name = str(dtype).removeprefix("torch.")
-    return {**hf, "dtype": name, "torch_dtype": name}
+    fields = {**hf, "dtype": name, "torch_dtype": name}
+    if quantization is not None:
+        fields["quantization_config"] = dict(quantization)
+    dump_json(folder / "config.json", fields)
+    return fields
+
+
+def shard_names(num_shards: int) -> list[str]:
+    """Names of a folder's safetensors files, as Hugging Face gives them."""
+    if num_shards == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{num_shards:05d}.safetensors" for i in range(1, num_shards + 1)]
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index of a folder of several files.
+
+    Args:
+        weight_map: the file of each tensor.
+    """
+    dump_json(folder / INDEX, {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)})
 
 
 def read_files(folder: Path) -> tuple[list[tuple[Path, Entry]], list[str]]:
@@ -45,7 +73,7 @@ def read_files(folder: Path) -> tuple[list[tuple[Path, Entry]], list[str]]:
     index = folder / INDEX
     weight_map: dict[str, str] | None = None
     if index.is_file():
-        fields = _read_json(index, WeightMappingError)
+        fields = read_json(index, WeightMappingError)
         weight_map = fields.get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
             raise WeightMappingError(f"{index}: no weight_map of names to files")
@@ -81,15 +109,3 @@ def _index_faults(weight_map: dict[str, str], entries: list[tuple[Path, Entry]])
         if file not in held.get(name, [])
     ]
     return faults + [f"{name}: in {held[name][0]}, not in {INDEX}" for name in held if name not in weight_map]
-
-
-def _read_json(file: Path, error: type[Exception]) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise error(f"{file}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
-        raise error(f"{file}: not JSON ({e})") from e
-    if not isinstance(fields, dict):
-        raise error(f"{file}: expected a JSON object, found {type(fields).__name__}")
-    return fields

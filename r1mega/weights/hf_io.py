@@ -8,11 +8,11 @@ from torch import Tensor
 
 from r1mega.errors import CheckpointError
 from r1mega.runtime.background import Background
-from r1mega.runtime.files import dump_json, write_folder
+from r1mega.runtime.files import write_folder
 from r1mega.trainer.policy import Policy
 from r1mega.weights import companions
 from r1mega.weights.convert import fill
-from r1mega.weights.hf_files import INDEX, SHARD_BYTES, config_to_write
+from r1mega.weights.hf_files import SHARD_BYTES, shard_names, write_config, write_index
 from r1mega.weights.hf_folder import HFFolder
 from r1mega.weights.source import PolicySource
 
@@ -51,8 +51,7 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: 
 def _write_all(policy: Policy, to: Path, tensors: Iterable[tuple[str, Tensor]], source: Path | None) -> None:
     _write_tensors(tensors, to)
     spec = policy.spec
-    config = config_to_write(spec.hf, policy.network.config.params_dtype)
-    dump_json(to / "config.json", config)
+    config = write_config(to, spec.hf, policy.network.config.params_dtype)
     companions.copy(companions.collect(source, source), to)
     companions.write_generation_config(spec, to, trained=True)
     rows = {"family": spec.family, "dtype": config["dtype"], "trained by": f"r1mega {companions.version()}"}
@@ -105,7 +104,12 @@ def load_into(policy: Policy, folder: Path) -> None:
 
 
 def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """One file, or several and their index; each is written as soon as it is full."""
+    """One file, or several and their index; each is written as soon as it is full.
+
+    `conversion.writers` lays its files out before it writes any, so that several processes can fill them in any order
+    and a killed run goes on. Here the tensors come once, in the stream's order, and how many files they make is known
+    at the end.
+    """
     shard: dict[str, Tensor] = {}
     weight_map: dict[str, int] = {}
     size = total = written = 0
@@ -119,11 +123,8 @@ def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         size += tensor.nbytes
         total += tensor.nbytes
     save_file(shard, folder / f"{written}.part", metadata={"format": "pt"})
-    if not written:
-        (folder / "0.part").rename(folder / "model.safetensors")
-        return
-    names = [f"model-{i:05d}-of-{written + 1:05d}.safetensors" for i in range(1, written + 2)]
+    names = shard_names(written + 1)
     for i, name in enumerate(names):
         (folder / f"{i}.part").rename(folder / name)
-    index = {"metadata": {"total_size": total}, "weight_map": {name: names[i] for name, i in weight_map.items()}}
-    dump_json(folder / INDEX, index)
+    if written:
+        write_index(folder, {name: names[i] for name, i in weight_map.items()}, total)
