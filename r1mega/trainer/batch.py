@@ -172,6 +172,21 @@ def micro_batches(
     ]
 
 
+def by_document(
+    documents: Sequence[Document], batches: Sequence[MicroBatch], values: Sequence[Tensor]
+) -> list[Tensor]:
+    """What `micro_batches` divided, together again: values of the targets, [T] a micro-batch, by document.
+
+    Returns:
+        For each document, in order, [num_targets].
+    """
+    result: dict[int, Tensor] = {}
+    for batch, of_targets in zip(batches, values, strict=True):
+        counts = [documents[i].num_targets for i in batch.documents]
+        result.update(zip(batch.documents, of_targets.split(counts), strict=True))
+    return [result[i] for i in range(len(documents))]
+
+
 def _micro_batch(
     documents: Sequence[Document],
     chunks: list[list[int]],

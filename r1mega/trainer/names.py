@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -42,3 +43,10 @@ def by_whole_model_names(network: Any, tensors: Mapping[str, T]) -> dict[str, T]
     """What a network (`trainer.model.PolicyModel`) has by names of its own, by the names of the family's table."""
     tied, chunk = network.share_embeddings_and_output_weights, network.vp_stage
     return {whole_model_name(n, network.config, tied=tied, chunk=chunk): t for n, t in tensors.items()}
+
+
+def own_tensors(network: Any) -> dict[str, Tensor]:
+    """A network's live parameters and persistent buffers by its own names."""
+    held = network.state_dict(keep_vars=True).items()
+    # Transformer Engine keeps its FP8 recipe among them.
+    return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}

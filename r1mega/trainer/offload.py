@@ -4,7 +4,8 @@ What moves are storages, not tensors: views of Megatron's buffers, which paramet
 places in them. Between the two moves nothing may be read. Host memory is pinned for a GPU, and kept for next time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,50 @@ class Aside:
         if found is None or len(found) != num_bytes:
             found = self._hosts[place] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
         return found
+
+
+class DeviceMemory:
+    """What of a policy lies on its device: all of it or nothing, and its optimiser's state always or in use only."""
+
+    def __init__(self, chunks: Sequence[Any], optimizer: Any, *, optimizer_aside: bool) -> None:
+        """
+        Args:
+            chunks: a rank's parts of the model, in Megatron's data-parallel wrapper.
+            optimizer_aside: keep the optimiser's state on the host, but within `optimizer_here`.
+        """
+        self._chunks, self._optimizer, self._optimizer_aside = chunks, optimizer, optimizer_aside
+        self._everything, self._state = Aside(), Aside()
+
+    def check(self) -> None:
+        """Refuse to go on with a policy that is offloaded."""
+        if self._everything.num_bytes:
+            raise RuntimeError("the policy is offloaded: call onload() first")
+
+    def offload(self) -> None:
+        """Put everything aside. Idempotent."""
+        if self._everything.num_bytes == 0:
+            self._everything.put([*weights_and_gradients(self._chunks), *optimizer_tensors(self._optimizer)])
+
+    def onload(self) -> None:
+        """Take back what `offload` put aside. Idempotent."""
+        self._everything.take()
+
+    def put_optimizer_aside(self) -> None:
+        """Put the optimiser's state aside where it is kept on the host; main parameters that are weights stay."""
+        if self._optimizer_aside:
+            weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(self._chunks)}
+            held = optimizer_tensors(self._optimizer)
+            self._state.put(t for t in held if t.untyped_storage().data_ptr() not in weights)
+
+    @contextmanager
+    def optimizer_here(self) -> Iterator[None]:
+        """With the optimiser's state on the device, where it is put aside otherwise."""
+        self.check()
+        self._state.take()
+        try:
+            yield
+        finally:
+            self.put_optimizer_aside()
 
 
 def _wait(storages: Iterable[tuple[torch.UntypedStorage, torch.device]]) -> None:

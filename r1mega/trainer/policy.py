@@ -9,11 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
 
@@ -24,18 +20,17 @@ from r1mega.runtime.background import Background
 from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import checkpoint, forward
 from r1mega.trainer.balance import Balance
-from r1mega.trainer.batch import BESIDE, Form, MicroBatch, micro_batches
+from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
+from r1mega.trainer.build import build_chunks
 from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.holdings import Holdings
-from r1mega.trainer.initial import initialise
 from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.model import MTP, PolicyModel, build_model, megatron_config
-from r1mega.trainer.names import by_whole_model_names
-from r1mega.trainer.offload import Aside, host_copy, optimizer_tensors, weights_and_gradients
+from r1mega.trainer.model import MTP, PolicyModel
+from r1mega.trainer.names import by_whole_model_names, own_tensors
+from r1mega.trainer.offload import DeviceMemory, host_copy
 from r1mega.trainer.optimizer import build_optimizer, set_rates
-from r1mega.trainer.precision import check_device, gradient_fields
 from r1mega.trainer.routing import recorded_margins
 
 
@@ -60,7 +55,7 @@ class Policy:
         """Host copy of the reference's parameters and buffers, by the same names as `state`."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
-        self._aside, self._optimizer_aside = Aside(), Aside()
+        self._memory = DeviceMemory(self.chunks, optimizer, optimizer_aside=mesh.layout.offload_optimizer)
         self._current: dict[str, Tensor] = {}
         """The weights, while the reference is in their place."""
         self.form = BESIDE
@@ -98,28 +93,16 @@ class Policy:
         """
         device = mesh.device.type
         layers = choose_layers(device, mesh.layout)
-        check_device(mesh.layout.precision.fp8)
-        config = megatron_config(spec, mesh.layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
-        numbers = range(mesh.layout.vpp) if mesh.layout.vpp > 1 else (None,)
-        # Megatron draws weights too, which are overwritten.
-        with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
-            networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
-        for network in networks:
-            initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
-        ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=mesh.layout.distributed_optimizer,
-            overlap_grad_reduce=False,
-            **gradient_fields(mesh.layout),
-        )
-        chunks = [DistributedDataParallel(config=config, ddp_config=ddp, module=network) for network in networks]
+        chunks = build_chunks(spec, mesh, layers, mtp=mtp, expert_bias_rate=expert_bias_rate, seed=seed)
         megatron_optimizer = build_optimizer(chunks, optimizer, layout=mesh.layout, device=device)
-        config.grad_scale_func = megatron_optimizer.scale_loss
+        for chunk in chunks:
+            chunk.config.grad_scale_func = megatron_optimizer.scale_loss
         policy = cls(spec, mesh, chunks, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
         if layers == "transformer_engine":
             layout = mesh.layout
             policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
         policy._zero_grad()
-        policy._put_optimizer_aside()
+        policy._memory.put_optimizer_aside()
         return policy
 
     @property
@@ -134,7 +117,7 @@ class Policy:
 
     def state(self) -> dict[str, Tensor]:
         """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies."""
-        self._check_here()
+        self._memory.check()
         return {n: t for x in self.networks for n, t in by_whole_model_names(x, own_tensors(x)).items()}
 
     def gradients(self) -> dict[str, Tensor]:
@@ -147,7 +130,7 @@ class Policy:
 
     def weights_changed(self) -> None:
         """Tell the optimiser that weights were written from outside."""
-        with self._optimizer_here():
+        with self._memory.optimizer_here():
             self.optimizer.reload_model_params()
 
     # ---- verbs ------------------------------------------------------------------------------------------
@@ -185,7 +168,7 @@ class Policy:
             everywhere: leave the whole sum on every data-parallel rank, where otherwise each has only the part that
                 its share of the optimiser needs.
         """
-        self._check_here()
+        self._memory.check()
         with self.mesh.waiting("the other ranks to sum gradients"):
             taken = self._balance.take() if self._balance else None
             finalize_model_grads(list(self.chunks), force_all_reduce=everywhere)
@@ -207,7 +190,7 @@ class Policy:
         if not reduced:
             self.reduce_gradients()
         set_rates(self.optimizer, self._optimizer_settings, lr)
-        with self._optimizer_here(), self.mesh.waiting("the other ranks in the optimiser's step"):
+        with self._memory.optimizer_here(), self.mesh.waiting("the other ranks in the optimiser's step"):
             step: Any = self.optimizer.step()
         _, norm, _ = step
         self._zero_grad()
@@ -233,7 +216,7 @@ class Policy:
         weights = self._reference_weights() if reference else torch.no_grad()
         with weights, self.mesh.waiting("the other ranks to score"):
             scored = forward.score(self.chunks, self.mesh, batches, temperature=temperature)
-        return _by_document(documents, batches, scored)
+        return by_document(documents, batches, scored)
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
         """How close each position's choice of experts was to another one (`trainer.routing`).
@@ -248,7 +231,7 @@ class Policy:
             forward.score(self.chunks, self.mesh, batches, temperature=1.0)
         numbered = enumerate(batches)
         smallest = [self._of_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
-        return _by_document(every_position, batches, smallest)
+        return by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
         """Make the current weights the reference (the report does so every 400 steps)."""
@@ -260,12 +243,11 @@ class Policy:
 
         Until `onload` nothing of the policy may be used; its reference is on the host anyhow. Idempotent.
         """
-        if self._aside.num_bytes == 0:
-            self._aside.put([*weights_and_gradients(self.chunks), *optimizer_tensors(self.optimizer)])
+        self._memory.offload()
 
     def onload(self) -> None:
         """Take everything back, bit for bit. Idempotent."""
-        self._aside.take()
+        self._memory.onload()
 
     def save(
         self,
@@ -287,7 +269,7 @@ class Policy:
         Raises:
             CheckpointError: it, or an asynchronous one before it, could not be written.
         """
-        with self._optimizer_here():
+        with self._memory.optimizer_here():
             checkpoint.save(self, folder, extra, own or {}, then)
         if not asynchronous:
             self.saving.wait()
@@ -309,13 +291,13 @@ class Policy:
         Raises:
             CheckpointError: the folder is missing, damaged or of another model.
         """
-        with self._optimizer_here():
+        with self._memory.optimizer_here():
             return checkpoint.load(self, folder, verified=verified)
 
     # ---- parts ------------------------------------------------------------------------------------------
 
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
-        self._check_here()
+        self._memory.check()
         made = micro_batches(
             documents,
             self._batch,
@@ -333,26 +315,6 @@ class Policy:
         if targets.places is None:
             return found
         return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
-
-    def _check_here(self) -> None:
-        if self._aside.num_bytes:
-            raise RuntimeError("the policy is offloaded: call onload() first")
-
-    def _put_optimizer_aside(self) -> None:
-        if self.mesh.layout.offload_optimizer:
-            weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(self.chunks)}
-            held = optimizer_tensors(self.optimizer)
-            self._optimizer_aside.put(t for t in held if t.untyped_storage().data_ptr() not in weights)
-
-    @contextmanager
-    def _optimizer_here(self) -> Iterator[None]:
-        """With the optimiser's state on the device, where it is put aside otherwise."""
-        self._check_here()
-        self._optimizer_aside.take()
-        try:
-            yield
-        finally:
-            self._put_optimizer_aside()
 
     def _zero_grad(self) -> None:
         for chunk in self.chunks:
@@ -375,24 +337,6 @@ class Policy:
                 yield
             finally:
                 _copy(self._current, state)
-
-
-def own_tensors(network: PolicyModel) -> dict[str, Tensor]:
-    """A network's live parameters and persistent buffers by its own names."""
-    held = network.state_dict(keep_vars=True).items()
-    # Transformer Engine keeps its FP8 recipe among them.
-    return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}
-
-
-def _by_document(
-    documents: Sequence[Document], batches: Sequence[MicroBatch], values: Sequence[Tensor]
-) -> list[Tensor]:
-    """Values of the targets of micro-batches, [T] each, as one tensor a document in the documents' order."""
-    result: dict[int, Tensor] = {}
-    for batch, of_targets in zip(batches, values, strict=True):
-        counts = [documents[i].num_targets for i in batch.documents]
-        result.update(zip(batch.documents, of_targets.split(counts), strict=True))
-    return [result[i] for i in range(len(documents))]
 
 
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:

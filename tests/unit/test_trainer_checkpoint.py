@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron.core import dist_checkpointing
 
     from r1mega.trainer import checkpoint
-    from r1mega.trainer.policy import own_tensors
+    from r1mega.trainer.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
 
@@ -33,7 +33,7 @@ def megatron(mesh):
     from megatron.core import dist_checkpointing
 
     from r1mega.trainer import checkpoint
-    from r1mega.trainer.policy import own_tensors
+    from r1mega.trainer.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
 

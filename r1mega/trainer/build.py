@@ -1,0 +1,39 @@
+"""A rank's parts of a new model: built, given first weights, and wrapped for data parallelism."""
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+from r1mega.families.spec import ModelSpec
+from r1mega.trainer.initial import initialise
+from r1mega.trainer.layer_spec import Layers
+from r1mega.trainer.mesh import Mesh
+from r1mega.trainer.model import MTP, build_model, megatron_config
+from r1mega.trainer.names import by_whole_model_names, own_tensors
+from r1mega.trainer.precision import check_device, gradient_fields
+
+
+def build_chunks(
+    spec: ModelSpec, mesh: Mesh, layers: Layers, *, mtp: MTP, expert_bias_rate: float, seed: int
+) -> list[DistributedDataParallel]:
+    """One for each virtual stage of the pipeline that the rank holds, in their order, with random weights.
+
+    Args:
+        layers: what they are made of (`trainer.layer_spec.choose_layers`).
+        mtp, expert_bias_rate, seed: as in `Policy.build`.
+
+    Raises:
+        ConfigError: the device has no such FP8.
+    """
+    layout, device = mesh.layout, mesh.device.type
+    check_device(layout.precision.fp8)
+    config = megatron_config(spec, layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
+    numbers = range(layout.vpp) if layout.vpp > 1 else (None,)
+    # Megatron draws weights too, which are overwritten.
+    with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
+        networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
+    for network in networks:
+        initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
+    ddp = DistributedDataParallelConfig(
+        use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False, **gradient_fields(layout)
+    )
+    return [DistributedDataParallel(config=config, ddp_config=ddp, module=network) for network in networks]
