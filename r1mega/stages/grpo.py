@@ -21,28 +21,25 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
-from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
-from r1mega.data.template import template
-from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import DataError
 from r1mega.evaluation.experts import summarise
 from r1mega.evaluation.mismatch import answers_past, measure, mismatch
-from r1mega.families.registry import check_lengths, check_tokenizer, read_model
+from r1mega.families.registry import read_model
 from r1mega.rollout.engine import derived_seed
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
+from r1mega.runtime.interrupt import Interrupt, Interrupted
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.samples import Document, Sample
 from r1mega.stages.experts import ExpertLog
-from r1mega.stages.sampling import Metrics, Questions, Sampling
+from r1mega.stages.lead import Lead
+from r1mega.stages.questions import make_questions
+from r1mega.stages.sampling import Metrics, Sampling
 from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
 from r1mega.weights import hf_io
-from r1mega.weights.source import PolicySource
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +62,7 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         step = checkpoint_step(checkpoint) if checkpoint else 0
         sampling = None
         if ours.first:
-            questions = _questions(config, run_dir)
+            questions = make_questions(config, run_dir)
             run_dir.rewind(step if checkpoint else -1)
             # The server starts in its own process while this one builds the policy.
             sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt))
@@ -84,31 +81,6 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
     hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
-
-
-def _questions(config: GRPO, run_dir: RunDir) -> Questions:
-    """The run's questions, written down and checked.
-
-    Raises:
-        DataError: a training question is held out, or the tokenizer does not fit the model.
-        ConfigError: answers to them may be longer than the model or a chunk holds.
-    """
-    assert config.model.path is not None
-    tokenizer = load_tokenizer(config.model.path)
-    put = template(config.template)
-    if config.questions is not None:
-        train = prompts(read_jsonl(config.questions), tokenizer, put)
-    else:
-        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
-    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer, put))
-    if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
-        raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
-    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
-        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
-    spec = read_model(config.model.path)
-    check_tokenizer(spec, tokenizer, config.model.path)
-    check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
-    return asked
 
 
 def _policy(config: GRPO, ours: mesh.Mesh) -> Policy:
@@ -148,10 +120,7 @@ class Trainer:
         self.metrics: Metrics = {}
         """Of the current rollout, until its first step's line."""
         self.experts = ExpertLog(run_dir, config.experts, sampling.tracker) if sampling is not None else None
-        self.source = PolicySource(policy, include_mtp=False)
-        if sampling is not None:
-            sampling.live.connect(self.source, announce=self._announce_push)
-            sampling.live.prepare()
+        self.lead = Lead(policy, sampling, interrupt)
         objective = config.objective
         self.loss = GRPOLoss(
             clip_low=objective.clip_low,
@@ -192,15 +161,13 @@ class Trainer:
         greedy = self.step in (0, self.config.num_steps)
         self.first_rank(lambda sampling: sampling.evaluate(self.step, greedy=greedy))
 
-    # ---- the first rank and the others ------------------------------------------------------------------
-
     def first_rank(self, work: Callable[[Sampling], Any]) -> None:
         """Let the first rank do what only it can do, while the others serve its pushes; a signal breaks it off.
 
         Raises:
             Interrupted: the signal came; everything is saved, and what was sampled is in the journal.
         """
-        stop = self._lead(work) if self.sampling is not None else self._follow()
+        stop = self.lead.alone(work)
         if stop is not None:
             self.finish_saving()
             # Where the step has a checkpoint, it is of this very state.
@@ -208,27 +175,6 @@ class Trainer:
                 self.save()
                 self.finish_saving()
             raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
-
-    def _lead(self, work: Callable[[Sampling], Any]) -> int | None:
-        assert self.sampling is not None
-        try:
-            work(self.sampling)
-        except StopNow:
-            self.sampling.live.halt()
-        self._order("go on")
-        return self.mesh.from_first(lambda: self.interrupt.received)
-
-    def _follow(self) -> int | None:
-        while self._order() == "push":
-            for _ in self.source:
-                pass
-        return self.mesh.from_first(lambda: None)
-
-    def _announce_push(self) -> None:
-        self._order("push")
-
-    def _order(self, order: str = "") -> str:
-        return self.mesh.from_first(lambda: order)
 
     # ---- one rollout ------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Completion, Group, Prompt, Sample
+from r1mega.stages.questions import Questions
 from r1mega.weights.push import Pusher, Source
 
 log = logging.getLogger(__name__)
@@ -148,19 +149,6 @@ class LiveEngine:
                 breakable=self._interrupt.at_once,
             )
         return self._pusher
-
-
-@dataclasses.dataclass(frozen=True)
-class Questions:
-    """What a run asks."""
-
-    train: list[Prompt]
-    held_out: list[Prompt]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(p.token_ids) for p in [*self.train, *self.held_out])
 
 
 class Sampling:
