@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.data.conversations import read
+from r1mega.data.conversations import count, read
 from r1mega.errors import DataError
 
 TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
@@ -17,6 +17,7 @@ def test_both_forms_of_rows_are_read(tmp_path: Path):
     file.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     found = list(read([file, file], "", "train"))
     assert [c.where for c in found[:2]] == [f"{file}, line 1", f"{file}, line 3"]
+    assert count([file, file], "", "train") == len(found) == 4
     assert len(found) == 4
     assert all(list(c.messages) == TURNS and c.questions == ["2 + 2?"] for c in found)
 
@@ -68,6 +69,7 @@ def test_parquet_is_read(tmp_path: Path):
     found = list(read([file], "", "train"))
     assert [list(c.messages) for c in found] == [TURNS, TURNS]
     assert found[1].where == f"{file}, row 2"
+    assert count([file], "", "train") == 2
 
 
 def test_parquet_that_is_none_or_half_of_one_is_named(tmp_path: Path):
@@ -104,6 +106,7 @@ def test_a_split_of_a_dataset_is_read(dataset: Path):
     assert [c.messages[1]["content"] for c in found] == ["3", "4"]
     assert found[1].where == f"{dataset} (train), row 2"
     assert [c.messages[1]["content"] for c in read([], str(dataset), "test")] == ["5"]
+    assert count([], str(dataset), "train") == 2
 
 
 def test_a_dataset_that_cannot_be_had_is_named_with_what_to_do(dataset: Path):
