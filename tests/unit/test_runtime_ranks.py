@@ -131,6 +131,27 @@ def test_rank_0_speaks_for_itself(run_here, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "why\n")
 
 
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+def test_a_rank_that_was_lost_counts_though_its_end_is_seen_later(
+    tmp_path: Path, run_here, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], end: str, code: int
+):
+    monkeypatch.setattr(ranks, "FAILURE_GRACE_S", LIMIT_S)
+    program = f"""
+up()
+while not (folder / f"up_{{1 - rank}}").exists():
+    time.sleep(0.02)
+if rank == 0:
+    sys.exit(1)
+other = (folder / "up_0").read_text()
+while pathlib.Path("/proc", other).exists():
+    time.sleep(0.02)
+time.sleep(0.3)  # rank 0's guard has ended as well, most likely
+{end}
+"""
+    assert run_here(program) == code
+    assert capfd.readouterr().err.startswith("r1mega: rank 1 ")
+
+
 def test_a_killed_rank_is_named(run_here, capfd: pytest.CaptureFixture[str]):
     assert run_here("rank == 0 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(600)") == 137
     assert capfd.readouterr() == ("", "r1mega: rank 0 was ended by SIGKILL\n")
