@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,6 +92,14 @@ def test_no_child_outlives_its_parent(tmp_path: Path, number: signal.Signals) ->
     os.kill(parent.pid, number)
     parent.wait()
     assert wait_gone(pids)
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert process.free_port() < lowest <= other.getsockname()[1]
+        with pytest.raises(OSError, match="can be listened on"):
+            process.free_port("192.0.2.7")
 
 
 def test_exit_code_is_the_commands(tmp_path: Path) -> None:
