@@ -139,9 +139,12 @@ def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
             child.send_signal(signum)
 
     for number in STOP_SIGNALS:
-        signal.signal(number, handle)  # the group's SIGTERM reaches the command by itself, and the guard waits
+        if pass_signals or number != signal.SIGTERM:
+            signal.signal(number, handle)
+    # Until the command runs, the group's SIGTERM ends both: a handler that it inherits would lose it to the exec.
     # One thread here, so preexec_fn is safe.
     child = subprocess.Popen(command, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, handle)  # it reaches the command by itself, and the guard waits
     for signum in early:
         handle(signum, None)
     code = None

@@ -19,6 +19,17 @@ pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} {child.pid}")
 time.sleep(600)
 """
 """A program with a child of its own, as a vLLM server has."""
+SLOW_GUARD = """
+import os, pathlib, sys, time
+from r1mega.runtime import process
+def prctl(option, value):
+    if option == process._PR_SET_PDEATHSIG:
+        pathlib.Path(sys.argv[1]).touch()
+        time.sleep(600)
+process._prctl = prctl
+process._guard(os.getppid(), ["true"], pass_signals=False)
+"""
+"""A guard whose command never gets to its exec."""
 LIMIT_S = 200.0
 """Of what takes a moment, on a machine that may stand still for one; a third of what the programs above sleep."""
 PARENT = """
@@ -68,6 +79,16 @@ def test_stop_ends_the_whole_family(tmp_path: Path) -> None:
     assert time.monotonic() - start < LIMIT_S  # it did not wait for the end of the grace
     assert wait_gone([child.pid, *pids])
     process.stop_group(child, grace_s=5)  # once more does nothing
+
+
+def test_stop_is_heard_between_fork_and_exec(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    child = subprocess.Popen([sys.executable, "-c", SLOW_GUARD, str(up)], start_new_session=True)
+    while not up.exists():
+        time.sleep(0.02)
+    start = time.monotonic()
+    process.stop_group(child, grace_s=2 * LIMIT_S)
+    assert time.monotonic() - start < LIMIT_S
 
 
 def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def gone(pid: int) -> bool:
         return True
 
 
+def catches(pid: int, signum: signal.Signals) -> bool:
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)
+
+
 def wait_gone(pids: list[int], timeout_s: float = LIMIT_S) -> bool:
     deadline = time.monotonic() + timeout_s
     while not all(gone(pid) for pid in pids):
@@ -224,6 +229,8 @@ def test_a_guard_without_signals_to_pass_leaves_its_command_alone(tmp_path: Path
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(1.0)"]
     child = process.spawn(command, environment=process.child_environment(), log_file=tmp_path / "log")
     while "up" not in (tmp_path / "log").read_text():
+        time.sleep(0.02)
+    while child.poll() is None and not catches(child.pid, signal.SIGTERM):  # before, it ends as the command would
         time.sleep(0.02)
     child.send_signal(signal.SIGTERM)
     assert child.wait(LIMIT_S) == 0
