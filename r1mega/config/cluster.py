@@ -122,7 +122,7 @@ class RolloutLayout(Section):
     launch: tuple[str, ...] = ()
     """Command put before the server's own, such as ["srun", "--overlap", "-w", "node2", "-N1", "-n1"]; it must hand
     its environment on and end its command at SIGTERM. Empty starts the server on this host."""
-    start_timeout_s: float = Field(default=180.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0)
     request_timeout_s: float = Field(default=300.0, gt=0)
     health_timeout_s: float = Field(default=30.0, gt=0)
     """A server whose /health stays silent for so long is taken for dead, and restarted."""

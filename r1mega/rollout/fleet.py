@@ -200,7 +200,7 @@ async def _watch(server: Server, http: httpx.AsyncClient) -> None:
 def _client(server: Server, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=server.url,
-        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
+        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 30.0)),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S),
         trust_env=False,
         verify=False,  # plain http; reading the certificates takes longer than most calls

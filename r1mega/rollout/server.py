@@ -147,13 +147,13 @@ class Server:
         if layout.launch:  # ports of another host cannot be probed
             return layout.port or random.SystemRandom().choice(PORTS)
         if not layout.port:
-            for port in random.SystemRandom().sample(PORTS, 100):
-                if process.port_is_free(port, self.host):
-                    return port
-            raise RolloutError(
-                f"no port from {PORTS[0]} to {PORTS[-1]} of {self.host} can be listened on from here. If that is "
-                "another host, set rollout.launch to what starts a command there."
-            )
+            try:
+                return process.free_port(self.host, PORTS)
+            except OSError as error:
+                raise RolloutError(
+                    f"{error.strerror} from here. If that is another host, set rollout.launch to what starts a "
+                    "command there."
+                ) from error
         deadline = time.monotonic() + (_PORT_GRACE_S if self.incarnation else 0.0)
         while not process.port_is_free(layout.port, self.host):
             if time.monotonic() > deadline:

@@ -8,7 +8,9 @@ whichever thread started it and whatever the parent forked since (PR_SET_PDEATHS
 
 import contextlib
 import ctypes
+import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+PORTS = range(10000, 20000)
+"""Where a free port is looked for: below the ports that the kernel hands to outgoing connections and to whoever asks
+for any, since one of those may take the port in the seconds until a rank listens."""
 POLL_S = 0.25
 GRACE_S = 5.0
 """What a group gets between SIGTERM and SIGKILL once its command or its parent is gone."""
@@ -39,11 +44,16 @@ def child_environment(**extra: str) -> dict[str, str]:
     return keep | extra
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def free_port(host: str = "127.0.0.1", ports: Sequence[int] = PORTS) -> int:
+    """A TCP port nobody listens on at this moment.
+
+    Raises:
+        OSError: none of `ports` can be listened on at `host`.
+    """
+    for port in random.SystemRandom().sample(ports, 100):
+        if port_is_free(port, host):
+            return port
+    raise OSError(errno.EADDRINUSE, f"no port from {ports[0]} to {ports[-1]} of {host} can be listened on")
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
@@ -129,9 +139,12 @@ def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
             child.send_signal(signum)
 
     for number in STOP_SIGNALS:
-        signal.signal(number, handle)  # the group's SIGTERM reaches the command by itself, and the guard waits
+        if pass_signals or number != signal.SIGTERM:
+            signal.signal(number, handle)
+    # Until the command runs, the group's SIGTERM ends both: a handler that it inherits would lose it to the exec.
     # One thread here, so preexec_fn is safe.
     child = subprocess.Popen(command, preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))
+    signal.signal(signal.SIGTERM, handle)  # it reaches the command by itself, and the guard waits
     for signum in early:
         handle(signum, None)
     code = None

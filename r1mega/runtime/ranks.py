@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from r1mega.errors import RanksLostError
 from r1mega.runtime import process
 
 POLL_S = 0.05
@@ -23,6 +24,8 @@ STOP_GRACE_S = 60.0
 TERM_GRACE_S = 3.0
 """Between SIGTERM and SIGKILL; without the lost rank there is nothing that could be saved."""
 LOG_LINES = 20
+_CONSEQUENCES = (RanksLostError.exit_code, 128 + signal.SIGABRT)
+"""How a rank leaves that has lost another one; SIGABRT is what gloo's threads make of it."""
 
 
 def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int:
@@ -32,7 +35,8 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int
     every rank, once each. When a rank fails, the others are ended after a grace. None outlives this process.
 
     Returns:
-        0, or the exit code of the rank that failed first; 128 + signal where a signal ended it.
+        0, or the exit code of the rank that failed first; 128 + signal where a signal ended it. That a rank was ended
+        may be seen after what came of it in another: within the grace it still counts as the first.
     """
     port = str(process.free_port())
     with collected_signals() as received:
@@ -64,10 +68,11 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int
                 left_in_order = failed is not None and exit_code(ranks[failed]) - 128 in asked
                 deadline = time.monotonic() + (STOP_GRACE_S if left_in_order else FAILURE_GRACE_S)
             elif time.monotonic() > deadline:
-                _end(ranks)
+                break
             time.sleep(POLL_S)
-    if failed is None:
-        failed = _first_failed(ranks)
+        failed = _first_failed(ranks, failed)
+        if any(rank.poll() is None for rank in ranks):
+            _end(ranks)
     if failed is None:
         return 0
     code = exit_code(ranks[failed])
@@ -109,8 +114,12 @@ def exit_code(child: subprocess.Popen[bytes]) -> int:
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _first_failed(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    return next((number for number, rank in enumerate(ranks) if rank.poll()), None)
+def _first_failed(ranks: Sequence[subprocess.Popen[bytes]], seen: int | None = None) -> int | None:
+    """The rank that has failed first, of those that have ended; `seen` is the one that was seen first."""
+    failed = [number for number, rank in enumerate(ranks) if rank.poll()]
+    causes = [number for number in failed if exit_code(ranks[number]) not in _CONSEQUENCES]
+    first = failed if seen is None else [seen]
+    return next(iter([n for n in first if n in causes] or causes or first), None)
 
 
 def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

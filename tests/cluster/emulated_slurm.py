@@ -122,14 +122,14 @@ class Slurm:
     def wait_ready(self) -> None:
         ask = ("sinfo", "--noheader", "--Node", "--partition=batch", "--format=%t")
         want = ["idle"] * len(self.nodes)
-        wait_until(f"nodes idle (see {self.folder}/log)", lambda: self.ask(*ask, check=False).split() == want, 20)
+        wait_until(f"nodes idle (see {self.folder}/log)", lambda: self.ask(*ask, check=False).split() == want, 200)
 
     def stop(self) -> None:
         # Killed first: a job told to stop would have its say, and might come back.
         for how in (["--full", "--signal=KILL"], []):
             self.ask("scancel", *how, "--user", getpass.getuser(), check=False)
         try:
-            wait_until("all jobs ended", lambda: not self.ask("squeue", "--noheader", check=False).strip(), 30)
+            wait_until("all jobs ended", lambda: not self.ask("squeue", "--noheader", check=False).strip(), 300)
         finally:
             for daemon in self._daemons:
                 process.stop_group(daemon, grace_s=5)

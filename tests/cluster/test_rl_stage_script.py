@@ -40,7 +40,7 @@ def stub(tmp_path: Path, make_checkout: Callable[[Path], Path]) -> Callable[...,
 
 def ended(slurm: Slurm, job: int, state: str, folder: Path) -> tuple[dict[str, str], str]:
     """The job once it has ended in `state`, and what it has printed."""
-    said = slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=60)
+    said = slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=600)
     output = (folder / f"slurm-{job}.out").read_text()
     assert said["JobState"] == state, output
     return said, output
@@ -92,7 +92,7 @@ def test_a_crash_is_requeued_with_the_same_arguments(slurm: Slurm, stub):
 
 def test_the_rank_that_fails_first_decides(slurm: Slurm, stub):
     """The other one hangs, and is ended by srun, which then knows another exit code."""
-    folder = stub("[[ $RANK == 0 ]] && exec sleep 60; echo the disk is full; exit 2", num_ranks=2)
+    folder = stub("[[ $RANK == 0 ]] && exec sleep 6000; echo the disk is full; exit 2", num_ranks=2)
     said, output = ended(slurm, slurm.submit(SCRIPT, "a.toml", cwd=folder), "FAILED", folder)
     assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
     assert "rank 1 failed first, with exit code 2" in output and "\n  the disk is full\n" in output
@@ -121,7 +121,7 @@ while true; do sleep 0.1; done
 def test_sigusr1_before_the_time_limit_saves_and_requeues(slurm: Slurm, stub):
     folder = stub(WAITS)
     job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
-    wait_until("the trainer runs", (folder / "up").exists, 20)
+    wait_until("the trainer runs", (folder / "up").exists, 300)
     (folder / "again").touch()
     slurm.ask("scancel", "--batch", "--signal=USR1", str(job))
     said, output = ended(slurm, job, "COMPLETED", folder)
@@ -133,10 +133,10 @@ def test_sigusr1_before_the_time_limit_saves_and_requeues(slurm: Slurm, stub):
 def test_a_preempted_job_is_requeued_and_a_cancelled_one_is_not(slurm: Slurm, stub, tmp_path: Path):
     folder = stub(WAITS)
     job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
-    wait_until("the trainer runs", (folder / "up").exists, 20)
+    wait_until("the trainer runs", (folder / "up").exists, 300)
     (folder / "up").unlink()
     slurm.submit("--partition=high", "--nodes=3", "--exclusive", "--wrap=true", cwd=tmp_path)
-    wait_until("the trainer runs again", (folder / "up").exists, 40)
+    wait_until("the trainer runs again", (folder / "up").exists, 300)
     assert slurm.job(job)["Restarts"] == "1"
     slurm.ask("scancel", str(job))
     said, output = ended(slurm, job, "CANCELLED", folder)

@@ -54,7 +54,6 @@ def run(folder: Path, num_ranks: int, tasks: list[tuple[str, str]]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_four_ranks_have_the_same_folder(folder: Path):
     """Experts divided twice over; MTP layers and head on stages of their own."""
     run(folder, 4, FOUR_RANKS)

@@ -24,7 +24,7 @@ EVERY = [(name, layout) for name, layouts in TWO_RANKS.items() for layout in ("o
 def run(script: str, folder: Path, arguments: list[str], num_ranks: int = 1) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, "-W", "ignore", *(torchrun if num_ranks > 1 else []), str(HERE / script), str(folder)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=540)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
 
 

@@ -122,7 +122,6 @@ def assert_equal_training(one: dict, again: dict) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_equal_one(one_rank: dict[str, dict], two_ranks: dict[str, dict], layout: str):
     assert_same_training(one_rank["one"], two_ranks[layout])
@@ -135,14 +134,12 @@ def test_what_is_computed_again_is_equal_in_every_bit(one_rank: dict[str, dict],
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", MORE_OF_TWO)
 def test_more_of_two_ranks_equal_one(one_rank: dict[str, dict], more_of_two: dict[str, dict], layout: str):
     assert_same_training(one_rank["one"], more_of_two[layout])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", [layout for layout in MORE_OF_TWO if "recompute" in layout])
 def test_what_ranks_compute_again_is_equal_in_every_bit(
     two_ranks: dict[str, dict], more_of_two: dict[str, dict], layout: str
@@ -151,7 +148,6 @@ def test_what_ranks_compute_again_is_equal_in_every_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layout", FOUR_RANKS)
 def test_four_ranks_equal_one(one_rank: dict[str, dict], four_ranks: dict[str, dict], layout: str):
     assert_same_training(one_rank["one"], four_ranks[layout])

@@ -15,7 +15,7 @@ PACKAGE = Path(sys.prefix) / "smollm2"
 
 
 def run(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", *command], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-W", "ignore", *command], capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 

@@ -17,7 +17,7 @@ SETTINGS = (
 
 
 def run(*command: str) -> None:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, cwd=ROOT)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=1700, cwd=ROOT)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 

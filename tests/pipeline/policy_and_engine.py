@@ -107,7 +107,7 @@ def main(folder: Path, config: Path) -> None:
         disturb(policy, 9)  # and not pushed
         stale = complaint(policy, fleet, tokenizer, 2)
         body = {"method": "r1mega_shim", "args": ["tied_head", "off"]}
-        httpx.post(f"{server.url}/collective_rpc", json=body, timeout=30).raise_for_status()
+        httpx.post(f"{server.url}/collective_rpc", json=body, timeout=300).raise_for_status()
         pusher.push(3)
         unmended = complaint(policy, fleet, tokenizer, 3)
     print(json.dumps({"found": found, "stale": stale, "without_tied_head_shim": unmended}))

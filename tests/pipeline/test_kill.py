@@ -108,7 +108,7 @@ def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills
         )  # fmt: skip
         before = metrics.read_bytes() if metrics.exists() else b""
         early = rng.random() < 0.25
-        deadline = time.monotonic() + (rng.uniform(0, 15) if early else 120)
+        deadline = time.monotonic() + (rng.uniform(0, 15) if early else 600)
         while time.monotonic() < deadline and process.poll() is None:
             if not early and metrics.exists() and len(metrics.read_bytes()) > len(before):
                 further += 1
@@ -119,13 +119,17 @@ def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills
             break
         ranks = ranks_of(tag)
         if one_rank and len(ranks) > 1:
-            os.kill(rng.choice(ranks), signal.SIGKILL)
-            assert process.wait(timeout=60) == 128 + signal.SIGKILL
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(ranks), signal.SIGKILL)
+            code = process.wait(timeout=600)
+            if code == 0:  # it was done in the meantime
+                break
+            assert code == 128 + signal.SIGKILL
         else:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        end = time.monotonic() + 30
+        end = time.monotonic() + 300
         while ranks_of(tag) and time.monotonic() < end:
             time.sleep(0.1)
     return further
@@ -133,7 +137,7 @@ def killed_again_and_again(run_dir: Path, arguments: list[str], seed: int, kills
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(5400)
 def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whole: Path, tmp_path: Path):
     run_dir = with_journal_of(whole, tmp_path / "run")
     further = killed_again_and_again(run_dir, rl(base, run_dir), seed=1, kills=NUM_KILLS, one_rank=False)
@@ -189,7 +193,7 @@ def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int, kills:
                 env={**os.environ, "R1MEGA_TEST": str(tag)},
             )  # fmt: skip
         before = journalled(run_dir)
-        wait_for(lambda before=before: journalled(run_dir) > before, process, 240)
+        wait_for(lambda before=before: journalled(run_dir) > before, process, 900)
         wait_for(lambda: False, process, rng.uniform(0, 4))
         if process.poll() is not None:
             break
@@ -200,7 +204,7 @@ def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int, kills:
         killed.append(victim)
         if victim != "server":
             process.wait()
-            wait_for_end = time.monotonic() + 60
+            wait_for_end = time.monotonic() + 300
             while servers_of(tag):  # no server outlives its trainer
                 assert time.monotonic() < wait_for_end
                 time.sleep(0.1)
@@ -213,7 +217,7 @@ def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int, kills:
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(5400)
 def test_killed_while_it_samples_ends_as_the_run_that_replays_its_journal(base: Path, tmp_path: Path):
     """A live server all the time: what was sampled before, between and after the kills is one journal."""
     killed_run, replayed = tmp_path / "killed", tmp_path / "replayed"
@@ -235,7 +239,6 @@ def test_killed_while_it_samples_ends_as_the_run_that_replays_its_journal(base: 
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
 def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_path: Path):
     run_dir = with_journal_of(whole, tmp_path / "run")
     # One rank's answers: two ranks' weights come to differ by more than rounding, which Adam enlarges step by step.
@@ -253,7 +256,6 @@ def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
 def test_a_signal_while_sampling_loses_neither_prompts_nor_answers(base: Path, whole: Path, tmp_path: Path):
     """The journal ends within the rollout of step 8; the run is told to leave while it samples the rest."""
     run_dir = with_journal_of(whole, tmp_path / "run")
@@ -265,13 +267,12 @@ def test_a_signal_while_sampling_loses_neither_prompts_nor_answers(base: Path, w
     process = subprocess.Popen(
         command(*rl(base, run_dir)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    deadline = time.monotonic() + 300
     while not (run_dir / "logs/vllm.log").exists():  # started for the first answer that is missing
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.05)
     time.sleep(2)
     process.send_signal(signal.SIGTERM)
-    printed = process.communicate(timeout=60)[0].decode()
+    printed = process.communicate(timeout=600)[0].decode()
     assert process.returncode == 128 + signal.SIGTERM, printed
     assert "saved at step 8" in printed
     done = r1mega(*rl(base, run_dir), "--resume")
@@ -288,7 +289,6 @@ def test_a_signal_while_sampling_loses_neither_prompts_nor_answers(base: Path, w
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
 def test_live_sampling_again_is_compared_with_the_journal(base: Path, whole: Path, tmp_path: Path):
     run_dir = with_journal_of(whole, tmp_path / "run")
     done = r1mega(*rl(base, run_dir, "rollout.replay=live", "num_steps=4", "evaluation.every_steps=4"))
@@ -299,7 +299,6 @@ def test_live_sampling_again_is_compared_with_the_journal(base: Path, whole: Pat
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.timeout(900)
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(base: Path, whole: Path, tmp_path: Path):
     """Within a rollout, at its own layout and at another; metrics, samples and journal follow to where it goes on."""
     run_dir = with_journal_of(whole, tmp_path / "run")

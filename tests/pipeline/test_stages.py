@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from holding import hold_after_step
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
@@ -32,17 +33,19 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
 
 
-def interrupt_after_step(run_dir: Path, step: int, arguments: list[str]) -> str:
+def interrupt_after_step(run_dir: Path, step: int, arguments: list[str], scratch: Path) -> str:
     """Send Ctrl-C once `step` stands in metrics.jsonl; returns what the run printed. It must leave with 130."""
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
-    deadline = time.monotonic() + 240
-    file = run_dir / "metrics.jsonl"
-    while f'"train", "step": {step},' not in (file.read_text() if file.exists() else ""):
+    held, environment = hold_after_step(step, scratch)
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
+    )
+    while not held.exists():
         assert process.poll() is None, process.communicate()[0].decode()
-        assert time.monotonic() < deadline, "no step in time"
         time.sleep(0.02)
+    assert f'"train", "step": {step},' in (run_dir / "metrics.jsonl").read_text()
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=120)[0].decode()
+    held.unlink()
+    printed = process.communicate()[0].decode()
     assert process.returncode == 130, printed
     assert "continue with --resume" in printed
     return printed
@@ -71,7 +74,7 @@ def test_pretrain_leaves_the_whole_run_directory(base: Path):
 
 def test_pretrain_resumed_after_ctrl_c_equals_the_uninterrupted_run_bit_for_bit(base: Path, tmp_path: Path):
     run_dir = tmp_path / "run"
-    interrupt_after_step(run_dir, 3, ["run", *BASE, "--run-dir", str(run_dir)])
+    interrupt_after_step(run_dir, 3, ["run", *BASE, "--run-dir", str(run_dir)], tmp_path)
     assert not (run_dir / "summary.json").exists()
     done = r1mega("run", *BASE, "--run-dir", str(run_dir), "--resume")
     assert done.returncode == 0, done.stderr
@@ -94,7 +97,7 @@ def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
 @pytest.mark.vllm
 def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
     run_dir = tmp_path / "rl"
-    interrupt_after_step(run_dir, 1, rl(base, run_dir))
+    interrupt_after_step(run_dir, 1, rl(base, run_dir), tmp_path)
     (saved,) = [p.name for p in (run_dir / "checkpoints").iterdir()]
     assert saved in ("step_1", "step_2")  # between the mini-batches of a rollout too
     done = r1mega(*rl(base, run_dir), "--resume")
@@ -133,7 +136,7 @@ def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     with_listener = subprocess.Popen(
         [sys.executable, "-c", "import socket,time;s=socket.create_server(('127.0.0.1',0));"
-         "print(s.getsockname()[1],flush=True);time.sleep(120)"], stdout=subprocess.PIPE, text=True)  # fmt: skip
+         "print(s.getsockname()[1],flush=True);time.sleep(6000)"], stdout=subprocess.PIPE, text=True)  # fmt: skip
     try:
         assert with_listener.stdout is not None
         port = with_listener.stdout.readline().strip()

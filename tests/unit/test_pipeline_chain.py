@@ -125,7 +125,7 @@ def test_a_signal_reaches_the_stage_and_is_waited_for(tmp_path: Path, demo, monk
         monkeypatch,
         "import os, pathlib, signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(mark)!r}).touch(), sys.exit(143)))\n"
-        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(30)\n",
+        "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(300)\n",
     )
     with pytest.raises(Interrupted, match="stage base was stopped") as error:
         chain.run_chain(demo, "laptop", tmp_path / "run", [], resume=False)

@@ -269,12 +269,16 @@ def test_pruning_is_no_loss(journal: Journal) -> None:
 # ---- killed while it writes ---------------------------------------------------------------------------------
 
 WRITER = """
-import sys
+import resource, signal, sys
 from pathlib import Path
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 from r1mega.samples import Completion, FinishReason
-folder, start, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder, start, length, limit = Path(sys.argv[1]), *map(int, sys.argv[2:])
+if limit:  # the kernel kills the write that would go past it, there
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 journal = Journal(folder)
 for i in range(start, 10**6):
     done = Completion("p", 0, (i,), (-1 / (3 + i),), str(i % 10) * length, FinishReason.STOP, 0, i)
@@ -285,10 +289,14 @@ for i in range(start, 10**6):
 
 
 def test_killed_while_it_writes(tmp_path: Path) -> None:
-    """Every entry whose `add` returned is there after SIGKILL; the one being written is there whole or not at all."""
+    """Every entry whose `add` returned is there after SIGKILL; the one being written is there whole or not at all.
+
+    Kills at random may all miss the writing itself: in the last round the kernel is made to hit it.
+    """
     length, start, torn = 4_000_000, 0, 0  # long, so that writing takes a while
-    for round in range(12):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(start), str(length)]
+    for round in range(13):
+        limit = total(tmp_path) + length // 2 if round == 12 else 0
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(start), str(length), str(limit)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout
             lines = [writer.stdout.readline() for _ in range(2 * (round % 3) + 1)]
@@ -296,7 +304,8 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
                 size = total(tmp_path)
                 while total(tmp_path) == size:
                     pass
-            writer.send_signal(signal.SIGKILL)
+            if not limit:
+                writer.send_signal(signal.SIGKILL)
             lines += writer.stdout.readlines()
         done = [int(line.split()[0]) for line in lines if line.endswith("done\n")]
         torn += any(not file.read_bytes().endswith(b"\n") for file in tmp_path.glob("version_*"))

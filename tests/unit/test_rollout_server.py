@@ -15,7 +15,11 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
+from r1mega.rollout import server as server_module
 from r1mega.rollout.server import PORTS, Server
+from r1mega.runtime import process
+
+FOR_EVER = "import time; time.sleep(600)"
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def test_early_death_shows_the_log_of_this_start(model_dir: Path, monkeypatch: p
 
 
 def test_deadline_stops_the_server(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs(monkeypatch, "import time; time.sleep(60)")
+    runs(monkeypatch, FOR_EVER)
     server = start(model_dir, RolloutLayout(start_timeout_s=0.5))
     assert server.alive()
     with pytest.raises(RolloutError, match=r"not ready after 0\.5 s"):
@@ -82,18 +86,20 @@ def test_deadline_stops_the_server(model_dir: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_stop_is_quick_and_may_be_repeated(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs(monkeypatch, "import time; time.sleep(60)")
+    """It ends with the processes, and not when they have had their grace."""
+    monkeypatch.setattr(server_module, "STOP_GRACE_S", 300.0)
+    runs(monkeypatch, FOR_EVER)
     with start(model_dir) as server:
         begin = time.monotonic()
         server.stop()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 150
     assert not server.alive()
 
 
 def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments that correctness hangs on."""
     command = Server._command
-    runs(monkeypatch, "import time; time.sleep(60)")
+    runs(monkeypatch, FOR_EVER)
     with start(model_dir, RolloutLayout(tp=1, kv_cache_gib=0.5), max_model_len=4096) as server:
         plain = " ".join(command(server))
         assert "--logprobs-mode processed_logprobs" in plain
@@ -132,18 +138,18 @@ def freeze(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_frozen_server_is_noticed_and_restarted(model_dir: Path) -> None:
+def test_a_frozen_server_is_noticed_and_restarted(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "STOP_GRACE_S", 300.0)  # which a frozen one would use up
     with start(model_dir) as server:
         server.wait_ready()
-        assert server.healthy(10.0)
+        assert server.healthy(100.0)
         first = (server.pid, server.incarnation)
         freeze(server)
         begin = time.monotonic()
         assert not server.healthy(0.5)
-        assert time.monotonic() - begin < 3
         seconds = server.restart("frozen")
-        assert server.alive() and server.healthy(10.0) and server.incarnation == first[1] + 1
-        assert seconds < time.monotonic() - begin < 15
+        assert server.alive() and server.healthy(100.0) and server.incarnation == first[1] + 1
+        assert seconds < time.monotonic() - begin < 150
         with pytest.raises(ProcessLookupError):
             os.kill(first[0], 0)
     assert not server.alive() and not server.healthy(1.0)
@@ -156,11 +162,13 @@ def test_a_configured_port_is_kept_and_a_free_one_chosen_anew(model_dir: Path) -
         free.wait_ready()
         free.restart("test")
         assert free.port in PORTS and free.url.endswith(str(free.port))
+    while not process.port_is_free(port):  # the kernel may keep it for a moment
+        time.sleep(0.02)
     with start(model_dir, RolloutLayout(port=port)) as fixed:
         fixed.wait_ready()
         freeze(fixed)
         fixed.restart("test")
-        assert fixed.port == port and fixed.healthy(10.0)
+        assert fixed.port == port and fixed.healthy(100.0)
 
 
 @pytest.mark.usefixtures("fake")
@@ -169,24 +177,24 @@ def test_a_dead_server_is_restarted(model_dir: Path) -> None:
         server.wait_ready()
         os.killpg(server.pid, signal.SIGKILL)
         server.restart("killed")
-        assert server.healthy(10.0)
+        assert server.healthy(100.0)
 
 
 def test_a_restart_that_fails_may_be_tried_again(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = "import time; time.sleep(60)"
+    program = FOR_EVER
     monkeypatch.setattr(Server, "_command", lambda self: [sys.executable, "-c", program, str(self.port)])
     with start(model_dir, RolloutLayout(start_timeout_s=1)) as server:
         with pytest.raises(RolloutError, match="not ready after 1 s"):
             server.restart("first")
         program = VLLM
-        server.layout = RolloutLayout(start_timeout_s=60)
+        server.layout = RolloutLayout(start_timeout_s=300)
         server.restart("second")
-        assert server.healthy(10.0)
+        assert server.healthy(100.0)
 
 
 def test_stop_ends_a_restart_that_is_under_way(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trainer is leaving: nothing may be started after it."""
-    runs(monkeypatch, "import time; time.sleep(60)")
+    runs(monkeypatch, FOR_EVER)
     errors: list[str] = []
 
     def restart() -> None:
@@ -200,7 +208,7 @@ def test_stop_ends_a_restart_that_is_under_way(model_dir: Path, monkeypatch: pyt
         thread.start()
         while server.incarnation == 1:
             time.sleep(0.01)
-    thread.join(10)
+    thread.join(300)
     assert errors and not thread.is_alive() and not server.alive()
     with pytest.raises(RolloutError, match="will not start again"):
         server.restart("after the end")
@@ -214,7 +222,7 @@ def test_a_launcher_comes_first(model_dir: Path) -> None:
         command = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
         assert command[4:8] == ["nice", "-n", "3", sys.executable]
         server.restart("test")
-        assert server.healthy(10.0)
+        assert server.healthy(100.0)
     with socket.create_server(("127.0.0.1", 0)) as other:  # on the launcher's host the port may be free
         start(model_dir, RolloutLayout(launch=("true",), port=other.getsockname()[1])).stop()
 

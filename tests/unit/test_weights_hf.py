@@ -256,7 +256,7 @@ def test_an_export_beside_training_has_the_weights_of_its_moment(make_policy, do
     write = hf_io._write_tensors
 
     def held_up(tensors, to):
-        assert go_on.wait(60)
+        assert go_on.wait(600)
         write(tensors, to)
 
     monkeypatch.setattr(hf_io, "_write_tensors", held_up)

@@ -158,10 +158,9 @@ def test_a_frozen_server_is_noticed_by_the_watch(rig: Rig) -> None:
             time.sleep(0.01)
 
     rig.once(freezes)
-    begin = time.monotonic()
     (recovery,) = rig.pusher.push(4).recoveries
     assert "http://s1 is gone, or did not answer /health within 0.2 s" in recovery.reason
-    assert time.monotonic() - begin < 5 and rig.passes == [6, 6]
+    assert rig.passes == [6, 6]
 
 
 def test_it_gives_up(rig: Rig) -> None:
@@ -275,22 +274,27 @@ class SimpleNamespaceKey:
 
 
 def test_the_first_error_is_raised_while_others_still_wait() -> None:
-    over = threading.Event()
+    over, waited = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        over.wait(300)
+        waited.set()
 
     def refuse() -> None:
         raise ConnectionError("reset")
 
-    client = Errors(lambda: over.wait(10) and None, refuse)
-    begin = time.monotonic()
-    with pytest.raises(RuntimeError, match="http://s1: reset"):
-        client.run()
-    assert time.monotonic() - begin < 5 and client.refused == {"s1"}
-    over.set()
+    client = Errors(wait, refuse)
+    try:
+        with pytest.raises(RuntimeError, match="http://s1: reset"):
+            client.run()
+        assert client.refused == {"s1"} and not waited.is_set()
+    finally:
+        over.set()
 
 
 def test_a_silent_server_ends_the_wait() -> None:
     over = threading.Event()
-    client, server = Errors(lambda: over.wait(10) and None), StubServer("s0")
+    client, server = Errors(lambda: over.wait(300) and None), StubServer("s0")
     client.watch.silent.add(server)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="did not answer /health"):
         client.run()
@@ -323,12 +327,12 @@ def test_waiting_for_a_restart_can_be_broken_off(rig: Rig) -> None:
 
     def restart(reason: str) -> float:
         breaking.set()
-        assert stopped.wait(10)
+        assert stopped.wait(300)
         raise RolloutError("stopped")
 
     @contextmanager
     def breakable() -> Iterator[None]:
-        assert breaking.wait(10)
+        assert breaking.wait(300)
         raise KeyboardInterrupt
         yield
 
