@@ -4,6 +4,7 @@ Half of the kills come at random moments; the others at each phase of a save and
 none depends on luck (`save_kills.MOMENTS`).
 """
 
+import itertools
 import json
 import os
 import random
@@ -16,8 +17,8 @@ import pytest
 
 EP2 = "dp=2,ep=2"
 CHOSEN = (
-    "dp=2:1:part", f"{EP2}:all:metadata", "tp=2:0:name", "pp=2:all:removal", "tp=2:all:export", "dp=2:0:export's name",
-    f"{EP2}:1:metadata", "tp=2:all:part", "dp=2:all:name", "pp=2:1:removal",
+    "dp=2:1:part", f"{EP2}:all:metadata", "tp=2:0:name", "pp=2:all:removal", "tp=2:all:export",
+    "dp=2:0:export's name", f"{EP2}:1:metadata", "tp=2:all:part", "dp=2:all:name", "pp=2:1:removal",
 )  # fmt: skip
 AT_RANDOM = ("dp=2:all", f"{EP2}:0", ":all", "tp=2:1", "pp=2:all", "dp=2:0", f"{EP2}:all")
 OF_A_RUN = {".lock", "checkpoints", "config.json", "hf_steps", "logs", "run.json", "samples"}
@@ -48,16 +49,17 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 def test_the_newest_checkpoint_is_whole_of_one_step_and_no_older_than_reported(played: list[dict]):
-    for before, after in zip(played, played[1:], strict=False):
+    for before, after in itertools.pairwise(played):
         step = after["found"]["step"]
         assert step >= max([before["found"]["step"], *before["reported"]["checkpoint"]]), (before, after)
         for rank in after["found"]["loaded"]:
             assert rank == {"step": step, "numbers": [step]}, (before, after)
-    assert played[-1]["found"]["step"] > 2 * len(played)
+    steps = [row["found"]["step"] for row in played]
+    assert sum(before < after for before, after in itertools.pairwise(steps)) > len(CHOSEN) // 2
 
 
 def test_what_was_left_half_done_is_cleared_and_nothing_else(played: list[dict]):
-    for before, after in zip(played, played[1:], strict=False):
+    for before, after in itertools.pairwise(played):
         step, there = after["found"]["step"], set(after["found"]["on_disk"])
         exported = {name for name in there if name.startswith("hf_steps/")}
         kept = {f"checkpoints/step_{s}" for s in (step, step - 1, step - 2)}  # of three, one was about to go
@@ -68,7 +70,7 @@ def test_what_was_left_half_done_is_cleared_and_nothing_else(played: list[dict])
 
 def test_an_exported_folder_is_there_only_when_it_is_whole(played: list[dict]):
     exports = [(name, found) for row in played for name, found in row["exports"].items()]
-    assert len({name for name, _ in exports}) > len(played) // 2
+    assert len({name for name, _ in exports}) >= 4
     assert all(found == [float(name.removeprefix("step_"))] for name, found in exports)
 
 
