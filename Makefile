@@ -72,8 +72,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-lock:  ## resolve the dependencies in pyproject.toml anew (needs uv)
-	tools/lock.sh
+lock:  ## resolve the dependencies in pyproject.toml (needs uv); UPGRADE=1 takes the newest of all
+	UPGRADE=$(UPGRADE) tools/lock.sh
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

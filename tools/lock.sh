@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Resolves pyproject.toml's extras into requirements/cpu.lock and gpu.lock: versions and hashes, no index address.
-# tools/lock.sh [cpu] [gpu]: both when none is named. Each has the dev extra too.
+# tools/lock.sh [cpu] [gpu]: both when none is named. Each has the dev extra too. Versions stay as they are locked where
+# that is possible; UPGRADE=1 takes the newest ones.
 #
 # vLLM asks for torchvision, torchaudio and torchcodec (on CPU for triton too), which exist on the registry as CUDA
 # builds alone and break `import transformers` next to a CPU torch; nothing of r1mega uses them, so they are left out.
@@ -10,7 +11,7 @@ cd "$(dirname "$0")/.."
 for machine in "${@:-cpu gpu}"; do for name in $machine; do
   uv pip compile pyproject.toml --extra "$name" --extra dev --override "requirements/$name.overrides" \
     --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-    --no-emit-index-url --no-annotate --no-header --upgrade -o "requirements/$name.lock"
+    --no-emit-index-url --no-annotate --no-header ${UPGRADE:+--upgrade} -o "requirements/$name.lock"
 done; done
 # For the CPU, torch by its public version with the hashes of every build a user may point pip at: CPU and CUDA, x86-64
 # and Arm.

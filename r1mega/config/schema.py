@@ -213,9 +213,9 @@ class Conversations(Section):
     """Conversations: rows with `messages`, each {role, content}, or with `prompt` and `response`."""
 
     files: tuple[AnchoredPath, ...] = ()
-    """*.jsonl and *.parquet files, read in this order. Parquet needs the package pyarrow."""
+    """*.jsonl and *.parquet files, read in this order."""
     dataset: str = ""
-    """A dataset by the name that `datasets.load_dataset` knows it by, beside files or instead; needs that package."""
+    """A dataset, beside files or instead: what `datasets.load_dataset` knows, a name on the hub or a folder."""
     split: str = "train"
     """Which split of it."""
 

@@ -116,9 +116,18 @@ class Chat:
             DataError: names the conversation that the template does not write as it should, and how.
         """
         pieces = [self.pieces(c) for c in conversations]
-        texts = [p.text for of_one in pieces for p in of_one]
-        encoded = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+        encoded = iter(self._ids([p.text for of_one in pieces for p in of_one]))
         return [self._join(c, of_one, encoded) for c, of_one in zip(conversations, pieces, strict=True)]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of each text, as the tokenizer gives them, without those that begin or end one."""
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        # All cores, and a third less of their time than the tokenizer's call: nothing but ids. That call, of which
+        # __init__ has made one, is what takes a file's truncation and padding off.
+        return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The rendered conversation, cut where the assistant's turns begin and end. Raises DataError as `encode`."""

@@ -1,16 +1,16 @@
 """Conversations for SFT: rows of JSONL and parquet files, or of a dataset by its name, each checked as it is read.
 
-A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. Parquet
-needs pyarrow and a dataset's name the package datasets; neither is asked for until a config names one.
+A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. pyarrow
+and datasets take seconds to import and are, where they are met, by the reader that needs them.
 """
 
-import importlib
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from r1mega.errors import DataError
 
@@ -38,17 +38,24 @@ def read(files: Sequence[Path], dataset: str, split: str) -> Iterator[Conversati
 
     Args:
         files: *.jsonl and *.parquet.
-        dataset: a name that `datasets.load_dataset` knows, or "".
+        dataset: what `datasets.load_dataset` knows: a name on the hub or in its cache, a folder; or "".
         split: of the dataset.
 
     Raises:
-        DataError: a file that is missing, unreadable or of another kind, a package that is not installed, or a
+        DataError: a file that is missing, unreadable or of another kind, a dataset that cannot be had, or a
             malformed row, by file and line.
     """
     for file in files:
         yield from _READERS[file.suffix](file) if file.suffix in _READERS else _other(file)
     if dataset:
         yield from _read_dataset(dataset, split)
+
+
+def count(files: Sequence[Path], dataset: str, split: str) -> int:
+    """How many conversations `read` will give, malformed ones among them. Raises as `read` does of what it opens."""
+    return sum(_COUNTERS[file.suffix](file) if file.suffix in _COUNTERS else _other(file) for file in files) + (
+        len(_dataset(dataset, split)) if dataset else 0
+    )
 
 
 def conversation(row: Any, where: str) -> Conversation:
@@ -92,6 +99,14 @@ def _read_jsonl(file: Path) -> Iterator[Conversation]:
         raise DataError(f"cannot read conversations from {file}: {error}") from error
 
 
+def _count_jsonl(file: Path) -> int:
+    try:
+        with file.open("rb") as lines:
+            return sum(1 for line in lines if line.strip())
+    except OSError as error:
+        raise DataError(f"cannot read conversations from {file}: {error}") from error
+
+
 def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
@@ -100,11 +115,7 @@ def _parsed(line: str, where: str) -> Any:
 
 
 def _read_parquet(file: Path) -> Iterator[Conversation]:
-    parquet: Any = _package("pyarrow.parquet", "pyarrow", f"{file} is parquet")
-    if not file.is_file():
-        raise DataError(f"cannot read conversations from {file}: no such file")
-    try:
-        table = parquet.ParquetFile(file)
+    with _parquet(file) as table:
         names = table.schema_arrow.names
         known = [n for n in names if n in ("messages", "prompt", "response")] or names
         number = 0
@@ -112,31 +123,46 @@ def _read_parquet(file: Path) -> Iterator[Conversation]:
             for row in batch.to_pylist():
                 number += 1
                 yield conversation({k: v for k, v in row.items() if v is not None}, f"{file}, row {number}")
+
+
+def _count_parquet(file: Path) -> int:
+    with _parquet(file) as table:
+        return table.metadata.num_rows
+
+
+@contextlib.contextmanager
+def _parquet(file: Path) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    if not file.is_file():
+        raise DataError(f"cannot read conversations from {file}: no such file")
+    try:
+        with parquet.ParquetFile(file) as table:
+            yield table
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
         raise DataError(f"cannot read conversations from {file}: {error}") from error
 
 
 def _read_dataset(name: str, split: str) -> Iterator[Conversation]:
-    datasets: Any = _package("datasets", "datasets", f"data.dataset names {name!r}")
-    try:
-        rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises almost anything: no network, no such name, no such split
-        raise DataError(f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}") from error
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(_dataset(name, split), 1):
         yield conversation({k: v for k, v in row.items() if v is not None}, f"{name} ({split}), row {number}")
 
 
-def _other(file: Path) -> Iterator[Conversation]:
+def _dataset(name: str, split: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises almost anything: no network, no such name, no such split
+        raise DataError(
+            f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}. Nodes without a network read what "
+            "was loaded once into the cache that HF_HOME names, a folder of files, or data.files"
+        ) from error
+
+
+def _other(file: Path) -> NoReturn:
     raise DataError(f"{file}: conversations are read from {' and '.join(f'*{s}' for s in _READERS)} files")
 
 
-def _package(module: str, package: str, why: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise DataError(
-            f"{why}, which needs the package {package}: `pip install {package}`, or write the rows as JSONL"
-        ) from None
-
-
 _READERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_COUNTERS: dict[str, Callable[[Path], int]] = {".jsonl": _count_jsonl, ".parquet": _count_parquet}

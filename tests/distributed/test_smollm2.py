@@ -35,6 +35,9 @@ def test_smollm2_agrees_with_transformers_and_comes_back_bitwise(tmp_path: Path)
         assert after.keys() == before.keys()
         assert all(torch.equal(after[n], before[n]) for n in before)
     for i, logp in enumerate(found["logp"]):
-        torch.testing.assert_close(logp, reference[str(i)], atol=1e-4, rtol=0)
+        theirs, exact = reference[f"float32.{i}"], reference[f"float64.{i}"]
+        torch.testing.assert_close(logp, theirs, atol=1e-4, rtol=0)
+        # What lies between them is fp32's rounding: seen were up to 1.3e-5 from fp64 here, 3.0e-5 there.
+        assert (logp - exact).abs().max() < 2 * (theirs - exact).abs().max()
     # It is the model it should be: the last of many repetitions is no surprise.
     assert found["logp"][2][-50:].mean() > -0.5

@@ -1,5 +1,6 @@
 """Chat templates: the assistant's turns and nothing else are learnt, word for word, or the template is refused."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,31 @@ def written(template: str, tmp_path: Path) -> Path:
 def learnt(chat: Chat) -> list[str]:
     (tokens,) = chat.encode([TURNS])
     return [chat.tokenizer.decode(tokens.ids[a:b]) for a, b in tokens.spans]
+
+
+def test_a_files_truncation_and_padding_change_no_tokens(tokenizer, tmp_path: Path):
+    """transformers' own call takes them off; what is used instead of it for speed must not bring them back."""
+    from transformers import AutoTokenizer
+
+    (want,) = Chat(tokenizer, [tokenizer.eos_token_id]).encode([TURNS])
+    tokenizer.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    saved["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                        "pad_type_id": 0, "pad_token": "<|pad|>"}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    cutting = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(cutting.backend_tokenizer.encode("2 + 2 is 4, and so on and on").ids) == 64
+    assert Chat(cutting, [cutting.eos_token_id]).encode([TURNS]) == [want]
+
+
+def test_many_together_have_the_tokens_of_the_tokenizers_own_call(tokenizer):
+    chat = Chat(tokenizer, [tokenizer.eos_token_id])
+    for text in ("2 + 2 is 4", " é ñ 漢字 🙂\n\n", "<think>", "a" * 2000):
+        turns = conversation({"prompt": text, "response": text}, "a row")
+        pieces = [p.text for p in chat.pieces(turns)]
+        ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+        assert [t.ids for t in chat.encode([TURNS, turns])][1] == tuple(i for piece in ids for i in piece)
 
 
 def test_the_tokenizers_own_template_gives_the_turns_and_their_ends(tokenizer):

@@ -1,12 +1,11 @@
 """Conversations: what is read, and one message with file and line for what is malformed."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from r1mega.data.conversations import read
+from r1mega.data.conversations import count, read
 from r1mega.errors import DataError
 
 TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
@@ -18,6 +17,7 @@ def test_both_forms_of_rows_are_read(tmp_path: Path):
     file.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     found = list(read([file, file], "", "train"))
     assert [c.where for c in found[:2]] == [f"{file}, line 1", f"{file}, line 3"]
+    assert count([file, file], "", "train") == len(found) == 4
     assert len(found) == 4
     assert all(list(c.messages) == TURNS and c.questions == ["2 + 2?"] for c in found)
 
@@ -60,24 +60,57 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
         list(read([tmp_path / "a.csv"], "", "train"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_its_package_is_refused_with_what_to_do(tmp_path: Path):
-    with pytest.raises(DataError, match=r"is parquet, which needs the package pyarrow: `pip install pyarrow`"):
-        list(read([tmp_path / "a.parquet"], "", "train"))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="datasets is installed")
-def test_a_dataset_without_its_package_is_refused_with_what_to_do():
-    with pytest.raises(DataError, match=r"data.dataset names 'a/b', which needs the package datasets: `pip install"):
-        list(read([], "a/b", "train"))
-
-
 def test_parquet_is_read(tmp_path: Path):
-    arrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     file = tmp_path / "a.parquet"
-    parquet.write_table(arrow.Table.from_pylist([{"messages": TURNS, "n": 1}, {"messages": TURNS, "n": 2}]), file)
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": TURNS, "n": n} for n in (1, 2)]), file)
     found = list(read([file], "", "train"))
     assert [list(c.messages) for c in found] == [TURNS, TURNS]
     assert found[1].where == f"{file}, row 2"
+    assert count([file], "", "train") == 2
+
+
+def test_parquet_that_is_none_or_half_of_one_is_named(tmp_path: Path):
+    import pyarrow
+    from pyarrow import parquet
+
+    for name, keep in (("none", 0), ("half", 200)):
+        file = tmp_path / f"{name}.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist([{"messages": TURNS}] * 99), file)
+        file.write_bytes(file.read_bytes()[:keep])
+        with pytest.raises(DataError, match=rf"cannot read conversations from {file}: "):
+            list(read([file], "", "train"))
+    with pytest.raises(DataError, match=r"cannot read conversations from .*no.parquet: no such file"):
+        list(read([tmp_path / "no.parquet"], "", "train"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `datasets` takes for a dataset, and nothing else that it could find."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for split, answers in (("train", ("3", "4")), ("test", ("5",))):
+        rows = [{"prompt": "2 + 2?", "response": answer} for answer in answers]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_split_of_a_dataset_is_read(dataset: Path):
+    found = list(read([], str(dataset), "train"))
+    assert [c.messages[1]["content"] for c in found] == ["3", "4"]
+    assert found[1].where == f"{dataset} (train), row 2"
+    assert [c.messages[1]["content"] for c in read([], str(dataset), "test")] == ["5"]
+    assert count([], str(dataset), "train") == 2
+
+
+def test_a_dataset_that_cannot_be_had_is_named_with_what_to_do(dataset: Path):
+    with pytest.raises(DataError, match=r"split 'tset': ValueError: Unknown split \"tset\".*HF_HOME.*data.files"):
+        list(read([], str(dataset), "tset"))
+    with pytest.raises(DataError, match=r"dataset 'nobody/nothing', split 'train': .*Couldn't reach"):
+        list(read([], "nobody/nothing", "train"))

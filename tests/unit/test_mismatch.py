@@ -41,7 +41,8 @@ def test_within_the_bound_by_hand():
 
 
 def test_past_the_bound_without_a_tie_stops_the_run():
-    with pytest.raises(MismatchError, match=r"up to 0.2, .* in 1 of 2 answers, .*smallest lead 0.01"):
+    message = r"up to 0.2, .* in 1 of 2 answers, .*smallest lead 0.01.* rollout.replay = \"live\""
+    with pytest.raises(MismatchError, match=message):
         mismatch([sample(1e-6), sample(0.2, 0.1)], lambda s: [[0.02, 0.01, 1e-9]], **BOUNDS)
 
 

@@ -135,7 +135,7 @@ def test_a_run_goes_on_without_the_files_it_was_made_of(bases, conversations, tm
     assert metrics(tmp_path / "run") == want
 
 
-def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path: Path, caplog):
+def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path: Path, caplog, capsys):
     own = tmp_path / "own.jsonl"
     rows = conversations.read_text().splitlines(keepends=True)
     own.write_text(json.dumps({"prompt": "another one", "response": "4"}) + "\n" + "".join(rows[:3]))
@@ -145,6 +145,9 @@ def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path
         train(config, tmp_path / "run")
     assert "3 conversations are left out, whose questions are trained on, the first at" in caplog.text
     assert f"{own}, line 2" in caplog.text
+    shown = capsys.readouterr().out
+    assert "tokenising train: 200/200 conversations" in shown
+    assert "tokenising validation: 4/4 conversations" in shown
     assert json.loads((tmp_path / "run/data/validation/store.json").read_text())["documents"] == 1
     own.write_text("".join(rows[:3]))
     with pytest.raises(DataError, match="validation: no conversations"):
