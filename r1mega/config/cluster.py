@@ -88,7 +88,8 @@ class TrainerLayout(Section):
     """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
     ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait of a rank for the others within a step."""
+    """Longest wait of a rank for the others within a step, and of the first for a rank of whose part of a checkpoint
+    nothing more comes to the disk."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
     """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
 

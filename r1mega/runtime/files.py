@@ -11,6 +11,9 @@ from typing import Any, Self
 FLUSH_BYTES = 64 * 2**20
 """Bytes written between two flushes of a large file."""
 
+REPLACED = ".replaced.tmp"
+"""Behind the name of a folder in whose place another one is being put."""
+
 BLOCK_BYTES = 128 * 2**10
 """Written to the kernel at once: for more it takes pages by the megabyte, which a virtual machine that has given free
 memory back to its host gets nine times slower."""
@@ -46,25 +49,54 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder beside `path`, sync every file, and rename it to `path`.
+    """Let `fill` write into a temporary folder beside `path`, sync all of it, and rename it to `path`.
 
-    An existing folder at `path` is replaced. If `fill` raises, nothing is left behind.
+    An existing folder at `path` is replaced (`put_folder`). If `fill` raises, nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         fill(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
+        for made in (temporary, *temporary.rglob("*")):
+            if made.is_dir():
+                sync_folder(made)
+            elif made.is_file():
+                with made.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+        put_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path`, in place of an older one, of which there is never a part under that name.
+
+    A process that dies between the two renames leaves the older one whole beside `path`: see `put_back`.
+    """
+    aside = path.with_name(f".{path.name}{REPLACED}")
+    if path.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    temporary.rename(path)
     sync_folder(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(parent: Path) -> None:
+    """Give back their names to the folders in `parent` whose replacement was broken off."""
+    for aside in parent.glob(f".*{REPLACED}"):
+        path = parent / aside.name[1:].removesuffix(REPLACED)
+        if not path.exists():
+            aside.rename(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, of which there is never a part under its name."""
+    aside = path.with_name(f".{path.name}.removed.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 class LargeFile:

@@ -70,6 +70,8 @@ class RunDir:
             )
         create(path)
         self._lock: IO[str] | None = self._take_lock()
+        for folder in (path, self.checkpoints, self._hf_steps):
+            files.put_back(folder)
         files.write_json(path / "config.json", config)
         parts = json.loads((path / "run.json").read_text())["parts"] if exists else []
         files.write_json(path / "run.json", {"parts": [*parts, _provenance(stage.seed)]})
@@ -110,9 +112,13 @@ class RunDir:
         """The Hugging Face folder of the stage's final weights."""
         return self.path / "hf"
 
+    @property
+    def _hf_steps(self) -> Path:
+        return self.path / "hf_steps"
+
     def hf_step(self, step: int) -> Path:
         """The Hugging Face folder of the weights after a step on the way."""
-        return self.path / "hf_steps" / f"step_{step}"
+        return self._hf_steps / f"step_{step}"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step}"
@@ -123,9 +129,7 @@ class RunDir:
         for step in self.saved_steps()[:-keep_last]:
             if keep_every and step % keep_every == 0:
                 continue
-            aside = self.checkpoints / f".step_{step}.old"
-            self.checkpoint(step).rename(aside)  # never half of one under its name
-            shutil.rmtree(aside)
+            files.remove_folder(self.checkpoint(step))
 
     def saved_steps(self) -> list[int]:
         """Steps with a checkpoint, ascending: a folder is renamed into place only when it was written whole.
@@ -149,11 +153,15 @@ class RunDir:
         A later checkpoint, which is damaged, is renamed to step_N.damaged.
         """
         assert self._lock is not None, "rank 0 alone writes"
-        hf_steps = self.path / "hf_steps"
-        left_overs = [*self.checkpoints.glob(".step_*"), *self.path.glob(".*.tmp"), *hf_steps.glob(".*.tmp")]
-        later = [folder for folder in hf_steps.glob("step_*") if checkpoint_step(folder) > step]
-        for folder in left_overs + later:
-            shutil.rmtree(folder, ignore_errors=True)
+        for left_over in (p for folder in (self.path, self._hf_steps) for p in folder.glob(".*.tmp")):
+            if left_over.is_dir():
+                shutil.rmtree(left_over, ignore_errors=True)
+            else:
+                left_over.unlink(missing_ok=True)
+        for left_over in self.checkpoints.glob(".step_*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        for folder in [p for p in self._hf_steps.glob("step_*") if checkpoint_step(p) > step]:
+            files.remove_folder(folder)
         for damaged in (self.checkpoint(s) for s in self.saved_steps() if s > step):
             aside = damaged.with_name(f"{damaged.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)

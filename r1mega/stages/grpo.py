@@ -134,6 +134,7 @@ class Trainer:
     def loop(self) -> None:
         """Rollout, learn, push, until `num_steps` optimiser steps are taken."""
         config = self.config
+        self.saves.make_up(self.step)
         if not self.pending and (
             self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
         ):

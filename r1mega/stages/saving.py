@@ -63,11 +63,21 @@ class Saves:
         if every and step % every == 0:
             hf_io.export(self._policy, self._run_dir.hf_step(step), self._tokenizer_dir, beside=self._exports)
 
+    def make_up(self, step: int) -> None:
+        """The folder of the step at which a run resumes, where a kill took it. Every rank calls this.
+
+        The step's checkpoint may have come to stand while its folder was still being written.
+        """
+        every, folder = self._settings.hf_every, self._run_dir.hf_step(step)
+        if every and step and step % every == 0 and self._policy.mesh.from_first(lambda: not folder.exists()):
+            self.export_if_due(step)
+
     def check(self) -> None:
         """Between two steps: raise what was not told yet of writing that failed.
 
         Raises:
             CheckpointError, OSError: a checkpoint or a folder could not be written; nothing half-written is left.
+            RanksLostError: a rank has stopped writing its part of a checkpoint.
         """
         self._policy.saving.check()
         self._exports.check()

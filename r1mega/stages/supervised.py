@@ -169,6 +169,7 @@ class Loop:
             done=self.seconds if by_time else self.step,
             silent=not self.mesh.first,
         ) as bar:
+            self.saves.make_up(self.step)
             self._validate_if_due()
             while self.progress < 1.0:
                 with Stopwatch() as watch:

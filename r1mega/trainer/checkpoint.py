@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from megatron.core import tensor_parallel
 
-from r1mega.errors import CheckpointError
-from r1mega.runtime.files import sync_folder
+from r1mega.errors import CheckpointError, RanksLostError
+from r1mega.runtime.files import put_folder, sync_folder
 from r1mega.trainer.holdings import REFERENCE, holdings
 from r1mega.trainer.manifest import FORMAT, MANIFEST, digest, read_manifest
 from r1mega.trainer.mesh import Mesh
@@ -63,6 +63,7 @@ def save(
 
     Raises:
         CheckpointError: the save before this one has failed.
+        RanksLostError: it has, since a rank has stopped writing its part.
     """
     policy.saving.wait()  # first: its copy must be gone before there is another
     rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
@@ -73,21 +74,22 @@ def save(
     contents = Contents(boxes, held.expected(policy), held.objects, files)
     manifest = _as_json(_manifest_of(policy, extra))
     temporary = folder.with_name(f".{folder.name}.{policy.next_save()}.tmp")
-    abandoned = policy.saving.abandoned.is_set
+    abandoned, silence_s = policy.saving.abandoned.is_set, policy.mesh.layout.collective_timeout_s
 
     def write() -> None:
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             write_part(temporary, rank, contents)
             if rank == 0:
-                _publish(temporary, folder, manifest, collect_parts(temporary, num_ranks, abandoned))
+                _publish(temporary, folder, manifest, collect_parts(temporary, num_ranks, abandoned, silence_s))
         except BaseException as error:
             contents.boxes.clear()
             if rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
             elif leave_failure(temporary, rank, error):
                 return  # the first rank says it
-            raise CheckpointError(
+            kind = RanksLostError if isinstance(error, RanksLostError) else CheckpointError
+            raise kind(
                 f"{folder}: could not be saved ({error}); the checkpoints before it are whole: mend this and "
                 "continue with --resume"
             ) from error
@@ -103,14 +105,7 @@ def _publish(temporary: Path, folder: Path, manifest: dict[str, Any], parts: lis
     manifest["crc32"] = digest(manifest)
     write_file(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
     sync_folder(temporary)
-    # Never half of the old one under its name: it is moved aside, and replaced in the next moment.
-    aside = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    temporary.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    put_folder(temporary, folder)
 
 
 def _manifest_of(policy: "Policy", extra: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ after the other, `.metadata` says where. Ranks speak through the folder alone, w
 `part_RANK.json` when its files are on disk, or `failed_RANK`; so all of this runs in threads beside the training.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -12,14 +13,14 @@ import os
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from r1mega.errors import CheckpointError
+from r1mega.errors import CheckpointError, RanksLostError
 from r1mega.trainer.holdings import Box
 from r1mega.trainer.torch_dist import Chunk, Stored, cover_faults, empty_object, metadata_files, write_chunk
 
@@ -91,7 +92,7 @@ class Contents:
 def write_part(folder: Path, rank: int, contents: Contents) -> None:
     """Write a rank's tensors and files; its boxes are used up."""
     entries: list[dict[str, Any]] = []
-    data = f"__{rank}_0.distcp"
+    data = _data(rank)
 
     def fill(file: Digest) -> None:
         contents.boxes.reverse()
@@ -119,22 +120,25 @@ def write_part(folder: Path, rank: int, contents: Contents) -> None:
 def leave_failure(folder: Path, rank: int, error: BaseException) -> bool:
     """Take back what a rank has written and tell the first rank why; whether that could be said."""
     try:
-        (folder / f"__{rank}_0.distcp").unlink(missing_ok=True)  # or a full disk has no room for the message
+        (folder / _data(rank)).unlink(missing_ok=True)  # or a full disk has no room for the message
         (folder / f"failed_{rank:05d}").write_text(f"{error}")
     except OSError:
         return False
     return True
 
 
-def collect_parts(folder: Path, num_ranks: int, gone: Callable[[], bool]) -> list[dict[str, Any]]:
+def collect_parts(folder: Path, num_ranks: int, gone: Callable[[], bool], silence_s: float) -> list[dict[str, Any]]:
     """Every rank's part, as they come; their files are removed.
 
     Args:
         gone: whether waiting has become pointless.
+        silence_s: how long to wait for ranks of which nothing more comes to the folder.
 
     Raises:
         CheckpointError: a rank could not write its part, or `gone` came true.
+        RanksLostError: for so long nothing came of any rank that is waited for.
     """
+    seen, since = (num_ranks, 0), time.monotonic()
     while True:
         for failure in sorted(folder.glob("failed_*")):
             raise CheckpointError(f"rank {int(failure.name.removeprefix('failed_'))}: {failure.read_text()}")
@@ -143,11 +147,28 @@ def collect_parts(folder: Path, num_ranks: int, gone: Callable[[], bool]) -> lis
             break
         if gone():
             raise CheckpointError(f"ranks {missing} have not written their parts")
+        now = len(missing), _bytes_of(folder, missing)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() > since + silence_s:
+            raise RanksLostError(
+                f"rank 0 waited for ranks {missing}: gone, or nothing more came of their parts within "
+                f"cluster.trainer.collective_timeout_s = {silence_s:g} s"
+            )
         time.sleep(POLL_S)
     parts = [json.loads((folder / _part(rank)).read_text()) for rank in range(num_ranks)]
     for rank in range(num_ranks):
         (folder / _part(rank)).unlink()
     return parts
+
+
+def _bytes_of(folder: Path, ranks: Sequence[int]) -> int:
+    """What has come of these ranks' tensors."""
+    found = 0
+    for rank in ranks:
+        with contextlib.suppress(OSError):  # not begun, or just taken back
+            found += (folder / _data(rank)).stat().st_size
+    return found
 
 
 def write_metadata(folder: Path, parts: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -189,6 +210,10 @@ def _not_whole(key: str, entries: list[dict[str, Any]]) -> Iterator[str]:
         return
     boxes = [(tuple(e["offset"]), tuple(e["sizes"])) for e in entries]
     yield from (f"{key}: {fault}" for fault in cover_faults(tuple(entries[0]["shape"]), boxes))
+
+
+def _data(rank: int) -> str:
+    return f"__{rank}_0.distcp"
 
 
 def _part(rank: int) -> str:

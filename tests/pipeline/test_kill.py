@@ -302,10 +302,11 @@ def test_live_sampling_again_is_compared_with_the_journal(base: Path, whole: Pat
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(base: Path, whole: Path, tmp_path: Path):
     """Within a rollout, at its own layout and at another; metrics, samples and journal follow to where it goes on."""
     run_dir = with_journal_of(whole, tmp_path / "run")
-    hf_every = "save.hf_every=9"
+    hf_every = "save.hf_every=7"
     done = r1mega(*rl(base, run_dir, hf_every))
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (run_dir / "hf_steps").iterdir()) == ["step_18", "step_9"]
+    assert sorted(p.name for p in (run_dir / "hf_steps").iterdir()) == ["step_14", "step_21", "step_7"]
+    shutil.rmtree(run_dir / "hf_steps/step_21")  # as if it had not been whole when the run was killed
     torn = run_dir / "checkpoints/step_24/__0_0.distcp"
     torn.write_bytes(torn.read_bytes()[:-1])
     (run_dir / "summary.json").unlink()
@@ -318,6 +319,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before(base
         assert f"damaged checkpoint, using {folder}/checkpoints/step_21 instead" in said
         assert f"{folder}/checkpoints/step_24/__0_0.distcp" in said
         assert (folder / "checkpoints/step_24.damaged").is_dir() and (folder / "checkpoints/step_24").is_dir()
+        assert (folder / "hf_steps/step_21/model.safetensors").is_file()
         assert not (folder / "logs/vllm.log").exists()
     assert rows(run_dir) == rows(whole)
     for a, b in zip(rows(other), rows(whole), strict=True):

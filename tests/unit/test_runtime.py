@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kills import killed_at
 
 from r1mega.config.load import load
 from r1mega.config.training import Wandb
@@ -164,6 +165,75 @@ def test_a_folder_that_cannot_be_filled_leaves_the_old_one(tmp_path: Path):
         files.write_folder(tmp_path / "made", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
     assert (tmp_path / "made/a").read_text() == "old"
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a", "b", "inner/c"):
+        (folder / name).write_text(text)
+
+
+def found_in(folder: Path) -> set[str]:
+    return {f"{p.relative_to(folder)} {p.read_text()}" for p in folder.rglob("*") if p.is_file()}
+
+
+def test_killed_anywhere_in_replacing_a_folder_the_old_or_the_new_one_is_whole(tmp_path: Path):
+    old, new = ({f"{name} {text}" for name in ("a", "b", "inner/c")} for text in ("old", "new"))
+
+    def replace() -> None:
+        files.write_folder(path, lambda folder: fill(folder / "x", "new"))
+
+    for number in range(100):
+        path = tmp_path / f"{number}/made"
+        fill(path / "x", "old")
+        cut = killed_at(number, replace)
+        seen = found_in(path / "x")
+        files.put_back(path.parent)
+        assert seen in (set(), old, new) and found_in(path / "x") == (seen or old)
+        if not cut:
+            break
+    assert seen == new and 15 < number < 99
+
+
+def test_killed_anywhere_in_removing_folders_each_is_whole_or_gone(tmp_path: Path, config):
+    run = RunDir(tmp_path, *config, resume=False)
+    whole = {f"{name} x" for name in ("a", "b", "inner/c")}
+    folders = (run.checkpoint(1), run.checkpoint(2), run.hf_step(2), run.hf_step(3))
+
+    def remove() -> None:
+        run.prune_checkpoints(1)
+        run.rewind(2)
+
+    for number in range(100):
+        for folder in folders:
+            if not folder.exists():
+                fill(folder, "x")
+        (run.path / ".summary.json.1.tmp").write_text("half")
+        cut = killed_at(number, remove)
+        for folder in folders:
+            assert found_in(folder) == (whole if folder.exists() else set())
+        assert run.checkpoint(2).exists() and run.hf_step(2).exists()
+        if not cut:
+            break
+    assert 8 < number < 99 and run.saved_steps() == [2]
+    assert [p.name for p in run.path.rglob(".*")] == [".lock"]
+    assert [p.name for p in (run.path / "hf_steps").iterdir()] == ["step_2"]
+    run.close()
+
+
+def test_a_folder_whose_replacement_was_broken_off_is_there_again_in_the_next_run(tmp_path: Path, config):
+    RunDir(tmp_path, *config, resume=False).close()
+    names = ("checkpoints/{}step_4{}", "hf_steps/{}step_4{}", "{}hf{}")
+    for name in names:
+        fill(tmp_path / name.format(".", ".replaced.tmp"), "old")
+    fill(tmp_path / "checkpoints/.step_2.replaced.tmp", "old")
+    fill(tmp_path / "checkpoints/step_2", "new")
+    run = RunDir(tmp_path, *config, resume=True)
+    assert all((tmp_path / name.format("", "") / "a").read_text() == "old" for name in names)
+    assert run.saved_steps() == [2, 4] and (run.checkpoint(2) / "a").read_text() == "new"
+    run.rewind(4)
+    assert [p.name for p in run.path.rglob(".*")] == [".lock"]
+    run.close()
 
 
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_at
 
 from r1mega.config.load import load
 from r1mega.config.training import Save
@@ -98,3 +99,36 @@ def test_fifty_kills_leave_a_whole_checkpoint_each_time(make_policy, mesh, tmp_p
     run.close()
     print(f"{further} kills had a new checkpoint, {midway} came while one was being written")
     assert further > NUM_KILLS // 4 and midway > NUM_KILLS // 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_before_any_change_of_a_save_the_old_or_the_new_checkpoint_is_the_newest(make_policy, mesh, tmp_path):
+    from r1mega.stages.saving import Saves, last_checkpoint
+
+    policy = make_policy(mtp="joint")
+    run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)
+    saves = Saves(policy, run, Save(every_steps=1, keep_last=2), None)
+
+    def save(step: int) -> None:
+        set_all(policy, step)
+        saves.checkpoint(step, {"step": step})
+        saves.wait()
+
+    newest = []
+    for number in range(200):
+        for step in (1, 2):
+            if not run.checkpoint(step).exists():
+                save(step)
+        cut = killed_at(number, lambda: save(3))
+        latest = last_checkpoint(mesh, run)
+        assert latest is not None
+        newest.append(policy.load(latest)["step"])
+        assert newest[-1] == checkpoint_step(latest) == only_number(policy) == run.saved_steps()[-1]
+        run.rewind(2)
+        assert {p.name for p in run.checkpoints.iterdir()} <= {"step_1", "step_2", "step_3.damaged"}
+        if not cut:
+            break
+    run.close()
+    assert newest == sorted(newest) and newest[0] == 2 and newest[-1] == 3
+    assert newest.count(2) > 10 and newest.count(3) > 5

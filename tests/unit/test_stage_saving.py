@@ -1,0 +1,62 @@
+"""What a stage leaves on its way when ranks or runs are lost: exports are made up, dead ranks not waited for."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from r1mega.config.load import load
+from r1mega.config.training import Save
+from r1mega.errors import RanksLostError
+from r1mega.runtime.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from r1mega.stages.saving import Saves
+    from r1mega.trainer.part import collect_parts
+    from r1mega.weights.hf_folder import HFFolder
+
+BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def megatron(mesh):
+    """Imported after the mesh, and not while other tests are collected."""
+    global HFFolder, Saves, collect_parts
+    from r1mega.stages.saving import Saves
+    from r1mega.trainer.part import collect_parts
+    from r1mega.weights.hf_folder import HFFolder
+
+
+def test_an_export_that_a_kill_took_is_made_up_where_the_run_resumes(make_policy, tmp_path: Path):
+    policy = make_policy(mtp="joint")
+    run = RunDir(tmp_path, *load(BASE, "laptop"), resume=False)
+    with Saves(policy, run, Save(every_steps=1, hf_every=2), None) as saves:
+        for step in (0, 1, 4):
+            saves.make_up(step)
+    assert [p.name for p in (run.path / "hf_steps").iterdir()] == ["step_4"]
+    assert not HFFolder(run.hf_step(4)).repetition_faults()
+    (run.hf_step(4) / "seen").touch()
+    with Saves(policy, run, Save(every_steps=1, hf_every=2), None) as saves:
+        saves.make_up(4)
+    assert (run.hf_step(4) / "seen").exists()  # what is there is left as it is
+    with Saves(policy, run, Save(every_steps=1, hf_every=0), None) as saves:
+        saves.make_up(6)
+    assert not run.hf_step(6).exists()
+    run.close()
+
+
+def test_a_rank_is_waited_for_while_it_writes_and_not_for_ever(tmp_path: Path):
+    (tmp_path / "part_00000.json").write_text(json.dumps({}))
+    polls = []
+
+    def gone() -> bool:
+        polls.append(0)
+        if len(polls) < 30:  # longer than the limit: rank 2 still writes
+            with (tmp_path / "__2_0.distcp").open("ab") as file:
+                file.write(b"more")
+        return False
+
+    with pytest.raises(RanksLostError, match=r"waited for ranks \[1, 2\]: gone, or .*timeout_s = 0.3 s"):
+        collect_parts(tmp_path, 3, gone, silence_s=0.3)
+    assert len(polls) >= 30
