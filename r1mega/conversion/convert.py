@@ -22,7 +22,7 @@ from r1mega.conversion.folders import Folder, check_copies, open_folder
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
-from r1mega.runtime.files import sync_folder, write_json
+from r1mega.runtime.files import sync, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.weights import companions
 from r1mega.weights.hf_files import SHARD_BYTES
@@ -105,7 +105,7 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
                 raise ConversionError(f"{source}: changed while it was converted; run again, nothing was kept")
             _check_absent(out)
             (work / "out").rename(out)
-            sync_folder(work.parent)
+            sync(work.parent)
             shutil.rmtree(work)
             return report
     except OSError as e:
@@ -159,8 +159,8 @@ def _run(folder: Folder, job: Job, work: Path, beside: Mapping[str, Path], num_p
     companions.write_generation_config(folder.spec, job.out)
     write_card(folder, written, job.out, dtype=_dtype_name(job, written), checked=CHECKED[job.dtype])
     for file in sorted(job.out.iterdir()):
-        _sync(file)
-    sync_folder(job.out)
+        sync(file)
+    sync(job.out)
     num_tensors = sum(len(row.hf) for row in folder.table)
     return Report(
         num_tensors, 0, total, len(writer.parts), len(writer.parts) - len(todo), converting.seconds, auditing.seconds
@@ -242,11 +242,3 @@ def _dtype_name(job: Job, written: Folder) -> str:
     if job.dtype == "fp8-block":
         return "FP8 (e4m3, blocks of 128 x 128), bf16 elsewhere"
     return describe_dtypes(elements_by_dtype(written))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ what makes minutes of training on two cores enough. The tags of the format are a
 they survive `skip_special_tokens=True`, which the engine decodes with and the rewards rely on.
 """
 
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,7 +97,6 @@ def _save(tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(scratch)
         # tokenizer_config.json last: `load_tokenizer` takes its presence for completeness.
         for path in sorted(Path(scratch).iterdir(), key=lambda p: p.name == "tokenizer_config.json"):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            files.sync(path)
             path.replace(folder / path.name)
-    files.sync_folder(folder)
+    files.sync(folder)

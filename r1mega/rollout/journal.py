@@ -72,7 +72,7 @@ class Journal:
         """Make what was added survive the machine."""
         for segment in self._segments.values():
             segment.sync()
-        files.sync_folder(self.folder)
+        files.sync(self.folder)
 
     def prune(self, before_version: int) -> None:
         """Remove the entries of older weights; no checkpoint that is kept may need them."""

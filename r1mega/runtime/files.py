@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,11 +59,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(temporary)
         for made in (temporary, *temporary.rglob("*")):
-            if made.is_dir():
-                sync_folder(made)
-            elif made.is_file():
-                with made.open("rb") as handle:
-                    os.fsync(handle.fileno())
+            sync(made)
         put_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -79,7 +75,7 @@ def put_folder(temporary: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
     temporary.rename(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -163,9 +159,9 @@ class LargeFile:
         os.fsync(self._descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames inside a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

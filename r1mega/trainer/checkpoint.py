@@ -22,7 +22,7 @@ import torch
 from megatron.core import tensor_parallel
 
 from r1mega.errors import CheckpointError, RanksLostError
-from r1mega.runtime.files import put_folder, sync_folder
+from r1mega.runtime.files import put_folder, sync
 from r1mega.trainer.holdings import REFERENCE, holdings
 from r1mega.trainer.manifest import FORMAT, MANIFEST, digest, read_manifest
 from r1mega.trainer.mesh import Mesh
@@ -104,7 +104,7 @@ def _publish(temporary: Path, folder: Path, manifest: dict[str, Any], parts: lis
     manifest["files"] = write_metadata(temporary, parts)
     manifest["crc32"] = digest(manifest)
     write_file(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
-    sync_folder(temporary)
+    sync(temporary)
     put_folder(temporary, folder)
 
 
