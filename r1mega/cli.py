@@ -1,7 +1,8 @@
 """The command line: `r1mega check | run | pipeline | convert | report`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
-with 128 + signal. Everything heavy is imported inside the commands, so that `check` answers at once.
+with 128 + signal, a rank that has lost another one with 75. Everything heavy is imported inside the commands, so that
+`check` answers at once.
 """
 
 import enum
@@ -20,15 +21,18 @@ from r1mega.config.load import load, load_pipeline
 from r1mega.config.schema import SFT, Evaluate, Stage
 from r1mega.conversion import commands
 from r1mega.data.tasks import family
-from r1mega.errors import ConfigError, R1MegaError
+from r1mega.errors import ConfigError, R1MegaError, RanksLostError
 from r1mega.families.registry import check_layout, check_lengths, read_stage_model, with_positions
 from r1mega.runtime import env, openmp
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
 
-LOST_RANK = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo says to a rank whose partner is gone, below a traceback that tells nobody anything."""
+LOST_RANK = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting",
+    "Connection was likely closed",
+)  # fmt: skip
+"""What gloo and torch's store say to a rank whose partner is gone, below a traceback that tells nobody anything."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
@@ -200,10 +204,9 @@ def main() -> None:
     except Exception as error:
         code = getattr(error, "exit_code", None)  # Interrupted, StageCrashed: known without importing them here
         if code is None and env.launch() is not None and any(words in str(error) for words in LOST_RANK):
-            print(
-                "r1mega: another rank has ended, so this one cannot go on; the other's log says why", file=sys.stderr
-            )
-            sys.exit(1)
+            said = "another rank has ended or does not answer, so this one cannot go on; the other's log says why"
+            print(f"r1mega: {said}", file=sys.stderr)
+            sys.exit(RanksLostError.exit_code)
         if code is None:
             raise
         print(f"r1mega: {error}", file=sys.stderr)

@@ -52,4 +52,6 @@ class RewardError(R1MegaError):
 class RanksLostError(Exception):
     """Another rank of the trainer is gone or does not answer. Nobody's fault to mend: the run resumes."""
 
-    exit_code = 1
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h, and no code that Python or a signal gives: launchers (runtime/ranks.py,
+    slurm/rank.sh) look past it for the rank that failed by itself."""

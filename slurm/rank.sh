@@ -4,7 +4,8 @@
 #   srun --kill-on-bad-exit=1 ... slurm/rank.sh LOG_DIR COMMAND...    MASTER_ADDR and MASTER_PORT are the caller's
 #
 # The exit code of the first rank that fails goes to LOG_DIR/first_failure, as "RANK CODE": srun's own is the highest
-# of all, and those that srun ends for the first one's sake leave with 143.
+# of all, and those that srun ends for the first one's sake leave with 143. A rank that only lost another one may be
+# seen before that one; it goes to LOG_DIR/first_loss, which counts where there is no first_failure.
 set -euo pipefail
 log_dir=$1
 shift
@@ -21,10 +22,11 @@ for name in ${!SLURM_*}; do
   esac
 done
 
+asked=
 "$@" &
 for signal in TERM USR1; do # Slurm sends them to this task alone
   # shellcheck disable=SC2064 # the process id as it is now
-  trap "told=yes; kill -$signal $! 2>/dev/null || true" "$signal"
+  trap "told=yes asked=yes; kill -$signal $! 2>/dev/null || true" "$signal"
 done
 while true; do
   told='' code=0
@@ -32,7 +34,13 @@ while true; do
   [[ -n $told ]] || break # a trap ends `wait` early
 done
 ((code != 0)) || exit 0
-(set -o noclobber && echo "$RANK $code" >"$log_dir/first_failure") 2>/dev/null || true
+record=first_failure
+if ((code == 75 || code == 134)); then # RanksLostError, or the SIGABRT of gloo's threads: as in runtime/ranks.py
+  record=first_loss
+elif [[ -n $asked && -e $log_dir/first_loss ]]; then # most likely by srun, for that one's sake
+  record=first_loss
+fi
+(set -o noclobber && echo "$RANK $code" >"$log_dir/$record") 2>/dev/null || true
 case $code in
   130 | 138 | 143) exit 0 ;; # it was asked to leave, and so were the others: they may still be saving
 esac

@@ -150,7 +150,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   fi
   say "$config in $dir: $num_ranks trainer rank(s) on ${nodes[*]:0:num_nodes}, rollout server on $server"
   [[ -z $asked ]] || return 143
-  rm -f "$dir/logs/first_failure"
+  rm -f "$dir/logs/first_failure" "$dir/logs/first_loss"
   mkdir -p "$dir/logs" 2>/dev/null || true # where that cannot be, the run itself says so
   srun "${SRUN[@]}" --kill-on-bad-exit=1 --job-name=trainer \
     --nodes="$num_nodes" --ntasks="$num_ranks" --distribution=block \
@@ -167,10 +167,11 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   first_failure "$dir/logs" "$code"
 }
 
-first_failure() { # LOG_DIR SRUN_CODE: returns the exit code of the rank that failed first
-  local rank code=$2
-  if [[ -f $1/first_failure ]]; then
-    read -r rank code <"$1/first_failure"
+first_failure() { # LOG_DIR SRUN_CODE: returns the exit code of the rank that failed first; see slurm/rank.sh
+  local rank code=$2 record=$1/first_failure
+  [[ -f $record ]] || record=$1/first_loss
+  if [[ -f $record ]]; then
+    read -r rank code <"$record"
     if ((rank > 0)) && ! was_asked "$code"; then
       say "rank $rank failed first, with exit code $code. The end of its log $1/rank_$rank.log:"
       tail -n 20 "$1/rank_$rank.log" | sed 's/^/  /'

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 
 PORTS = range(10000, 20000)
-"""Where a free port is looked for: below the ports that the kernel hands to outgoing connections and to whoever asks
-for any, since one of those may take the port in the seconds until a rank listens."""
+"""Where a free port is looked for."""
+PORTS_GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Lowest and highest port that the kernel hands to outgoing connections and to whoever asks for any."""
 POLL_S = 0.25
 GRACE_S = 5.0
 """What a group gets between SIGTERM and SIGKILL once its command or its parent is gone."""
@@ -45,15 +46,29 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 def free_port(host: str = "127.0.0.1", ports: Sequence[int] = PORTS) -> int:
-    """A TCP port nobody listens on at this moment.
+    """A TCP port nobody listens on at this moment, where possible none of PORTS_GIVEN_AWAY.
+
+    One of those may be taken by anybody in the seconds until its user listens.
 
     Raises:
         OSError: none of `ports` can be listened on at `host`.
     """
-    for port in random.SystemRandom().sample(ports, 100):
-        if port_is_free(port, host):
-            return port
+    given_away = _ports_given_away()
+    kept = [port for port in ports if port not in given_away]
+    others = [port for port in ports if port in given_away]
+    for some in (kept, others):
+        for port in random.SystemRandom().sample(some, min(len(some), 100)):
+            if port_is_free(port, host):
+                return port
     raise OSError(errno.EADDRINUSE, f"no port from {ports[0]} to {ports[-1]} of {host} can be listened on")
+
+
+def _ports_given_away() -> range:
+    try:
+        lowest, highest = map(int, PORTS_GIVEN_AWAY.read_text().split())
+    except (OSError, ValueError):  # not said here
+        return range(0)
+    return range(lowest, highest + 1)
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

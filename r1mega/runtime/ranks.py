@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from r1mega.errors import RanksLostError
+from r1mega.errors import R1MegaError, RanksLostError
 from r1mega.runtime import process
 
 POLL_S = 0.05
@@ -25,7 +25,7 @@ TERM_GRACE_S = 3.0
 """Between SIGTERM and SIGKILL; without the lost rank there is nothing that could be saved."""
 LOG_LINES = 20
 _CONSEQUENCES = (RanksLostError.exit_code, 128 + signal.SIGABRT)
-"""How a rank leaves that has lost another one; SIGABRT is what gloo's threads make of it."""
+"""How a rank leaves that has lost another one; SIGABRT is what gloo's threads make of it. As in slurm/rank.sh."""
 
 
 def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int:
@@ -37,8 +37,17 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int
     Returns:
         0, or the exit code of the rank that failed first; 128 + signal where a signal ended it. That a rank was ended
         may be seen after what came of it in another: within the grace it still counts as the first.
+
+    Raises:
+        R1MegaError: there is no port at which the ranks could meet.
     """
-    port = str(process.free_port())
+    try:
+        port = str(process.free_port())
+    except OSError as error:
+        raise R1MegaError(
+            f"the trainer's ranks have nowhere to meet: {error.strerror}; end what listens there, or start the ranks "
+            "with torchrun, which takes a --master-port"
+        ) from error
     with collected_signals() as received:
         logs = [None if rank == 0 else log_dir / f"rank_{rank}.log" for rank in range(num_ranks)]
         starts = [log.stat().st_size if log and log.exists() else 0 for log in logs]

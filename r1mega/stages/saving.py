@@ -77,7 +77,7 @@ class Saves:
 
         Raises:
             CheckpointError, OSError: a checkpoint or a folder could not be written; nothing half-written is left.
-            RanksLostError: a rank has stopped writing its part of a checkpoint.
+            RanksLostError: a rank has stopped writing its part of a checkpoint, or was too slow at it.
         """
         self._policy.saving.check()
         self._exports.check()

@@ -30,6 +30,7 @@ from r1mega.trainer.part import (
     Contents,
     collect_parts,
     file_digest,
+    given_up,
     leave_failure,
     write_file,
     write_metadata,
@@ -63,7 +64,7 @@ def save(
 
     Raises:
         CheckpointError: the save before this one has failed.
-        RanksLostError: it has, since a rank has stopped writing its part.
+        RanksLostError: it has, since a rank has stopped writing its part, or the first one waits for it no longer.
     """
     policy.saving.wait()  # first: its copy must be gone before there is another
     rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
@@ -88,6 +89,8 @@ def save(
                 shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
             elif leave_failure(temporary, rank, error):
                 return  # the first rank says it
+            elif given_up(temporary, error):
+                error = RanksLostError("the first rank waits for this one's part no longer")
             kind = RanksLostError if isinstance(error, RanksLostError) else CheckpointError
             raise kind(
                 f"{folder}: could not be saved ({error}); the checkpoints before it are whole: mend this and "

@@ -6,6 +6,7 @@ after the other, `.metadata` says where. Ranks speak through the folder alone, w
 """
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -125,6 +126,13 @@ def leave_failure(folder: Path, rank: int, error: BaseException) -> bool:
     except OSError:
         return False
     return True
+
+
+def given_up(folder: Path, error: BaseException) -> bool:
+    """Whether a rank failed since the first rank has given the checkpoint up, and removed its folder."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno == errno.ESTALE or (error.errno == errno.ENOENT and not folder.is_dir())  # ESTALE: over NFS
 
 
 def collect_parts(folder: Path, num_ranks: int, gone: Callable[[], bool], silence_s: float) -> list[dict[str, Any]]:

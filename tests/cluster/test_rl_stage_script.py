@@ -98,6 +98,32 @@ def test_the_rank_that_fails_first_decides(slurm: Slurm, stub):
     assert "rank 1 failed first, with exit code 2" in output and "\n  the disk is full\n" in output
 
 
+@pytest.mark.parametrize("lost", [75, 134])
+def test_a_rank_that_fails_counts_though_another_has_missed_it_before(slurm: Slurm, stub, lost: int):
+    """Rank 0's code is there first: not the user's mistake, and so it would be requeued."""
+    folder = stub(
+        f"[[ $RANK == 1 ]] || exit {lost}; until ls runs/*/logs/first_loss >&/dev/null; do sleep 0.1; done; echo typo; exit 2",
+        2,
+    )
+    job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
+    said, output = ended(slurm, job, "FAILED", folder)
+    assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
+    assert "rank 1 failed first, with exit code 2" in output and "\n  typo\n" in output
+    logs = folder / f"runs/slurm-{job}/logs"
+    assert [(logs / name).read_text() for name in ("first_loss", "first_failure")] == [f"0 {lost}\n", "1 2\n"]
+
+
+def test_a_rank_that_hangs_is_a_crash_for_the_one_that_waited_for_it(slurm: Slurm, stub):
+    """srun ends the one that hangs with SIGTERM, which is no wish that the run leave."""
+    folder = stub("[[ ! -f again ]] || exit 0; [[ $RANK == 0 ]] || exec sleep 6000; touch again; exit 75", 2)
+    job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
+    said, _ = ended(slurm, job, "COMPLETED", folder)
+    assert said["Restarts"] == "1"
+    logs = folder / f"runs/slurm-{job}/logs"
+    assert (logs / "crashes.txt").read_text() == f"job {job} start 0 exit code 75\n"
+    assert not (logs / "first_loss").exists()  # of the first start
+
+
 def test_gives_up_after_ten_crashes(slurm: Slurm, stub):
     folder = stub("exit 1")
     job = slurm.submit("--hold", SCRIPT, "a.toml", "--run-dir", "here", cwd=folder)

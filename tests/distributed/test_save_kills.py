@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from r1mega.errors import RanksLostError
+
 EP2 = "dp=2,ep=2"
 CHOSEN = (
     "dp=2:1:part", f"{EP2}:all:metadata", "tp=2:0:name", "pp=2:all:removal", "tp=2:all:export",
@@ -78,7 +80,7 @@ def test_ranks_that_were_not_killed_end_by_themselves_and_say_why(played: list[d
     survivors = [survivor for row in played for survivor in row["survivors"]]
     assert {rank for rank, *_ in survivors} == {0, 1}
     for rank, seconds, code, said in survivors:
-        assert code == 1, f"rank {rank} after {seconds:.0f} s: {said}"
+        assert code == RanksLostError.exit_code, f"rank {rank} after {seconds:.0f} s: {said}"
         assert f"rank {rank} waited for" in said and "Traceback" not in said, said
 
 

@@ -116,11 +116,31 @@ def test_no_child_outlives_its_parent(tmp_path: Path, number: signal.Signals) ->
 
 
 def test_a_free_port_is_none_that_the_kernel_gives_away() -> None:
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        assert process.free_port() < lowest <= other.getsockname()[1]
-        with pytest.raises(OSError, match="can be listened on"):
-            process.free_port("192.0.2.7")
+    lowest, highest = map(int, process.PORTS_GIVEN_AWAY.read_text().split())
+    if lowest <= process.PORTS[0] and process.PORTS[-1] <= highest:
+        pytest.skip(f"this kernel gives away {lowest} to {highest}")
+    for _ in range(20):
+        assert not lowest <= process.free_port() <= highest
+
+
+@pytest.mark.parametrize(
+    ("said", "chosen"),
+    [("1024\t65535\n", range(10000, 20000)), ("10000 19949", range(19950, 20000)),
+     ("10100 65535", range(10000, 10100)), ("nonsense", range(10000, 20000)), (None, range(10000, 20000))],
+)  # fmt: skip
+def test_a_free_port_is_found_whatever_the_kernel_gives_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, chosen: range
+) -> None:
+    monkeypatch.setattr(process, "PORTS_GIVEN_AWAY", tmp_path / "range")
+    if said is not None:
+        (tmp_path / "range").write_text(said)
+    assert all(process.free_port() in chosen for _ in range(20))
+    busy = process.free_port()
+    refusal = f"no port from {busy} to {busy} of 127.0.0.1 can be listened on"
+    with socket.create_server(("127.0.0.1", busy)), pytest.raises(OSError, match=refusal):
+        process.free_port(ports=range(busy, busy + 1))
+    with pytest.raises(OSError, match="can be listened on"):
+        process.free_port("192.0.2.7")
 
 
 def test_exit_code_is_the_commands(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.errors import RunDirError
+from r1mega import cli
+from r1mega.errors import R1MegaError, RanksLostError, RunDirError
 from r1mega.runtime import process, ranks, run_dir
 from r1mega.runtime.interrupt import Interrupt
 
@@ -136,7 +137,9 @@ def test_rank_0_speaks_for_itself(run_here, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "why\n")
 
 
-@pytest.mark.parametrize(("end", "code"), [("sys.exit(2)", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 137)])
+@pytest.mark.parametrize(
+    ("end", "code"), [("sys.exit(2)", 2), ("raise KeyError", 1), ("os.kill(os.getpid(), signal.SIGKILL)", 137)]
+)
 def test_a_rank_that_was_lost_counts_though_its_end_is_seen_later(
     tmp_path: Path, run_here, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], end: str, code: int
 ):
@@ -146,7 +149,7 @@ up()
 while not (folder / f"up_{{1 - rank}}").exists():
     time.sleep(0.02)
 if rank == 0:
-    sys.exit(1)
+    sys.exit(75)
 other = (folder / "up_0").read_text()
 while pathlib.Path("/proc", other).exists():
     time.sleep(0.02)
@@ -155,6 +158,53 @@ time.sleep(0.3)  # rank 0's guard has ended as well, most likely
 """
     assert run_here(program) == code
     assert capfd.readouterr().err.startswith("r1mega: rank 1 ")
+
+
+@pytest.mark.parametrize(
+    ("codes", "seen", "first"),
+    [
+        ([2, 75], 1, 0), ([75, 1], 0, 1), ([2, 134], 1, 0), ([137, 75], 1, 0),
+        ([2, 1], 1, 1), ([1, 2], 1, 1), ([75, 134], 1, 1), ([75, 0], 0, 0),
+        ([None, 75], 1, 1), ([0, None], None, None),
+    ],
+)  # fmt: skip
+def test_a_crash_is_no_consequence_of_another(codes: list[int | None], seen: int | None, first: int | None):
+    ended = [subprocess.Popen(["sh", "-c", f"exit {code or 0}"]) for code in codes]
+    for code, child in zip(codes, ended, strict=True):
+        child.wait()
+        if code is None:  # it still runs
+            child.returncode = None
+            child.poll = lambda: None
+    assert ranks._first_failed(ended, seen) == first
+
+
+def test_no_port_to_meet_at_is_one_message(run_here, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process, "port_is_free", lambda port, host: False)
+    with pytest.raises(R1MegaError, match=r"nowhere to meet: no port from 10000 to 19999 of 127.0.0.1 can be"):
+        run_here("")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RanksLostError("rank 0 waited for rank 1: gone"), "r1mega: rank 0 waited for rank 1: gone\n"),
+        (RuntimeError("[gloo/pair.cc:538] Connection closed by peer [::1]:5"), "r1mega: another rank has ended or "
+         "does not answer, so this one cannot go on; the other's log says why\n"),
+    ],
+)  # fmt: skip
+def test_a_rank_that_lost_another_leaves_with_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+):
+    def app():
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 75
+    assert capsys.readouterr() == ("", said)
 
 
 def test_a_killed_rank_is_named(run_here, capfd: pytest.CaptureFixture[str]):

@@ -1,6 +1,8 @@
 """What a stage leaves on its way when ranks or runs are lost: exports are made up, dead ranks not waited for."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,7 @@ import pytest
 
 from r1mega.config.load import load
 from r1mega.config.training import Save
-from r1mega.errors import RanksLostError
+from r1mega.errors import CheckpointError, RanksLostError
 from r1mega.runtime.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -60,3 +62,31 @@ def test_a_rank_is_waited_for_while_it_writes_and_not_for_ever(tmp_path: Path):
     with pytest.raises(RanksLostError, match=r"waited for ranks \[1, 2\]: gone, or .*timeout_s = 0.3 s"):
         collect_parts(tmp_path, 3, gone, silence_s=0.3)
     assert len(polls) >= 30
+
+
+def test_a_rank_too_slow_for_the_first_one_has_lost_it_and_made_no_mistake(make_policy, tmp_path: Path, monkeypatch):
+    """The first rank has given the checkpoint up, and its folder is gone under the hands of the other."""
+    from r1mega.trainer import checkpoint
+
+    policy = make_policy(mtp="joint")
+    write_part = checkpoint.write_part
+
+    def slowly(folder: Path, rank: int, contents) -> None:
+        shutil.rmtree(folder)
+        write_part(folder, rank, contents)
+
+    def full(folder: Path, rank: int, contents) -> None:
+        shutil.rmtree(folder)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_part", slowly)
+    with pytest.raises(CheckpointError, match="No such file or directory"):  # nobody else takes the first one's away
+        policy.save(tmp_path / "step_1", {})
+    policy.mesh = dataclasses.replace(policy.mesh, rank=1)
+    said = r"step_2: could not be saved \(the first rank waits for this one's part no longer\)"
+    with pytest.raises(RanksLostError, match=said):
+        policy.save(tmp_path / "step_2", {})
+    monkeypatch.setattr(checkpoint, "write_part", full)
+    with pytest.raises(CheckpointError, match="No space left"):  # its own fault all the same
+        policy.save(tmp_path / "step_3", {})
+    assert list(tmp_path.iterdir()) == []
