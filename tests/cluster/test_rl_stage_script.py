@@ -101,10 +101,8 @@ def test_the_rank_that_fails_first_decides(slurm: Slurm, stub):
 @pytest.mark.parametrize("lost", [75, 134])
 def test_a_rank_that_fails_counts_though_another_has_missed_it_before(slurm: Slurm, stub, lost: int):
     """Rank 0's code is there first: not the user's mistake, and so it would be requeued."""
-    folder = stub(
-        f"[[ $RANK == 1 ]] || exit {lost}; until ls runs/*/logs/first_loss >&/dev/null; do sleep 0.1; done; echo typo; exit 2",
-        2,
-    )
+    wait = "until ls runs/*/logs/first_loss >&/dev/null; do sleep 0.1; done"
+    folder = stub(f"[[ $RANK == 1 ]] || exit {lost}; {wait}; echo typo; exit 2", num_ranks=2)
     job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
     said, output = ended(slurm, job, "FAILED", folder)
     assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
@@ -115,7 +113,9 @@ def test_a_rank_that_fails_counts_though_another_has_missed_it_before(slurm: Slu
 
 def test_a_rank_that_hangs_is_a_crash_for_the_one_that_waited_for_it(slurm: Slurm, stub):
     """srun ends the one that hangs with SIGTERM, which is no wish that the run leave."""
-    folder = stub("[[ ! -f again ]] || exit 0; [[ $RANK == 0 ]] || exec sleep 6000; touch again; exit 75", 2)
+    folder = stub(
+        "[[ ! -f again ]] || exit 0; [[ $RANK == 0 ]] || exec sleep 6000; touch again; exit 75", num_ranks=2
+    )
     job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
     said, _ = ended(slurm, job, "COMPLETED", folder)
     assert said["Restarts"] == "1"
