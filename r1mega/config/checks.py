@@ -238,11 +238,16 @@ def _sft_faults(stage: SFT) -> list[str]:
 
 
 def missing_data(stage: Stage) -> str | None:
-    """What is to be done about files of conversations that are not there yet."""
+    """What is to be done about files and folders of conversations that are not there yet."""
     if not isinstance(stage, SFT):
         return None
-    named = [("data", stage.data.files), ("validation", stage.validation.files if stage.validation else ())]
-    missing = [f"{section}.files: {file}" for section, files in named for file in files if not file.is_file()]
+    named = [("data", stage.data), *([("validation", stage.validation)] if stage.validation else [])]
+    missing = [f"{section}.files: {file}" for section, of in named for file in of.files if not file.is_file()]
+    missing += [
+        f"{section}.dataset: {of.dataset}"
+        for section, of in named
+        if of.dataset.startswith("/") and not Path(of.dataset).exists()
+    ]
     if not missing:
         return None
     return f"{'; '.join(missing)}: not there yet; run the stage that writes it, or name other files with --set"

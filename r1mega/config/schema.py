@@ -4,11 +4,11 @@ One model per section, one per stage; unknown keys are errors. A stage config is
 (ranks, precision, threads) stands in a cluster file (`config.cluster`). Imports pydantic alone.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from r1mega.config.section import AnchoredPath, Section
+from r1mega.config.section import AnchoredPath, Section, anchor_if_path
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 
 TemplateName = Literal["tiny", "r1_zero"]
@@ -124,8 +124,9 @@ class Conversations(Section):
 
     files: tuple[AnchoredPath, ...] = ()
     """*.jsonl and *.parquet files, read in this order."""
-    dataset: str = ""
-    """A dataset, beside files or instead: what `datasets.load_dataset` knows, a name on the hub or a folder."""
+    dataset: Annotated[str, BeforeValidator(anchor_if_path)] = ""
+    """A dataset, beside files or instead: a name that `datasets.load_dataset` knows, on the hub or in its cache, or a
+    folder, which begins with "/" or "." and then counts from this file."""
     split: str = "train"
     """Which split of it."""
 

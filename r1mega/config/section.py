@@ -28,3 +28,8 @@ def _anchor(value: object, info: ValidationInfo) -> object:
 
 
 AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
+
+
+def anchor_if_path(value: object, info: ValidationInfo) -> object:
+    """A name as it is; what begins as a path does is one (`AnchoredPath`)."""
+    return str(_anchor(value, info)) if isinstance(value, str) and value.startswith((".", "/")) else value

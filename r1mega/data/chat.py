@@ -125,7 +125,7 @@ class Chat:
             return []
         if not self.tokenizer.is_fast:
             return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        # All cores, and a third less of their time than the tokenizer's call: nothing but ids. That call, of which
+        # All cores, and a quarter less of their time than the tokenizer's call: nothing but ids. That call, of which
         # __init__ has made one, is what takes a file's truncation and padding off.
         return [e.ids for e in self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 

@@ -1,20 +1,24 @@
 """Conversations for SFT: rows of JSONL and parquet files, or of a dataset by its name, each checked as it is read.
 
-A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over. pyarrow
-and datasets take seconds to import and are, where they are met, by the reader that needs them.
+A row has `messages`, a list of {"role", "content"}, or `prompt` and `response`; other fields are passed over, and not
+read where the format allows. pyarrow and datasets take seconds to import and are, where they are met, by the reader
+that needs them.
 """
 
 import contextlib
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from r1mega.errors import DataError
 
+FIELDS = ("messages", "prompt", "response")
 ROLES = ("system", "user", "assistant")
+JSONL, PARQUET = ".jsonl", ".parquet"
 Message = Mapping[str, str]
 
 
@@ -33,29 +37,72 @@ class Conversation:
         return [m["content"] for m in self.messages if m["role"] == "user"]
 
 
-def read(files: Sequence[Path], dataset: str, split: str) -> Iterator[Conversation]:
-    """Every conversation of the files in their order, or of a dataset.
+class Source:
+    """Files and a dataset to read conversations from; iterate over it as often as needed.
 
-    Args:
-        files: *.jsonl and *.parquet.
-        dataset: what `datasets.load_dataset` knows: a name on the hub or in its cache, a folder; or "".
-        split: of the dataset.
-
-    Raises:
-        DataError: a file that is missing, unreadable or of another kind, a dataset that cannot be had, or a
-            malformed row, by file and line.
+    Raises (from every method):
+        DataError: a file that is missing, unreadable or of another kind, a dataset that cannot be had, or a malformed
+            row, by file and line.
     """
-    for file in files:
-        yield from _READERS[file.suffix](file) if file.suffix in _READERS else _other(file)
-    if dataset:
-        yield from _read_dataset(dataset, split)
 
+    def __init__(self, files: Sequence[Path], dataset: str, split: str) -> None:
+        """Nothing is opened yet.
 
-def count(files: Sequence[Path], dataset: str, split: str) -> int:
-    """How many conversations `read` will give, malformed ones among them. Raises as `read` does of what it opens."""
-    return sum(_COUNTERS[file.suffix](file) if file.suffix in _COUNTERS else _other(file) for file in files) + (
-        len(_dataset(dataset, split)) if dataset else 0
-    )
+        Args:
+            files: *.jsonl and *.parquet.
+            dataset: what `datasets.load_dataset` knows: a name on the hub or in its cache, a folder; or "".
+            split: of the dataset.
+        """
+        self._files, self._name, self._split = tuple(files), dataset, split
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Every conversation of the files in their order, then of the dataset."""
+        for file in self._files:
+            _known(file)
+            yield from _read_jsonl(file) if file.suffix == JSONL else _read_parquet(file)
+        if self._name:
+            where = f"{self._name} ({self._split})"
+            rows = self._dataset.select_columns(_columns(self._dataset.column_names, where))
+            for number, row in enumerate(_fetched(rows, where), 1):
+                yield _of_columns(row, f"{where}, row {number}")
+
+    def __len__(self) -> int:
+        """How many there are; from what the files say of themselves, or by reading their lines once."""
+        return self._length
+
+    @functools.cached_property
+    def _length(self) -> int:
+        counts = [_count_jsonl(file) if _known(file) == JSONL else _count_parquet(file) for file in self._files]
+        return sum(counts) + (len(self._dataset) if self._name else 0)
+
+    def mark(self) -> list[Any]:
+        """What changes when the conversations do: sizes and times of the files, the dataset's fingerprint; JSON."""
+        stats: list[Any] = []
+        for file in self._files:
+            _known(file)
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise DataError(f"cannot read conversations from {file}: {error.strerror}") from error
+            stats.append((str(file), stat.st_size, stat.st_mtime_ns))
+        return [stats, self._name, self._split, self._dataset._fingerprint if self._name else ""]
+
+    @functools.cached_property
+    def _dataset(self) -> Any:
+        import datasets
+        from datasets.exceptions import DatasetNotFoundError
+
+        try:
+            return datasets.load_dataset(self._name, split=self._split)
+        except Exception as error:  # the library raises almost anything: no network, no such name, no such split
+            told = f"dataset {self._name!r}, split {self._split!r}: {type(error).__name__}: {error}".rstrip(".")
+            cause = f": {error.__cause__}".rstrip(".") if error.__cause__ is not None else ""
+            absent = isinstance(error, ConnectionError | DatasetNotFoundError)
+            remedy = (
+                ". Nodes without a network read what was loaded once into the cache that HF_HOME names, a folder of "
+                "files, or data.files"
+            )
+            raise DataError(told + cause + (remedy if absent else "")) from error
 
 
 def conversation(row: Any, where: str) -> Conversation:
@@ -67,6 +114,9 @@ def conversation(row: Any, where: str) -> Conversation:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
     if not isinstance(messages, list | tuple) or not messages:
         found = ", ".join(map(repr, row)) or "none"
+        if messages is not None:
+            said = {dict: "an object of lists, not a list of objects", list: "empty"}
+            found += f" and `messages` is {said.get(type(messages), type(messages).__name__)}"
         raise DataError(f"{where}: needs `messages`, a list, or `prompt` and `response`; its fields are {found}")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -88,9 +138,15 @@ def conversation(row: Any, where: str) -> Conversation:
     return Conversation(tuple({"role": m["role"], "content": m["content"]} for m in messages), where)
 
 
+def _known(file: Path) -> str:
+    if file.suffix not in (JSONL, PARQUET):
+        raise DataError(f"{file}: conversations are read from *{JSONL} and *{PARQUET} files")
+    return file.suffix
+
+
 def _read_jsonl(file: Path) -> Iterator[Conversation]:
     try:
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open(encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     where = f"{file}, line {number}"
@@ -116,13 +172,11 @@ def _parsed(line: str, where: str) -> Any:
 
 def _read_parquet(file: Path) -> Iterator[Conversation]:
     with _parquet(file) as table:
-        names = table.schema_arrow.names
-        known = [n for n in names if n in ("messages", "prompt", "response")] or names
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=known):
-            for row in batch.to_pylist():
-                number += 1
-                yield conversation({k: v for k, v in row.items() if v is not None}, f"{file}, row {number}")
+        columns = _columns(table.schema_arrow.names, str(file))
+        batches = table.iter_batches(batch_size=256, columns=columns)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(_fetched(rows, str(file)), 1):
+            yield _of_columns(row, f"{file}, row {number}")
 
 
 def _count_parquet(file: Path) -> int:
@@ -137,32 +191,37 @@ def _parquet(file: Path) -> Iterator[Any]:
     if not file.is_file():
         raise DataError(f"cannot read conversations from {file}: no such file")
     try:
-        with parquet.ParquetFile(file) as table:
-            yield table
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        table = parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors of a file that is none are ValueErrors
         raise DataError(f"cannot read conversations from {file}: {error}") from error
+    with table:
+        yield table
 
 
-def _read_dataset(name: str, split: str) -> Iterator[Conversation]:
-    for number, row in enumerate(_dataset(name, split), 1):
-        yield conversation({k: v for k, v in row.items() if v is not None}, f"{name} ({split}), row {number}")
-
-
-def _dataset(name: str, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises almost anything: no network, no such name, no such split
+def _columns(names: Sequence[str], where: str) -> list[str]:
+    """Those to be read: another one, an image say, may take long or what is not installed."""
+    found = [name for name in FIELDS if name in names]
+    if "messages" not in found and len(found) < 2:
         raise DataError(
-            f"dataset {name!r}, split {split!r}: {type(error).__name__}: {error}. Nodes without a network read what "
-            "was loaded once into the cache that HF_HOME names, a folder of files, or data.files"
-        ) from error
+            f"{where}: needs a column `messages`, or `prompt` and `response`; its columns are "
+            f"{', '.join(map(repr, names)) or 'none'}"
+        )
+    return found
 
 
-def _other(file: Path) -> NoReturn:
-    raise DataError(f"{file}: conversations are read from {' and '.join(f'*{s}' for s in _READERS)} files")
+def _fetched(rows: Iterable[Any], where: str) -> Iterator[Any]:
+    """The rows of a library that may raise anything where a value cannot be decoded."""
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"cannot read conversations from {where}: {type(error).__name__}: {error}") from error
+        yield row
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
-_COUNTERS: dict[str, Callable[[Path], int]] = {".jsonl": _count_jsonl, ".parquet": _count_parquet}
+def _of_columns(row: Mapping[str, Any], where: str) -> Conversation:
+    """Of a table's row, in which what is not there is null."""
+    return conversation({k: v for k, v in row.items() if v is not None}, where)

@@ -3,20 +3,21 @@
 A run that resumes finds them as they were left, unless a file, the template, the tokenizer or a setting has changed.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from r1mega.config.checks import missing_data
 from r1mega.config.schema import SFT, Conversations
-from r1mega.data import conversations, token_store
+from r1mega.data import token_store
 from r1mega.data.chat import Chat, Tokens
-from r1mega.data.conversations import Conversation
+from r1mega.data.conversations import Conversation, Source
 from r1mega.data.token_store import Spans, TokenStore
 from r1mega.errors import DataError
 from r1mega.runtime import files
@@ -37,50 +38,65 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
         resumed: a checkpoint of the run is there, which refuses other tokens than its own.
 
     Raises:
-        DataError: as `conversations.read`, `Chat.encode` and `fit`; files are gone that are needed; or nothing is
+        DataError: as `Source`, `Chat.encode` and `fit`; files are gone that are needed; or nothing is
             left to train or validate on.
     """
-    if missing := missing_data(config):
-        wanted = ["train", "validation"] if config.validation else ["train"]
+    validation = config.validation
+    own = validation is not None and bool(validation.files or validation.dataset)
+    source = _source(config.data)
+    held_back = _source(validation) if validation is not None and own else source
+    missing = missing_data(config) or _fault_of(source, held_back)
+    if missing:
+        wanted = ["train", "validation"] if validation else ["train"]
         if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted)):
             raise DataError(f"{missing}; {folder} has not all of their tokens, or no checkpoint knows them")
-        log.warning("%s: goes on with the tokens that are there; some files they were made of are gone", folder)
+        log.warning("%s: goes on with the tokens that are there; what they were made of is gone: %s", folder, missing)
         return
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
-    validation = config.validation
     share = validation.share if validation else 0.0
 
-    def rows(what: str, of: Conversations, keep: Callable[[Conversation], bool]) -> Iterator[Conversation]:
-        source = (of.files, of.dataset, of.split)
-        with Bar(f"tokenising {what}", conversations.count(*source), unit="conversation") as bar:
-            for c in conversations.read(*source):
+    def rows(what: str, source: Source, keep: Callable[[Conversation], bool]) -> Generator[Conversation]:
+        with Bar(f"tokenising {what}", len(source), unit="conversation") as bar:
+            for c in source:
                 if keep(c):
                     yield c
                 bar.advance()
 
     asked: set[str] = set()
 
-    def train() -> Iterator[Conversation]:
-        for c in rows("train", config.data, lambda c: not held_out(c, share, config.seed)):
+    def train() -> Generator[Conversation]:
+        for c in rows("train", source, lambda c: not held_out(c, share, config.seed)):
             asked.update(c.questions)
             yield c
 
-    key = _key(config, config.data, chat, f"train/{share}/{config.seed}")
+    key = _key(config, source, chat, f"train/{share}/{config.seed}")
     if not trained_on.is_file() or token_store.load(folder / "train", key) is None:
         _write(config, chat, folder / "train", key, train())
         files.write_jsonl(trained_on, ({"question": q} for q in sorted(asked)))
     if validation is not None:
-        own = bool(validation.files or validation.dataset)
-        source = validation if own else config.data
-        key = _key(config, source, chat, f"validation/{own}/{share}/{config.seed}/{key}")
+        key = _key(config, held_back, chat, f"validation/{own}/{share}/{config.seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
-            kept = rows("validation", source, lambda c: own or held_out(c, share, config.seed))
+            kept = rows("validation", held_back, lambda c: own or held_out(c, share, config.seed))
             kept = _without_trained_on(kept, trained_on) if own else kept
             _write(config, chat, folder / "validation", key, kept)
 
 
-def _without_trained_on(validation: Iterator[Conversation], trained_on: Path) -> Iterator[Conversation]:
+def _source(of: Conversations) -> Source:
+    return Source(of.files, of.dataset, of.split)
+
+
+def _fault_of(*sources: Source) -> str | None:
+    """Why one of them cannot be had."""
+    try:
+        for source in sources:
+            source.mark()
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _without_trained_on(validation: Iterator[Conversation], trained_on: Path) -> Generator[Conversation]:
     """Those of which at least one question is not trained on; how many were left out is said."""
     trained = {json.loads(line)["question"] for line in trained_on.read_text(encoding="utf-8").splitlines()}
     left_out: list[str] = []
@@ -140,9 +156,10 @@ def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Toke
     return Tokens(tokens.ids[:limit], spans)
 
 
-def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Iterator[Conversation]) -> None:
+def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Generator[Conversation]) -> None:
     counts = {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
-    token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
+    with contextlib.closing(rows):  # and with them their bar, before the message of an error
+        token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
     if counts["conversations"] == counts["dropped"]:
         read = counts["conversations"]
         raise DataError(
@@ -165,10 +182,9 @@ def _documents(
                 yield kept.ids, kept.spans
 
 
-def _key(config: SFT, source: Conversations, chat: Chat, what: str) -> str:
+def _key(config: SFT, source: Source, chat: Chat, what: str) -> str:
     """Names everything that the tokens depend on."""
-    stats = [(str(f), s.st_size, s.st_mtime_ns) for f in source.files if (s := f.stat())]
     tokenizer: Any = chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else ""
-    parts = [what, stats, source.dataset, source.split, config.data.max_tokens, config.data.too_long, chat.template]
+    parts = [what, source.mark(), config.data.max_tokens, config.data.too_long, chat.template]
     text = json.dumps([*parts, tokenizer, dict(chat.tokenizer.special_tokens_map)], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

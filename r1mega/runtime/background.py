@@ -30,10 +30,14 @@ class Background:
             error, self._error = self._error, None
             raise error
 
-    def wait(self) -> None:
-        """Return when the job is done, or raise what it raised."""
+    def join(self) -> None:
+        """Return when the job is done; what it raised is told at the next call of another method."""
         if self._thread is not None:
             self._thread.join()
+
+    def wait(self) -> None:
+        """Return when the job is done, or raise what it raised."""
+        self.join()
         self.check()
 
     def abandon(self, grace_s: float) -> None:

@@ -72,11 +72,16 @@ def put_folder(temporary: Path, path: Path) -> None:
     """
     aside = path.with_name(f".{path.name}{REPLACED}")
     if path.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         path.rename(aside)
-    temporary.rename(path)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if aside.exists():
+            aside.rename(path)
+        raise
     sync(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
 
 
 def put_back(parent: Path) -> None:
@@ -90,9 +95,17 @@ def put_back(parent: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove a folder, of which there is never a part under its name."""
     aside = path.with_name(f".{path.name}.removed.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Remove what has no place any more: a file, or a folder and what is in it, or a link and not what it names."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class LargeFile:

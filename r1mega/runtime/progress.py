@@ -57,8 +57,12 @@ class Bar:
         elif time.monotonic() - self._last_line > LINE_EVERY_S or self.done >= self.total:
             self._last_line = time.monotonic()
             left = (self.total - self.done) / max(rate, 1e-9)
-            line = f"{self.done:.4g}/{self.total:.4g} {self.unit}s, {rate:.2f} {self.unit}/s"
+            line = f"{_shown(self.done)}/{_shown(self.total)} {self.unit}s, {rate:,.2f} {self.unit}/s"
             print(f"{self.title}: {line}, {left:.0f} s left  {note}", flush=True)
+
+
+def _shown(count: float) -> str:
+    return f"{count:,.0f}" if float(count).is_integer() else f"{count:.4g}"
 
 
 class Stopwatch:

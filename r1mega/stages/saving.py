@@ -52,7 +52,11 @@ class Saves:
             job.abandon(0.0 if issubclass(kind, KeyboardInterrupt) else grace_s)
 
     def checkpoint(self, step: int, state: dict[str, Any], own: dict[str, bytes] | None = None) -> None:
-        """Save; see `Policy.save`. Returns when the state is copied, unless `save.asynchronous` is off."""
+        """Save; see `Policy.save`. Returns when the state is copied, unless `save.asynchronous` is off.
+
+        The last export ends first: a run that resumes at this step does not come by that one's again.
+        """
+        self._exports.join()
         self._policy.save(
             self._run_dir.checkpoint(step), state, own, asynchronous=self._settings.asynchronous, then=self._saved
         )

@@ -43,8 +43,7 @@ def interrupt_after_step(run_dir: Path, step: int, arguments: list[str], scratch
         assert process.poll() is None, process.communicate()[0].decode()
         time.sleep(0.02)
     assert f'"train", "step": {step},' in (run_dir / "metrics.jsonl").read_text()
-    process.send_signal(signal.SIGINT)
-    held.unlink()
+    process.send_signal(signal.SIGINT)  # which lets it go
     printed = process.communicate()[0].decode()
     assert process.returncode == 130, printed
     assert "continue with --resume" in printed

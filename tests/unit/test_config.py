@@ -16,7 +16,7 @@ from r1mega import cli
 from r1mega.config import checks
 from r1mega.config.cluster import Cluster, Recompute, TrainerLayout
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, Pretrain, TemplateName
+from r1mega.config.schema import GRPO, Conversations, Pretrain, TemplateName
 from r1mega.config.training import Batch
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
@@ -163,6 +163,12 @@ def test_sampling_on_gpus_is_said_to_be_missing(tmp_path: Path):
     assert refused.returncode == 2
     assert "servers are started on CPUs alone" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_is_a_name_or_a_folder_that_begins_as_a_path_does(tmp_path: Path):
+    context = {"folder": str(tmp_path)}
+    for written, meant in (("org/name", "org/name"), ("./mine", f"{tmp_path}/mine"), ("/mine", "/mine")):
+        assert Conversations.model_validate({"dataset": written}, context=context).dataset == meant
 
 
 def test_config_and_path_are_architecture_and_weights(tmp_path: Path):

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r1mega.data.conversations import count, read
+from r1mega.data.conversations import Source
 from r1mega.errors import DataError
 
 TURNS = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
@@ -15,10 +16,9 @@ def test_both_forms_of_rows_are_read(tmp_path: Path):
     file = tmp_path / "a.jsonl"
     rows = [{"messages": TURNS, "source": "x"}, {"prompt": "2 + 2?", "response": "4"}]
     file.write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    found = list(read([file, file], "", "train"))
+    found = list(Source([file, file], "", "train"))
     assert [c.where for c in found[:2]] == [f"{file}, line 1", f"{file}, line 3"]
-    assert count([file, file], "", "train") == len(found) == 4
-    assert len(found) == 4
+    assert len(Source([file, file], "", "train")) == len(found) == 4
     assert all(list(c.messages) == TURNS and c.questions == ["2 + 2?"] for c in found)
 
 
@@ -48,16 +48,16 @@ def test_a_malformed_row_is_named_with_its_file_and_line(tmp_path: Path, row: st
     file = tmp_path / "bad.jsonl"
     file.write_text(json.dumps({"messages": TURNS}) + "\n" + row + "\n")
     with pytest.raises(DataError) as error:
-        list(read([file], "", "train"))
+        list(Source([file], "", "train"))
     assert str(error.value).startswith(f"{file}, line 2: ")
     assert message in str(error.value)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=rf"cannot read conversations from {tmp_path}/no.jsonl"):
-        list(read([tmp_path / "no.jsonl"], "", "train"))
+        list(Source([tmp_path / "no.jsonl"], "", "train"))
     with pytest.raises(DataError, match=r"a.csv: conversations are read from \*.jsonl and \*.parquet files"):
-        list(read([tmp_path / "a.csv"], "", "train"))
+        list(Source([tmp_path / "a.csv"], "", "train"))
 
 
 def test_parquet_is_read(tmp_path: Path):
@@ -66,10 +66,10 @@ def test_parquet_is_read(tmp_path: Path):
 
     file = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": TURNS, "n": n} for n in (1, 2)]), file)
-    found = list(read([file], "", "train"))
+    found = list(Source([file], "", "train"))
     assert [list(c.messages) for c in found] == [TURNS, TURNS]
     assert found[1].where == f"{file}, row 2"
-    assert count([file], "", "train") == 2
+    assert len(Source([file], "", "train")) == 2
 
 
 def test_parquet_that_is_none_or_half_of_one_is_named(tmp_path: Path):
@@ -80,10 +80,11 @@ def test_parquet_that_is_none_or_half_of_one_is_named(tmp_path: Path):
         file = tmp_path / f"{name}.parquet"
         parquet.write_table(pyarrow.Table.from_pylist([{"messages": TURNS}] * 99), file)
         file.write_bytes(file.read_bytes()[:keep])
-        with pytest.raises(DataError, match=rf"cannot read conversations from {file}: "):
-            list(read([file], "", "train"))
+        for act in (list, len):
+            with pytest.raises(DataError, match=rf"cannot read conversations from {file}: "):
+                act(Source([file], "", "train"))
     with pytest.raises(DataError, match=r"cannot read conversations from .*no.parquet: no such file"):
-        list(read([tmp_path / "no.parquet"], "", "train"))
+        list(Source([tmp_path / "no.parquet"], "", "train"))
 
 
 @pytest.fixture
@@ -102,15 +103,92 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_split_of_a_dataset_is_read(dataset: Path):
-    found = list(read([], str(dataset), "train"))
+    found = list(Source([], str(dataset), "train"))
     assert [c.messages[1]["content"] for c in found] == ["3", "4"]
     assert found[1].where == f"{dataset} (train), row 2"
-    assert [c.messages[1]["content"] for c in read([], str(dataset), "test")] == ["5"]
-    assert count([], str(dataset), "train") == 2
+    assert [c.messages[1]["content"] for c in Source([], str(dataset), "test")] == ["5"]
+    assert len(Source([], str(dataset), "train")) == 2
 
 
-def test_a_dataset_that_cannot_be_had_is_named_with_what_to_do(dataset: Path):
-    with pytest.raises(DataError, match=r"split 'tset': ValueError: Unknown split \"tset\".*HF_HOME.*data.files"):
-        list(read([], str(dataset), "tset"))
-    with pytest.raises(DataError, match=r"dataset 'nobody/nothing', split 'train': .*Couldn't reach"):
-        list(read([], "nobody/nothing", "train"))
+def test_a_dataset_that_cannot_be_had_is_named_with_its_cause_and_what_to_do(dataset: Path):
+    with pytest.raises(DataError, match=r"split 'tset': ValueError: Unknown split \"tset\".*\]$"):
+        list(Source([], str(dataset), "tset"))
+    with pytest.raises(DataError, match=r"dataset 'nobody/nothing', split 'train': .*Couldn't reach.* HF_HOME"):
+        len(Source([], "nobody/nothing", "train"))
+    (dataset / "train.jsonl").write_text('{"prompt": ')
+    with pytest.raises(DataError, match=r"split 'train': .*generating the dataset: .*JSON"):
+        Source([], str(dataset), "train").mark()
+
+
+def test_a_change_in_files_or_in_a_datasets_folder_is_seen(dataset: Path):
+    file = dataset / "train.jsonl"
+    for source in (([file], "", "train"), ([], str(dataset), "train")):
+        before = Source(*source).mark()
+        assert Source(*source).mark() == before
+        file.write_text(file.read_text() + json.dumps({"prompt": "1", "response": "2"}) + "\n")
+        assert Source(*source).mark() != before
+
+
+def test_a_column_that_cannot_be_decoded_is_not_read(dataset: Path, tmp_path: Path):
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"messages": TURNS, "image": {"bytes": b"no image", "path": None}}])
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows.cast_column("image", datasets.Image()).to_parquet(folder / "train.parquet")
+    for source in (Source([], str(folder), "train"), Source([folder / "train.parquet"], "", "train")):
+        (found,) = source
+        assert list(found.messages) == TURNS
+
+
+def column(values: list[Any], kind: Any) -> Any:
+    import pyarrow
+
+    return pyarrow.table({"prompt": pyarrow.array(values, kind), "response": pyarrow.array(["4"] * len(values))})
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_every_kind_of_text_column_is_read(tmp_path: Path, kind: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {"dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())}
+    table = column(["2 + 2?", "2 + 2?"], types.get(kind) or getattr(pyarrow, kind)())
+    parquet.write_table(table, tmp_path / "a.parquet")
+    parquet.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    assert [list(c.messages) for c in Source([tmp_path / "a.parquet"], "", "")] == [TURNS, TURNS]
+    assert list(Source([tmp_path / "none.parquet"], "", "")) == []
+
+
+def test_columns_that_are_none_of_a_conversation_are_refused(tmp_path: Path):
+    import datetime
+
+    import pyarrow
+    from pyarrow import parquet
+
+    file = tmp_path / "a.parquet"
+    tables = {
+        "a.parquet, row 1: message 0: content must be text": column([1], pyarrow.int64()),
+        "a.parquet, row 1: message 0: content must be": column([datetime.date(2020, 1, 1)], pyarrow.date32()),
+        "cannot read conversations from .*a.parquet: .*Error: ": column([253402300800], pyarrow.timestamp("s")),
+        r"needs a column `messages`, or `prompt` and `response`; its columns are 'text'$": pyarrow.table(
+            {"text": []}
+        ),
+        r"a.parquet, row 1: needs `messages`, a list.* and `messages` is an object of lists, not a list of": (
+            pyarrow.table({"messages": [{"role": ["user"], "content": ["a"]}]})
+        ),
+        r"a.parquet, row 1: needs `messages`, a list.* and `messages` is str": pyarrow.table({"messages": ["[]"]}),
+    }
+    for message, table in tables.items():
+        parquet.write_table(table, file)
+        with pytest.raises(DataError, match=message):
+            list(Source([file], "", ""))
+
+
+def test_lines_end_in_any_way_and_a_byte_order_mark_is_none_of_them(tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    turns = [{"role": "user", "content": "a\u2028b" * 10}, TURNS[1]]
+    line = json.dumps({"messages": turns}, ensure_ascii=False)
+    file.write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\r\n{line}".encode())
+    assert [list(c.messages) for c in Source([file], "", "")] == [turns, turns]
+    assert len(Source([file], "", "")) == 2

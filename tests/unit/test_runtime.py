@@ -15,7 +15,7 @@ from kills import killed_at
 from r1mega.config.load import load
 from r1mega.config.training import Wandb
 from r1mega.errors import RunDirError
-from r1mega.runtime import files, run_dir
+from r1mega.runtime import files, progress, run_dir
 from r1mega.runtime.interrupt import Interrupt, StopNow
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
@@ -131,14 +131,14 @@ def test_every_nth_checkpoint_stays(tmp_path: Path, config):
 def test_rewind_puts_damaged_checkpoints_aside_and_drops_later_folders(tmp_path: Path, config):
     run = RunDir(tmp_path, *config, resume=False)
     made = ("checkpoints/step_2", "checkpoints/step_4", "checkpoints/.step_6.a1.tmp", "checkpoints/step_4.damaged")
-    for name in (*made, "hf_steps/step_2", "hf_steps/step_4", "hf_steps/.step_6.1.tmp"):
+    for name in (*made, "hf_steps/step_2", "hf_steps/step_4", "hf_steps/.step_6.1.tmp", "hf_steps/step_9_kept"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "file").write_text(name)
     run.rewind(2)
     assert run.saved_steps() == [2]
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_2", "step_4.damaged"]
     assert (run.checkpoints / "step_4.damaged/file").read_text() == "checkpoints/step_4"
-    assert [p.name for p in (tmp_path / "hf_steps").iterdir()] == ["step_2"]
+    assert sorted(p.name for p in (tmp_path / "hf_steps").iterdir()) == ["step_2", "step_9_kept"]
     run.close()
 
 
@@ -175,6 +175,39 @@ def fill(folder: Path, text: str) -> None:
 
 def found_in(folder: Path) -> set[str]:
     return {f"{p.relative_to(folder)} {p.read_text()}" for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = tmp_path / "made"
+    files.write_folder(made, lambda folder: (folder / "a").write_text("old"))
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if target == made and "replaced" not in self.name:
+            raise OSError("no room for a name")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="no room"):
+        files.write_folder(made, lambda folder: (folder / "a").write_text("new"))
+    assert (made / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_link_is_replaced_and_what_it_names_is_not(tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    files.write_folder(elsewhere, lambda folder: (folder / "a").write_text("theirs"))
+    (tmp_path / "made").symlink_to(elsewhere)
+    files.write_folder(tmp_path / "made", lambda folder: (folder / "a").write_text("new"))
+    assert (elsewhere / "a").read_text() == "theirs" and (tmp_path / "made/a").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "made"]
+
+
+def test_progress_in_a_log_has_every_digit(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with progress.Bar("reading", 800_000, unit="row") as bar:
+        bar.advance(12_345)
+    assert "reading: 12,345/800,000 rows, " in capsys.readouterr().out
 
 
 def test_killed_anywhere_in_replacing_a_folder_the_old_or_the_new_one_is_whole(tmp_path: Path):

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from r1mega.runtime.run_dir import RunDir
 if TYPE_CHECKING:
     from r1mega.stages.saving import Saves
     from r1mega.trainer.part import collect_parts
+    from r1mega.weights import hf_io
     from r1mega.weights.hf_folder import HFFolder
 
 BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
@@ -24,9 +26,10 @@ BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
 @pytest.fixture(autouse=True, scope="module")
 def megatron(mesh):
     """Imported after the mesh, and not while other tests are collected."""
-    global HFFolder, Saves, collect_parts
+    global HFFolder, Saves, collect_parts, hf_io
     from r1mega.stages.saving import Saves
     from r1mega.trainer.part import collect_parts
+    from r1mega.weights import hf_io
     from r1mega.weights.hf_folder import HFFolder
 
 
@@ -45,6 +48,26 @@ def test_an_export_that_a_kill_took_is_made_up_where_the_run_resumes(make_policy
     with Saves(policy, run, Save(every_steps=1, hf_every=0), None) as saves:
         saves.make_up(6)
     assert not run.hf_step(6).exists()
+    run.close()
+
+
+def test_no_later_checkpoint_stands_before_an_export_has_ended(make_policy, tmp_path: Path, monkeypatch):
+    """Or a kill in between would lose the export: the run resumes behind its step."""
+    policy = make_policy(mtp="joint")
+    run = RunDir(tmp_path, *load(BASE, "laptop"), resume=False)
+    write, stood = hf_io._write_all, list[bool]()
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.5)
+        stood.append(run.checkpoint(3).exists())
+        write(*args)
+
+    monkeypatch.setattr(hf_io, "_write_all", slow)
+    with Saves(policy, run, Save(every_steps=1, hf_every=2), None) as saves:
+        saves.export_if_due(2)
+        saves.checkpoint(3, {"step": 3})
+        assert run.hf_step(2).exists()
+    assert stood == [False] and run.checkpoint(3).exists()
     run.close()
 
 

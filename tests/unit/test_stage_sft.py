@@ -136,6 +136,36 @@ def test_a_run_goes_on_without_the_files_it_was_made_of(bases, conversations, tm
     assert metrics(tmp_path / "run") == want
 
 
+def test_tokens_are_made_of_a_datasets_folder_as_it_is(bases, conversations, tmp_path: Path, monkeypatch):
+    """Changed before the first checkpoint it is tokenised anew; gone after it, the run goes on."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    lines = conversations.read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:60]))
+    data = {"dataset": str(folder), "max_tokens": 96}
+    config = sft_config(
+        bases["qwen2"], conversations, data=data, max_steps=2, validation=None, save={"every_steps": 1}
+    )
+    train(config, tmp_path / "run")
+    for left in ("summary.json", "metrics.jsonl", "checkpoints"):
+        path = tmp_path / "run" / left
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "train.jsonl").write_text("".join(lines))
+    train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/data/train/store.json").read_text())["documents"] == len(lines)
+    want = metrics(tmp_path / "run")
+    (tmp_path / "run/summary.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step_2")
+    shutil.rmtree(folder)
+    train(config, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == want
+    with pytest.raises(DataError, match=r"data.dataset: .*/dataset: not there yet"):
+        train(config, tmp_path / "other")
+
+
 def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path: Path, caplog, capsys):
     own = tmp_path / "own.jsonl"
     rows = conversations.read_text().splitlines(keepends=True)
