@@ -25,7 +25,7 @@ demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter
 test: $(STAMP)  ## the tests, on two CPU cores; the long ones are in test-slow
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
-test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps): about half an hour
+test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps): about fifty minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 bench: $(STAMP)  ## time and memory of the log-probabilities against the plain way, to BENCH_OUT
