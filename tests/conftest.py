@@ -1,0 +1,46 @@
+"""What all tests share: this folder's helpers (rotation.py), what was left out of long series, and soak.json."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import pytest
+import rotation
+
+SOAK = Path(__file__).parents[1] / "docs/measurements/soak.json"
+
+
+BEGAN = time.monotonic()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    if rotation.chosen:
+        terminalreporter.section(f"long series, by commit {rotation.commit()[:12] or '(none)'}")
+        for series, rows in rotation.chosen.items():
+            terminalreporter.write_line(f"{series}: {rows}")
+    if os.environ.get("R1MEGA_SOAK"):
+        counts = {
+            what: len(terminalreporter.stats.get(what, [])) for what in ("passed", "failed", "error", "skipped")
+        }
+        result = {
+            "commit": rotation.commit(),
+            "date": time.strftime("%Y-%m-%d"),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "exit_status": int(exitstatus),
+            **counts,
+            "seconds": round(time.monotonic() - BEGAN),
+            "failures": [
+                report.nodeid for what in ("failed", "error") for report in terminalreporter.stats.get(what, [])
+            ],
+            "series": rotation.chosen,
+        }
+        SOAK.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _processor() -> str:
+    names = (line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    return next(names, platform.machine()).partition(":")[2].strip() or platform.machine()
