@@ -65,6 +65,12 @@ def layout_faults(cluster: Cluster) -> list[str]:
     faults: list[str] = []
     if layout.cp > 1 and not layout_runs_transformer_engine(cluster):
         faults.append("cluster.trainer.cp: context parallelism needs Transformer Engine (CUDA); set it to 1")
+    if cluster.gpu not in (None, "hopper", "blackwell") and layout_runs_transformer_engine(cluster):
+        faults.append(
+            f"cluster.gpu: {cluster.gpu!r}: Transformer Engine's layers attend over packed rows, for which cuDNN has "
+            "kernels on Hopper and Blackwell alone (elsewhere memory grows with the square of a row); use those, or "
+            'set trainer.transformer_engine = "off" for slow layers'
+        )
     if layout.tp > 1 and not layout.sp:
         faults.append("cluster.trainer.sp: tensor parallelism trains mixtures of experts with sp = true only")
     if (layout.tp * layout.dp) % layout.ep:

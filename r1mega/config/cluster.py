@@ -136,8 +136,9 @@ class Cluster(Section):
 
     device: Literal["cpu", "cuda"]
     """What the trainer computes on; ranks speak gloo on cpu, NCCL on cuda."""
-    gpu: Literal["hopper", "blackwell"] | None = None
-    """Which GPUs these are, so that `r1mega check` refuses what they cannot do; None: found out when ranks start."""
+    gpu: Literal["ampere", "ada", "hopper", "blackwell", "blackwell_rtx"] | None = None
+    """Which GPUs these are, so that `r1mega check` refuses what they cannot do; None: found out when ranks start.
+    ampere: A100; ada: L40S; hopper: H100, H800, H200; blackwell: B200, B300; blackwell_rtx: those of workstations."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

@@ -3,13 +3,13 @@
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
-from r1mega.families.spec import ModelSpec
+from r1mega.families.spec import Grouped, ModelSpec
 from r1mega.trainer.initial import initialise
 from r1mega.trainer.layer_spec import Layers
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.model import MTP, build_model, megatron_config
 from r1mega.trainer.names import by_whole_model_names, own_tensors
-from r1mega.trainer.precision import check_device, gradient_fields
+from r1mega.trainer.precision import check_attention, check_device, gradient_fields
 
 
 def build_chunks(
@@ -22,9 +22,11 @@ def build_chunks(
         mtp, expert_bias_rate, seed: as in `Policy.build`.
 
     Raises:
-        ConfigError: the device has no such FP8.
+        ConfigError: the device has no such FP8, or no attention over packed rows.
     """
     layout, device = mesh.layout, mesh.device.type
+    if layers == "transformer_engine":
+        check_attention(grouped=isinstance(spec.attention, Grouped))
     check_device(layout.precision.fp8)
     config = megatron_config(spec, layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
     numbers = range(layout.vpp) if layout.vpp > 1 else (None,)
@@ -32,6 +34,9 @@ def build_chunks(
     with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
         networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
     for network in networks:
+        # Megatron makes routers on the host, our local layers norms and whole matrices. The distributed optimizer's
+        # buffers would move what is trained; frozen layers, and everything without it, would stay behind.
+        network.to(mesh.device)
         initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False, **gradient_fields(layout)

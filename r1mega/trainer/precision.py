@@ -66,3 +66,38 @@ def check_device(recipe: Literal["none", "blockwise", "tensorwise", "mxfp8"]) ->
             f"cluster.trainer.precision.fp8 = {recipe!r} on {torch.cuda.get_device_name()}: {reason} Choose another "
             'recipe, or "none"'
         )
+
+
+ATTENTION = {9: "Hopper", 10: "Blackwell"}
+"""Compute capabilities, by their first number, for which cuDNN attends over packed rows (layout "thd"). 12, of
+workstations' Blackwells, has it not."""
+
+
+def check_attention(*, grouped: bool) -> None:
+    """Refuse a GPU or a cuDNN without fused attention over packed rows, in whose place Transformer Engine would take
+    its own unfused one without a word, quadratic in memory.
+
+    Args:
+        grouped: whether several query heads share a key-value head.
+
+    Raises:
+        ConfigError: with the device's name, or cuDNN's version.
+    """
+    remedy = "or set cluster.trainer.transformer_engine = 'off' for slow layers without FP8 and context parallelism"
+    major, minor = torch.cuda.get_device_capability()
+    if major not in ATTENTION:
+        raise ConfigError(
+            f"Transformer Engine's layers attend over packed rows, which cuDNN does on Hopper (9.0) and Blackwell "
+            f"(10.x) alone; {torch.cuda.get_device_name()} is {major}.{minor}. Choose other GPUs, {remedy}"
+        )
+    wanted, found = (90600 if grouped else 90100), torch.backends.cudnn.version() or 0
+    if found < wanted:
+        raise ConfigError(
+            f"attention over packed rows needs cuDNN {_dotted(wanted)}, PyTorch {torch.__version__} has "
+            f"{_dotted(found) if found else 'none'}. Install a newer nvidia-cudnn, {remedy}"
+        )
+
+
+def _dotted(version: int) -> str:
+    """cuDNN's number as it is written: 91900 is 9.19.0."""
+    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"

@@ -357,6 +357,21 @@ def test_a_recipe_is_held_against_the_gpus_that_are_named():
     assert checks.layout_faults(Cluster(device="cuda", gpu="blackwell", trainer=layout)) == []
 
 
+@pytest.mark.parametrize("gpu", typing.get_args(typing.get_args(Cluster.model_fields["gpu"].annotation)[0]))
+def test_layers_on_packed_rows_are_held_against_the_gpus_that_are_named(gpu: str):
+    """cuDNN has them for compute capabilities 9.0 and 10.x (Transformer Engine 2.11, fused_attn.cpp)."""
+    layout = TrainerLayout(dtype="bf16")
+    faults = checks.layout_faults(Cluster(device="cuda", gpu=gpu, trainer=layout))  # type: ignore[arg-type]
+    if gpu in ("hopper", "blackwell"):
+        assert faults == []
+    else:
+        (fault,) = faults
+        assert f"cluster.gpu: '{gpu}'" in fault
+        assert 'trainer.transformer_engine = "off"' in fault
+    plain = layout.model_copy(update={"transformer_engine": "off"})
+    assert checks.layout_faults(Cluster(device="cuda", gpu=gpu, trainer=plain)) == []  # type: ignore[arg-type]
+
+
 def test_a_repeat_that_no_model_has_is_refused():
     layout = TrainerLayout(pp=2, pipeline="Ett|(tt)*99999999999|L")
     (fault,) = checks.layout_faults(Cluster(device="cpu", trainer=layout))

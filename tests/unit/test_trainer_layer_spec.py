@@ -193,6 +193,55 @@ def test_a_recipe_the_gpu_lacks_is_refused_in_the_librarys_words(mesh, monkeypat
         precision.check_device("mxfp8")
 
 
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "grouped", "refused"),
+    [
+        ((9, 0), 91900, True, ""),
+        ((10, 3), 90600, True, ""),
+        ((9, 0), 90100, False, ""),
+        ((8, 0), 91900, False, r"NVIDIA Some is 8\.0"),
+        ((12, 0), 91900, False, r"NVIDIA Some is 12\.0"),
+        ((9, 0), 90501, True, r"needs cuDNN 9\.6\.0, PyTorch .* has 9\.5\.1"),
+        ((9, 0), 8907, False, r"needs cuDNN 9\.1\.0, PyTorch .* has"),
+        ((9, 0), None, False, r"has none"),
+    ],
+)
+def test_a_gpu_without_attention_over_packed_rows_is_refused(
+    mesh, spec, monkeypatch, capability, cudnn, grouped, refused
+):
+    from r1mega.trainer import build, precision
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Some")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    if not refused:
+        precision.check_attention(grouped=grouped)
+        return
+    with pytest.raises(ConfigError, match=refused) as caught:
+        precision.check_attention(grouped=grouped)
+    assert "transformer_engine = 'off'" in str(caught.value)
+    if not grouped:  # the model here has latent attention
+        with pytest.raises(ConfigError, match=refused):
+            build.build_chunks(spec, mesh, "transformer_engine", mtp="off", expert_bias_rate=0.0, seed=0)
+
+
+@pytest.mark.parametrize("mtp", ["off", "joint"])
+def test_everything_is_on_the_device_before_it_is_wrapped(mesh, spec, monkeypatch, mtp):
+    """Routers, norms, whole matrices and frozen layers too, with the meta device in a GPU's place."""
+    import dataclasses
+
+    from r1mega.trainer import build
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(build, "DistributedDataParallel", lambda config, ddp_config, module: module)
+    elsewhere = dataclasses.replace(mesh, device=torch.device("meta"))
+    (network,) = build.build_chunks(spec, elsewhere, "local", mtp=mtp, expert_bias_rate=0.0, seed=0)
+    placed = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    assert any("router" in n for n in placed)
+    assert any(n.startswith("mtp.") for n in placed)
+    assert [n for n, t in placed.items() if t.device.type != "meta"] == []
+
+
 # ---- optimiser ----------------------------------------------------------------------------------------------
 
 

@@ -15,11 +15,10 @@ def install_megatron_cpu() -> None:
     megatron_cuda_device.apply()
     megatron_cuda_rng.apply()
 
-    from r1mega.runtime.shims import megatron_checkpoint_fp8, megatron_dispatcher_splits, megatron_uneven_parts
+    from r1mega.runtime.shims import megatron_dispatcher_splits, megatron_uneven_parts
 
     _mend_megatron()
     megatron_dispatcher_splits.apply()
-    megatron_checkpoint_fp8.apply()
     megatron_uneven_parts.apply()
 
 
@@ -32,6 +31,7 @@ def _mend_megatron() -> None:
     """Defects that have nothing to do with the device, or that show where Transformer Engine is absent."""
     from r1mega.runtime.shims import (
         megatron_checkpoint_arguments,
+        megatron_checkpoint_fp8,
         megatron_checkpoint_processes,
         megatron_expert_bias_padding,
         megatron_mla_te_mock,
@@ -45,3 +45,4 @@ def _mend_megatron() -> None:
     megatron_expert_bias_padding.apply()
     megatron_checkpoint_processes.apply()
     megatron_checkpoint_arguments.apply()
+    megatron_checkpoint_fp8.apply()

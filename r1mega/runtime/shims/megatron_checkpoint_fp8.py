@@ -2,7 +2,7 @@
 
 What breaks: `CheckpointWithoutOutput.__init__` stores `fp8 is not None`, where its default and its callers say False:
 NameError on Transformer Engine's FP8 state in the first forward pass, where Transformer Engine is absent.
-Goes when: it stores the truth of what it is given.
+Not about CPUs. Goes when: it stores the truth of what it is given.
 """
 
 from typing import Any
