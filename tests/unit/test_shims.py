@@ -73,7 +73,7 @@ spawns = "spawn" in inspect.getsource(filesystem_async._get_write_results_queue)
 seen["checkpoint_processes"] = "spawn" if spawns else None
 from r1mega.runtime import shims
 shims.install_megatron_cuda()
-fails("norms again, mended as on CUDA", lambda: tensor_parallel.CheckpointWithoutOutput().checkpoint(torch.sin, wanted))
+fails("norms again, as on CUDA", lambda: tensor_parallel.CheckpointWithoutOutput().checkpoint(torch.sin, wanted))
 print(json.dumps(seen))
 """
 
@@ -106,7 +106,7 @@ def test_the_defect_is_still_there(unmended, name):
 def test_norms_are_computed_again_on_cuda_too(unmended):
     """By what mends Megatron there, and no stand-in for CUDA."""
     assert unmended["checkpoint_fp8"] == "NameError"
-    assert unmended["norms again, mended as on CUDA"] is None
+    assert unmended["norms again, as on CUDA"] is None
 
 
 def test_installing_twice_changes_nothing(mesh):
