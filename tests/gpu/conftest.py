@@ -1,9 +1,13 @@
 """Everything here needs a CUDA device and skips without one. Run it by itself: `pytest tests/gpu`.
 
-Most of it needs Transformer Engine too. None of it has been run yet (docs/measurements/README.md).
+Most of it needs Transformer Engine too. None of it has been run yet (docs/measurements/README.md). With
+R1MEGA_GPU_TESTS_DEVICE=cpu what needs neither kernels nor Transformer Engine runs on the CPU, dtypes and all: a
+rehearsal of the tests themselves (tools/gpu/check.sh).
 """
 
+import dataclasses
 import json
+import os
 import random
 from pathlib import Path
 
@@ -25,8 +29,13 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.gpu)
 
 
+DEVICE = os.environ.get("R1MEGA_GPU_TESTS_DEVICE", "cuda")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def device():
+    if DEVICE == "cpu":
+        return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if getattr(torch.cuda, "r1mega_stub", False):
@@ -37,6 +46,8 @@ def device():
 @pytest.fixture(scope="session")
 def engine(device):
     """Transformer Engine."""
+    if device.type == "cpu":
+        pytest.skip("Transformer Engine's layers need CUDA kernels")
     return pytest.importorskip("transformer_engine.pytorch")
 
 
@@ -60,7 +71,10 @@ def make(device):
     from r1mega.trainer import mesh
 
     def build(spec: ModelSpec, *, mtp="off", lr=1e-3, chunk_tokens=256, **layout):
-        ours = mesh.start(TrainerLayout(**layout), device="cuda", seed=0)
+        asked = TrainerLayout(**layout)
+        on_cpu = device.type == "cpu"  # where a stage trains in fp32 alone
+        ours = mesh.start(TrainerLayout() if on_cpu else asked, device=device.type, seed=0)
+        ours = dataclasses.replace(ours, layout=asked)
         from r1mega.trainer.policy import Policy
 
         return Policy.build(

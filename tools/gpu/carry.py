@@ -1,9 +1,9 @@
 """What a GPU machine without a network must be given for tools/gpu/check.sh, in one folder of 60 MiB at most.
 
 Everything is downloaded as requirements/gpu-check.lock has it, hashes and all, from the index that pip is set up
-with. Transformer Engine's core library, 463 MB of device code for ten architectures, is thinned to the one (fatbin.py) and
-packed again; its PyTorch part comes as source, to be compiled on the machine, or compiled here (--prebuild: half an
-hour of one core, with PYTHON a 3.12 that has the machine's torch). The same lock gives the same bytes.
+with. Transformer Engine's core library, 463 MB with device code for many architectures, is thinned to one (fatbin.py)
+and packed again; its PyTorch part comes as source, to be compiled on the machine, or compiled here (--prebuild: half
+an hour of one core, with PYTHON a 3.12 that has the machine's torch). The same lock gives the same bytes.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def link(objects: list[Path], library: Path) -> None:
     import torch
 
     where = Path(torch.__file__).parent / "lib"
-    names = [n for n in ("c10", "torch_cpu", "torch", "torch_python", "c10_cuda", "torch_cuda")]
+    names = ("c10", "torch_cpu", "torch", "torch_python", "c10_cuda", "torch_cuda")
     there = [f"-l{n}" for n in names if (where / f"lib{n}.so").exists()]
     partial = library.with_suffix(".partial")
     command = [os.environ.get("CXX", "g++"), "-shared", "-o", str(partial), *map(str, objects), f"-L{where}"]
