@@ -170,8 +170,9 @@ def main() -> int:
             for step in steps:
                 limit = min(step.limit_s * patience, deadline - time.monotonic())
                 if limit < 1:
-                    line = {"step": step.name, "status": "skipped", "seconds": 0, "limit_s": 0, "figures": {}}
-                    line |= {"device": options.device, "reason": f"the {options.minutes:g} minutes are over"}
+                    line = {"step": step.name, "status": "timed_out", "seconds": 0, "limit_s": 0, "figures": {}}
+                    why = f"the {options.minutes:g} minutes were over before it began"
+                    line |= {"device": options.device, "error": [why]}
                 else:
                     line = run(step, options, environment, limit)
                 lines.append(line)

@@ -57,7 +57,11 @@ def main() -> None:
         import te_python
         import te_stub
 
+        from r1mega.config.cluster import TrainerLayout
+        from r1mega.trainer import mesh
+
         te_stub.install()
+        mesh.start(TrainerLayout(), device="cpu", seed=0)  # CUDA's names mean the CPU from here on
         import transformer_engine.pytorch as te  # pyright: ignore[reportMissingImports]
 
         module = made(te)

@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import te_stub
+import torch
 from report import Report
 
 
 @contextlib.contextmanager
 def reaching() -> Iterator[list[str]]:
-    """The kernel that the code within calls first.
+    """The kernel that the code within calls first; tensors pass for a GPU's meanwhile.
 
     Raises:
         AssertionError: it calls none.
     """
     found: list[str] = []
+    torch.Tensor.is_cuda = property(lambda _: True)  # type: ignore[assignment]
     try:
         yield found
     except te_stub.Kernel as stop:
         found.append(stop.name)
+    finally:
+        del torch.Tensor.is_cuda
     assert found, "no kernel was called: was this Transformer Engine's layer?"
 
 

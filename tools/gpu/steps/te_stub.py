@@ -91,6 +91,7 @@ def install() -> str:
     import transformer_engine.common as common  # pyright: ignore[reportMissingImports]
 
     library = _Library("transformer_engine_torch")
+    library.__all__ = list(ANSWERS)  # type: ignore[attr-defined]
     common.load_framework_extension = lambda _: sys.modules.setdefault("transformer_engine_torch", library)
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if importlib.util.find_spec("triton") is None:
