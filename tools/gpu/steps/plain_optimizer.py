@@ -1,6 +1,8 @@
 """A mixture of experts without the distributed optimizer, MTP layers that are frozen, norms computed again without
 Transformer Engine: what would once have failed on a GPU alone."""
 
+from typing import Any
+
 from policies import documents, make, nll, whereabouts
 from report import Report, relative
 
@@ -9,13 +11,14 @@ RECOMPUTE = {"granularity": "selective", "modules": ("layernorm", "mlp")}
 
 def main() -> None:
     report = Report(__doc__ or "")
-    drawn, local = documents(), {"dtype": "bf16", "transformer_engine": "off"}
-    updates = {}
-    for name, layout in (
-        ("distributed", {}),
-        ("plain", {"distributed_optimizer": False}),
-        ("recomputed", {"recompute": RECOMPUTE}),
-    ):
+    drawn, updates = documents(), {}
+    local: dict[str, Any] = {"dtype": "bf16", "transformer_engine": "off"}
+    changes: dict[str, dict[str, Any]] = {
+        "distributed": {},
+        "plain": {"distributed_optimizer": False},
+        "recomputed": {"recompute": RECOMPUTE},
+    }
+    for name, layout in changes.items():
         policy = make(report.device, **local, **layout)
         assert whereabouts(policy) == {report.device}, whereabouts(policy)
         loss = policy.forward_backward(drawn, nll)["loss"]

@@ -110,7 +110,7 @@ def main() -> None:
 
     report = Report(__doc__ or "")
     sys.path.append(str(ROOT / "tools/bench"))
-    import trainer as bench
+    import trainer as bench  # pyright: ignore[reportMissingImports]
 
     from r1mega.trainer import mesh
 

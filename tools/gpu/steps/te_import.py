@@ -45,7 +45,7 @@ def main() -> None:
     import transformer_engine_torch as library  # pyright: ignore[reportMissingImports]
 
     report.note(
-        transformer_engine=transformer_engine.__version__, extension_bytes=Path(library.__file__).stat().st_size
+        transformer_engine=transformer_engine.__version__, extension_bytes=Path(str(library.__file__)).stat().st_size
     )
     against_fp64(report, te)
 
