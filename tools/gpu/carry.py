@@ -114,7 +114,10 @@ def thinned(wheel: Path, arch: int) -> tuple[bytes, dict[str, int]]:
 def tell(out: Path, sizes: dict[str, int]) -> int:
     """Write contents.json, print what is there; 2 where it is too much to carry."""
     files = {p.name: p.read_bytes() for p in sorted(out.iterdir())}
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     contents = {
+        # For a tree that travels without its history.
+        "commit": subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None,
         "lock": hashlib.sha256(LOCK.read_bytes()).hexdigest(),
         "files": {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()},
         "core": sizes,

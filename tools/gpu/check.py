@@ -63,7 +63,8 @@ def begin_build(carry: Path, engine: Path, out: Path) -> subprocess.Popen | None
         return None
     (out / "compile.rc").unlink(missing_ok=True)
     build = [sys.executable, str(ROOT / "tools/gpu/te_build.py"), str(carry), "--out", str(engine)]
-    script = '"$@" > "$0.log" 2>&1; echo $? > "$0.rc"'
+    # Below the steps, which want a core or two.
+    script = 'nice -n 5 "$@" > "$0.log" 2>&1; echo $? > "$0.rc"'
     return subprocess.Popen(["sh", "-c", script, str(out / "compile"), *build], start_new_session=True)
 
 
@@ -128,14 +129,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--carry", type=Path, default=ROOT / "build/gpu-carry", help="what tools/gpu/carry.sh made")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--only", action="append", choices=[s.name for s in plan.STEPS], help="may be repeated")
-    parser.add_argument("--minutes", type=float, help=f"for everything; default {plan.MINUTES} on cuda, 60 on cpu")
+    parser.add_argument("--minutes", type=float, help=f"for everything; default {plan.MINUTES} on cuda, 90 on cpu")
     parser.add_argument(
         "--extra", action="append", nargs=3, default=[], metavar=("NAME", "LIMIT_S", "COMMAND"),
         help="a step of your own, a shell's command, before all but the first",
     )  # fmt: skip
     options = parser.parse_args()
     options.out, options.carry = options.out.resolve(), options.carry.resolve()
-    options.minutes = options.minutes or (plan.MINUTES if options.device == "cuda" else 60)
+    options.minutes = options.minutes or (plan.MINUTES if options.device == "cuda" else 90)
     return options
 
 
@@ -157,7 +158,7 @@ def main() -> int:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
     environment |= {"R1MEGA_CARRY": str(options.carry), "R1MEGA_ENGINE": str(engine), "R1MEGA_OUT": str(options.out)}
     # Limits are of a GPU machine that does nothing else; a rehearsal shares its cores with who knows what.
-    patience = 1.0 if cuda else 10.0
+    patience = 1.0 if cuda else 20.0
     steps = [s for s in plan.STEPS if options.only is None or s.name in options.only]
     if steps[:1] != list(plan.STEPS[:1]):
         steps.insert(0, plan.STEPS[0])
