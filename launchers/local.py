@@ -22,6 +22,7 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     if "--resume" not in arguments:
         arguments.append("--resume")
+    process.settle_signals()
     with collected_signals() as received:
         restarts = 0
         while True:

@@ -23,7 +23,7 @@ from r1mega.conversion import commands
 from r1mega.data.tasks import family
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
 from r1mega.families.registry import check_layout, check_lengths, read_stage_model, with_positions
-from r1mega.runtime import env, openmp
+from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
@@ -188,6 +188,7 @@ def _default_run_dir(config: Path) -> Path:
 
 def main() -> None:
     """Entry point: one message and exit code 2 for a fault of the user's, 128 + signal for an interruption."""
+    process.settle_signals()
     try:
         app()
     except R1MegaError as error:

@@ -22,7 +22,7 @@ from r1mega.config.schema import Node, Pipeline
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupted
-from r1mega.runtime.process import STOP_SIGNALS
+from r1mega.runtime.process import heeded_stop_signals
 from r1mega.runtime.run_dir import changes
 
 
@@ -125,7 +125,7 @@ def _run_stage(node: Node, cluster: str, run_dir: Path, overrides: list[str]) ->
         received.append(signum)
         process.send_signal(signum)
 
-    previous = {s: signal.signal(s, forward) for s in STOP_SIGNALS}
+    previous = {s: signal.signal(s, forward) for s in heeded_stop_signals()}
     try:
         code = process.wait()
     finally:

@@ -33,9 +33,8 @@ process._guard(os.getppid(), ["true"], pass_signals=False)
 LIMIT_S = 200.0
 """Of what takes a moment, on a machine that may stand still for one; a third of what the programs above sleep."""
 PARENT = """
-import signal, sys, time, pathlib
+import sys, time, pathlib
 from r1mega.runtime import process
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
 process.spawn(command, environment=process.child_environment(), log_file=pathlib.Path(sys.argv[3]))
 time.sleep(600)
