@@ -16,7 +16,7 @@ from r1mega import cli
 from r1mega.config import checks
 from r1mega.config.cluster import Cluster, Recompute, TrainerLayout
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, Conversations, Pretrain, TemplateName
+from r1mega.config.schema import GRPO, SFT, Conversations, Pretrain, TemplateName
 from r1mega.config.training import Batch
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
@@ -218,6 +218,9 @@ def test_relative_paths_count_from_the_file_and_from_the_shell(tmp_path: Path, m
     rl = load_stage(RL, ["model.path=hf"])
     assert isinstance(rl, GRPO)
     assert rl.model.path == tmp_path / "hf"
+    sft = load_stage(TINY.parent / "sft/1_qwen2.toml", ["model.path=hf", "data.files=['a.jsonl', '/b.jsonl']"])
+    assert isinstance(sft, SFT)
+    assert sft.data.files == (tmp_path / "a.jsonl", Path("/b.jsonl"))
 
 
 @pytest.mark.parametrize("override", ["num_steps", "=3", "num_steps.x=3"])
