@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 STAMP := $(VENV)/.installed-$(shell sha256sum $(LOCK) pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 SEED ?= 0
+# Seed 0 where the other tiny configs look for their models.
+DEMO = runs/$(if $(filter 0,$(SEED)),tiny/r1_zero/demo,demo-$(SEED))
 # Two trainer ranks where there are two cores.
 CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
 BENCH_OUT ?= runs/bench/logprob_cpu.json
@@ -12,15 +14,22 @@ SMOLLM2 := $(VENV)/smollm2
 # With PYTHONDONTWRITEBYTECODE every process of a server would compile everything again, at every start.
 PIP := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test test-slow test-soak smollm2 bench lint format env system-deps lock clean
+.PHONY: demo tiny test test-slow test-soak smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter of an hour on two cores
-	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir runs/demo-$(SEED) \
+	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir $(DEMO) \
 	  --set seed=$(SEED) --resume
+
+tiny: $(STAMP)  ## all that the configs of configs/tiny start from: make demo, a dense base, conversations, a student
+	$(MAKE) demo SEED=0
+	$(BIN)/r1mega pipeline configs/tiny/dense/demo.toml --cluster $(CLUSTER) --resume
+	$(BIN)/python tools/make_conversations.py runs/tiny/sft/conversations.jsonl --set min_terms=2 --set max_terms=7 \
+	  --set min_digits=1 --set max_digits=1
+	$(BIN)/r1mega run configs/tiny/sft/1_qwen2.toml --cluster $(CLUSTER) --resume
 
 # Under R1MEGA_CI all tests are one session, so that servers and fixtures are made once.
 test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow

@@ -1,6 +1,6 @@
 """One stage on this machine, started again after a crash: what slurm/rl_stage.sh does, without Slurm.
 
-    .venv/bin/python launchers/local.py CONFIG [--max-restarts N] [arguments of `r1mega run`]
+    python launchers/local.py CONFIG [--max-restarts N] [arguments of `r1mega run`]
 
 Always resumes. A run that is done, that was given something wrong (exit code 2), or that was asked to leave (SIGINT,
 SIGTERM, SIGUSR1: handed on to it; it saves) is not started again. The exit code is the last start's.
@@ -10,8 +10,13 @@ import argparse
 import sys
 import time
 
-from r1mega.runtime import process
-from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
+try:
+    from r1mega.runtime import process
+    from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"local: {said}", file=sys.stderr)
+    sys.exit(2)
 
 ASKED_TO_LEAVE = frozenset(128 + signum for signum in process.STOP_SIGNALS)
 
@@ -22,6 +27,7 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     if "--resume" not in arguments:
         arguments.append("--resume")
+    process.settle_signals()
     with collected_signals() as received:
         restarts = 0
         while True:

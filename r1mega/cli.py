@@ -7,6 +7,7 @@ with 128 + signal, a rank that has lost another one with 75. Everything heavy is
 
 import enum
 import errno
+import importlib.metadata
 import logging
 import sys
 import warnings
@@ -17,13 +18,13 @@ import typer
 
 from r1mega.config.checks import missing_ability, missing_data, missing_weights
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import load, load_pipeline
+from r1mega.config.load import load, load_pipeline, makers
 from r1mega.config.schema import SFT, Evaluate, Stage
 from r1mega.conversion import commands
 from r1mega.data.tasks import family
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
 from r1mega.families.registry import check_layout, check_lengths, read_stage_model, with_positions
-from r1mega.runtime import env, openmp
+from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
@@ -44,6 +45,20 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --ru
 RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<config's folders and name>.")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"r1mega {importlib.metadata.version('r1mega')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version alone.")
+    ] = False,
+) -> None: ...
+
+
 class Fact(enum.StrEnum):
     """What `check --print` tells a script that starts the run."""
 
@@ -59,7 +74,8 @@ def check(
 ) -> None:
     """Read a config as `run` would, and say what is wrong with it."""
     stage, machine = _load(config, cluster, overrides)
-    notes = missing_weights(stage.model), missing_data(stage), missing_ability(stage, machine)
+    made_by = makers(config, overrides or [])
+    notes = missing_weights(stage.model, made_by), missing_data(stage, made_by), missing_ability(stage, machine)
     for missing in filter(None, notes):
         print(f"note: {missing}", file=sys.stderr)
     if fact is Fact.RANKS:
@@ -83,8 +99,9 @@ def run(
     stage, machine = _load(config, cluster, overrides)
     path = run_dir or _default_run_dir(config)
     tokenised = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
-    no_data = None if tokenised else missing_data(stage)
-    if missing := missing_weights(stage.model) or no_data or missing_ability(stage, machine):
+    made_by = makers(config, overrides or [])
+    no_data = None if tokenised else missing_data(stage, made_by)
+    if missing := missing_weights(stage.model, made_by) or no_data or missing_ability(stage, machine):
         raise ConfigError(f"{config}: {missing}")
     launch = env.launch()
     if launch is None and _num_ranks(stage, machine) > 1:
@@ -188,6 +205,7 @@ def _default_run_dir(config: Path) -> Path:
 
 def main() -> None:
     """Entry point: one message and exit code 2 for a fault of the user's, 128 + signal for an interruption."""
+    process.settle_signals()
     try:
         app()
     except R1MegaError as error:

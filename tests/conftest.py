@@ -1,8 +1,9 @@
-"""What all tests share: this folder's helpers (rotation.py), what was left out of long series, and soak.json."""
+"""What all tests share: this folder's helpers (rotation.py), what was left out of long series, soak.json, signals."""
 
 import json
 import os
 import platform
+import signal
 import time
 from pathlib import Path
 
@@ -11,8 +12,21 @@ import rotation
 
 SOAK = Path(__file__).parents[1] / "docs/measurements/soak.json"
 
-
 BEGAN = time.monotonic()
+PYTHON_IGNORES = {signal.SIGPIPE, signal.SIGXFSZ}
+"""In itself; what `subprocess` starts has them by default."""
+
+
+def pytest_configure() -> None:
+    """What tests start ignores and blocks no signal, though these tests do, by nohup, cron or a shell's background.
+
+    An exec gives back the default to a signal that is handled, and not to one that is ignored. The handler does
+    nothing: the tests themselves still outlive their terminal.
+    """
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) == signal.SIG_IGN and number not in PYTHON_IGNORES:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda signum, frame: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

@@ -16,8 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from r1mega.errors import ConfigError, DataError, R1MegaError
-from r1mega.families.spec import ModelSpec
+try:
+    from r1mega.errors import ConfigError, DataError, R1MegaError
+    from r1mega.families.spec import ModelSpec
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"compare_logprobs: {said}", file=sys.stderr)
+    sys.exit(2)
 
 ENGINES = ("transformers", "megatron", "vllm")
 PROMPTS = ("The capital of France is Paris.", "1 + 2 = 3, and 3 + 4 = 7.", "def double(x):\n    return 2 * x\n")

@@ -7,10 +7,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from r1mega.config.schema import Task
-from r1mega.data.task_conversations import task_conversations
-from r1mega.errors import R1MegaError
-from r1mega.runtime import files
+try:
+    from r1mega.config.schema import Task
+    from r1mega.data.task_conversations import task_conversations
+    from r1mega.errors import R1MegaError
+    from r1mega.runtime import files
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"make_conversations: {said}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:
@@ -21,6 +26,8 @@ def main() -> None:
     parser.add_argument("--task", default="chain_sum")
     parser.add_argument("--set", action="append", default=[], metavar="PARAMETER=VALUE", help="of the task")
     arguments = parser.parse_args()
+    if arguments.num < 1:
+        parser.error(f"--num {arguments.num}: give a number above 0")
     try:
         params: dict[str, int | float | bool | str] = {
             name: int(value) for name, value in (setting.split("=", 1) for setting in arguments.set)

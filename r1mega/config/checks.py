@@ -5,7 +5,7 @@ A fault is a string; the loader raises one ConfigError with all of them.
 
 import importlib.util
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from r1mega.config import pipeline_stages
@@ -21,9 +21,17 @@ def raise_if_any(path: Path, faults: Iterable[str]) -> None:
         raise ConfigError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
 
 
-def stage_faults(stage: Stage, *, model_exists: bool = True) -> list[str]:
-    """Faults of a stage config by itself; `model_exists` off passes over a model folder that is not there yet."""
-    faults = _model_faults(stage.model, must_exist=model_exists)
+NO_MAKERS: Mapping[str, str] = {}
+
+
+def stage_faults(stage: Stage, *, model_exists: bool = True, made_by: Mapping[str, str] = NO_MAKERS) -> list[str]:
+    """Faults of a stage config by itself.
+
+    Args:
+        model_exists: off passes over a model folder that is not there yet.
+        made_by: setting -> the command that makes what it names, for messages.
+    """
+    faults = _model_faults(stage.model, must_exist=model_exists, made_by=made_by)
     if isinstance(stage, GRPO | Evaluate) and stage.model.path is None:
         faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
     elif isinstance(stage, GRPO | Evaluate) and stage.model.path and (stage.model.path / ".metadata").is_file():
@@ -180,7 +188,7 @@ def _recompute_faults(cluster: Cluster) -> list[str]:
     return faults
 
 
-def _model_faults(model: Model, *, must_exist: bool) -> list[str]:
+def _model_faults(model: Model, *, must_exist: bool, made_by: Mapping[str, str]) -> list[str]:
     if model.config is None and model.path is None:
         return ["model: give config (an architecture, as a config.json), path (a Hugging Face folder), or both"]
     faults: list[str] = []
@@ -188,14 +196,17 @@ def _model_faults(model: Model, *, must_exist: bool) -> list[str]:
         faults.append(f"model.config: no file {model.config}")
     if model.path is not None and must_exist and not (model.path / "config.json").is_file():
         may_come = model.config is not None and not model.path.exists()
-        faults += [] if may_come else [f"model.path: no file {model.path / 'config.json'}"]
+        remedy = f"; made by `{made_by['model.path']}`" if "model.path" in made_by else ""
+        faults += [] if may_come else [f"model.path: no file {model.path / 'config.json'}{remedy}"]
     return faults
 
 
-def missing_weights(model: Model) -> str | None:
+def missing_weights(model: Model, made_by: Mapping[str, str] = NO_MAKERS) -> str | None:
     """What is to be done about a `model.path` that `model.config` describes and that is not there yet."""
     if model.config is None or model.path is None or model.path.exists():
         return None
+    if "model.path" in made_by:
+        return f"model.path: {model.path} is not there yet; made by `{made_by['model.path']}`"
     name = model.config.parent.name
     return (
         f"model.path: {model.path} is not there yet: download the weights (`hf download OWNER/{name} --local-dir "
@@ -243,7 +254,7 @@ def _sft_faults(stage: SFT) -> list[str]:
     return faults
 
 
-def missing_data(stage: Stage) -> str | None:
+def missing_data(stage: Stage, made_by: Mapping[str, str] = NO_MAKERS) -> str | None:
     """What is to be done about files and folders of conversations that are not there yet."""
     if not isinstance(stage, SFT):
         return None
@@ -256,6 +267,8 @@ def missing_data(stage: Stage) -> str | None:
     ]
     if not missing:
         return None
+    if "data.files" in made_by and all(line.startswith("data.files") for line in missing):
+        return f"{'; '.join(missing)}: not there yet; made by `{made_by['data.files']}`"
     return f"{'; '.join(missing)}: not there yet; run the stage that writes it, or name other files with --set"
 
 

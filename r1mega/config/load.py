@@ -5,6 +5,7 @@ nearest valid name of a mistyped key.
 """
 
 import difflib
+import itertools
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from r1mega.errors import ConfigError
 
 STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}
 CLUSTER_DIR = Path("configs/cluster")
+MADE_BY = " is made by: "
+"""In a line of a config's head, between a setting and the command that makes what it names."""
 
 Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
 """What TOML can hold, dates aside."""
@@ -45,8 +48,20 @@ def load_stage(path: Path, overrides: Sequence[str] = (), *, model_exists: bool 
         near = _nearest(str(stage), STAGES)
         raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(STAGES)}{near}")
     config = _validate(STAGES[stage], table, path)
-    checks.raise_if_any(path, checks.stage_faults(config, model_exists=model_exists))
+    made_by = makers(path, overrides)
+    checks.raise_if_any(path, checks.stage_faults(config, model_exists=model_exists, made_by=made_by))
     return config
+
+
+def makers(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Setting -> the command that makes what it names, as the head of the config in `path` tells.
+
+    A line of the head: `# model.path is made by: make demo`. What `overrides` name anew is left out.
+    """
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    told = [line.removeprefix("# ").partition(MADE_BY) for line in lines if MADE_BY in line]
+    anew = {override.partition("=")[0].strip() for override in overrides}
+    return {setting: command for setting, _, command in told if setting not in anew}
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -55,7 +70,10 @@ def load_pipeline(path: Path) -> Pipeline:
     Raises:
         ConfigError: as `load_stage`.
     """
-    pipeline = _validate(Pipeline, _read_toml(path), path)
+    table = _read_toml(path)
+    if "stages" not in table and "stage" in table:
+        raise ConfigError(f"{path}: a stage, not a pipeline; `r1mega run {path}` runs it")
+    pipeline = _validate(Pipeline, table, path)
     checks.raise_if_any(path, checks.pipeline_faults(pipeline))
     return pipeline
 
@@ -143,6 +161,15 @@ def _parse_value(text: str) -> Node:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    return _from_shell(value)
+
+
+def _from_shell(value: Node) -> Node:
+    """The same value, every string in it marked."""
+    if isinstance(value, dict):
+        return {name: _from_shell(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_shell(inner) for inner in value]
     return FromShell(value) if isinstance(value, str) else value
 
 

@@ -64,6 +64,11 @@ def open_folder(path: Path) -> "HFFolder | MegatronFolder":
     """
     if (path / METADATA).is_file() or (path / MANIFEST).is_file():
         return MegatronFolder(path)
+    if (path / "run.json").is_file():
+        steps = sorted(path.glob("checkpoints/step_*"), key=lambda f: (len(f.name), f.name))
+        inside = [str(f) for f in (path / "hf", *steps) if f.is_dir()]
+        has = f"give one of {', '.join(inside)}" if inside else "it has no weights yet"
+        raise ConversionError(f"{path}: a run directory, not a model's folder; {has}")
     if (path / "config.json").is_file() or list(path.glob("*.safetensors")):
         return HFFolder(path)
     what = "no such folder" if not path.is_dir() else "neither a Hugging Face folder nor a Megatron checkpoint"

@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Any
 
 from r1mega.config import checks
-from r1mega.config.load import STAGES, load, load_stage
+from r1mega.config.load import STAGES, load, load_stage, makers
 from r1mega.config.schema import Node, Pipeline
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupted
-from r1mega.runtime.process import STOP_SIGNALS
+from r1mega.runtime.process import heeded_stop_signals
 from r1mega.runtime.run_dir import changes
 
 
@@ -75,7 +75,7 @@ def _check_configs(pipeline: Pipeline, cluster: str, overrides: Sequence[str]) -
         starts = [f"model.path={json.dumps(f'/{node.start}')}"] if node.start else []
         own = [*_own(node, pipeline, overrides), *starts]
         stage, machine = load(node.config, cluster, own, model_exists=not node.start)
-        missing = None if node.start else checks.missing_weights(stage.model)
+        missing = None if node.start else checks.missing_weights(stage.model, makers(node.config, own))
         if missing := missing or checks.missing_ability(stage, machine):
             raise ConfigError(f"{node.config}: {missing}")
 
@@ -125,7 +125,7 @@ def _run_stage(node: Node, cluster: str, run_dir: Path, overrides: list[str]) ->
         received.append(signum)
         process.send_signal(signum)
 
-    previous = {s: signal.signal(s, forward) for s in STOP_SIGNALS}
+    previous = {s: signal.signal(s, forward) for s in heeded_stop_signals()}
     try:
         code = process.wait()
     finally:

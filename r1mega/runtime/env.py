@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from r1mega.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -24,10 +26,22 @@ def bypass_proxy(host: str) -> None:
 
 
 def launch() -> Launch | None:
-    """This process's place among torchrun's processes, or None when it was started by itself."""
+    """This process's place among torchrun's processes, or None when it was started by itself.
+
+    Raises:
+        ConfigError: the variables are no place among any processes.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-    return Launch(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0")), place
-    )
+    found = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    wrong = [name for name, value in found.items() if not (value.isascii() and value.isdecimal())]
+    if not wrong and int(found["RANK"]) >= int(found["WORLD_SIZE"]):
+        wrong = ["RANK", "WORLD_SIZE"]
+    if wrong:
+        said = ", ".join(f"{name}={found[name]!r}" for name in wrong)
+        raise ConfigError(
+            f"{said} in the environment: ranks are numbered from 0 to below WORLD_SIZE, as torchrun and srun set "
+            "them; unset RANK and WORLD_SIZE to start a run by itself"
+        )
+    return Launch(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), place)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-from r1mega.runtime.process import STOP_SIGNALS
+from r1mega.runtime.process import heeded_stop_signals
 
 
 class StopNow(KeyboardInterrupt):
@@ -27,7 +27,7 @@ class Interrupt:
     """While entered, the first SIGINT, SIGTERM or SIGUSR1 only sets `received`.
 
     A SIGINT after that raises KeyboardInterrupt: someone at a keyboard will not wait. Schedulers send their SIGTERM
-    several times while a run is saving, and SIGKILL when they mean it.
+    several times while a run is saving, and SIGKILL when they mean it. A SIGINT that is ignored stays ignored.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Self:
-        for signum in STOP_SIGNALS:
+        for signum in heeded_stop_signals():
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -33,6 +33,25 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PASS_SIGNALS = "--pass-signals"
 
 
+def settle_signals() -> None:
+    """Undo what this process has inherited about signals and cannot work with. For the start of a program.
+
+    SIGCHLD ignored: the kernel then throws away how children end, and each seems to end with 0. SIGTERM and SIGUSR1
+    ignored, or STOP_SIGNALS blocked: a run could not be asked to save and leave. What a shell ignores on purpose
+    stays ignored, in children as well: SIGHUP (nohup: the run goes on when its terminal goes away; without nohup it
+    ends, and --resume continues it) and SIGINT (a script's background job, which a Ctrl-C is not meant for).
+    """
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *STOP_SIGNALS})
+
+
+def heeded_stop_signals() -> list[signal.Signals]:
+    """Those of STOP_SIGNALS that a handler may be set for: all that are not ignored, see `settle_signals`."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """This process's environment for a child, with `extra` set.
 
@@ -143,6 +162,7 @@ def _prctl(option: int, value: int) -> None:
 
 def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
     """Run `command` until it ends or `parent` is gone, then end what it left; the exit code is the command's."""
+    settle_signals()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become children of the guard
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []

@@ -92,13 +92,13 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """While entered, signals that ask to stop are only appended to the list."""
+    """While entered, signals that ask to stop, and are not ignored, are only appended to the list."""
     received: list[int] = []
 
     def collect(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
 
-    previous = {number: signal.signal(number, collect) for number in process.STOP_SIGNALS}
+    previous = {number: signal.signal(number, collect) for number in process.heeded_stop_signals()}
     try:
         yield received
     finally:

@@ -1,5 +1,6 @@
 """Chat templates: the assistant's turns and nothing else are learnt, word for word, or the template is refused."""
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,8 +38,14 @@ PROMPT = "{% if add_generation_prompt %}<|user|>{% endif %}"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+def trained(tmp_path_factory: pytest.TempPathFactory):
     return train_tokenizer(["2 + 2 is 4"] * 9, 320, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def tokenizer(trained):
+    """A test's own, to be given other templates."""
+    return copy.deepcopy(trained)
 
 
 def written(template: str, tmp_path: Path) -> Path:
@@ -97,10 +104,7 @@ def test_shipped_templates_keep_the_reasoning_and_end_every_turn(tokenizer, name
     # Rendered turn by turn, as in sampling, it is the same conversation.
     unmarked = chat.template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     tokenizer.chat_template = unmarked
-    try:
-        (found,), (marked,) = Chat(tokenizer, [2]).encode([TURNS]), chat.encode([TURNS])
-    finally:
-        tokenizer.chat_template = None
+    (found,), (marked,) = Chat(tokenizer, [2]).encode([TURNS]), chat.encode([TURNS])
     assert found.ids == marked.ids
     assert found.spans == marked.spans
 

@@ -119,6 +119,16 @@ def test_a_failing_stage_stops_the_chain(tmp_path: Path, demo, monkeypatch, code
         chain.run_chain(demo, "laptop", tmp_path / "run", [], resume=False)
 
 
+def test_an_ignored_ctrl_c_is_not_handed_on(tmp_path: Path, demo, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, "import os, signal\nos.kill(os.getppid(), signal.SIGINT)\nraise SystemExit(2)\n")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(R1MegaError, match="stage base cannot go on"):
+            chain.run_chain(demo, "laptop", tmp_path / "run", [], resume=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_reaches_the_stage_and_is_waited_for(tmp_path: Path, demo, monkeypatch: pytest.MonkeyPatch):
     mark = tmp_path / "saved"
     command(

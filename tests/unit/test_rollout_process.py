@@ -32,10 +32,11 @@ process._guard(os.getppid(), ["true"], pass_signals=False)
 """A guard whose command never gets to its exec."""
 LIMIT_S = 200.0
 """Of what takes a moment, on a machine that may stand still for one; a third of what the programs above sleep."""
+NEVER_S = 1e6
+"""A grace that a test cannot wait out: what comes back did not wait for its end."""
 PARENT = """
-import signal, sys, time, pathlib
+import sys, time, pathlib
 from r1mega.runtime import process
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
 process.spawn(command, environment=process.child_environment(), log_file=pathlib.Path(sys.argv[3]))
 time.sleep(600)
@@ -67,6 +68,7 @@ def wait_gone(pids: list[int]) -> bool:
     return True
 
 
+@pytest.mark.timeout(300)  # half of what the programs sleep
 def test_stop_ends_the_whole_family(tmp_path: Path) -> None:
     pids_file = tmp_path / "pids"
     child = process.spawn(
@@ -75,21 +77,19 @@ def test_stop_ends_the_whole_family(tmp_path: Path) -> None:
         log_file=tmp_path / "log",
     )
     pids = wait_for_pids(pids_file)
-    start = time.monotonic()
-    process.stop_group(child, grace_s=2 * LIMIT_S)
-    assert time.monotonic() - start < LIMIT_S  # it did not wait for the end of the grace
+    process.stop_group(child, grace_s=NEVER_S)
     assert wait_gone([child.pid, *pids])
     process.stop_group(child, grace_s=5)  # once more does nothing
 
 
+@pytest.mark.timeout(300)  # half of what the programs sleep
 def test_stop_is_heard_between_fork_and_exec(tmp_path: Path) -> None:
     up = tmp_path / "up"
     child = subprocess.Popen([sys.executable, "-c", SLOW_GUARD, str(up)], start_new_session=True)
     while not up.exists():
         time.sleep(0.02)
-    start = time.monotonic()
-    process.stop_group(child, grace_s=2 * LIMIT_S)
-    assert time.monotonic() - start < LIMIT_S
+    process.stop_group(child, grace_s=NEVER_S)
+    assert child.returncode is not None
 
 
 def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:

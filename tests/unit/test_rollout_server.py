@@ -20,6 +20,8 @@ from r1mega.rollout.server import PORTS, Server
 from r1mega.runtime import process
 
 FOR_EVER = "import time; time.sleep(600)"
+NEVER_S = 1e6
+"""A grace that a test cannot wait out: what comes back did not wait for its end."""
 
 
 @pytest.fixture
@@ -85,14 +87,13 @@ def test_deadline_stops_the_server(model_dir: Path, monkeypatch: pytest.MonkeyPa
     assert not server.alive()
 
 
+@pytest.mark.timeout(300)  # half of what the programs sleep
 def test_stop_is_quick_and_may_be_repeated(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with the processes, and not when they have had their grace."""
-    monkeypatch.setattr(server_module, "STOP_GRACE_S", 300.0)
+    monkeypatch.setattr(server_module, "STOP_GRACE_S", NEVER_S)
     runs(monkeypatch, FOR_EVER)
     with start(model_dir) as server:
-        begin = time.monotonic()
         server.stop()
-        assert time.monotonic() - begin < 150
     assert not server.alive()
 
 
@@ -137,9 +138,10 @@ def freeze(server: Server) -> None:
     os.killpg(server.pid, signal.SIGSTOP)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("fake")
 def test_a_frozen_server_is_noticed_and_restarted(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "STOP_GRACE_S", 300.0)  # which a frozen one would use up
+    monkeypatch.setattr(server_module, "STOP_GRACE_S", NEVER_S)  # which a frozen one would use up
     with start(model_dir) as server:
         server.wait_ready()
         assert server.healthy(100.0)
@@ -149,7 +151,7 @@ def test_a_frozen_server_is_noticed_and_restarted(model_dir: Path, monkeypatch: 
         assert not server.healthy(0.5)
         seconds = server.restart("frozen")
         assert server.alive() and server.healthy(100.0) and server.incarnation == first[1] + 1
-        assert seconds < time.monotonic() - begin < 150
+        assert 0 < seconds < time.monotonic() - begin
         with pytest.raises(ProcessLookupError):
             os.kill(first[0], 0)
     assert not server.alive() and not server.healthy(1.0)

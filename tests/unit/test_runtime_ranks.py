@@ -20,7 +20,9 @@ LIMIT_S = 200.0
 """Of what takes a moment, on a machine that may stand still for one; a third of what the ranks below sleep."""
 PARENT = """
 import pathlib, sys
+from r1mega.runtime.process import settle_signals
 from r1mega.runtime.ranks import start_ranks
+settle_signals()
 folder = pathlib.Path(sys.argv[1])
 sys.exit(start_ranks([sys.executable, "-c", sys.argv[2], str(folder)], int(sys.argv[3]), log_dir=folder / "logs"))
 """
@@ -62,12 +64,10 @@ def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
     return run
 
 
-def start(folder: Path, program: str, *, new_session: bool = False) -> tuple[subprocess.Popen[str], list[int]]:
+def start(folder: Path, program: str, **how) -> tuple[subprocess.Popen[str], list[int]]:
     """A parent of two ranks, once both are up, and their process ids."""
     command = [sys.executable, "-c", PARENT, str(folder), program, "2"]
-    parent = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=new_session
-    )
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
     files = [folder / f"up_{rank}" for rank in (0, 1)]
     deadline = time.monotonic() + LIMIT_S
     while not all(file.exists() for file in files):
@@ -234,7 +234,7 @@ def test_each_signal_reaches_each_rank_once(tmp_path: Path):
 
 def test_ctrl_c_on_a_terminal_reaches_ranks_once(tmp_path: Path):
     """A terminal signals its whole foreground group."""
-    parent, _ = start(tmp_path, RECORDER, new_session=True)
+    parent, _ = start(tmp_path, RECORDER, start_new_session=True)
     os.killpg(parent.pid, signal.SIGINT)
     heard(tmp_path, f"{signal.SIGINT:d} ")
     parent.send_signal(signal.SIGUSR1)

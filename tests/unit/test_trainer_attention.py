@@ -1,7 +1,7 @@
 """Attention by segments equals attention over the whole chunk under a block mask."""
 
 import torch
-import torch.nn.functional as F
+from test_trainer_grouped import assert_attends_as_torch
 
 
 def test_segments_equal_a_masked_chunk(mesh, spec):
@@ -21,14 +21,7 @@ def test_segments_equal_a_masked_chunk(mesh, spec):
     qkv = [torch.randn(size, chunks, heads, d, requires_grad=True) for d in (64, 64, 32)]
     core = Attention(megatron_config(spec, TrainerLayout(), expert_bias_rate=0.0), softmax_scale=0.125)
     got = core(*qkv, segs)
-    q, k, v = (x.permute(1, 2, 0, 3) for x in qkv)
-    want = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None], scale=0.125)
-    want = want.permute(2, 0, 1, 3).flatten(2)
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
-    weight = torch.randn_like(got)
-    grads = torch.autograd.grad((got * weight).sum(), qkv)
-    for g, w in zip(grads, torch.autograd.grad((want * weight).sum(), qkv), strict=True):
-        torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-5)
+    assert_attends_as_torch(qkv, got, attn_mask=visible[:, None], scale=0.125)
 
 
 def test_every_row_has_a_slot_and_padding_has_none():

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published import LLAMA31_8B
+from rounding import EPS, assert_as_close, furthest, last_bits, with_last_bits
 
 from r1mega.families.registry import FAMILIES
 from r1mega.families.spec import Llama3Scaling, Rope, Yarn
@@ -43,7 +44,7 @@ def test_queries_and_keys_equal_megatrons(make_policy):
     assert got[0].shape == (50, 3, 4, 32)
     assert got[1].shape == (50, 3, 2, 32)
     for a, b in zip(got, (*want, value), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+        assert furthest([a], [b]) <= 8 * EPS * b.abs().max()  # two products, a sum, and a cosine's last bits
     assert (got[0] - query).abs().max() > 0.1
 
 
@@ -59,13 +60,19 @@ def test_grouped_heads_share_keys_and_values(mesh, spec):
     got = core(*qkv, segs)
     owner = torch.tensor([0] * 17 + [1] * 23)
     visible = (owner[:, None] == owner) & torch.ones(40, 40, dtype=torch.bool).tril()
-    q, k, v = (x.permute(1, 2, 0, 3) for x in qkv)
-    want = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=0.25, enable_gqa=True)
-    want = want.permute(2, 0, 1, 3).flatten(2)
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
-    weight = torch.randn_like(got)
-    for g, w in zip(*(torch.autograd.grad((x * weight).sum(), qkv) for x in (got, want)), strict=True):
-        torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-5)
+    assert_attends_as_torch(qkv, got, attn_mask=visible, scale=0.25, enable_gqa=True)
+
+
+def assert_attends_as_torch(qkv, got, **options):
+    """Values and gradients; `qkv` are [tokens, chunks, heads, channels], `got` is what was made of them."""
+    weight, results = torch.randn_like(got), [(got, qkv)]
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in qkv]
+        made = F.scaled_dot_product_attention(*(x.permute(1, 2, 0, 3) for x in leaves), **options)
+        results.append((made.permute(2, 0, 1, 3).flatten(2), leaves))
+    ways = [[made.detach(), *torch.autograd.grad((made * weight).sum(), leaves)] for made, leaves in results]
+    for ours, plain, exact in zip(*ways, strict=True):
+        assert_as_close(ours, plain, exact)
 
 
 @pytest.mark.parametrize(
@@ -77,9 +84,8 @@ def test_packed_documents_equal_single_ones(make_policy, documents, scaling):
     spec = FAMILIES["llama"](LLAMA)
     policy = make_policy(spec=replace(spec, rope=Rope(10000.0, scaling)), chunk_tokens=96)
     packed = policy.logprobs(documents, temperature=0.7)
-    for document, logp in zip(documents, packed, strict=True):
-        (alone,) = policy.logprobs([document], temperature=0.7)
-        torch.testing.assert_close(logp, alone, atol=1e-5, rtol=0)
+    alone = [policy.logprobs([document], temperature=0.7)[0] for document in documents]
+    assert furthest(packed, alone) <= last_bits(packed, with_last_bits(policy).logprobs(documents, temperature=0.7))
 
 
 def test_the_rotation_keeps_lengths_and_depends_on_distance(mesh):
@@ -94,7 +100,10 @@ def test_the_rotation_keeps_lengths_and_depends_on_distance(mesh):
     turned = rotate_halves(x, cos, sin)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     dots = torch.einsum("sbnd,tbnd->st", turned, turned)
-    torch.testing.assert_close(dots.diagonal(7), dots[0, 7].expand(23), atol=1e-5, rtol=0)
+    angle = 2 * 30 * EPS  # what the largest two of them are rounded by
+    torch.testing.assert_close(
+        dots.diagonal(7), dots[0, 7].expand(23), atol=2 * angle * float(x[0].square().sum()), rtol=0
+    )
 
 
 def test_a_weightless_bias_starts_at_zero_and_learns(make_policy, documents):

@@ -57,11 +57,13 @@ def test_a_policy_holds_every_weight_and_two_moments_of_every_trained_one(make_p
 
 
 def test_an_optimizer_that_no_ranks_divide_updates_and_saves_the_same(mesh, make_policy, documents):
+    # With an eps near 0, Adam's first step makes the learning rate of what is left of a gradient by rounding.
+    settings = {"mtp": "joint", "optimizer": {"eps": 1e-3}}
     undivided = make_policy(
-        mtp="joint", mesh=dataclasses.replace(mesh, layout=TrainerLayout(distributed_optimizer=False))
+        **settings, mesh=dataclasses.replace(mesh, layout=TrainerLayout(distributed_optimizer=False))
     )
     found = []
-    for policy in (make_policy(mtp="joint"), undivided):
+    for policy in (make_policy(**settings), undivided):
         policy.forward_backward(documents, nll)
         policy.optim_step(1e-3)
         found.append({(box.key, box.offset): box.values for box in holdings(policy).live})

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from rounding import assert_as_close
 
 
 def test_values_and_gradients_equal_torch():
@@ -14,11 +15,11 @@ def test_values_and_gradients_equal_torch():
     assert norm.weight.sequence_parallel
     weight = torch.randn(16)
     norm.weight.data.copy_(weight)
-    weight.requires_grad_()
     x, grad = torch.randn(5, 3, 16, requires_grad=True), torch.randn(5, 3, 16)
-    got = norm(x)
-    want = F.rms_norm(x, (16,), weight, 1e-6)
-    torch.testing.assert_close(got, want)
-    ours = torch.autograd.grad((got * grad).sum(), (x, norm.weight))
-    for a, b in zip(ours, torch.autograd.grad((want * grad).sum(), (x, weight)), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    made = [(norm(x), x, norm.weight)]
+    for dtype in (torch.float32, torch.float64):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight)]
+        made.append((F.rms_norm(leaves[0], (16,), leaves[1], 1e-6), *leaves))
+    ways = [[y.detach(), *torch.autograd.grad((y * grad).sum(), leaves)] for y, *leaves in made]
+    for ours, plain, exact in zip(*ways, strict=True):
+        assert_as_close(ours, plain, exact)

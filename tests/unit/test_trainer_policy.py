@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import EPS, LOSS, furthest, last_bits, with_last_bits
 from trainer_data import make_documents, nll
 
 from r1mega.config.training import Batch
@@ -14,17 +15,18 @@ def gradients(policy):
 
 
 def close(a, b, tolerance):
-    return all((a[n] - b[n]).abs().max() <= tolerance for n in a)
+    return furthest(a.values(), (b[n] for n in a)) <= tolerance
 
 
 def test_losses_of_micro_batches_are_summed(make_policy, documents):
     """One micro-batch or many: the same loss, metrics and gradient."""
-    one = make_policy(mtp="joint")
+    one, moved = make_policy(mtp="joint"), with_last_bits(make_policy(mtp="joint"))
     many = make_policy(mtp="joint", chunks_per_micro_batch=1)
-    a, b = (p.forward_backward(documents, nll) for p in (one, many))
-    assert a == pytest.approx(b, abs=1e-6)
+    a, b, _ = (p.forward_backward(documents, nll) for p in (one, many, moved))
+    assert a == pytest.approx(b, rel=LOSS)
     assert a["targets"] == sum(d.num_targets for d in documents)
-    assert close(gradients(one), gradients(many), 1e-6)
+    bound = last_bits(gradients(one).values(), gradients(moved).values())
+    assert close(gradients(one), gradients(many), bound)
     assert max(g.abs().max() for g in gradients(one).values()) > 1e-3
 
 
@@ -42,10 +44,10 @@ def test_a_virtual_pipeline_gets_micro_batches_in_whole_groups(mesh, documents):
 def test_packed_documents_equal_single_ones(make_policy, documents):
     policy = make_policy(chunk_tokens=96)
     packed = policy.logprobs(documents, temperature=0.7)
-    for document, logp in zip(documents, packed, strict=True):
-        (alone,) = policy.logprobs([document], temperature=0.7)
-        assert logp.shape == (document.num_targets,)
-        torch.testing.assert_close(logp, alone, atol=1e-5, rtol=0)
+    alone = [policy.logprobs([document], temperature=0.7)[0] for document in documents]
+    assert [logp.shape for logp in packed] == [(document.num_targets,) for document in documents]
+    moved = with_last_bits(policy).logprobs(documents, temperature=0.7)
+    assert furthest(packed, alone) <= last_bits(packed, moved)
 
 
 def test_gradients_add_up_until_the_step(make_policy, documents):
@@ -53,7 +55,8 @@ def test_gradients_add_up_until_the_step(make_policy, documents):
     policy.forward_backward(documents, nll)
     once = gradients(policy)
     policy.forward_backward(documents, nll)
-    assert close({n: 2 * g for n, g in once.items()}, gradients(policy), 1e-6)
+    twice = {n: 2 * g for n, g in once.items()}
+    assert close(twice, gradients(policy), 4 * EPS * max(float(g.abs().max()) for g in twice.values()))
     policy.optim_step(1e-3)
     assert all(not g.any() for g in gradients(policy).values())
 
@@ -61,7 +64,7 @@ def test_gradients_add_up_until_the_step(make_policy, documents):
 def test_learning_lowers_the_loss_and_reports_the_norm(make_policy, documents):
     policy = make_policy(mtp="joint", expert_bias_rate=1e-3)
     first = policy.forward_backward(documents, nll)
-    grads = [p.main_grad.norm() for p in policy.network.parameters()]
+    grads = [p.main_grad.double().norm() for p in policy.network.parameters()]
     norm = policy.optim_step(3e-3)
     assert norm == pytest.approx(torch.stack(grads).norm().item(), rel=1e-4)
     for _ in range(4):
@@ -96,7 +99,7 @@ def test_mtp_reaches_the_trunk_only_when_joint(make_policy, spec, documents, mon
     """Trunk gradients of "off" and "detached" equal those of a model that has no MTP layer."""
     from dataclasses import replace
 
-    without = make_policy(spec=replace(spec, num_mtp_layers=0))
+    without, moved = (make_policy(spec=replace(spec, num_mtp_layers=0)) for _ in range(2))
     policies = {mode: make_policy(mtp=mode) for mode in ("off", "detached", "joint")}
     trunk = without.state()
     for policy in policies.values():
@@ -106,16 +109,18 @@ def test_mtp_reaches_the_trunk_only_when_joint(make_policy, spec, documents, mon
                     tensor.copy_(trunk[name])
     reference = without.forward_backward(documents, nll)["loss"]
     want = gradients(without)
+    with_last_bits(moved).forward_backward(documents, nll)
+    bound = last_bits(want.values(), gradients(moved).values())
     losses = {mode: p.forward_backward(documents, nll) for mode, p in policies.items()}
     for mode, policy in policies.items():
-        assert losses[mode]["loss"] == pytest.approx(reference, abs=1e-6)
+        assert losses[mode]["loss"] == pytest.approx(reference, rel=LOSS)
         got = gradients(policy)
-        assert close(want, {n: got[n] for n in want}, 1e-7 if mode != "joint" else 1.0)
+        assert close(want, {n: got[n] for n in want}, bound if mode != "joint" else 1.0)
         assert close(want, {n: got[n] for n in want}, 1e-4) is (mode != "joint")
         trained = [n for n in got if n.startswith("mtp.") and got[n].any()]
         assert bool(trained) is (mode != "off")
     assert "mtp_loss" not in losses["off"]
-    assert losses["detached"]["mtp_loss"] == pytest.approx(losses["joint"]["mtp_loss"], abs=1e-6)
+    assert losses["detached"]["mtp_loss"] == pytest.approx(losses["joint"]["mtp_loss"], rel=LOSS)
 
 
 def test_the_mtp_loss_stays_inside_documents_and_learnt_targets(make_policy, documents):
@@ -127,7 +132,7 @@ def test_the_mtp_loss_stays_inside_documents_and_learnt_targets(make_policy, doc
         counted = len(d.token_ids) - max(d.learn_from, 2)
         total += policy.forward_backward([d], nll)["mtp_loss"] * counted
         count += counted
-    assert together == pytest.approx(total / count, abs=1e-5)
+    assert together == pytest.approx(total / count, rel=LOSS)
 
 
 def test_off_leaves_the_mtp_layer_untouched(make_policy, documents):
@@ -207,7 +212,8 @@ def test_the_temperature_divides_the_logits(make_policy, documents):
     policy.forward_backward(documents, record, temperature=0.7)
     flat = torch.cat([logp for logp, _ in seen]).sort().values
     want = torch.cat(policy.logprobs(documents, temperature=0.7)).sort().values
-    torch.testing.assert_close(flat, want, atol=1e-6, rtol=0)
+    moved = with_last_bits(make_policy()).logprobs(documents, temperature=0.7)
+    assert furthest([flat], [want]) <= last_bits([want], [torch.cat(moved).sort().values])
     (_, doc), *_ = seen
     assert doc.unique().tolist() == list(range(len(documents)))
     assert torch.equal(doc, doc.sort().values)

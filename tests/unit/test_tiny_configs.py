@@ -1,0 +1,80 @@
+"""What tiny configs start from: the command in their heads makes it, `make tiny` makes it all, `check` says so."""
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from r1mega.cli import _default_run_dir
+from r1mega.config.checks import missing_data
+from r1mega.config.load import load_pipeline, load_stage, makers
+from r1mega.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem != "demo")
+
+
+def inputs(config: Path) -> dict[str, Path]:
+    """Setting -> what lies under runs/, from the repository's root."""
+    stage = load_stage(config, model_exists=False)
+    named = {"model.path": stage.model.path, "data.files": None}
+    if stage.stage == "sft":
+        (named["data.files"],) = stage.data.files
+    found = {setting: path for setting, path in named.items() if path and path.is_relative_to(ROOT / "runs")}
+    return {setting: path.relative_to(ROOT) for setting, path in found.items()}
+
+
+def made(command: str) -> set[Path]:
+    """What a command leaves behind for other stages, typed in the repository's root."""
+    words = [word.removeprefix(".venv/bin/") for word in shlex.split(command)]
+    if words[0] == "make":
+        done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+        lines = done.stdout.replace("\\\n", " ").splitlines()
+        return {path for line in lines if line.startswith(".venv/bin/") for path in made(line)}
+    if words[:2] == ["python", "tools/make_conversations.py"]:
+        return {Path(words[2])}
+    if words[:2] not in (["r1mega", "run"], ["r1mega", "pipeline"]):
+        return set()
+    config = Path(words[2])
+    folder = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else _default_run_dir(config)
+    if words[1] == "run":
+        return {folder / "hf"}
+    return {folder / node.name / "hf" for node in load_pipeline(ROOT / config).stages}
+
+
+def test_there_are_such_configs():
+    assert sum(len(inputs(config)) for config in CONFIGS) >= 9
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_the_head_names_the_command_that_makes_what_a_config_starts_from(config: Path):
+    named, wanted = makers(config), inputs(config)
+    assert named.keys() == wanted.keys()
+    for setting, path in wanted.items():
+        assert path in made(named[setting]), setting
+
+
+def test_one_command_makes_them_all():
+    assert {path for config in CONFIGS for path in inputs(config).values()} <= made("make tiny")
+
+
+def test_check_names_the_command(tmp_path: Path):
+    for name in ("r1_zero/1_rl", "sft/1_qwen2"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copyfile(ROOT / f"configs/tiny/{name}.toml", tmp_path / f"{name}.toml")
+    with pytest.raises(ConfigError, match=r"no file \S+/hf/config.json; made by `make demo`$"):
+        load_stage(tmp_path / "r1_zero/1_rl.toml")
+    with pytest.raises(ConfigError, match=r"no file /nowhere/config.json$"):  # not what the head speaks of
+        load_stage(tmp_path / "r1_zero/1_rl.toml", ["model.path=/nowhere"])
+    sft = tmp_path / "sft/1_qwen2.toml"
+    command = makers(sft)["data.files"]
+    said = missing_data(load_stage(sft, model_exists=False), makers(sft))
+    assert said is not None and said.endswith(f"conversations.jsonl: not there yet; made by `{command}`")
+    assert "data.files" not in makers(sft, ["data.files=[]"])
+
+
+def test_a_later_stages_weights_are_made_and_not_downloaded():
+    config = ROOT / "configs/r1/2_reasoning_rl.toml"
+    assert set(inputs(config).values()) == made(makers(config)["model.path"])
