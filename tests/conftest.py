@@ -1,4 +1,4 @@
-"""What all tests share: this folder's helpers (rotation.py), what was left out of long series, and soak.json."""
+"""What all tests share: this folder's helpers (rotation.py, warm.py), what was left out of long series, soak.json."""
 
 import json
 import os
@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import rotation
+import warm
 
 SOAK = Path(__file__).parents[1] / "docs/measurements/soak.json"
 
 
 BEGAN = time.monotonic()
+
+
+def pytest_unconfigure() -> None:
+    warm.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
