@@ -1,4 +1,4 @@
-"""What all tests share: this folder's helpers (rotation.py), what was left out of long series, soak.json, signals."""
+"""What all tests share: helpers (rotation.py, warm.py), signals, what was left out of long series, soak.json."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import rotation
+import warm
 
 SOAK = Path(__file__).parents[1] / "docs/measurements/soak.json"
 
@@ -27,6 +28,10 @@ def pytest_configure() -> None:
         if signal.getsignal(number) == signal.SIG_IGN and number not in PYTHON_IGNORES:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda signum, frame: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def pytest_unconfigure() -> None:
+    warm.close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:

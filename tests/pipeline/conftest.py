@@ -1,4 +1,7 @@
-"""A tiny random DeepSeek-V3 folder and one vLLM server of it, shared by all tests of this folder."""
+"""A tiny random DeepSeek-V3 folder and one vLLM server of it, shared by all tests of this folder.
+
+A test finds the server with whatever weights, version and layout the one before has left, and sets those it needs.
+"""
 
 import json
 from collections.abc import Iterator
@@ -118,3 +121,10 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with Server(model_dir, layout, max_model_len=MAX_MODEL_LEN, seed=0, log_file=log_file) as server:
         server.wait_ready()
         yield server
+
+
+def weight_version(server: Any) -> str:
+    """Of the weights that the server says it has; "0" of those it was started with."""
+    import httpx
+
+    return httpx.get(f"{server.url}/weight_info", timeout=600).raise_for_status().json()["weight_version"]

@@ -1,14 +1,19 @@
-"""Megatron against vLLM, in a process of its own; prints what it found as JSON.
+"""Megatron against vLLM, in a process of its own; prints what it found of each model as a line of JSON.
 
-`python policy_and_engine.py FOLDER CONFIG`, CONFIG being a config.json of any family.
+`python policy_and_engine.py FOLDER MODEL...`; FOLDER/MODEL/config.json may be of any family.
 
 The policy's own export starts the server; then the policy changes, all of its weights and the routers' bias, and is
-pushed. As loaded and after each push, at T = 1 and T = 0.7, the two are compared on every sampled token.
+pushed. As loaded and after each push, at T = 1 and T = 0.7, the two are compared on every sampled token. The next
+model's server starts meanwhile.
 """
 
+import contextlib
 import json
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import torch
@@ -56,10 +61,12 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     ]
     num_tokens = sum(len(s.completion_ids) for s in samples)
 
-    past = [Document(s.prompt_ids + s.completion_ids) for s in answers_past(samples, 1e-4)]
-    margins = [m.tolist() for m in policy.routing_margins(past)] if past else []
+    past = answers_past(samples, 1e-4)
+    documents_past = [Document(s.prompt_ids + s.completion_ids) for s in past]
+    margins = [m.tolist() for m in policy.routing_margins(documents_past)] if past else []
     gaps = measure(samples, margins, max_abs=1e-4)
-    return mismatch([gaps], max_abs=1e-4, tie_margin=5e-6) | {"tokens": num_tokens}
+    row = mismatch([gaps], max_abs=1e-4, tie_margin=5e-6)
+    return row | {"tokens": num_tokens, "questions_after_tie": len({s.prompt_ids for s in past})}
 
 
 def complaint(policy, fleet, tokenizer, version: int) -> str:
@@ -71,47 +78,70 @@ def complaint(policy, fleet, tokenizer, version: int) -> str:
     return ""
 
 
-def main(folder: Path, config: Path) -> None:
-    started = mesh.start(TrainerLayout(), device="cpu", seed=0)
+@contextlib.contextmanager
+def started(folder: Path, mesh: mesh.Mesh, tokenizer_dir: Path) -> Iterator[tuple[Any, Server]]:
+    """The policy of a config.json, and a server that starts on its weights."""
     from r1mega.trainer.policy import Policy
     from r1mega.weights import hf_io
+
+    policy = Policy.build(
+        read_model(folder / "config.json").with_vocab(352, bos=1, eos=2, pad=0), mesh, Optimizer(lr=1e-3),
+        Batch(chunk_tokens=256, chunks_per_micro_batch=8), mtp="off", mtp_loss_weight=0.0, expert_bias_rate=0.0,
+        seed=0,
+    )  # fmt: skip
+    hf_io.export(policy, folder / "hf", tokenizer_dir=tokenizer_dir)
+    with Server(folder / "hf", RolloutLayout(), max_model_len=96, seed=0, log_file=folder / "vllm.log") as server:
+        yield policy, server
+
+
+def look_at(policy, server: Server, tokenizer) -> dict[str, Any]:
     from r1mega.weights.push import Pusher
     from r1mega.weights.source import PolicySource
 
+    found = []
+    pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
+    pusher.prepare()
+    server.wait_ready()
+    fleet = Fleet([server])
+    for version in range(3):
+        if version:
+            disturb(policy, version)
+            pusher.push(version)
+        for temperature in (1.0, 0.7):
+            row = compare(policy, fleet, tokenizer, temperature, version)
+            found.append({"version": version, "temperature": temperature, **row})
+    disturb(policy, 9)  # and not pushed
+    stale = complaint(policy, fleet, tokenizer, 2)
+    body = {"method": "r1mega_shim", "args": ["tied_head", "off"]}
+    httpx.post(f"{server.url}/collective_rpc", json=body, timeout=300).raise_for_status()
+    pusher.push(3)
+    pusher.close()
+    return {"found": found, "stale": stale, "without_tied_head_shim": complaint(policy, fleet, tokenizer, 3)}
+
+
+def main(folder: Path, models: list[str]) -> None:
+    formed = mesh.start(TrainerLayout(), device="cpu", seed=0)
     styles = AnswerStyles(think=0.25, tags=0.25, steps=0.25, plain=0.25)
     tokenizer = train_tokenizer([d.prompt + d.answer for d in documents(TASKS, styles, 500, 0)], 352, folder / "tok")
-    policy = Policy.build(
-        read_model(config).with_vocab(352, bos=1, eos=2, pad=0),
-        started,
-        Optimizer(lr=1e-3),
-        Batch(chunk_tokens=256, chunks_per_micro_batch=8),
-        mtp="off",
-        mtp_loss_weight=0.0,
-        expert_bias_rate=0.0,
-        seed=0,
-    )
-    hf_io.export(policy, folder / "hf", tokenizer_dir=folder / "tok")
-    found = []
-    with Server(folder / "hf", RolloutLayout(), max_model_len=96, seed=0, log_file=folder / "vllm.log") as server:
-        pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
-        pusher.prepare()
-        server.wait_ready()
-        fleet = Fleet([server])
-        for version in range(3):
-            if version:
-                disturb(policy, version)
-                pusher.push(version)
-            for temperature in (1.0, 0.7):
-                row = compare(policy, fleet, tokenizer, temperature, version)
-                found.append({"version": version, "temperature": temperature, **row})
-        disturb(policy, 9)  # and not pushed
-        stale = complaint(policy, fleet, tokenizer, 2)
-        body = {"method": "r1mega_shim", "args": ["tied_head", "off"]}
-        httpx.post(f"{server.url}/collective_rpc", json=body, timeout=300).raise_for_status()
-        pusher.push(3)
-        unmended = complaint(policy, fleet, tokenizer, 3)
-    print(json.dumps({"found": found, "stale": stale, "without_tied_head_shim": unmended}))
+    with contextlib.ExitStack() as last:
+        following: contextlib.ExitStack | None = None
+        pairs: dict[str, Any] = {}
+
+        def begin(model: str) -> contextlib.ExitStack:
+            stack = last.enter_context(contextlib.ExitStack())
+            pairs[model] = stack.enter_context(started(folder / model, formed, folder / "tok"))
+            return stack
+
+        for model, after in zip(models, [*models[1:], None], strict=True):
+            stack = following or begin(model)
+            following = begin(after) if after else None
+            try:
+                row = look_at(*pairs.pop(model), tokenizer)
+            except Exception:  # the others' results are not lost with it
+                row = {"failed": traceback.format_exc()}
+            print(json.dumps({"model": model, **row}), flush=True)
+            stack.close()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import rotation
 
 pytestmark = pytest.mark.vllm
 
@@ -40,17 +41,41 @@ MODELS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(m, marks=pytest.mark.slow if m != "deepseek" else ()) for m in MODELS]
-)
-def result(request, tmp_path_factory):
+# The first has a router, the second its head's shim.
+TRIED = rotation.rows(
+    "models of policy and engine", always=("deepseek", "qwen2_tied"), rotating=("qwen3", "llama3", "deepseek_tied"),
+    take=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(request, tmp_path_factory):
+    """What one process has found of every model that a test of this session asks for."""
+    tests = (item for item in request.session.items if item.path == request.path)
+    models = list(dict.fromkeys(test.callspec.params["result"] for test in tests))
     script = Path(__file__).with_name("policy_and_engine.py")
     folder = tmp_path_factory.mktemp("policy_and_engine")
-    (folder / "config.json").write_text(json.dumps(MODELS[request.param]))
-    command = [sys.executable, "-W", "ignore", str(script), str(folder), str(folder / "config.json")]
+    for model in models:
+        (folder / model).mkdir()
+        (folder / model / "config.json").write_text(json.dumps(MODELS[model]))
+    command = [sys.executable, "-W", "ignore", str(script), str(folder), *models]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[2])
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {**json.loads(done.stdout.splitlines()[-1]), "model": request.param}
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model"')]
+    return {row["model"]: row for row in rows}, done
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(m, marks=pytest.mark.slow if m != "deepseek" else ()) for m in TRIED]
+)
+def result(request, results):
+    found, process = results
+    assert request.param in found, process.stderr[-3000:]
+    assert "failed" not in found[request.param], found[request.param]["failed"]
+    return found[request.param]
+
+
+def test_the_process_ends_in_order(results, result):
+    assert results[1].returncode == 0, results[1].stderr[-3000:]
 
 
 def test_policy_and_engine_agree_before_and_after_pushes(result):
@@ -59,8 +84,9 @@ def test_policy_and_engine_agree_before_and_after_pushes(result):
     assert places == [(version, temperature) for version in range(3) for temperature in (1.0, 0.7)]
     for row in rows:
         assert row["tokens"] > 5_000
-        # A token past the bound that follows no tie of the router would have raised; ties are rare.
-        assert row["mismatch/answers_after_tie"] <= 16
+        # A token past the bound that follows no tie of the router would have raised. A tie comes once in some 100,000
+        # tokens, and these are some 10,000; one in a question's own tokens is in all of its answers.
+        assert row["questions_after_tie"] <= (2 if result["model"].startswith("deepseek") else 0)
         assert 0 < row["mismatch/max_untied"] < 1e-4
 
 

@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny"
 TASK = ("--set", "min_terms=2", "--set", "max_terms=7", "--set", "min_digits=1", "--set", "max_digits=1")
-
-
-def r1mega(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "r1mega.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def sets(*overrides: str) -> list[str]:
@@ -28,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
     make = [sys.executable, "tools/make_conversations.py", str(folder / "rows.jsonl"), "--num", "1600", *TASK]
     subprocess.run(make, check=True, cwd=ROOT)
-    done = r1mega(
+    done = warm.run(
         "run", str(TINY / "dense/0_base.toml"), "--run-dir", str(folder / "base"),
         *sets("num_steps=20", "data.num_documents=2000", "optimizer.warmup_steps=2", "wandb.mode=disabled"),
     )  # fmt: skip
@@ -62,12 +58,12 @@ def test_two_data_parallel_ranks_train_as_one_does_and_one_goes_on_for_them(fold
         assert len(losses(tmp_path / "laptop2", "validation/loss")) == 3
 
     for cluster in ("laptop", "laptop2"):
-        done = r1mega(*sft(folder, tmp_path / cluster, *settings, cluster=cluster))
+        done = warm.run(*sft(folder, tmp_path / cluster, *settings, cluster=cluster), cold=cluster == "laptop2")
         assert done.returncode == 0, done.stderr
     as_one()
     shutil.rmtree(tmp_path / "laptop2/checkpoints/step_4")
     (tmp_path / "laptop2/summary.json").unlink()
-    done = r1mega(*sft(folder, tmp_path / "laptop2", *settings, cluster="laptop"), "--resume")
+    done = warm.run(*sft(folder, tmp_path / "laptop2", *settings, cluster="laptop"), "--resume")
     assert done.returncode == 0, done.stderr
     assert "goes on at another layout" in done.stderr
     as_one()
@@ -85,7 +81,7 @@ def test_malformed_input_is_one_message(folder: Path, tmp_path: Path):
         "batch.chunk_tokens: 256 is less than data.max_tokens = 300": "data.max_tokens=300",
     }
     for i, (message, override) in enumerate(cases.items()):
-        done = r1mega(*sft(folder, tmp_path / str(i), override))
+        done = warm.run(*sft(folder, tmp_path / str(i), override))
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -94,11 +90,11 @@ def test_malformed_input_is_one_message(folder: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_a_distilled_student_is_loaded_by_vllm_and_evaluated(folder: Path, tmp_path: Path):
-    done = r1mega(*sft(folder, tmp_path / "sft", "num_epochs=2", "optimizer.lr=3e-3"))
+    done = warm.run(*sft(folder, tmp_path / "sft", "num_epochs=2", "optimizer.lr=3e-3"))
     assert done.returncode == 0, done.stderr
     validation = losses(tmp_path / "sft", "validation/loss")
     assert validation[-1] < validation[0] - 0.5
-    done = r1mega(
+    done = warm.run(
         "run", str(TINY / "sft/2_eval.toml"), "--run-dir", str(tmp_path / "eval"),
         *sets(f"model.path={tmp_path / 'sft/hf'}", "evaluation.num_questions=20"),
         *sets("evaluation.samples_per_question=2"),

@@ -1,15 +1,20 @@
-"""The stages through the command line, on real Megatron-core and a real vLLM server: run, interrupt, resume."""
+"""The stages through the command line, on real Megatron-core and a real vLLM server: run, interrupt, resume.
+
+The base is pretrained, and the RL run is resumed, as a user starts them; the other commands are forked (warm.py).
+"""
 
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
+import warm
 from holding import hold_after_step
 from safetensors.torch import load_file
 
@@ -17,15 +22,9 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
 BASE = [str(TINY / "0_base.toml"), "--set", "num_steps=8", "--set", "documents_per_step=16", "--set",
         "data.num_documents=400", "--set", "optimizer.warmup_steps=2", "--set", "save.every_steps=2"]  # fmt: skip
+LIMIT_S = 1500.0
+"""Of a wait for what comes within a minute on idle cores; below the time limit of a test, so that more is said."""
 TIMING = {"seconds/update", "seconds/rollout", "seconds/logprobs", "seconds/push"}
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "r1mega.cli", *arguments]
-
-
-def r1mega(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -36,25 +35,35 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 def interrupt_after_step(run_dir: Path, step: int, arguments: list[str], scratch: Path) -> str:
     """Send Ctrl-C once `step` stands in metrics.jsonl; returns what the run printed. It must leave with 130."""
     held, environment = hold_after_step(step, scratch)
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
-    )
-    while not held.exists():
-        assert process.poll() is None, process.communicate()[0].decode()
+    with (scratch / "printed").open("w+") as output:
+        process = warm.start(*arguments, environment=environment, output=output)
+        wait_for(held.exists, process, output)
+        assert f'"train", "step": {step},' in (run_dir / "metrics.jsonl").read_text()
+        process.send_signal(signal.SIGINT)  # which lets it go
+        assert process.wait(LIMIT_S) == 130, said(output)
+        assert "continue with --resume" in said(output)
+        return said(output)
+
+
+def wait_for(event: Callable[[], bool], process: Any, output: IO[str]) -> None:
+    """Until it has come. The process must still run, or have run until then."""
+    end = time.monotonic() + LIMIT_S
+    while not event():
+        assert process.poll() is None or event(), said(output)
+        assert time.monotonic() < end
         time.sleep(0.02)
-    assert f'"train", "step": {step},' in (run_dir / "metrics.jsonl").read_text()
-    process.send_signal(signal.SIGINT)  # which lets it go
-    printed = process.communicate()[0].decode()
-    assert process.returncode == 130, printed
-    assert "continue with --resume" in printed
-    return printed
+
+
+def said(output: IO[str]) -> str:
+    output.seek(0)
+    return output.read()
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a base that was pretrained for eight steps without interruption."""
     run_dir = tmp_path_factory.mktemp("base") / "run"
-    done = r1mega("run", *BASE, "--run-dir", str(run_dir))
+    done = warm.run("run", *BASE, "--run-dir", str(run_dir), cold=True)
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -75,10 +84,24 @@ def test_pretrain_resumed_after_ctrl_c_equals_the_uninterrupted_run_bit_for_bit(
     run_dir = tmp_path / "run"
     interrupt_after_step(run_dir, 3, ["run", *BASE, "--run-dir", str(run_dir)], tmp_path)
     assert not (run_dir / "summary.json").exists()
-    done = r1mega("run", *BASE, "--run-dir", str(run_dir), "--resume")
+    done = warm.run("run", *BASE, "--run-dir", str(run_dir), "--resume")
     assert done.returncode == 0, done.stderr
-    assert metrics(run_dir) == metrics(base)
-    got, want = (load_file(d / "hf/model.safetensors") for d in (run_dir, base))
+    equal(run_dir, base)
+
+
+def test_a_forked_run_equals_the_one_started_by_itself_bit_for_bit(base: Path, tmp_path: Path):
+    done = warm.run("run", *BASE, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    equal(tmp_path / "run", base)
+    ours, theirs = (json.loads((d / "run.json").read_text()) for d in (tmp_path / "run", base))
+    assert ours.keys() == theirs.keys()
+    assert ours["parts"][0]["command"][:-1] == theirs["parts"][0]["command"][:-1]  # the last is --run-dir's
+
+
+def equal(one: Path, other: Path) -> None:
+    """All metrics but times, and all weights."""
+    assert metrics(one) == metrics(other)
+    got, want = (load_file(d / "hf/model.safetensors") for d in (one, other))
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
 
@@ -99,7 +122,7 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
     interrupt_after_step(run_dir, 1, rl(base, run_dir), tmp_path)
     (saved,) = [p.name for p in (run_dir / "checkpoints").iterdir()]
     assert saved in ("step_1", "step_2")  # between the mini-batches of a rollout too
-    done = r1mega(*rl(base, run_dir), "--resume")
+    done = warm.run(*rl(base, run_dir), "--resume", cold=True)
     assert done.returncode == 0, done.stderr
     rows = metrics(run_dir)
     train = [row for row in rows if row["kind"] == "train"]
@@ -108,7 +131,8 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [0, 2, 4]
     # The engine's logprobs equal the policy's before and after pushes, at T = 0.7.
     assert 0 < max(row["mismatch/max_untied"] for row in train) < 1e-4
-    assert sum(row["mismatch/answers_after_tie"] for row in train) <= 8
+    # A tie comes once in some 100,000 tokens, and these are a thousand; in a question it counts for its G answers.
+    assert sum(row["mismatch/answers_after_tie"] for row in train) <= 4
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["eval"]["before"]["num_answers"] == summary["eval"]["after"]["num_answers"] == 32
@@ -122,7 +146,7 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
 def test_a_finished_model_is_evaluated_without_a_trainer(base: Path, tmp_path: Path):
     settings = ("evaluation.num_questions=8", "sampling.max_new_tokens=16", f"model.path={base / 'hf'}")
     sets = [part for s in settings for part in ("--set", s)]
-    done = r1mega("run", str(TINY / "2_eval.toml"), "--run-dir", str(tmp_path), *sets)
+    done = warm.run("run", str(TINY / "2_eval.toml"), "--run-dir", str(tmp_path), *sets)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["eval"]["after"]["num_questions"] == 8
     code = "import sys, r1mega.stages.evaluate; print([m for m in sys.modules if m.startswith('megatron')])"
@@ -151,7 +175,7 @@ def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: P
             "training has diverged": ["run", *BASE, "--run-dir", str(tmp_path / "i"), "--set", "optimizer.lr=1e30"],
         }
         for message, arguments in cases.items():
-            done = r1mega(*arguments)
+            done = warm.run(*arguments)
             assert done.returncode == 2, done.stderr
             assert message in done.stderr
             assert "Traceback" not in done.stderr

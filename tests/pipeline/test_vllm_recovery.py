@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 HEALTH_S = 15.0
 PUSH_S = 600.0
-NUM_PROMPTS, G, NEW_TOKENS = 200, 4, 24
+NUM_PROMPTS, G, NEW_TOKENS = 80, 4, 24
 """More sequences than the server runs at once, so that some wait and some are done when it fails."""
 
 Answers = list[tuple[Completion, ...]]
@@ -43,7 +43,6 @@ class Rig:
 
         self.server = server
         model = AutoModelForCausalLM.from_pretrained(model_dir)
-        self.first = FolderSource(model, scratch / "first")
         perturb(model, seed=5)
         self.source = FolderSource(model, scratch / "pushed")
         self.passes, self.announced = list[int](), 0
@@ -56,9 +55,19 @@ class Rig:
             reload=lambda server, version: self.pusher.push(version, [server]) and None,
             on_recovery=self.recoveries.append,
         )
-        self.version = 1
-        self.undisturbed_push = self.pusher.push(1)
+        self.version = 0
+        self.undisturbed_push = self.push()
         self.undisturbed = {t: self.generate(t) for t in (0.0, 1.0)}
+
+    def push(self) -> PushReport:
+        self.version += 1
+        return self.pusher.push(self.version)
+
+    def ready(self) -> None:
+        """Undisturbed, whatever a test has left: the server answers, which a push sees to, and has the weights."""
+        self.sabotage = lambda tensors_read: None
+        self.push()
+        self.recoveries.clear()
 
     def announce(self) -> None:
         self.announced += 1
@@ -96,9 +105,9 @@ class Rig:
         ]
         assert all(c.weight_version == self.version for c in itertools.chain(*answers))
         pairs = list(zip(itertools.chain(*answers), itertools.chain(*self.undisturbed[temperature]), strict=True))
-        same = sum(a.token_ids == b.token_ids for a, b in pairs)
-        print(f"temperature {temperature}: {same} of {len(pairs)} answers are the undisturbed ones")
-        assert same >= 0.99 * len(pairs)
+        others = {a.prompt_id for a, b in pairs if a.token_ids != b.token_ids}
+        print(f"temperature {temperature}: the answers to {others or 'no prompt'} are not the undisturbed ones")
+        assert len(others) <= 2  # ties come once in some 100,000 tokens, and these are some 10,000
         assert all(abs(a.logp[0] - b.logp[0]) < 1e-4 for a, b in pairs if a.token_ids[0] == b.token_ids[0])
 
     def recovered(self, recoveries: list[Recovery] | tuple[Recovery, ...]) -> Recovery:
@@ -109,22 +118,25 @@ class Rig:
 
 
 @pytest.fixture(scope="module")
-def rig(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def shared_rig(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     layout = server.layout
     server.layout = layout.model_copy(update={"health_timeout_s": HEALTH_S, "start_timeout_s": 1000.0})
     rig = Rig(server, model_dir, tmp_path_factory.mktemp("recovery"))
     yield rig
-    server.layout, rig.sabotage = layout, lambda tensors_read: None
-    rig.source = rig.first
-    rig.pusher.push(0)  # as the other tests expect it
+    server.layout = layout
     rig.pusher.close()
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    shared_rig.ready()
+    return shared_rig
 
 
 @pytest.mark.parametrize(
     ("number", "temperature"), [(signal.SIGKILL, 0.0), (signal.SIGSTOP, 1.0)], ids=["killed", "frozen"]
 )
 def test_while_generating(rig: Rig, number: int, temperature: float) -> None:
-    rig.recoveries.clear()
     arrived: list[int] = []
     failed_at = 0.0
 
