@@ -27,8 +27,9 @@ SRUN=(--overlap --mpi=none --export=ALL --cpu-bind=none)
 MAX_CRASHES=10
 SAVE_S=90 # after SIGUSR1, within the 120 s that --signal leaves: past the limit Slurm would not requeue the job
 DEFAULT_CONFIG=configs/tiny/r1_zero/1_rl.toml
-DEFAULT_BASE_CONFIG=configs/tiny/r1_zero/0_base.toml
-DEFAULT_BASE=runs/tiny/r1_zero/demo/base # where DEFAULT_CONFIG looks for its model
+# The stages that make what DEFAULT_CONFIG starts from: configs/tiny/r1_zero/0_NAME.toml into DEFAULT_RUNS/NAME.
+DEFAULT_BASES=(base anneal)
+DEFAULT_RUNS=runs/tiny/r1_zero/demo
 
 say() { echo "rl_stage: $(date +%FT%T) $*"; }
 
@@ -216,9 +217,12 @@ while (($#)); do
 done
 
 say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start ${SLURM_RESTART_COUNT:-0}"
-if [[ $config == "$DEFAULT_CONFIG" && ! -d $DEFAULT_BASE/hf ]]; then
-  run_stage "$DEFAULT_BASE_CONFIG" "$DEFAULT_BASE" "${machine[@]}" && code=0 || code=$?
-  settle "$code"
+if [[ $config == "$DEFAULT_CONFIG" ]]; then
+  for name in "${DEFAULT_BASES[@]}"; do
+    [[ -d $DEFAULT_RUNS/$name/hf ]] && continue
+    run_stage "configs/tiny/r1_zero/0_$name.toml" "$DEFAULT_RUNS/$name" "${machine[@]}" && code=0 || code=$?
+    settle "$code"
+  done
 fi
 run_stage "$config" "$run_dir" "${settings[@]}" && code=0 || code=$?
 settle "$code"

@@ -74,7 +74,8 @@ def test_templates_are_those_there_are():
 
 
 def test_shipped_pipeline_loads():
-    assert [n.name for n in load_pipeline(TINY / "demo.toml").stages] == ["base", "rl", "control", "control_eval"]
+    names = [node.name for node in load_pipeline(TINY / "demo.toml").stages]
+    assert names == ["base", "anneal", "rl", "control", "control_eval"]
 
 
 def fault(file: Path, *overrides: str) -> str:

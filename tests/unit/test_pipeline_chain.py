@@ -47,15 +47,16 @@ def _in_root(monkeypatch: pytest.MonkeyPatch):
 def test_stages_run_in_order_each_from_the_one_named(tmp_path: Path, demo, stages):
     overrides = ["seed=3", "rl:num_steps=40", "wandb.mode=disabled"]
     chain.run_chain(demo, "laptop", tmp_path / "run", overrides, resume=False)
-    hf = [f'model.path="{tmp_path}/run/{name}/hf"' for name in ("base", "control")]
+    hf = [f'model.path="{tmp_path}/run/{name}/hf"' for name in ("base", "anneal", "control")]
     assert stages == [
         ("base", ["seed=3", "wandb.mode=disabled"]),
-        ("rl", ["seed=3", "num_steps=40", "wandb.mode=disabled", hf[0]]),
-        ("control", ["seed=3", "wandb.mode=disabled", hf[0], "max_seconds=12.3"]),
-        ("control_eval", ["seed=3", hf[1]]),  # it has no wandb section
+        ("anneal", ["seed=3", "wandb.mode=disabled", hf[0]]),
+        ("rl", ["seed=3", "num_steps=40", "wandb.mode=disabled", hf[1]]),
+        ("control", ["seed=3", "wandb.mode=disabled", hf[1], "max_seconds=12.3"]),
+        ("control_eval", ["seed=3", hf[2]]),  # it has no wandb section
     ]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert list(summary["stages"]) == ["base", "rl", "control", "control_eval"]
+    assert list(summary["stages"]) == ["base", "anneal", "rl", "control", "control_eval"]
     assert summary["questions"] == {"trained_on": 1, "held_out": 1, "overlap": 0}
 
 
@@ -72,7 +73,7 @@ def test_resume_passes_over_what_is_done_with_the_same_config(tmp_path: Path, de
     with pytest.raises(RunDirError, match=r"finished with another config.*\n.*seed: 0 -> 5"):
         chain.run_chain(demo, "laptop", tmp_path, ["seed=5"], resume=True)
     chain.run_chain(demo, "laptop", tmp_path, [], resume=True)
-    assert [name for name, _ in stages] == ["rl", "control", "control_eval"]
+    assert [name for name, _ in stages] == ["anneal", "rl", "control", "control_eval"]
 
 
 @pytest.mark.parametrize(
