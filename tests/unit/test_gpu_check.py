@@ -3,9 +3,11 @@
 import importlib
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -69,6 +71,24 @@ def test_it_goes_on_after_what_fails_and_what_hangs(tmp_path):
     assert all(line["device"] == "cpu" for line in lines)  # nothing here was measured on a GPU
     assert "2 passed, 1 skipped, 1 failed, 1 timed_out on cpu" in said
     assert not planted.exists()  # what a step started ended with it
+
+
+def test_a_check_that_is_ended_ends_its_step(tmp_path):
+    alive = tmp_path / "alive"
+    command = [sys.executable, str(GPU / "check.py"), "--device", "cpu", "--out", str(tmp_path), "--minutes", "9"]
+    step = f"echo $$ > {alive}; sleep 600"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen([*command, "--only", "te_build", "--extra", "long", "500", step], env=environment)
+    try:
+        while not (alive.exists() and alive.read_text().strip()):
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(alive.read_text()), 0)
+    finally:
+        running.kill()
 
 
 def test_all_well_is_0_and_no_time_left_is_not(tmp_path):

@@ -142,6 +142,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    for sent in (signal.SIGTERM, signal.SIGHUP):  # so that the step under way ends too
+        signal.signal(sent, lambda number, _: sys.exit(128 + number))
     deadline = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     cuda = options.device == "cuda"

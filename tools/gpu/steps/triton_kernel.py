@@ -1,4 +1,4 @@
-"""A kernel in Triton, whose launcher the machine's C compiler makes: does that work where nothing can be installed?"""
+"""A kernel in Triton, whose launcher the machine's C compiler makes."""
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
