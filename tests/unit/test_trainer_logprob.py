@@ -1,6 +1,7 @@
 """Log-probabilities in tiles: equal to log_softmax, values, entropies and gradients, whatever the tiles."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,21 +171,22 @@ def test_rows_beyond_the_vocabulary_are_no_ids(mesh, tile, fill):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_deepseek_vocabulary_in_a_quarter_of_the_memory_and_no_more_time(tmp_path):
     """Peak memory and time against the plain way's, both measured. Time is one thread's CPU time: on a machine of its
-    own that is the time it takes, and on a shared one it is not the others' time. A busy machine gets three tries."""
-    for attempt in range(3):
-        out = tmp_path / f"{attempt}.json"
-        options = ["--hidden", "128", "--tokens", "2048", "--threads", "1", "--repetitions", "3"]
-        subprocess.run([sys.executable, BENCH, *options, "--out", out], check=True)
-        (case,) = json.loads(out.read_text())["cases"]
-        ratio = {lap: found["cpu_ratio"]["median"] for lap, found in case["time"]["tiled"].items()}
-        assert case["vocabulary"] == 129_280
-        assert case["peak_memory_ratio"] <= 0.25
-        # The plain way really held [T, V] twice, or the ratio means nothing.
-        assert case["peak_memory_bytes"]["plain"] > 2 * 2048 * 129_280 * 4
-        assert max(case["rounding"]["tiled"].values()) < 1e-6
-        if ratio["forward"] <= 1.0 and ratio["forward_backward"] <= 1.15:
-            return
-    pytest.fail(f"slower than the plain way three times, the last: {ratio}")
+    own that is the time it takes, and on a shared one it is not the others' time. CI, whose machine may be any, looks
+    at memory alone."""
+    timed = bool(os.environ.get("R1MEGA_SOAK")) or not os.environ.get("R1MEGA_CI")
+    out = tmp_path / "measured.json"
+    options = ["--hidden", "128", "--tokens", "2048", "--threads", "1", "--repetitions", "2" if timed else "0"]
+    subprocess.run([sys.executable, BENCH, *options, "--out", out], check=True)
+    (case,) = json.loads(out.read_text())["cases"]
+    assert case["vocabulary"] == 129_280
+    assert case["peak_memory_ratio"] <= 0.25
+    # The plain way really held [T, V] twice, or the ratio means nothing.
+    assert case["peak_memory_bytes"]["plain"] > 2 * 2048 * 129_280 * 4
+    for name, plain_gap in case["rounding"]["plain"].items():
+        assert case["rounding"]["tiled"][name] < 1.5 * plain_gap + 2**-22, name
+    ratio = {lap: found["cpu_ratio"]["median"] for lap, found in case["time"]["tiled"].items()}
+    assert bool(ratio) == timed
+    if timed:
+        assert ratio["forward"] <= 1.0 and ratio["forward_backward"] <= 1.15, ratio
