@@ -1,11 +1,10 @@
-"""Runs under torchrun: converted folders loaded into several layouts, and a checkpoint of each layout saved.
+"""On every rank: a converted folder loaded into a layout, and a checkpoint of that layout saved.
 
-`convert_layouts.py OUT LAYOUT:NAME...`: OUT/NAME/megatron is loaded by the policy, and by Megatron's own
+`of(OUT, LAYOUT:NAME)`: OUT/NAME/megatron is loaded by the policy, and by Megatron's own
 `dist_checkpointing.load`. The policy's weights, gathered whole under their Hugging Face names, go to
 OUT/NAME/LAYOUT.pt, and its checkpoint to OUT/NAME/step_LAYOUT.
 """
 
-import sys
 from pathlib import Path
 
 import torch
@@ -58,12 +57,6 @@ def run(layout: TrainerLayout, folder: Path, text: str) -> None:
     policy.save(folder / f"step_{text}", {})
 
 
-def main(out: Path, tasks: list[str]) -> None:
-    for task in tasks:
-        text, name = task.split(":")
-        run(parse(text), out / name, text)
-    meshes.stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+def of(out: Path, task: str) -> None:
+    text, name = task.split(":")
+    run(parse(text), out / name, text)

@@ -1,12 +1,11 @@
-"""Runs under torchrun: the models that `family_reference.py` wrote, at several layouts over the same processes.
+"""On every rank: one of the models in FOLDER (`family_models.write`) at a layout.
 
-`python -m torch.distributed.run --nproc-per-node N family_layouts.py FOLDER LAYOUT:NAME...`: for each, the
-log-probability of every id at every position, the tensors exported again, loss, gradient and its norm over three
-steps (the MTP layers trained jointly where there are some), and the tensors after them go to FOLDER/LAYOUT.NAME.pt.
+`of(FOLDER, LAYOUT:NAME)`: the log-probability of every id at every position, the tensors exported again, loss,
+gradient and its norm over three steps (the MTP layers trained jointly where there are some), and the tensors after
+them go to FOLDER/LAYOUT.NAME.pt.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
@@ -74,14 +73,8 @@ def run(layout: TrainerLayout, folder: Path) -> dict:
     return found
 
 
-def main(folder: Path, tasks: list[str]) -> None:
-    for task in tasks:
-        text, name = task.split(":")
-        found = run(parse(text), folder / name)
-        if meshes.dist.get_rank() == 0:
-            torch.save(found, folder / f"{text or 'one'}.{name}.pt")
-    meshes.stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+def of(folder: Path, task: str) -> None:
+    text, name = task.split(":")
+    found = run(parse(text), folder / name)
+    if meshes.dist.get_rank() == 0:
+        torch.save(found, folder / f"{text or 'one'}.{name}.pt")

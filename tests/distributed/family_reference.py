@@ -1,13 +1,14 @@
 """`python family_reference.py FOLDER NAME...`: each model by transformers, in a process without the trainer's shims.
 
-Writes FOLDER/NAME.reference.safetensors: log-softmax [tokens - 1, vocabulary] of every document.
+The models are FOLDER/NAME (`family_models.write`). Writes FOLDER/NAME.reference.safetensors: log-softmax
+[tokens - 1, vocabulary] of every document.
 """
 
 import sys
 from pathlib import Path
 
 import torch
-from family_models import documents, write
+from family_models import documents
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,6 @@ from r1mega.families.registry import read_model
 
 def main(folder: Path, names: list[str]) -> None:
     for name in names:
-        write(name, folder / name)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder / name, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )

@@ -1,17 +1,19 @@
-"""Runs under torchrun: GRPO updates at several layouts over the same processes, written down for comparison.
+"""On every rank: GRPO updates at a layout, written down for comparison.
 
-`python -m torch.distributed.run --nproc-per-node N layouts.py OUT LAYOUT...` with layouts such as tp=2 or pp=2,dp=2:
-for each, three GRPO updates on the same samples and MTP training beside them; loss, grad norm, loads of experts,
-every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
+`of(OUT, LAYOUT)`, or `torchrun --nproc-per-node N layouts.py OUT LAYOUT`, with a layout such as tp=2 or pp=2,dp=2:
+three GRPO updates on the same samples and MTP training beside them; loss, grad norm, loads of
+experts, every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
 """
 
 import dataclasses
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rank_pool import Pool
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.config.checks import layout_faults
@@ -23,6 +25,18 @@ from r1mega.trainer import mesh as meshes
 
 MODEL = Path(__file__).parents[2] / "configs/tiny/deepseek_v3.json"
 NUM_STEPS = 3
+FULL = "recompute.granularity=full"
+PARTS = "recompute.granularity=selective,recompute.modules=core_attn+layernorm+mlp+moe+shared_experts"
+TWO_RANKS = (
+    "dp=2",
+    "dp=2,distributed_optimizer=false",
+    "tp=2",
+    "pp=2",
+    "pp=2,vpp=2",
+    "dp=2,ep=2",
+    "dp=2,ep=2,dispatcher=allgather",
+    "tp=2,ep=2",
+)
 
 
 def spec():
@@ -53,14 +67,15 @@ def samples(num: int, seed: int) -> list[Sample]:
     return drawn
 
 
-def run(layout: TrainerLayout, device: str = "cpu") -> dict:
+def run(layout: TrainerLayout, device: str = "cpu", chunks_per_micro_batch: int = 3) -> dict:
     mesh = meshes.start(layout, device=device, seed=0)
     from r1mega.trainer.policy import Policy
     from r1mega.trainer.scatter import scatter
     from r1mega.weights.source import PolicySource
 
     policy = Policy.build(
-        spec(), mesh, Optimizer(lr=1e-4, weight_decay=0.01), Batch(chunk_tokens=64, chunks_per_micro_batch=3),
+        spec(), mesh, Optimizer(lr=1e-4, weight_decay=0.01),
+        Batch(chunk_tokens=64, chunks_per_micro_batch=chunks_per_micro_batch),
         mtp="joint", mtp_loss_weight=0.3, expert_bias_rate=1e-3, seed=0,
     )  # fmt: skip
     policy.refresh_reference()
@@ -93,13 +108,28 @@ def run(layout: TrainerLayout, device: str = "cpu") -> dict:
     return found
 
 
-def main(out: Path, layouts: list[str]) -> None:
-    for text in layouts:
-        found = run(parse(text))
-        if meshes.dist.get_rank() == 0:
-            torch.save(found, out / f"{text or 'one'}.pt")
-    meshes.stop()
+def of(out: Path, layout: str) -> None:
+    found = run(parse(layout))
+    if meshes.dist.get_rank() == 0:
+        torch.save(found, out / f"{layout or 'one'}.pt")
+
+
+def in_smaller_micro_batches(out: Path, name: str) -> None:
+    """One rank's training, rounded at other places, to OUT/NAME.pt."""
+    torch.save(run(parse(""), chunks_per_micro_batch=1), out / f"{name}.pt")
+
+
+def trained(folder: Path, layout: str) -> dict:
+    """What `of` found of a layout."""
+    return torch.load(folder / f"{layout or 'one'}.pt", weights_only=False)
+
+
+def train(ranks: Pool, num_ranks: int, folder: Path, layouts: Sequence[str]) -> dict[str, dict]:
+    """What each layout finds in a pool's ranks, by its name; "one" is that of a single rank."""
+    ranks.run(num_ranks, "layouts.of", folder, layouts)
+    return {layout or "one": trained(folder, layout) for layout in layouts}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    of(Path(sys.argv[1]), sys.argv[2])
+    meshes.stop()

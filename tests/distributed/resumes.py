@@ -1,15 +1,16 @@
-"""Runs under torchrun: training that is saved at one layout and continued at another, written down for comparison.
+"""On every rank: training that is saved at one layout and continued at another, written down for comparison.
 
-`resumes.py OUT save=LAYOUT ... load=FROM/LAYOUT ...`, where a layout is such as tp=2,pp=2 or empty. `save` takes two
-GRPO updates, saves to OUT/LAYOUT, takes two more and writes down their loss and norm and the weights after them;
+`act(OUT, save=LAYOUT)` or `act(OUT, load=FROM/LAYOUT)`, where a layout is such as tp=2,pp=2 or empty. `save` takes
+two GRPO updates, saves to OUT/LAYOUT, takes two more and writes down their loss and norm and the weights after them;
 `load` loads OUT/FROM at a layout, saves that again to OUT/FROM-LAYOUT, and takes the same two; `fail=LAYOUT` lets the
 last rank's disk be full and writes what the first rank says of it to OUT/failed.txt.
 """
 
 import dataclasses
 import errno
-import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import torch
 from layouts import parse, samples, spec
@@ -61,46 +62,40 @@ def fail(out: Path, policy) -> None:
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if policy.mesh.rank == policy.mesh.world_size - 1:
-        checkpoint.write_part = full
-    policy.save(out / "failed" / "step_1", {}, asynchronous=True)
-    train(policy, range(1))
-    if policy.mesh.first:
-        try:
-            policy.saving.wait()
-        except CheckpointError as error:
-            (out / "failed.txt").write_text(str(error))
-    else:
-        policy.saving.wait()
-    policy.mesh.barrier()
-
-
-def main(out: Path, actions: list[str]) -> None:
-    for action in actions:
-        kind, _, rest = action.partition("=")
-        start, _, text = rest.partition("/") if kind == "load" else ("", "", rest)
-        policy = build(parse(text), seed=5 if kind == "load" else 0)
-        if kind in ("save", "fail"):
-            policy.refresh_reference()
-            train(policy, range(1))
-            if kind == "fail":
-                fail(out, policy)
-                continue
-            train(policy, range(1, BEFORE))
-            # The step after it begins while the checkpoint is being written.
-            policy.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)
-            name = text or "one"
-        else:
-            assert policy.load(out / start) == {"step": BEFORE}
-            name = f"{start}-{text or 'one'}"
-            policy.save(out / name, {"step": BEFORE})
-        found = train(policy, range(BEFORE, BEFORE + AFTER))
-        policy.saving.wait()
-        policy.mesh.barrier()
+    last = policy.mesh.rank == policy.mesh.world_size - 1
+    with mock.patch.object(checkpoint, "write_part", full) if last else nullcontext():
+        policy.save(out / "failed" / "step_1", {}, asynchronous=True)
+        train(policy, range(1))
         if policy.mesh.first:
-            torch.save(found, out / f"{name}.pt")
-    meshes.stop()
+            try:
+                policy.saving.wait()
+            except CheckpointError as error:
+                (out / "failed.txt").write_text(str(error))
+        else:
+            policy.saving.wait()
+        policy.mesh.barrier()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+def act(out: Path, action: str) -> None:
+    kind, _, rest = action.partition("=")
+    start, _, text = rest.partition("/") if kind == "load" else ("", "", rest)
+    policy = build(parse(text), seed=5 if kind == "load" else 0)
+    if kind in ("save", "fail"):
+        policy.refresh_reference()
+        train(policy, range(1))
+        if kind == "fail":
+            fail(out, policy)
+            return
+        train(policy, range(1, BEFORE))
+        # The step after it begins while the checkpoint is being written.
+        policy.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)
+        name = text or "one"
+    else:
+        assert policy.load(out / start) == {"step": BEFORE}
+        name = f"{start}-{text or 'one'}"
+        policy.save(out / name, {"step": BEFORE})
+    found = train(policy, range(BEFORE, BEFORE + AFTER))
+    policy.saving.wait()
+    policy.mesh.barrier()
+    if policy.mesh.first:
+        torch.save(found, out / f"{name}.pt")

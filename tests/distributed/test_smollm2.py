@@ -1,36 +1,24 @@
-"""Real weights, where their package is installed: SmolLM2-135M agrees with transformers and comes back bitwise.
+"""Real weights: SmolLM2-135M agrees with transformers and comes back bitwise.
 
 By way of `r1mega convert` both ways, and through the policy.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import smollm2_model
 import torch
+from rank_pool import Pool
 from safetensors.torch import load_file
-
-PACKAGE = Path(sys.prefix) / "smollm2"
-
-
-def run(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", *command], capture_output=True, text=True, timeout=1700)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (PACKAGE / ".installed").is_file(), reason="SmolLM2 is not there; `make smollm2` installs it")
-def test_smollm2_agrees_with_transformers_and_comes_back_bitwise(tmp_path: Path):
-    script, folder = str(Path(__file__).parent / "smollm2.py"), str(tmp_path)
-    run(script, "reference", folder, str(PACKAGE))
-    convert = ("-m", "r1mega.cli", "convert")
-    run(*convert, "to-megatron", f"{folder}/hf", f"{folder}/megatron")
-    run(*convert, "to-hf", f"{folder}/megatron", f"{folder}/again")
-    run(*convert, "verify", f"{folder}/hf", f"{folder}/again")
-    run(script, "trainer", folder)
-    found, reference = torch.load(tmp_path / "trainer.pt"), load_file(tmp_path / "reference.safetensors")
-    before, again = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "again"))
+def test_smollm2_agrees_with_transformers_and_comes_back_bitwise(ranks: Pool, smollm2: Path, tmp_path: Path):
+    smollm2_model.convert("to-hf", smollm2 / "megatron", tmp_path / "again")
+    smollm2_model.convert("verify", smollm2 / "hf", tmp_path / "again")
+    ranks.run(1, "smollm2.trainer", smollm2, [""])
+    found, reference = torch.load(smollm2 / "trainer.pt"), load_file(smollm2 / "reference.safetensors")
+    before, again = (load_file(folder / "model.safetensors") for folder in (smollm2 / "hf", tmp_path / "again"))
     for after in (found["exported"], again):
         assert after.keys() == before.keys()
         assert all(torch.equal(after[n], before[n]) for n in before)
@@ -41,3 +29,16 @@ def test_smollm2_agrees_with_transformers_and_comes_back_bitwise(tmp_path: Path)
         assert (logp - exact).abs().max() < 2 * (theirs - exact).abs().max()
     # It is the model it should be: the last of many repetitions is no surprise.
     assert found["logp"][2][-50:].mean() > -0.5
+
+
+@pytest.mark.parametrize("variable", ["CI", "R1MEGA_CI"])
+def test_where_it_is_missing_ci_fails_and_others_skip(tmp_path: Path, monkeypatch, variable: str):
+    for name in ("CI", "R1MEGA_CI"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="make smollm2"):
+        smollm2_model.require(tmp_path)
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(pytest.fail.Exception, match="make smollm2"):
+        smollm2_model.require(tmp_path)
+    (tmp_path / ".installed").touch()
+    smollm2_model.require(tmp_path)

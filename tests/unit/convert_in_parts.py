@@ -1,5 +1,6 @@
-"""Kills conversions: `convert_in_parts.py SOURCE OUT FORM PROCESSES KILLS`, and prints what happened as JSON.
+"""Kills conversions: `convert_in_parts.py SOURCE OUT FORM PROCESSES KILL...`, and prints what happened as JSON.
 
+A KILL is a number that its moment is drawn with.
 Each conversion is a fork of this process, which has imported everything, and is killed with SIGKILL some parts
 further on; the last one is left to end. With more than one process, a fork starts its workers anew. One that is going
 to be killed stops of itself a few parts later: however long this process is kept waiting, it never finds it done.
@@ -49,11 +50,11 @@ def ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def main(source: Path, out: Path, form: str, processes: int, kills: int) -> None:
+def main(source: Path, out: Path, form: str, processes: int, kills: list[str]) -> None:
     torch.set_num_threads(1)
-    rng = random.Random(form)
     kept = []
-    while len(kept) < kills:
+    for kill in kills:
+        rng = random.Random(f"{form} {kill}")
         # Some while the first files are made, most within a part that is some parts further on.
         target = records(out) + rng.randint(0, 5)
         child = start(source, out, form, processes, target + MORE)
@@ -69,4 +70,4 @@ def main(source: Path, out: Path, form: str, processes: int, kills: int) -> None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5:])

@@ -16,7 +16,7 @@ def test_a_model_thrice_as_large_takes_no_more_than_a_tensor_more(tmp_path: Path
     out = tmp_path / "measured.json"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/bench/convert.py"), "--folder", str(tmp_path / "work"), "--out", str(out),
-         "--sizes-gb", "0.4", "1.6", "--turns", "1", "--processes", "1"],
+         "--sizes-gb", "0.4", "1.6", "--turns", "1", "--processes", "1", "--rest-s", "0"],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=1700,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """Log-probabilities in tiles: equal to log_softmax, values, entropies and gradients, whatever the tiles."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,16 +223,19 @@ def test_four_products_for_three_and_never_all_logits(mesh, monkeypatch):
 @pytest.mark.timeout(3600)
 def test_deepseek_vocabulary_in_a_quarter_of_the_memory_and_about_the_time(tmp_path):
     """Against the plain way's, both measured. Which of the two is faster is up to the processor: docs/measurements
-    has it of ours. Time is one thread's CPU time, of which other jobs take nothing."""
-    out = tmp_path / "out.json"
-    options = ["--hidden", "128", "--tokens", "2048", "--threads", "1", "--repetitions", "3"]
+    has it of ours. Time is one thread's CPU time, of which other jobs take nothing; CI looks at memory alone."""
+    timed = bool(os.environ.get("R1MEGA_SOAK")) or not os.environ.get("R1MEGA_CI")
+    out = tmp_path / "measured.json"
+    options = ["--hidden", "128", "--tokens", "2048", "--threads", "1", "--repetitions", "2" if timed else "0"]
     subprocess.run([sys.executable, BENCH, *options, "--out", out], check=True)
     (case,) = json.loads(out.read_text())["cases"]
-    ratio = {lap: found["cpu_ratio"]["median"] for lap, found in case["time"]["tiled"].items()}
     assert case["vocabulary"] == 129_280
     assert case["peak_memory_ratio"] <= 0.25
     # The plain way really held [T, V] twice, or the ratio means nothing.
     assert case["peak_memory_bytes"]["plain"] > 2 * 2048 * 129_280 * 4
     for name, found in case["rounding"]["tiled"].items():
         assert found <= 4 * case["rounding"]["plain"][name] + 8 * EPS
-    assert ratio["forward"] <= 2 and ratio["forward_backward"] <= 4 / 3 * 2, ratio
+    ratio = {lap: found["cpu_ratio"]["median"] for lap, found in case["time"]["tiled"].items()}
+    assert bool(ratio) == timed
+    if timed:
+        assert ratio["forward"] <= 2 and ratio["forward_backward"] <= 4 / 3 * 2, ratio

@@ -110,9 +110,9 @@ def _anonymous(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
 
 
-def settle(source: Path) -> None:
+def settle(source: Path, rest_s: float) -> None:
     """Let the machine rest, and forget what it has read of a folder."""
-    time.sleep(REST_S)
+    time.sleep(rest_s)
     for file in source.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -120,9 +120,9 @@ def settle(source: Path) -> None:
         os.close(descriptor)
 
 
-def copy(source: Path, out: Path) -> float:
+def copy(source: Path, out: Path, rest_s: float) -> float:
     """Seconds of a synced copy."""
-    settle(source)
+    settle(source, rest_s)
     began = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(out)], check=True)
     for file in [*out.iterdir(), out]:
@@ -132,9 +132,10 @@ def copy(source: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
-def conversion(source: Path, out: Path, form: str, processes: int) -> dict[str, Any]:
+def conversion(source: Path, out: Path, form: str, options: argparse.Namespace) -> dict[str, Any]:
     """One conversion in processes of its own: its seconds and its memory."""
-    command = [sys.executable, __file__, "--one", str(source), str(out), form, str(processes)]
+    settings = (str(options.processes), str(options.rest_s))
+    command = [sys.executable, __file__, "--one", str(source), str(out), form, *settings]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with AnonymousMemory(process.pid) as memory:
         said, _ = process.communicate()
@@ -144,9 +145,9 @@ def conversion(source: Path, out: Path, form: str, processes: int) -> dict[str, 
     return found | {"anonymous_bytes": memory.total, "anonymous_bytes_of_one": memory.of_one}
 
 
-def one(source: str, out: str, form: str, processes: str) -> None:
+def one(source: str, out: str, form: str, processes: str, rest_s: str) -> None:
     torch.set_num_threads(1)
-    settle(Path(source))
+    settle(Path(source), float(rest_s))
     options = Options(int(processes), without_tokenizer=True)
     report = convert(Path(source), Path(out), "hf" if form == "hf" else "megatron", None, options)
     print(json.dumps({"bytes": report.num_bytes, "convert_s": report.convert_s, "audit_s": report.audit_s}))
@@ -160,12 +161,12 @@ def measure(folder: Path, num_bytes: int, options: argparse.Namespace) -> dict[s
     case: dict[str, Any] = {"bytes": size(spec), "layers": spec.num_layers, "largest_tensor_bytes": largest}
     case["turns"] = []
     for _ in range(options.turns):
-        seconds = {"cp": copy(folder / "hf", folder / "copy")}
+        seconds = {"cp": copy(folder / "hf", folder / "copy", options.rest_s)}
         shutil.rmtree(folder / "copy")
         turn: dict[str, Any] = {"load_1min": os.getloadavg()[0], "cp_mb_per_s": size(spec) / 1e6 / seconds["cp"]}
         for form, source in (("megatron", "hf"), ("hf", "megatron")):
             out = folder / ("megatron" if form == "megatron" else "back")
-            found = conversion(folder / source, out, form, options.processes)
+            found = conversion(folder / source, out, form, options)
             rate = found["bytes"] / 1e6 / (found["convert_s"] + found["audit_s"])
             turn[f"to_{form}"] = found | {"mb_per_s": rate, "rate_ratio": rate / turn["cp_mb_per_s"]}
         for name in ("megatron", "back"):
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--sizes-gb", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rest-s", type=float, default=REST_S, help="before each; 0 where memory alone is wanted")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ def in_own_process(case: dict[str, Any], way: str) -> int:
 def measure(case: dict[str, Any], repetitions: int) -> dict[str, Any]:
     memory = {way: in_own_process(case, way) for way in WAYS}
     load = os.getloadavg()[0]
-    time = measure_time(case, repetitions)
+    time = measure_time(case, repetitions) if repetitions else {way: {} for way in WAYS}
     return {
         **case,
         "repetitions": repetitions,
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 4096])
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=5, help="of the timing; 0: memory and rounding alone")
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count() or 1])
     parser.add_argument("--memory-of", nargs=2, metavar=("WAY", "CASE"), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,43 +1,16 @@
-"""SmolLM2-135M-Instruct's greedy answers: `python smollm2_push.py transformers|engine FOLDER`, a process each.
+"""On one rank: SmolLM2-135M-Instruct's greedy answers from vLLM, before and after the policy is pushed to it.
 
-FOLDER/hf is what tests/distributed/smollm2.py makes, FOLDER/megatron its conversion. `transformers` answers QUESTIONS
-in fp32 and writes ids and answers; `engine` starts vLLM on weights drawn at random, loads the policy from
-FOLDER/megatron, pushes it, and lets vLLM answer the same ids.
+`engine(FOLDER, "")`, of what smollm2.py makes, starts vLLM on weights drawn at random, loads the policy from
+FOLDER/megatron, pushes it, and lets vLLM answer the same ids as transformers did.
 """
 
 import json
-import sys
 from pathlib import Path
 
-import torch
-
-QUESTIONS = (
-    "What is the capital of France?",
-    "Write one sentence about the sea.",
-    "Name three primary colours.",
-    "Why is the sky blue?",
-)
-MAX_NEW_TOKENS = 40
+from smollm2 import MAX_NEW_TOKENS
 
 
-def transformers(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
-    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32, attn_implementation="eager")
-    rows = []
-    for question in QUESTIONS:
-        turns = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text).input_ids
-        with torch.no_grad():
-            found = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
-        answer = found[0, len(ids) :].tolist()
-        rows.append({"prompt": ids, "answer": answer, "text": tokenizer.decode(answer, skip_special_tokens=True)})
-    (folder / "greedy.json").write_text(json.dumps(rows))
-
-
-def engine(folder: Path) -> None:
+def engine(folder: Path, _: str) -> None:
     from r1mega.config.cluster import RolloutLayout, TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
@@ -78,8 +51,3 @@ def engine(folder: Path) -> None:
             )
             found[str(version)] = [list(a.token_ids) for (a,) in answers]
     (folder / "pushed.json").write_text(json.dumps(found))
-    meshes.stop()
-
-
-if __name__ == "__main__":
-    {"transformers": transformers, "engine": engine}[sys.argv[1]](Path(sys.argv[2]))
