@@ -21,8 +21,9 @@ FEW_STEPS = (
 )  # fmt: skip
 FEW_ANSWERS = (
     "num_steps=2", "num_questions=16", "rollout.num_prompts=4", "rollout.num_minibatches=1", "objective.group_size=4",
-    "sampling.max_new_tokens=8", "optimizer.warmup_steps=1", "evaluation.every_steps=2", "evaluation.num_questions=4",
-    "evaluation.samples_per_question=1", "save.every_steps=2", "mismatch.max_abs=1",
+    "objective.constant_groups=keep", "sampling.max_new_tokens=8", "optimizer.warmup_steps=1",
+    "evaluation.every_steps=2", "evaluation.num_questions=4", "evaluation.samples_per_question=1",
+    "save.every_steps=2", "mismatch.max_abs=1",
 )  # fmt: skip
 
 
