@@ -67,6 +67,16 @@ def same_gradients(one: dict, many: dict, rounded: dict, step: int) -> None:
     assert max(found.values()) < bound, max(found.items(), key=lambda item: item[1])
 
 
+def same_weights(one: dict, many: dict, rounded: dict) -> None:
+    """After three updates; where a gradient is of rounding's size, they may go either way."""
+    assert many["weights"].keys() == one["weights"].keys()
+    apart, by_rounding = (
+        max(float((weight - other["weights"][name]).abs().max()) for name, weight in one["weights"].items())
+        for other in (many, rounded)
+    )
+    assert apart < max(1e-5, ROUNDINGS * by_rounding) < 2e-4  # a step is of 1e-4
+
+
 def same_experts(one: ExpertLoad, two: ExpertLoad) -> None:
     """Every layer's choices to the last one, all of the step's tokens, and what is averaged over them."""
     assert list(two.layers) == list(one.layers) == ["1", "2", "3", "mtp 0"]
@@ -88,12 +98,11 @@ def assert_same_training(ranks_one: dict[str, dict], many: dict) -> None:
         same_experts(one["experts"][step], many["experts"][step])
         assert many["logp"][step].keys() == one["logp"][step].keys()
         for answer, logp in one["logp"][step].items():
-            assert many["logp"][step][answer] == pytest.approx(logp, abs=2e-5)
+            assert many["logp"][step][answer] == pytest.approx(logp, abs=2e-5 if step == 0 else 5e-5)
         same_gradients(one, many, rounded, step)
         # A tensor whose gradient is zero would make its comparison empty; the router's bias has none.
         assert all(t.any() for n, t in one["gradients"][step].items() if "e_score_correction_bias" not in n)
-    for name, weight in one["weights"].items():
-        torch.testing.assert_close(many["weights"][name], weight, atol=1e-5, rtol=0)
+    same_weights(one, many, rounded)
     torch.testing.assert_close(many["margins"][0], one["margins"][0], atol=1e-5, rtol=0)
 
 
