@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MAX_MODEL_LEN
+from tiny_model import MAX_MODEL_LEN
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError

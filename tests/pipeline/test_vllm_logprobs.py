@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import FolderSource, perturb, weight_version
+from tiny_model import FolderSource, perturb, weight_version
 
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import Request

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FolderSource, perturb
+from tiny_model import FolderSource, perturb
 
 from r1mega.rollout.engine import Request
 from r1mega.rollout.fleet import Fleet
