@@ -18,7 +18,11 @@ def main() -> None:
     report = Report(__doc__ or "")
     out = Path(os.environ.get("R1MEGA_OUT", "."), "bench_results.json")
     command = [sys.executable, str(ROOT / "tools/bench/trainer.py"), "--device", report.device, "--out", str(out)]
-    done = subprocess.run([*command, "--variants", *ON[report.device]])
+    environment = dict(os.environ)
+    if not report.cuda and "R1MEGA_ENGINE" in environment:  # without its libraries it breaks Megatron's import
+        path = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in path if p != environment["R1MEGA_ENGINE"])
+    done = subprocess.run([*command, "--variants", *ON[report.device]], env=environment)
     found = json.loads(out.read_text()) if out.exists() else {}
     kept = {name: {k: v for k, v in one.items() if k != "process"} for name, one in found.get("variants", {}).items()}
     report.note(variants=kept, refused=found.get("refused"), failed=found.get("failed"))

@@ -109,6 +109,7 @@ def install() -> str:
     torch.cuda.get_device_name = lambda *_: hopper.name
     torch.cuda.device_count = lambda: 1
     torch.cuda.synchronize = lambda *_: None
+    torch.version.cuda = torch.version.cuda or "13.0"  # by which it tells whether blocks are scaled
     torch.backends.cudnn.version = lambda: 91900  # type: ignore[assignment]
     import transformer_engine  # pyright: ignore[reportMissingImports]
     import transformer_engine.pytorch  # pyright: ignore[reportMissingImports]
