@@ -64,7 +64,7 @@ def device() -> dict[str, Any]:
         "device_gib": [round(free / 2**30, 1), round(total / 2**30, 1)],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": torch.cuda.nccl.version(),
+        "nccl": torch.cuda.nccl.version(),  # pyright: ignore[reportAttributeAccessIssue]
     }
 
 
