@@ -54,7 +54,6 @@ def host() -> dict[str, Any]:
 
 def device() -> dict[str, Any]:
     import torch
-    from torch.cuda import nccl
 
     free, total = torch.cuda.mem_get_info()
     driver = said("nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader")
@@ -65,7 +64,7 @@ def device() -> dict[str, Any]:
         "device_gib": [round(free / 2**30, 1), round(total / 2**30, 1)],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": nccl.version(),
+        "nccl": torch.cuda.nccl.version(),  # pyright: ignore[reportAttributeAccessIssue]
     }
 
 
