@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,16 @@ def pytest_configure() -> None:
         if signal.getsignal(number) == signal.SIG_IGN and number not in PYTHON_IGNORES:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda signum, frame: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What libraries set in this process (vLLM, Megatron, W&B) is not for what later tests start."""
+    before = dict(os.environ)
+    yield
+    kept = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+    os.environ.clear()
+    os.environ |= before | kept
 
 
 def pytest_unconfigure() -> None:

@@ -51,6 +51,9 @@ def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage) -> Any:
     if settings.mode == "disabled":
         return None
     os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises itself on every start
+    # Set where a process that uses W&B has started this one: its service ends with it, and would not let a run that
+    # was killed begin again ("run ID ... is in use").
+    os.environ.pop("WANDB_SERVICE", None)
     try:
         import wandb
     except ImportError:

@@ -81,11 +81,12 @@ class DefaultRun:
 
 @pytest.fixture(scope="module")
 def default_run(slurm: Slurm, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> DefaultRun:
-    """Pretrains the base that the other runs start from, as it is not there, and trains on it."""
+    """Pretrains the base that the other runs start from, in its two parts, as it is not there, and trains on it."""
     file, _ = hold_after_step(1, tmp_path_factory.mktemp("first"))
     job, run_dir = submit(slurm, checkout, [file.parent], SCRIPT)
-    held(slurm, job, run_dir, file)  # of the base
-    file.rename(file.with_name("armed"))
+    for _ in ("base", "anneal"):
+        held(slurm, job, run_dir, file)
+        file.rename(file.with_name("armed"))
     held(slurm, job, run_dir, file)
     nodes = {module: set(processes(slurm, job, module).values()) for module in (TRAINER, SERVER)}
     file.unlink()

@@ -289,6 +289,21 @@ def test_wandb_records_offline(tmp_path: Path, config):
         time.sleep(0.05)
 
 
+def test_wandb_is_the_runs_own_also_where_a_process_with_another_starts_it(tmp_path: Path, monkeypatch):
+    """That one's service is gone here; W&B itself would look for it."""
+    monkeypatch.setenv("WANDB_SERVICE", f"3-{os.getpid()}-unix-{tmp_path}/gone")
+    code = (
+        "import sys, pathlib; from r1mega.config.load import load_stage; from r1mega.config.training import Wandb\n"
+        "from r1mega.runtime.tracking import Tracker\n"
+        "folder, config = map(pathlib.Path, sys.argv[1:])\n"
+        "tracker = Tracker(folder, Wandb(mode='offline'), load_stage(config))\n"
+        "tracker.log('train', 1, {'loss': 1.5}); tracker.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path, BASE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def test_first_signal_waits_for_the_step_and_the_second_does_not():
     with Interrupt() as interrupt:
         assert interrupt.received is None

@@ -173,3 +173,13 @@ def test_uneven_parts_are_gathered_and_summed(monkeypatch):
     assert torch.equal(parts.gather(mine, None, [3, 1]), torch.cat([mine, theirs]))
     whole = torch.arange(8.0).view(4, 2)
     assert torch.equal(parts.reduce_scatter(whole, None, [3, 1]), whole[:3] * 2)
+
+
+def test_a_device_of_a_block_is_that_of_what_is_made_in_it():
+    """Before anything has asked torch which functions make tensors, and after the stubs have taken some's place."""
+    code = (
+        "import torch; from r1mega.runtime.shims import megatron_cuda_device; megatron_cuda_device.apply()\n"
+        "with torch.device('meta'):\n"
+        "    print(torch.tensor([1.0]).device, torch.zeros(1).device, torch.ones(1).device)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["meta"] * 3
