@@ -130,7 +130,7 @@ def test_a_run_that_is_preempted_and_then_loses_a_rank_comes_back_each_time(
     code = "143" if slurm.proctrack == "cgroup" else r"\d+"
     assert len(re.findall(rf"preempted \(exit code {code}\): requeued", printed)) == 1, printed
     assert printed.count("crash 1 of at most 10 (exit code 137): requeued") == 1
-    assert printed.count("resumed from") == 2
+    assert len(re.findall("^resumed from", printed, re.MULTILINE)) == 2  # and as often in what a crash repeats
     assert steps(run_dir) == list(range(1, 17))
 
 

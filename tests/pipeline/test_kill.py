@@ -118,6 +118,12 @@ def until(event: Callable[[], bool], process: Any = None) -> bool:
     return True
 
 
+def during_start(process: Any, seconds: float, metrics: Path, before: int) -> None:
+    """Wait so long, but at most until it has written a line: a fast machine's run would be done by then."""
+    end = time.monotonic() + seconds
+    until(lambda: time.monotonic() > end or num_lines(metrics) > before, process)
+
+
 def num_lines(metrics: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
@@ -139,7 +145,7 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
         before = num_lines(metrics)
         process = start(rng.randrange(1 << 30), arguments, cold=kill == cold)
         if at_start:
-            time.sleep(rng.uniform(0, 12 if kill == cold else 4))
+            during_start(process, rng.uniform(0, 12 if kill == cold else 4), metrics, before)
         elif until(lambda before=before: num_lines(metrics) > before, process):  # it goes on some steps before that
             time.sleep(rng.uniform(0, 2 * step_s(metrics)))
         with contextlib.suppress(ProcessLookupError):
@@ -251,7 +257,7 @@ def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_pat
         tag, before = rng.randrange(1 << 30), num_lines(metrics)
         process = start(tag, arguments, cold=True)  # its launcher imports nothing; it starts the ranks
         if victim == "all":
-            time.sleep(rng.uniform(0, 15))
+            during_start(process, rng.uniform(0, 15), metrics, before)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(LIMIT_S)
         else:
