@@ -44,8 +44,8 @@ def apply() -> None:
     """Let CUDA names mean the CPU. Idempotent."""
     if getattr(torch.cuda, "r1mega_stub", False):
         return
-    # `with torch.device(...)` knows what makes tensors by identity, and finds it out once. Had it found ours, the real
-    # ones would pass by it: rotary frequencies of models that transformers makes on "meta" had no value.
+    # `with torch.device(...)` knows what makes tensors by identity, and finds it out once. Had it found ours,
+    # the real ones would pass by it: rotary frequencies of models made on "meta" by transformers had no value.
     _device._device_constructors()
     for name in ("tensor", "zeros", "ones"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
