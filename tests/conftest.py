@@ -34,6 +34,16 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
     """What libraries set in this process (vLLM, Megatron, W&B) is not for what later tests start."""
+    yield from _restored()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _environment_of_modules() -> Iterator[None]:
+    """The same for what a module's or the session's fixtures set (a push to a server: NO_PROXY)."""
+    yield from _restored()
+
+
+def _restored() -> Iterator[None]:
     before = dict(os.environ)
     yield
     kept = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 POLL_S = 0.02
 START_S = 600.0
 """Limit of the imports; some ten seconds on an idle machine."""
-MAY_DIFFER = ("R1MEGA_", "PYTEST_", "PYTHONPATH")
+MAY_DIFFER = ("R1MEGA_", "PYTEST_", "PYTHONPATH", "NO_PROXY", "no_proxy")
 """Names, or beginnings of names, of variables that nothing reads while it is imported."""
 IMPORTS = (
     "typer", "r1mega.conversion.commands", "r1mega.config.load", "r1mega.runtime.run_dir", "r1mega.stages.pretrain",

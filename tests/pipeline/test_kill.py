@@ -118,10 +118,10 @@ def until(event: Callable[[], bool], process: Any = None) -> bool:
     return True
 
 
-def during_start(process: Any, seconds: float, metrics: Path, before: int) -> None:
-    """Wait so long, but at most until it has written a line: a fast machine's run would be done by then."""
+def further(process: Any, seconds: float, metrics: Path, line: int) -> None:
+    """Wait so long, but at most until it has written this line: a fast machine's run would be done by then."""
     end = time.monotonic() + seconds
-    until(lambda: time.monotonic() > end or num_lines(metrics) > before, process)
+    until(lambda: time.monotonic() > end or num_lines(metrics) >= line, process)
 
 
 def num_lines(metrics: Path) -> int:
@@ -145,9 +145,9 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
         before = num_lines(metrics)
         process = start(rng.randrange(1 << 30), arguments, cold=kill == cold)
         if at_start:
-            during_start(process, rng.uniform(0, 12 if kill == cold else 4), metrics, before)
-        elif until(lambda before=before: num_lines(metrics) > before, process):  # it goes on some steps before that
-            time.sleep(rng.uniform(0, 2 * step_s(metrics)))
+            further(process, rng.uniform(0, 12 if kill == cold else 4), metrics, before + 1)
+        elif until(lambda before=before: num_lines(metrics) > before, process):
+            further(process, rng.uniform(0, 2 * step_s(metrics)), metrics, before + 3)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         if process.wait(LIMIT_S) == 0:  # done, after fewer kills
@@ -257,13 +257,13 @@ def test_two_ranks_that_lose_one_end_and_resume(base: Path, whole: Path, tmp_pat
         tag, before = rng.randrange(1 << 30), num_lines(metrics)
         process = start(tag, arguments, cold=True)  # its launcher imports nothing; it starts the ranks
         if victim == "all":
-            during_start(process, rng.uniform(0, 15), metrics, before)
+            further(process, rng.uniform(0, 15), metrics, before + 1)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(LIMIT_S)
         else:
-            further = until(lambda before=before: num_lines(metrics) > before, process)
-            assert further, f"rank {victim}: ended with {process.returncode}"
-            time.sleep(rng.uniform(0, 2 * step_s(metrics)))
+            written = until(lambda before=before: num_lines(metrics) > before, process)
+            assert written, f"rank {victim}: ended with {process.returncode}"
+            further(process, rng.uniform(0, 2 * step_s(metrics)), metrics, before + 3)
             os.kill(ranks_of(tag)[victim], signal.SIGKILL)
             assert process.wait(LIMIT_S) == 128 + signal.SIGKILL
         until(lambda tag=tag: not ranks_of(tag))
