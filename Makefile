@@ -17,7 +17,7 @@ IN_CI := $(or $(CI),$(R1MEGA_CI))
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo tiny test test-slow test-soak smollm2 bench lint format env system-deps lock clean
+.PHONY: demo tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,8 +41,12 @@ test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the l
 test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps)
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
-test-soak: $(STAMP) smollm2  ## all tests and every row of their long series, to docs/measurements/soak.json
+test-soak: $(STAMP) smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
 	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
+	$(MAKE) mutate
+
+mutate: $(STAMP)  ## plant the faults of tools/mutants one at a time: does a test notice? to docs/measurements/mutants.json
+	$(BIN)/python tools/mutate.py $(MUTANTS)
 
 bench: $(STAMP)  ## time and memory of the log-probabilities against the plain way, to BENCH_OUT
 	$(BIN)/python tools/bench/logprob.py --out $(BENCH_OUT)
