@@ -73,6 +73,15 @@ def write_folder(folder: Path, spec, tensors, num_files=1, **config):
     return folder
 
 
+def rewrite(folder, change):
+    """The folder's tensors, changed, in one file."""
+    tensors = load_all(folder)
+    for file in [*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"]:
+        file.unlink()
+    tensors = change(tensors) or tensors
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+
+
 def load_all(folder: Path):
     """Every tensor of a folder, by the safetensors package."""
     found = {}
