@@ -276,7 +276,16 @@ class GRPO(Section):
     model: Model
     tasks: tuple[Task, ...] = Field(min_length=1)
     questions: AnchoredPath | None = None
-    """A JSONL file of training questions (fields task, question, truth) to use instead of made ones."""
+    """A JSONL file of training questions (fields task, question, truth) to use instead of made ones. Those of the
+    held-out side (one in eight, `r1mega.data.split`) are left out and counted, as in every stage."""
+    duplicates: Literal["error", "drop"] = "error"
+    """What happens to a question of the file that an earlier line asks: the run stops and lists them, or it is left
+    out and counted."""
+    max_prompt_tokens: int = Field(default=0, ge=0)
+    """Longest prompt, template included; 0: what the model's positions leave beside sampling.max_new_tokens."""
+    too_long: Literal["error", "drop"] = "error"
+    """What happens to a training question with a longer prompt: the run stops and names it, or it is left out and
+    counted."""
     num_questions: int = Field(gt=0)
     """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: int = Field(gt=0)

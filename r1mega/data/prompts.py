@@ -1,15 +1,13 @@
-"""Prompts of RL: made from tasks or read from a file, and an endless, resumable stream of them."""
+"""Prompts of RL: questions in their template, tokenised, and an endless, resumable stream of them."""
 
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from r1mega.config import schema
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import TASKS, Question, question_id, questions
+from r1mega.data.tasks import Question, question_id, questions
 from r1mega.data.template import TINY, Template, render_prompt
 from r1mega.errors import DataError
 from r1mega.samples import Prompt
@@ -112,51 +110,3 @@ class PromptStream:
 
     def _fingerprint(self) -> str:
         return question_id("prompts", "\n".join(sorted(self._prompts)))
-
-
-def read_jsonl(path: Path) -> list[Question]:
-    """Questions of a JSONL file: `task`, `question` and `truth` (text), optional `id` and `entry` (object).
-
-    Blank lines are passed over. Raises DataError with file, line and field on a missing or unreadable file, an
-    empty one, a malformed row, an unknown task, and an id that occurs twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read prompts from {path}: {error}") from error
-    first_line: dict[str, int] = {}
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = _question(line, f"{path}, line {number}")
-        if question.id in first_line:
-            other = first_line[question.id]
-            raise DataError(f"{path}, line {number}: id {question.id!r} already stands in line {other}")
-        first_line[question.id] = number
-        found.append(question)
-    if not found:
-        raise DataError(f"{path} holds no prompts")
-    return found
-
-
-def _question(line: str, where: str) -> Question:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a row is a JSON object, not {type(row).__name__}")
-    if unknown := sorted(set(row) - {"id", "task", "question", "truth", "entry"}):
-        raise DataError(f"{where}: unknown field {unknown[0]!r}")
-    for name in ("task", "question", "truth"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"{where}: field {name!r} must be text and not empty")
-    if not isinstance(row.get("id", "-"), str) or not row.get("id", "-"):
-        raise DataError(f"{where}: field 'id' must be text and not empty")
-    if not isinstance(row.get("entry", {}), dict):
-        raise DataError(f"{where}: field 'entry' must be an object")
-    if row["task"] not in TASKS:
-        raise DataError(f"{where}: field 'task': unknown {row['task']!r}; known: {', '.join(TASKS)}")
-    id = row.get("id") or question_id(row["task"], row["question"])
-    return Question(id, row["task"], row["question"], row["truth"], row.get("entry", {}))

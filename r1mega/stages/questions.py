@@ -1,16 +1,22 @@
 """What an RL run asks: training questions, made or read, and held-out ones, which no run trains on."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from r1mega.config.schema import GRPO
-from r1mega.data.prompts import held_out_prompts, prompts, read_jsonl, train_prompts
+from r1mega.data.prompts import held_out_prompts, prompts, train_prompts
+from r1mega.data.questions_file import TrainingQuestions, listed, refuse_too_few, training_questions
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
+from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class Questions:
 
     train: list[Prompt]
     held_out: list[Prompt]
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Of a questions file: "read", and what was left out of it."""
 
     @property
     def longest(self) -> int:
@@ -30,22 +38,63 @@ def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
     """The run's questions, written down and checked.
 
     Raises:
-        DataError: a training question is held out, or the tokenizer does not fit the model.
+        DataError: as `training_questions`; prompts are too long; a training question is asked in the evaluation; or
+            the tokenizer does not fit the model.
         ConfigError: answers to them may be longer than the model or a chunk holds.
     """
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
     put = template(config.template)
-    if config.questions is not None:
-        train = prompts(read_jsonl(config.questions), tokenizer, put)
-    else:
-        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
-    asked = Questions(train, held_out_prompts(config.tasks, config.evaluation, tokenizer, put))
-    if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
-        raise DataError(f"{len(common)} of {config.questions}'s questions are held out for evaluation: take them out")
-    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
-        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     spec = read_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
+    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
+    if config.questions is not None:
+        read = training_questions(config.questions, duplicates=config.duplicates, least=config.rollout.num_prompts)
+        train, counts = _fitting(config, spec, prompts(read.questions, tokenizer, put), read)
+    else:
+        train, counts = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put), {}
+        train, _ = _fitting(config, spec, train, None)
+    asked = Questions(train, held_out, counts)
+    if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
+        raise DataError(f"{len(common)} training questions are held out for evaluation, such as {min(common)!r}")
+    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
+        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
+
+
+def _fitting(
+    config: GRPO, spec: ModelSpec, asked: list[Prompt], read: TrainingQuestions | None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts that are not too long, and what became of the questions that were read.
+
+    How long is too long follows from the model and the settings of the stage, never from batch.chunk_tokens, which
+    must not change the result.
+
+    Raises:
+        DataError: names those that are too long; or fewer are left than a rollout takes.
+    """
+    limit = spec.max_positions - config.sampling.max_new_tokens
+    limit = min(limit, config.max_prompt_tokens) if config.max_prompt_tokens else limit
+    long = [p for p in asked if len(p.token_ids) > limit]
+
+    def place(p: Prompt) -> str:
+        where = f"{config.questions}, line {read.lines[p.id]}" if read is not None else f"question {p.id}"
+        return f"{where}: {len(p.token_ids)} tokens: {p.question[:60]!r}{'...' if len(p.question) > 60 else ''}"
+
+    if long:
+        told = [place(p) for p in long]
+        bound = (
+            "max_prompt_tokens"
+            if limit == config.max_prompt_tokens
+            else f"the model's {spec.max_positions} positions less sampling.max_new_tokens"
+        )
+        if config.too_long == "error":
+            remedy = 'take them out, or set too_long = "drop"'
+            raise DataError(listed(f"{len(long)} prompt(s) longer than {limit} tokens, {bound}; {remedy}", told))
+        log.warning(listed(f"{len(long)} prompt(s) longer than {limit} tokens dropped ({bound})", told))
+    kept = [p for p in asked if len(p.token_ids) <= limit]
+    counts = {**(read.counts if read is not None else {"read": len(asked)}), "too_long": len(long)}
+    source = config.questions if read is not None and config.questions is not None else "the tasks' questions"
+    refuse_too_few(source, len(kept), counts, config.rollout.num_prompts)
+    return kept, counts

@@ -1,4 +1,4 @@
-"""The stream of prompts and prompt files."""
+"""The stream of prompts."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from r1mega.config.schema import AnswerStyles, Evaluation, Task
 from r1mega.data.pretrain_text import documents
-from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, read_jsonl, train_prompts
+from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, train_prompts
 from r1mega.data.tasks import Question
 from r1mega.data.template import R1_ZERO, TINY
 from r1mega.data.tokenizer import train_tokenizer
@@ -84,48 +84,3 @@ def test_control_tokens_must_be_the_templates_alone(tokenizer):
     with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
         prompts([], of_another_model, TINY)
     assert prompts([], of_another_model, R1_ZERO) == []
-
-
-ROW = {"task": "chain_sum", "question": "1 + 1 =", "truth": "2"}
-
-
-def test_a_prompt_file_is_read(tmp_path):
-    path = tmp_path / "prompts.jsonl"
-    rows = [ROW, {**ROW, "id": "mine", "entry": {"answer": "2"}}]
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    first, second = read_jsonl(path)
-    assert (first.text, first.truth, first.task, len(first.id)) == ("1 + 1 =", "2", "chain_sum", 16)
-    assert (second.id, second.entry) == ("mine", {"answer": "2"})
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "holds no prompts"),
-        (["", " "], "holds no prompts"),
-        ([json.dumps(ROW), "{"], "line 2: not JSON"),
-        (["[" * 100_000], "line 1: not JSON"),
-        (["[1]"], "line 1: a row is a JSON object, not list"),
-        ([json.dumps({**ROW, "truth": 2})], "line 1: field 'truth' must be text"),
-        ([json.dumps({**ROW, "question": " "})], "line 1: field 'question' must be text and not empty"),
-        ([json.dumps({"task": "chain_sum", "question": "1"})], "line 1: field 'truth'"),
-        ([json.dumps({**ROW, "id": 7})], "line 1: field 'id'"),
-        ([json.dumps({**ROW, "entry": [1]})], "line 1: field 'entry'"),
-        ([json.dumps({**ROW, "answer": "2"})], "line 1: unknown field 'answer'"),
-        ([json.dumps({**ROW, "task": "chess"})], "line 1: field 'task': unknown 'chess'"),
-        ([json.dumps(ROW), "", json.dumps(ROW)], "line 3: id '[0-9a-f]{16}' already stands in line 1"),
-    ],
-)
-def test_a_bad_prompt_file_names_line_and_field(tmp_path, lines, message):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("\n".join(lines))
-    with pytest.raises(DataError, match=f"prompts.jsonl.*{message}"):
-        read_jsonl(path)
-
-
-def test_a_prompt_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read prompts from .*absent.jsonl"):
-        read_jsonl(tmp_path / "absent.jsonl")
-    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"cannot read prompts from .*bytes.jsonl"):
-        read_jsonl(tmp_path / "bytes.jsonl")
