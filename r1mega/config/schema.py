@@ -120,13 +120,15 @@ class Pretrain(Section):
 
 
 class Conversations(Section):
-    """Conversations: rows with `messages`, each {role, content}, or with `prompt` and `response`."""
+    """Conversations: rows with `messages`, each {role, content}, or with `prompt` and `response`; and `system`."""
 
     files: tuple[AnchoredPath, ...] = ()
     """*.jsonl and *.parquet files, read in this order."""
     dataset: Annotated[str, BeforeValidator(anchor_if_path)] = ""
     """A dataset, beside files or instead: a name that `datasets.load_dataset` knows, on the hub or in its cache, or a
     folder, which begins with "/" or "." and then counts from this file."""
+    dataset_config: str = ""
+    """Which config of it (the hub says subset), where it has several."""
     split: str = "train"
     """Which split of it."""
 

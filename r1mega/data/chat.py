@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1mega.data.conversations import Conversation, Message
+from r1mega.data.turns import Conversation, Message
 from r1mega.errors import DataError
 
 REASONING = frozenset({"<think>", "</think>"})
@@ -139,11 +139,12 @@ class Chat:
                     "of sampled answers, or write it differently"
                 )
         text, spans = self._marked_spans(conversation) if self._marked else self._found_spans(conversation)
-        answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
+        turns = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
+        answers = [conversation.messages[i]["content"] for i in turns]
         if len(spans) != len(answers):
             raise self._fault(conversation, f"marks {len(spans)} of the {len(answers)} turns of the assistant")
         pieces, place = list[Piece](), 0
-        for (start, stop), answer in zip(spans, answers, strict=True):
+        for turn, (start, stop), answer in zip(turns, spans, answers, strict=True):
             if answer.strip() not in text[start:stop]:
                 lost = " the reasoning before </think> among it," if "</think>" in answer else ""
                 raise self._fault(
@@ -152,7 +153,7 @@ class Chat:
                     "learnt; set chat_template to one that keeps it, such as those in configs/chat_templates",
                 )
             stop = start + self._turn_length(text[start:stop])
-            pieces += [Piece(text[place:start], False), Piece(text[start:stop], True)]
+            pieces += [Piece(text[place:start], False), Piece(text[start:stop], turn not in conversation.not_learnt)]
             place = stop
         return [p for p in [*pieces, Piece(text[place:], False)] if p.text]
 

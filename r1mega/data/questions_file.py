@@ -5,12 +5,12 @@ Imports no torch and no tokenizer, so that `r1mega check` reads a file as `r1meg
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from r1mega.data.lines import half_a_character
 from r1mega.data.split import HELD_OUT, what_is_asked
 from r1mega.data.tasks import TASKS, Question, question_id
 from r1mega.errors import DataError
@@ -151,13 +151,12 @@ def _question(line: bytes) -> Question:
     for name in ("task", "question", "truth"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise ValueError(f"field {name!r} must be text and not empty")
-        if broken := re.search("[\ud800-\udfff]", row[name]):
-            raise ValueError(
-                f"field {name!r}: half a character, {broken[0]!r}, at {broken.start()}: text cut inside a surrogate "
-                "pair, which no tokenizer takes; drop it"
-            )
+        if fault := half_a_character(row[name]):
+            raise ValueError(f"field {name!r}: {fault}")
     if not isinstance(row.get("id", "-"), str) or not row.get("id", "-"):
         raise ValueError("field 'id' must be text and not empty")
+    if fault := half_a_character(row.get("id", "")):
+        raise ValueError(f"field 'id': {fault}")
     if not isinstance(row.get("entry", {}), dict):
         raise ValueError("field 'entry' must be an object")
     if row["task"] not in TASKS:

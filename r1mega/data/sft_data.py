@@ -83,7 +83,7 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
 
 
 def _source(of: Conversations) -> Source:
-    return Source(of.files, of.dataset, of.split)
+    return Source(of.files, of.dataset, of.split, of.dataset_config)
 
 
 def _fault_of(*sources: Source) -> str | None:

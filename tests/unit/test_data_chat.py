@@ -109,6 +109,14 @@ def test_shipped_templates_keep_the_reasoning_and_end_every_turn(tokenizer, name
     assert found.spans == marked.spans
 
 
+def test_a_turn_that_is_marked_is_read_and_not_learnt(tokenizer):
+    messages = [dict(m) for m in TURNS.messages]
+    marked = conversation({"messages": [messages[0], {**messages[1], "weight": 0}, *messages[2:]]}, "a row")
+    (found,), (whole,) = (Chat(tokenizer, [2]).encode([c]) for c in (marked, TURNS))
+    assert found.ids == whole.ids
+    assert found.spans == whole.spans[1:]
+
+
 def test_a_template_that_drops_the_reasoning_is_refused(tokenizer, tmp_path: Path):
     message = r"a.jsonl, line 7: .*does not repeat a turn .* the reasoning before </think> among it.*chat_templates"
     with pytest.raises(DataError, match=message):

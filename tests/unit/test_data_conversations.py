@@ -53,6 +53,15 @@ def test_a_malformed_row_is_named_with_its_file_and_line(tmp_path: Path, row: st
     assert message in str(error.value)
 
 
+def test_a_byte_that_is_not_utf_8_is_placed_by_its_line(tmp_path: Path):
+    """Far behind what a decoder reads at once."""
+    file = tmp_path / "a.jsonl"
+    good = b'{"prompt": "a", "response": "b"}\n'
+    file.write_bytes(good * 5000 + b'{"prompt": "caf\xe9"}\n' + good)
+    with pytest.raises(DataError, match=rf"^{file}, line 5001: byte 16, 0xe9, is not UTF-8"):
+        list(Source([file], "", "train"))
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=rf"cannot read conversations from {tmp_path}/no.jsonl"):
         list(Source([tmp_path / "no.jsonl"], "", "train"))
@@ -118,6 +127,41 @@ def test_a_dataset_that_cannot_be_had_is_named_with_its_cause_and_what_to_do(dat
     (dataset / "train.jsonl").write_text('{"prompt": ')
     with pytest.raises(DataError, match=r"split 'train': .*generating the dataset: .*JSON"):
         Source([], str(dataset), "train").mark()
+
+
+def test_one_of_several_configs_is_named(dataset: Path):
+    """A folder of two configs, as the hub has them: a README says which files are whose."""
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/*.jsonl\n" for name in ("algebra", "code"))
+    (dataset / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    for name, answer in (("algebra", "3"), ("code", "4")):
+        (dataset / name).mkdir()
+        (dataset / name / "a.jsonl").write_text(json.dumps({"prompt": "2 + 2?", "response": answer}) + "\n")
+    found = {name: list(Source([], str(dataset), "train", name)) for name in ("algebra", "code")}
+    assert {name: [c.messages[1]["content"] for c in of] for name, of in found.items()} == {
+        "algebra": ["3"],
+        "code": ["4"],
+    }
+    assert found["code"][0].where == f"{dataset} (code, train), row 1"
+    for named in ("", "geometry"):
+        with pytest.raises(DataError, match=r"Set dataset_config to one of 'algebra', 'code'$"):
+            Source([], str(dataset), "train", named).mark()
+    marks = [Source([], str(dataset), "train", name).mark() for name in found]
+    assert marks[0] != marks[1]
+
+
+def test_what_is_passed_over_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"messages": TURNS, "source": "x", "n": 1}] * 3
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    caplog.set_level("INFO", "r1mega.data.conversations")
+    for name in ("a.jsonl", "a.parquet"):
+        caplog.clear()
+        assert len(list(Source([tmp_path / name], "", ""))) == 3
+        (record,) = caplog.records
+        assert record.getMessage() == f"{tmp_path / name}: fields that are passed over: 'source', 'n'"
 
 
 def test_a_change_in_files_or_in_a_datasets_folder_is_seen(dataset: Path):

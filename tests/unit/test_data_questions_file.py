@@ -63,6 +63,7 @@ def test_a_file_is_read(tmp_path: Path):
         ([json.dumps({**ROW, "task": "chess"})], "line 1: field 'task': unknown 'chess'"),
         (["", json.dumps({**ROW, "question": "1 + \ud83d ="})], r"line 2: field 'question': half a character"),
         ([json.dumps({**ROW, "truth": "\udc00"})], r"line 1: field 'truth': half a character"),
+        ([json.dumps({**ROW, "id": "\udc00"})], r"line 1: field 'id': half a character"),
         ([json.dumps({**ROW, "id": "a"}), "", json.dumps({**ROW, "question": "3", "id": "a"})],
          "line 3: id 'a' already stands in line 1"),
     ],
