@@ -28,6 +28,10 @@ MAX_ANSWER_CHARS = 256
 # A sign directly after a digit is an operator ("5-3" ends in 3, "=-3" in -3).
 NUMBER = re.compile(r"(?:(?<![0-9])[+-])?[0-9][0-9,]*(?:\.[0-9]+)?", re.ASCII)
 
+MINUS = re.compile("[\u2010-\u2013\u2212\ufe63\uff0d](?=[0-9])")
+"""What people and models write for a minus: hyphens, the en dash, the sign itself, its small and its wide form.
+Before a digit they are read as one, or -5 would be taken for 5."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -56,7 +60,7 @@ class TaskFamily:
     def last_answer(self, text: str) -> str:
         """The last thing in `text` that looks like an answer; "" where nothing does. Linear in the text."""
         found = ""
-        for match in self.answer_form.finditer(text):
+        for match in self.answer_form.finditer(_with_minus(text)):
             found = match.group()
         return found
 
@@ -67,9 +71,13 @@ class TaskFamily:
         counts. Raises whatever the library raises: the caller must not read that as a wrong answer.
         """
         answer = answer.strip()
-        if len(answer) > MAX_ANSWER_CHARS or not self.answer_form.fullmatch(answer):
+        if len(answer) > MAX_ANSWER_CHARS or not self.answer_form.fullmatch(answer := _with_minus(answer)):
             return False
-        return _verifier(self.name)(answer=answer, entry={**entry, "answer": truth}) >= 1.0
+        return _verifier(self.name)(answer=answer, entry={**entry, "answer": _with_minus(truth)}) >= 1.0
+
+
+def _with_minus(text: str) -> str:
+    return MINUS.sub("-", text)
 
 
 def _tape(metadata: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class EvalResult:
     truncated: float
     mean_tokens: float
     works: float
-    """Share of answers with worked steps, in a thought or in prose."""
+    """Share of answers with a thought in the format's tags, or with worked steps in prose."""
     by_style: Mapping[str, StyleShare]
 
     def to_json(self) -> dict[str, Any]:

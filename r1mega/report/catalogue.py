@@ -40,7 +40,7 @@ FIGURES = (
             Curve("eval/strict", "right, in the format (pass@1)", "eval", error="eval/strict_se"),
             Curve("eval/lenient", "right, in any format", "eval"),
             Curve("eval/format", "in the format", "eval"),
-            Curve("eval/works", "with worked steps", "eval"),
+            Curve("eval/works", "with a thought or worked steps", "eval"),
             Curve("eval/strict", "right, in the format, greedy", "eval_greedy", "eval/strict_se", dashed=True),
         ),
         "The report's Figure 2: pass@1 should rise past its bars; where the format rises and the answers in any "
@@ -52,13 +52,13 @@ FIGURES = (
         "How held-out questions are answered",
         "share of answers",
         (
-            Curve("eval/share/think", "worked steps in tags", "eval"),
-            Curve("eval/share/tags", "tags, nothing worked", "eval"),
+            Curve("eval/share/think", "a thought in tags", "eval"),
+            Curve("eval/share/tags", "tags around no thought", "eval"),
             Curve("eval/share/steps", "worked steps in prose", "eval"),
             Curve("eval/share/plain", "the bare answer", "eval"),
             Curve("eval/share/other", "anything else", "eval"),
         ),
-        "Which way of answering wins, and whether one that was never rewarded by itself (working the steps) does.",
+        "Which way of answering wins, and whether one that was never rewarded by itself (thoughts, steps) does.",
         share=True,
     ),
     Figure(

@@ -25,12 +25,9 @@ NUM_ANSWERS = 8
 """Answers shown of the earliest samples, and of the latest."""
 MAX_ANSWER_CHARS = 6000
 MAX_RECOVERIES = 200
-COSTS = (
-    *summary.COSTS[:1],
-    ("time, s", "seconds_by_phase", ",.0f"),
-    *summary.COSTS[1:],
-    ("final loss", "loss", ".3f"),
-)
+ASKING = ("grpo", "evaluate")
+"""Kinds of stage that ask held-out questions of an engine."""
+COSTS = (*summary.COSTS[:1], ("time, s", "seconds_by_phase", ",.0f"), *summary.COSTS[1:])
 
 Column = tuple[str, dict[str, str]]
 """A column's heading, and its cells by line."""
@@ -48,6 +45,7 @@ def write(run_dir: Path, drawn: Sequence[Path]) -> Path:
     page = run_dir / "report.html"
     stages = [_stage(folder, drawn) for folder in stage_dirs(run_dir)]
     pipeline, whole = stages[0]["path"] != run_dir, read_summary(run_dir) or {}
+    asks = any(stage["kind"] in ASKING for stage in stages)
     environment = jinja2.Environment(
         autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -64,6 +62,8 @@ def write(run_dir: Path, drawn: Sequence[Path]) -> Path:
         results=_lines([column for stage in stages for column in _results(stage, _evaluation)]),
         styles=_lines([column for stage in stages for column in _results(stage, summary.style_lines)]),
         costs=_costs(stages),
+        costs_heading=("Time, memory, agreement of engine and trainer" if asks else "Losses, time, memory"),
+        asks=asks,
     )
     files.write_text(page, html)
     return page

@@ -1,4 +1,4 @@
-"""A run, shown: figures drawn, the table of its stages, answers early and late, its page, and where to look."""
+"""A run, shown: figures drawn, its page, the table of its stages, answers early and late, and where to look."""
 
 from pathlib import Path
 
@@ -27,6 +27,7 @@ def show(run_dir: Path) -> None:
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
     written = page.write(run_dir, drawn)
+    console.print(f"page: {written}", soft_wrap=True)
     finished = [stage for stage in stages if read_summary(stage) is not None]
     if finished:
         console.print(summary.table([s for s in finished if (read_summary(s) or {}).get("eval")] or finished))
@@ -40,9 +41,9 @@ def show(run_dir: Path) -> None:
     if questions:
         held_out, trained_on = questions["held_out"], questions["trained_on"]
         console.print(f"{held_out} held-out questions, {trained_on:,} trained on, none in common (checked)")
-    for path in drawn:
-        console.print(f"figure: {path}", soft_wrap=True)
-    console.print(f"page: {written}", soft_wrap=True)
+    for folder in dict.fromkeys(path.parent for path in drawn):
+        number = sum(path.parent == folder for path in drawn)
+        console.print(f"figures, {number}: {folder}", soft_wrap=True)
     console.print(f"all of it: {run_dir}", soft_wrap=True)
 
 

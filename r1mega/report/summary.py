@@ -27,6 +27,7 @@ COSTS = (
     ("tokens per second", "tokens_per_second", ",.0f"),
     ("peak memory, GiB", "peak_rss_gib", ".2f"),
     ("validation loss, nats", "validation_loss", ".4f"),
+    ("final loss, nats", "loss", ".4f"),
     ("mismatch, nats", "mismatch", ".1e"),
     ("experts", "experts", ".2f"),
 )
@@ -34,16 +35,25 @@ COSTS = (
 
 
 def table(run_dirs: Sequence[Path]) -> Table:
-    """The summaries of several stages side by side, each before and after; the control is one of them.
+    """The summaries of several stages side by side; the control is one of them.
 
+    Stages that were evaluated are shown before and after; where none was, in one column each, as what they took.
     Lines that no stage has figures for are left out. Raises DataError where a run has no summary.json yet.
     """
     summaries = [_required(run_dir) for run_dir in run_dirs]
-    out = Table(title="Held-out questions, before and after", title_justify="left", show_lines=False)
+    evaluated = any(summary.get("eval") for summary in summaries)
+    title = "Held-out questions, before and after" if evaluated else "Training: losses, time, memory"
+    out = Table(title=title, title_justify="left", show_lines=False)
     out.add_column("", no_wrap=True)
     for run_dir in run_dirs:
+        if not evaluated:
+            out.add_column(Text(visible(run_dir.name)), justify="right")
+            continue
         out.add_column(Text(f"{visible(run_dir.name)}\nbefore"), justify="right")
         out.add_column("\nafter", justify="right", style="bold")
+    if not evaluated:
+        _add_lines(out, [cost_lines(summary) for summary in summaries])
+        return out
     columns = [_eval_column(summary, when) for summary in summaries for when in ("before", "after")]
     _add_lines(out, columns)
     out.add_section()
@@ -147,7 +157,7 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
             "pass@1 (strict)": _with_error(result.strict.mean, result.strict.se),
             "lenient": _with_error(result.lenient.mean, result.lenient.se),
             "format": f"{result.format:.1%}",
-            "worked steps": f"{result.works:.1%}",
+            "thought or steps": f"{result.works:.1%}",
             "truncated": f"{result.truncated:.1%}",
             "tokens per answer": f"{result.mean_tokens:.1f}",
         }

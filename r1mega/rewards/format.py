@@ -9,7 +9,8 @@ from typing import Literal
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
 
 Style = Literal["think", "tags", "steps", "plain", "other"]
-"""think, tags, steps, plain: as in the pretraining text; other: none of these (broken tags, no sentence)."""
+"""think: a thought in the tags of the format. tags: the tags around none. steps: worked steps in prose. plain: the
+bare sentence of the pretraining text. other: none of these (broken tags, no sentence)."""
 
 
 def is_formatted(text: str) -> bool:
@@ -37,13 +38,12 @@ def find_answer(text: str) -> str | None:
 
 
 def style_of(text: str) -> Style:
-    """Which way of answering this is; worked steps are told by an equals sign."""
+    """Which way of answering this is. A thought may be in words; steps without tags are told by an equals sign."""
     if any(tag in text for tag in TAGS):
         parts = _split(text)
         if parts is None:
             return "other"
-        thought = parts[0].strip()
-        return "tags" if not thought else "think" if "=" in thought else "other"
+        return "think" if parts[0].strip() else "tags"
     if "=" in text:
         return "steps"
     return "plain" if text.strip().startswith("The answer is ") else "other"

@@ -88,10 +88,24 @@ def test_an_answer_must_be_written_in_plain_digits(answer):
         ("So it is -12.", "-12"),
         ("<answer>1,000.50</answer>", "1,000.50"),
         ("no number, not even ٣", ""),
+        ("it is \u22125", "-5"),
+        ("x = \u20135", "-5"),
+        ("=\u20115.", "-5"),
+        ("\uff0d5", "-5"),
+        ("pages 3\u20135", "5"),
+        ("7\u22125=2", "2"),
+        ("so \u2014 5", "5"),
     ],
 )
 def test_last_answer(text, last):
     assert TASKS["chain_sum"].last_answer(text) == last
+
+
+def test_a_minus_sign_that_is_no_hyphen_is_a_minus():
+    verify = TASKS["chain_sum"].verify
+    for minus in "-\u2212\u2013\u2010\u2011\u2012\ufe63\uff0d":
+        assert not verify(f"{minus}5", "5", {}) and verify(f"{minus}5", "-5", {}) and verify("-5", f"{minus}5", {})
+    assert not verify("\u2212\u22125", "5", {}) and not verify("\u2212", "0", {}) and not verify("5\u2212", "5", {})
 
 
 def test_questions_are_different_and_repeatable_and_follow_the_weights(capsys):

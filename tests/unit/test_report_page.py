@@ -291,3 +291,14 @@ def test_what_is_read_of_samples_is_bounded(tmp_path: Path):
     file.write_text('{"a": 1}\n' * 100)
     assert len(read_rows(file)) == 100
     assert len(read_rows(file, max_chars=25)) == 3
+
+
+def test_every_table_scrolls_by_itself_on_a_narrow_screen(tmp_path):
+    """Or the browser would cut it off, or make the whole page as wide as its widest table."""
+    template = (Path(page.__file__).with_name("page.html")).read_text()
+    assert template.count("<table") == template.count('<div class="scroll"><table') > 4
+    style = template[: template.index("</style>")]
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
+    narrow = style[style.index("@media (max-width: 45rem)") :]
+    assert re.search(r"\.figures th:first-child \{ position: sticky; left: 0", narrow)  # a figure keeps its name
+    assert 'name="viewport" content="width=device-width' in template

@@ -68,8 +68,29 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_got(pipeline: Path, capsys: py
     show(pipeline)
     printed = capsys.readouterr().out
     assert f"{pipeline}/rl: not finished: no summary.json yet" in printed and "it is seven" in printed
-    assert f"{pipeline}/rl/figures/pass_at_1.png" in printed and "rl_and_control" not in printed
-    assert f"page: {pipeline}/report.html" in printed
+    drawn = len(list((pipeline / "rl/figures").glob("*.png")))
+    assert f"figures, {drawn}: {pipeline}/rl/figures\n" in printed and f": {pipeline}/figures" not in printed
+
+
+def test_the_page_is_named_first_and_figures_by_their_folders(pipeline: Path, capsys: pytest.CaptureFixture[str]):
+    show(pipeline)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == f"page: {pipeline}/report.html"
+    assert [line.split(" ")[-1] for line in others if line.startswith("figures, ")] == [
+        str(pipeline / folder) for folder in ("base/figures", "rl/figures", "control/figures", "figures")
+    ]
+    assert not any(line.endswith(".png") for line in others)
+
+
+def test_a_stage_without_questions_has_no_heading_of_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    summary = {"stage": "sft", "seconds": 60.0, "steps": 2, "loss": 1.25, "validation_loss": 1.5}
+    stage(tmp_path / "sft", summary, [{"kind": "train", "step": 1, "loss": 1.25, "seconds/update": 60.0}])
+    show(tmp_path / "sft")
+    printed, page = capsys.readouterr().out, (tmp_path / "sft/report.html").read_text()
+    assert "Held-out" not in printed and "before" not in printed and "after" not in printed
+    assert "Training: losses, time, memory" in printed and "final loss, nats" in printed and "1.2500" in printed
+    assert "Held-out questions</h3>" not in page and "agreement of engine" not in page
+    assert "No held-out questions in this kind of stage" in page and "<h3>Losses, time, memory</h3>" in page
 
 
 def test_where_there_is_no_run_is_one_message(tmp_path: Path):

@@ -85,7 +85,9 @@ def test_find_answer(text, answer):
     [
         (GOOD, "think"),
         ("<think> </think><answer>3</answer>", "tags"),
-        ("<think>hm</think><answer>3</answer>", "other"),
+        ("<think>first add, then halve</think><answer>3</answer>", "think"),
+        ("<think>\n</think><answer>3</answer>", "tags"),
+        ("<think>first add, then halve</think> 3", "other"),
         ("<think>4-1=3<answer>3</answer>", "other"),
         ("4-1=3. So it is 3.", "steps"),
         ("The answer is 3.", "plain"),
