@@ -13,7 +13,8 @@ LINE_EVERY_S = 15.0
 class Bar:
     """Counts `total` units of work of one kind.
 
-    Use as a context manager; `advance(note=...)` after each unit. The note stands behind the bar.
+    Use as a context manager; `advance(note=...)` after each unit. The note stands behind the bar, and so does what is
+    waited for meanwhile (`say`).
     """
 
     def __init__(
@@ -25,12 +26,13 @@ class Bar:
         self._console = Console(quiet=silent)
         self._started = self._last_line = time.monotonic()
         self._progress: Progress | None = None
+        self._said = set[str]()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.quiet:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),  # 80 columns have room for the note
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
@@ -48,17 +50,35 @@ class Bar:
         if self._progress is not None:
             self._progress.stop()
 
+    def say(self, what: str, text: str) -> None:
+        """What is waited for, or what has come of the unit in hand: behind the bar.
+
+        Args:
+            what: it is about. In a log the first word of each stands at once, later ones now and then.
+        """
+        if self._progress is not None:
+            self._progress.update(self._task, note=f"{what}: {text}")
+        elif what not in self._said or time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._line(f"{what}: {text}")
+        self._said.add(what)
+
     def advance(self, count: float = 1, note: str = "") -> None:
+        """Units are done. Time may run past the total; what is shown does not."""
         self.done += count
         elapsed = time.monotonic() - self._started
         rate = (self.done - self._done_before) / max(elapsed, 1e-9)
+        done = min(self.done, self.total)
         if self._progress is not None:
-            self._progress.update(self._task, completed=self.done, rate=f"{rate:.2f} {self.unit}/s", note=note)
+            self._progress.update(self._task, completed=done, rate=f"{rate:.2f} {self.unit}/s", note=note)
         elif time.monotonic() - self._last_line > LINE_EVERY_S or self.done >= self.total:
-            self._last_line = time.monotonic()
-            left = (self.total - self.done) / max(rate, 1e-9)
-            line = f"{_shown(self.done)}/{_shown(self.total)} {self.unit}s, {rate:,.2f} {self.unit}/s"
-            print(f"{self.title}: {line}, {left:.0f} s left  {note}", flush=True)
+            left = (self.total - done) / max(rate, 1e-9)
+            line = f"{_shown(done)}/{_shown(self.total)} {self.unit}s, {rate:,.2f} {self.unit}/s"
+            self._line(f"{line}, {left:.0f} s left  {note}".rstrip())
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if not self._console.quiet:
+            print(f"{self.title}: {text}", flush=True)
 
 
 def _shown(count: float) -> str:

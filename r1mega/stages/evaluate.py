@@ -14,7 +14,7 @@ from r1mega.rollout.engine import Request, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
-from r1mega.runtime.progress import Stopwatch
+from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir
 
 
@@ -32,7 +32,9 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
         seed=config.seed,
         log_file=run_dir.logs / "vllm.log",
     )
-    with server:
+    total = len(held_out) * (config.evaluation.samples_per_question + 1)  # sampled, and once greedily
+    with server, Bar("evaluate", total, unit="answer") as bar:
+        bar.say("waiting for the server", f"its log is {server.log_file}")
         server.wait_ready()
         fleet = Fleet([server])
 
@@ -42,6 +44,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
                 temperature=temperature,
                 max_new_tokens=config.sampling.max_new_tokens,
                 version=0,
+                on_answer=lambda _, come: bar.advance(len(come)),
             )
             return evaluate(held_out, [c for group in answers for c in group])
 

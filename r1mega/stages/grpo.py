@@ -134,17 +134,20 @@ class Trainer:
     def loop(self) -> None:
         """Rollout, learn, push, until `num_steps` optimiser steps are taken."""
         config = self.config
-        self.saves.make_up(self.step)
-        if not self.pending and (
-            self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
-        ):
-            self.evaluate()  # at the start, or the one that was broken off
         with Bar("grpo", config.num_steps, done=self.step, silent=not self.mesh.first) as bar:
+            if self.sampling is not None:
+                self.sampling.say = bar.say
+            self.saves.make_up(self.step)
+            if not self.pending and (
+                self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
+            ):
+                self.evaluate()  # at the start, or the one that was broken off
             while self.step < config.num_steps:
                 if not self.pending:
                     self.next_rollout()
-                self.update(self.pending.pop(0))
-                bar.advance(1)
+                    bar.say("answers", _note(self.metrics))
+                learned = self.update(self.pending.pop(0))
+                bar.advance(1, note=_note(self.metrics | learned))
                 last = self.step >= config.num_steps
                 if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
                     self.evaluate()
@@ -221,8 +224,8 @@ class Trainer:
         parts = self.mesh.gather_over_data(measure(samples, margins, max_abs=bounds.max_abs))
         return mismatch(parts, max_abs=bounds.max_abs, tie_margin=bounds.tie_margin)
 
-    def update(self, minibatch: list[Sample]) -> None:
-        """One optimiser step of Eq. 1 on one mini-batch."""
+    def update(self, minibatch: list[Sample]) -> Metrics:
+        """One optimiser step of Eq. 1 on one mini-batch; what the loss says of it."""
         config = self.config
         with Stopwatch() as watch:
             lr = learning_rate(config.optimizer, self.step, self.step / config.num_steps)
@@ -241,6 +244,7 @@ class Trainer:
             self.sampling.tracker.log("train", self.step, row | {"seconds/update": watch.seconds})
         # The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
         self.metrics = {k: v for k, v in self.metrics.items() if not k.startswith("seconds/")}
+        return learned
 
     def _rng(self) -> random.Random:
         """The source of this rollout's split into mini-batches; from run and step alone, so a resumed run agrees."""
@@ -302,6 +306,12 @@ def _document(sample: Sample) -> Document:
 
 def _with_logprobs(sample: Sample, old: tuple[float, ...], ref: tuple[float, ...]) -> Sample:
     return dataclasses.replace(sample, old_logp=old, ref_logp=ref)
+
+
+def _note(metrics: Metrics) -> str:
+    """What people watch of a rollout and its steps, in the few words that fit behind a bar."""
+    shown = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens", "kl/mean": "KL {:.4f}"}
+    return ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
 
 
 def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:

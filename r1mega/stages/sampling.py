@@ -74,6 +74,7 @@ class LiveEngine:
     def start(self) -> None:
         """Start the processes, and return while they are starting."""
         if self._server is None:
+            log.info("starting the rollout server; its log: %s", self._options["log_file"])
             self._server = Server(*self._arguments, **self._options)
 
     def connect(self, source: Source, announce: Callable[[], None]) -> None:
@@ -167,6 +168,8 @@ class Sampling:
         assert config.model.path is not None, "config.checks demands it"
         self.config, self.run_dir, self.questions, self.step = config, run_dir, questions, step
         self.tracker = Tracker(run_dir.path, config.wandb, config)
+        self.say: Callable[[str, str], None] = lambda what, text: None
+        """Tells people what is waited for (`progress.Bar.say`)."""
         self.stream = PromptStream(questions.train, config.seed)
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
@@ -239,16 +242,29 @@ class Sampling:
     def _groups(self, step: int, prompts: list[Prompt]) -> list[Group]:
         """G answers to each prompt, each with its verdict."""
         config = self.config
-        answers = self.engine.generate(
-            [Request(p, config.objective.group_size, self._seed("rollout", step, p.id)) for p in prompts],
-            temperature=config.sampling.temperature,
-            max_new_tokens=config.sampling.max_new_tokens,
-            version=step,
-        )
+        asked = [Request(p, config.objective.group_size, self._seed("rollout", step, p.id)) for p in prompts]
+        answers = self._ask("rollout", asked, config.sampling.temperature, step)
         return [
             Group(p, cs, tuple(judge(p, c, config.rewards, config.objective.truncated) for c in cs))
             for p, cs in zip(prompts, answers, strict=True)
         ]
+
+    def _ask(
+        self, what: str, asked: Sequence[Request], temperature: float, step: int
+    ) -> list[tuple[Completion, ...]]:
+        """The engine's answers at the weights of `step`, counted aloud as they come."""
+        total, come = sum(request.n for request in asked), 0
+
+        def count(_: int, answers: tuple[Completion, ...]) -> None:
+            nonlocal come
+            come += len(answers)
+            self.say(what, f"{come:,} of {total:,} answers")
+
+        self.say(what, f"waiting for the first of {total:,} answers")
+        limit = self.config.sampling.max_new_tokens
+        return self.engine.generate(
+            asked, temperature=temperature, max_new_tokens=limit, version=step, on_answer=count
+        )
 
     def evaluate(self, step: int, *, greedy: bool) -> None:
         """Held-out questions with the weights of `step`, at the sampling temperature and, on request, greedily.
@@ -264,13 +280,9 @@ class Sampling:
         for kind, (temperature, num_samples) in kinds.items():
             if kind in done:
                 continue
-            answers = self.engine.generate(
-                # The same seeds at every evaluation: the curve shows the weights, not the draw.
-                [Request(p, num_samples, self._seed("eval", 0, p.id)) for p in held_out],
-                temperature=temperature,
-                max_new_tokens=config.sampling.max_new_tokens,
-                version=step,
-            )
+            # The same seeds at every evaluation: the curve shows the weights, not the draw.
+            asked = [Request(p, num_samples, self._seed("eval", 0, p.id)) for p in held_out]
+            answers = self._ask("evaluation", asked, temperature, step)
             result = evaluate(held_out, [c for group in answers for c in group])
             self.tracker.log(kind, step, result.metrics() | {"result": result.to_json()})
 

@@ -15,7 +15,7 @@ from kills import killed_at
 from r1mega.config.load import load
 from r1mega.config.training import Wandb
 from r1mega.errors import RunDirError
-from r1mega.runtime import files, progress, run_dir
+from r1mega.runtime import files, run_dir
 from r1mega.runtime.interrupt import Interrupt, StopNow
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
@@ -201,13 +201,6 @@ def test_a_link_is_replaced_and_what_it_names_is_not(tmp_path: Path):
     files.write_folder(tmp_path / "made", lambda folder: (folder / "a").write_text("new"))
     assert (elsewhere / "a").read_text() == "theirs" and (tmp_path / "made/a").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "made"]
-
-
-def test_progress_in_a_log_has_every_digit(capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
-    with progress.Bar("reading", 800_000, unit="row") as bar:
-        bar.advance(12_345)
-    assert "reading: 12,345/800,000 rows, " in capsys.readouterr().out
 
 
 def test_killed_anywhere_in_replacing_a_folder_the_old_or_the_new_one_is_whole(tmp_path: Path):
