@@ -107,6 +107,7 @@ def spawn(
     environment: Mapping[str, str],
     log_file: Path | None,
     pass_signals: bool = False,
+    talk: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a command under a guard; the pid is its process group's id, and the exit code the command's.
 
@@ -114,6 +115,7 @@ def spawn(
         log_file: its output is appended there; None: the command writes where this process writes.
         pass_signals: the guard hands each of STOP_SIGNALS that it gets to the command, and to nothing else of the
             group: `send_signal` then reaches the command as if it had been started without a guard.
+        talk: its stdin and stdout are pipes, unbuffered, and only what it writes on stderr goes to `log_file`.
     """
     flags = [_PASS_SIGNALS] if pass_signals else []
     with contextlib.ExitStack() as stack:
@@ -124,9 +126,10 @@ def spawn(
         return subprocess.Popen(
             [sys.executable, "-m", "r1mega.runtime.process", *flags, str(os.getpid()), *command],
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=None if log is None else subprocess.STDOUT,
+            stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if talk else log,
+            stderr=log,
+            bufsize=0,
             start_new_session=True,  # a group of its own: Ctrl-C reaches the parent, which stops the child in order
         )
 

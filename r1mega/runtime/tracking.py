@@ -4,12 +4,12 @@ import json
 import logging
 import math
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from r1mega.config.schema import Stage
 from r1mega.config.training import Wandb
+from r1mega.runtime.mirror import Mirror, choose_mode
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,11 @@ class Tracker:
 
     def __init__(self, run_dir: Path, wandb: Wandb, stage: Stage) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        self._wandb = _start_wandb(run_dir, wandb, stage)
+        mode, said = choose_mode(wandb.mode, os.environ)
+        if said:
+            log.warning("%s", said)
+        config = stage.model_dump(mode="json")
+        self._wandb = Mirror(run_dir, wandb, mode, config) if mode != "disabled" else None
 
     def log(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Append the metrics of one step."""
@@ -40,48 +44,8 @@ class Tracker:
     def close(self) -> None:
         self._file.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
 
 
 def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _start_wandb(run_dir: Path, settings: Wandb, stage: Stage) -> Any:
-    if settings.mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises itself on every start
-    # Set where a process that uses W&B has started this one: its service ends with it, and would not let a run that
-    # was killed begin again ("run ID ... is in use").
-    os.environ.pop("WANDB_SERVICE", None)
-    try:
-        import wandb
-    except ImportError:
-        log.warning("wandb is not installed: metrics go to %s/metrics.jsonl alone", run_dir)
-        return None
-    mode = settings.mode
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False) else "offline"
-    # The same id joins the parts of a resumed run into one.
-    id_file = run_dir / "wandb" / "r1mega_id"
-    resumed = id_file.is_file()
-    if not resumed:
-        id_file.parent.mkdir(exist_ok=True)
-        id_file.write_text(uuid.uuid4().hex[:12])
-    try:
-        run = wandb.init(
-            project=settings.project,
-            name=f"{run_dir.parent.name}-{run_dir.name}",
-            id=id_file.read_text(),
-            resume="allow" if resumed and mode == "online" else None,
-            dir=run_dir,
-            mode=mode,
-            config=stage.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        )
-    except wandb.Error as error:
-        log.warning("W&B does not start (%s): metrics go to %s/metrics.jsonl alone", error, run_dir)
-        return None
-    # Lines come out of order in steps (an evaluation after its step), so our own step is the axis.
-    run.define_metric("*", step_metric="step")
-    return run

@@ -276,10 +276,7 @@ def test_wandb_records_offline(tmp_path: Path, config):
     tracker.log("train", 1, {"loss": 1.5})
     tracker.close()
     (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    deadline = time.monotonic() + 200  # W&B's own process writes the file, a moment after finish() returns
-    while b"loss" not in record.read_bytes():
-        assert time.monotonic() < deadline, "the metrics never reached the W&B record"
-        time.sleep(0.05)
+    assert b"loss" in record.read_bytes()
 
 
 def test_wandb_is_the_runs_own_also_where_a_process_with_another_starts_it(tmp_path: Path, monkeypatch):
