@@ -22,7 +22,7 @@ from r1mega.conversion.folders import Folder, check_copies, open_folder
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
-from r1mega.runtime.files import sync, write_json
+from r1mega.runtime.files import make_folder, sync, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.weights import companions
 from r1mega.weights.hf_files import SHARD_BYTES
@@ -192,7 +192,7 @@ def _work_folder(work: Path, plan: dict[str, Any]) -> Iterator[None]:
         ConversionError: another process holds it.
     """
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
         opened = (work / "lock").open("w")
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -92,7 +92,7 @@ def _between_tokens(text: str) -> list[str]:
 
 
 def _save(tokenizer: Any, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as scratch:
         tokenizer.save_pretrained(scratch)
         # tokenizer_config.json last: `load_tokenizer` takes its presence for completeness.

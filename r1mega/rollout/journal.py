@@ -32,7 +32,7 @@ class Journal:
         """
         self.folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
             self._lock = (folder / ".lock").open("w")
         except OSError as error:
             raise RunDirError(f"{folder}: cannot be written as a journal: {error.strerror}") from None

@@ -55,7 +55,8 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(path.parent)
+    temporary.mkdir()
     try:
         fill(temporary)
         for made in (temporary, *temporary.rglob("*")):
@@ -63,6 +64,14 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         put_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless they are there; a power cut takes none of their names."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def put_folder(temporary: Path, path: Path) -> None:

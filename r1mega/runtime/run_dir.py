@@ -209,7 +209,7 @@ def create(path: Path) -> None:
     """
     try:
         for folder in (path, *(path / name for name in ("checkpoints", "samples", "logs"))):
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder)
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
