@@ -75,6 +75,7 @@ def test_learning_lowers_the_loss_and_reports_the_norm(make_policy, documents):
 
 
 def test_the_norm_is_measured_without_clipping(make_policy, documents):
+    """What clipping does to the weights is held against PyTorch's in test_trainer_optimizer.py."""
     free = make_policy(optimizer={"clip_grad": 0.0})
     clipped = make_policy(optimizer={"clip_grad": 1e-3})
     for policy in (free, clipped):
@@ -158,6 +159,42 @@ def test_the_expert_bias_moves_by_its_rate(make_policy, documents, rate):
             assert (tensor - before[name]).abs().max() == pytest.approx(2 * rate)
         else:
             assert torch.equal(tensor, before[name])
+
+
+def test_the_expert_bias_moves_towards_balance(make_policy):
+    """V3 report 2.1.2: down for an expert above the mean load, up for one below it, not at all at the mean.
+
+    By hand: the chosen two of eight experts follow from the bias alone, since affinities are below 1. 32 tokens
+    choose experts 2 and 3, which are in the first of two groups: loads 32, 32 and six times 0, mean 8.
+    """
+    policy = make_policy(expert_bias_rate=0.25)
+    document = Document(tuple(range(5, 37)), 1, {"weight": (1 / 31,) * 31})
+    biases = {n: t for n, t in policy.state().items() if n.endswith("expert_bias") and not n.startswith("mtp.")}
+    assert len(biases) == 2
+
+    def moved(bias):
+        for tensor in biases.values():
+            tensor.copy_(torch.tensor(bias))
+        policy.forward_backward([document], nll)
+        policy.optim_step(1e-3)
+        assert len({tuple(tensor.tolist()) for tensor in biases.values()}) == 1
+        for layer in policy.expert_load.layers.values():
+            assert layer.bias_change == pytest.approx(0.25)
+        return next(iter(biases.values())).tolist()
+
+    assert moved([0.0, 0.0, 4.0, 4.0, 0.0, 0.0, 0.0, 0.0]) == [0.25, 0.25, 3.75, 3.75, 0.25, 0.25, 0.25, 0.25]
+    assert {layer.load for layer in policy.expert_load.layers.values()} == {(0, 0, 32, 32, 0, 0, 0, 0)}
+    assert {layer.bias for layer in policy.expert_load.layers.values()} == {3.75}
+    assert moved([0.0, -4.0, 0.0, 0.0, -8.0, 2.0, 4.0, 0.0]) == [0.25, -3.75, 0.25, 0.25, -7.75, 1.75, 3.75, 0.25]
+    assert {layer.bias for layer in policy.expert_load.layers.values()} == {7.75}
+
+
+def test_an_expert_at_the_mean_load_stays(mesh):
+    """Megatron's own rule, which the trainer relies on, on loads whose mean one expert meets."""
+    from megatron.core.transformer.moe.moe_utils import get_updated_expert_bias
+
+    moved = get_updated_expert_bias(torch.tensor([[6.0, 2.0, 4.0, 4.0]]), torch.zeros(1, 4), 0.25)
+    assert moved.tolist() == [[-0.25, 0.25, 0.0, 0.0]]
 
 
 def test_padding_is_not_counted_by_the_routers(make_policy, documents):

@@ -46,6 +46,10 @@ class Rig:
         self.servers: list[Any] = [StubServer(f"s{i}") for i in range(num_servers)]
         self.passes, self.announced, self.versions = list[int](), 0, list[str]()
         self.groups, self.closed = list[list[Any]](), 0
+        self.told = list[str]()
+        """What the servers were told, in order; "weights" is a pass over the source."""
+        self.found = lambda version: version
+        """The version that the servers say they have."""
         self.send: Callable[[Any, Any], None] = lambda source, client: [*source] and None
         self.at: Callable[[int], None] = lambda i: None
         self.pusher = Pusher(self, self.servers, announce=self.announce)
@@ -66,15 +70,26 @@ class Rig:
 
     def connect(self, servers: Any, watch: Watch) -> Any:
         self.groups.append(list(servers))
+
+        def set_version(version: str) -> None:
+            self.versions.append(version)
+            self.told.append(f"version {version}")
+
+        def check_version(version: str) -> None:
+            self.told.append(f"check {version}")
+            if (found := self.found(version)) != version:
+                raise RuntimeError(f"version {found}")
+
         client = SimpleNamespace(
             watch=watch,
             refused=set(),
-            set_version=self.versions.append,
-            check_version=lambda version: None,
-            reset_prefix_cache=lambda: None,
+            set_version=set_version,
+            check_version=check_version,
+            reset_prefix_cache=lambda: self.told.append("reset"),
         )
 
         def send_weights() -> None:
+            self.told.append("weights")
             self.send(engine.source, client)
 
         def shutdown() -> None:
@@ -106,6 +121,34 @@ def test_all_is_well(rig: Rig) -> None:
     assert report == PushReport(report.seconds, 24, 6, 7, ())
     assert rig.versions == ["incomplete push of 4", "4"]
     assert (rig.passes, rig.announced, rig.closed) == ([6], 1, 0)
+
+
+PUSHED = ["version incomplete push of 4", "weights", "reset", "version 4", "check 4"]
+"""The old weights' blocks go after the last new weight and before anyone may sample; the version is read back."""
+
+
+def test_a_push_empties_the_prefix_cache_and_reads_the_version_back(rig: Rig) -> None:
+    rig.pusher.push(4)
+    assert rig.told == PUSHED
+    rig.pusher.push(5)
+    assert rig.told[5:] == [call.replace("4", "5") for call in PUSHED]
+
+
+def test_a_push_that_begins_again_empties_the_cache_again(rig: Rig) -> None:
+    def fails(source: Any, client: Any) -> None:
+        client.refused.add(rig.servers[0])
+        raise RuntimeError("CRC-32")
+
+    rig.once(fails)
+    rig.pusher.push(4)
+    assert rig.told == [*PUSHED[:2], *PUSHED]
+
+
+def test_servers_that_say_another_version_are_given_the_weights_again(rig: Rig) -> None:
+    said = iter(["3", "4"])
+    rig.found = lambda version: next(said)
+    (recovery, _) = rig.pusher.push(4).recoveries
+    assert "version 3" in recovery.reason and rig.told == [*PUSHED, *PUSHED]
 
 
 @pytest.mark.parametrize("tensors", range(7))

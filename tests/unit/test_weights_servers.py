@@ -1,0 +1,105 @@
+"""What the servers are told over HTTP, and what they must have answered: two of them, each a fake of its own."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from r1mega.errors import RolloutError
+from r1mega.weights.servers import ServerClient, Watch
+
+
+class Fake(ThreadingHTTPServer):
+    """vLLM's routes beside its weight transfer, and what came over them."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Routes)
+        self.asked, self.version, self.can_reset, self.status = list[tuple[str, str, Any]](), "0", True, 200
+        self.base_url = f"http://127.0.0.1:{self.server_port}"
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+
+class Routes(BaseHTTPRequestHandler):
+    server: Fake
+
+    def _answer(self, verb: str) -> None:
+        sent = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null")
+        self.server.asked.append((verb, self.path, sent))
+        if self.path == "/update_weight_version":
+            self.server.version = sent["new_version"]
+        answer = {
+            "/reset_prefix_cache": {"success": self.server.can_reset},
+            "/weight_info": {"weight_version": self.server.version},
+        }.get(self.path, {})
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def fakes() -> Iterator[list[Fake]]:
+    fakes = [Fake(), Fake()]
+    yield fakes
+    for fake in fakes:
+        fake.shutdown()
+        fake.thread.join()
+        fake.server_close()
+
+
+@pytest.fixture
+def client(fakes: list[Fake], monkeypatch: pytest.MonkeyPatch) -> ServerClient:
+    """Without vLLM's own half of it, whose import takes longer than all tests here."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    made = ServerClient.__new__(ServerClient)
+    made.watch, made.refused, made._timeout_s = Watch(()), set(), 60.0
+    made._clients = {fake: fake.base_url for fake in fakes}  # type: ignore[misc]
+    return made
+
+
+def test_every_server_is_told_and_asked(client: ServerClient, fakes: list[Fake]) -> None:
+    client.reset_prefix_cache()
+    client.set_version("7")
+    client.check_version("7")
+    for fake in fakes:
+        assert fake.asked == [
+            ("POST", "/reset_prefix_cache", None),
+            ("POST", "/update_weight_version", {"new_version": "7"}),
+            ("GET", "/weight_info", None),
+        ]
+
+
+def test_a_cache_that_cannot_be_emptied_is_an_error(client: ServerClient, fakes: list[Fake]) -> None:
+    fakes[1].can_reset = False
+    with pytest.raises(RuntimeError, match=f"{fakes[1].base_url}: its prefix cache cannot be emptied"):
+        client.reset_prefix_cache()
+    assert client.refused == {fakes[1].base_url}
+
+
+def test_another_version_on_one_of_them_is_an_error(client: ServerClient, fakes: list[Fake]) -> None:
+    client.set_version("7")
+    fakes[0].version = "incomplete push of 7"
+    with pytest.raises(RuntimeError, match=f"{fakes[0].base_url}: .*'incomplete push of 7' after the push of '7'"):
+        client.check_version("7")
+    assert client.refused == {fakes[0].base_url}
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, RolloutError), (500, RuntimeError)])
+def test_what_a_server_refuses_or_fails_at_is_told_apart(
+    client: ServerClient, fakes, status: int, kind: type
+) -> None:
+    fakes[0].status = status
+    with pytest.raises(kind, match=f"{fakes[0].base_url}: {status}") as error:
+        client.set_version("7")
+    assert type(error.value) is kind
