@@ -16,14 +16,13 @@ from typing import Annotated
 
 import typer
 
-from r1mega.config.checks import missing_ability, missing_data, missing_weights
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import load, load_pipeline, makers
-from r1mega.config.schema import SFT, Evaluate, Stage
+from r1mega.config.inputs import default_run_dir
+from r1mega.config.load import is_pipeline, load_pipeline
+from r1mega.config.schema import Stage
 from r1mega.conversion import commands
-from r1mega.data.tasks import family
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
-from r1mega.families.registry import check_layout, check_lengths, read_stage_model, with_positions
+from r1mega.preflight.look import Look, look, look_at_chain
 from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -72,16 +71,30 @@ Print = Annotated[Fact | None, typer.Option("--print", help="Print this alone; r
 def check(
     config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None, fact: Print = None
 ) -> None:
-    """Read a config as `run` would, and say what is wrong with it."""
-    stage, machine = _load(config, cluster, overrides)
-    made_by = makers(config, overrides or [])
-    notes = missing_weights(stage.model, made_by), missing_data(stage, made_by), missing_ability(stage, machine)
-    for missing in filter(None, notes):
-        print(f"note: {missing}", file=sys.stderr)
+    """Say whether `run`, or of a pipeline `pipeline`, would start: exit 2 with the fault, or 0.
+
+    Weights, data and GPUs need not be there yet; what is missing is listed.
+    """
+    if is_pipeline(config):
+        if fact is not None:
+            raise ConfigError(f"--print {fact}: {config} is a pipeline; ask about one of its stages")
+        chain = load_pipeline(config)
+        looks = look_at_chain(chain, cluster, default_run_dir(config), overrides or [])
+        for node, seen in zip(chain.stages, looks, strict=True):
+            _note(seen, f"{node.name}: ")
+        print(f"{config}: pipeline of {len(looks)} stages on {cluster}: ok")
+        return
+    seen = look(config, cluster, overrides or [])
+    _note(seen)
     if fact is Fact.RANKS:
-        print(_num_ranks(stage, machine))
+        print(seen.num_ranks)
     else:
-        print(f"{config}: {stage.stage} stage on {cluster}: ok")
+        print(f"{config}: {seen.stage.stage} stage on {cluster}: ok")
+
+
+def _note(seen: Look, stage: str = "") -> None:
+    for line in (*seen.absent, *seen.unseen):
+        print(f"note: {stage}{line}", file=sys.stderr)
 
 
 @app.command()
@@ -96,16 +109,40 @@ def run(
 
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
-    stage, machine = _load(config, cluster, overrides)
-    path = run_dir or _default_run_dir(config)
+    path = run_dir or default_run_dir(config)
     tokenised = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
-    made_by = makers(config, overrides or [])
-    no_data = None if tokenised else missing_data(stage, made_by)
-    if missing := missing_weights(stage.model, made_by) or no_data or missing_ability(stage, machine):
-        raise ConfigError(f"{config}: {missing}")
+    seen = look(config, cluster, overrides or [], starting=True, tokenised=tokenised)
+    seen.refuse_absent()
+    if env.launch() is None and seen.num_ranks > 1:
+        raise typer.Exit(_run_ranks(path, seen.num_ranks))
+    _run_stage(seen.stage, seen.cluster, path, resume=resume)
+
+
+@app.command()
+def pipeline(
+    config: ConfigFile,
+    cluster: ClusterName = "laptop",
+    run_dir: RunDirectory = None,
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Run the stages of a pipeline one after the other; --resume passes over those that are done."""
+    from r1mega.pipeline.chain import run_chain
+
+    directory = run_dir or default_run_dir(config)
+    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume)
+    _report(directory)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a stage or a pipeline.")]) -> None:
+    """Draw the figures of a run, finished or not, print its summary, and write its page, report.html."""
+    _report(run_dir)
+
+
+def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool) -> None:
+    """The stage, on this rank."""
     launch = env.launch()
-    if launch is None and _num_ranks(stage, machine) > 1:
-        raise typer.Exit(_run_ranks(path, _num_ranks(stage, machine)))
     leads = launch is None or launch.rank == 0
     if machine.device == "cpu":
         openmp.restart_with_preload()
@@ -141,47 +178,6 @@ def run(
         _report(path)
 
 
-@app.command()
-def pipeline(
-    config: ConfigFile,
-    cluster: ClusterName = "laptop",
-    run_dir: RunDirectory = None,
-    overrides: Overrides = None,
-    resume: Resume = False,
-) -> None:
-    """Run the stages of a pipeline one after the other; --resume passes over those that are done."""
-    from r1mega.pipeline.chain import run_chain
-
-    directory = run_dir or _default_run_dir(config)
-    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume)
-    _report(directory)
-
-
-@app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a stage or a pipeline.")]) -> None:
-    """Draw the figures of a run, finished or not, print its summary, and write its page, report.html."""
-    _report(run_dir)
-
-
-def _load(config: Path, cluster: str, overrides: list[str] | None) -> tuple[Stage, Cluster]:
-    """The config with everything that can be said against it without starting anything."""
-    stage, machine = load(config, cluster, overrides or [])
-    for task in () if isinstance(stage, SFT) else stage.tasks:
-        family(task.name)
-    spec = read_stage_model(stage.model)
-    if isinstance(stage, SFT):
-        spec = with_positions(spec, stage.max_positions)
-        check_lengths(stage.data.max_tokens, spec, stage.batch, "data.max_tokens")
-    if not isinstance(stage, Evaluate):
-        check_layout(spec, machine.trainer, stage.batch)
-    return stage, machine
-
-
-def _num_ranks(stage: Stage, machine: Cluster) -> int:
-    """Ranks of the trainer; an evaluation has none, and runs in one process."""
-    return 1 if stage.stage == "evaluate" else machine.trainer.ranks
-
-
 def _run_ranks(run_dir: Path, num_ranks: int) -> int:
     """This same command line once per rank; the exit code of the rank that failed first, or 0."""
     from r1mega.runtime.ranks import start_ranks
@@ -196,11 +192,6 @@ def _report(run_dir: Path) -> None:
     from r1mega.report.show import show
 
     show(run_dir)
-
-
-def _default_run_dir(config: Path) -> Path:
-    parts = config.with_suffix("").parts
-    return Path("runs", *(parts[parts.index("configs") + 1 :] if "configs" in parts else parts[-1:]))
 
 
 def main() -> None:

@@ -139,6 +139,10 @@ class Cluster(Section):
     gpu: Literal["ampere", "ada", "hopper", "blackwell", "blackwell_rtx"] | None = None
     """Which GPUs these are, so that `r1mega check` refuses what they cannot do; None: found out when ranks start.
     ampere: A100; ada: L40S; hopper: H100, H800, H200; blackwell: B200, B300; blackwell_rtx: those of workstations."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of a GPU, which the state of the model must fit; None: the most that one of `gpu` has."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of the machine that all ranks share on cpu; None: of the one that `r1mega check` runs on."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

@@ -5,9 +5,8 @@ nearest valid name of a mistyped key.
 """
 
 import difflib
-import itertools
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,19 +20,14 @@ from r1mega.errors import ConfigError
 
 STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}
 CLUSTER_DIR = Path("configs/cluster")
-MADE_BY = " is made by: "
-"""In a line of a config's head, between a setting and the command that makes what it names."""
 
 Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
 """What TOML can hold, dates aside."""
 S = TypeVar("S", bound=Section)
 
 
-def load_stage(path: Path, overrides: Sequence[str] = (), *, model_exists: bool = True) -> Stage:
-    """The stage config in `path` with `overrides` ("a.b=value") applied.
-
-    Args:
-        model_exists: off, a model folder need not be there yet: an earlier stage will write it.
+def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
+    """The stage config in `path` with `overrides` ("a.b=value") applied. Weights and data need not be there yet.
 
     Raises:
         ConfigError: missing file, malformed TOML or override, unknown key, value out of range, or a broken law
@@ -48,20 +42,14 @@ def load_stage(path: Path, overrides: Sequence[str] = (), *, model_exists: bool 
         near = _nearest(str(stage), STAGES)
         raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(STAGES)}{near}")
     config = _validate(STAGES[stage], table, path)
-    made_by = makers(path, overrides)
-    checks.raise_if_any(path, checks.stage_faults(config, model_exists=model_exists, made_by=made_by))
+    checks.raise_if_any(path, checks.stage_faults(config))
     return config
 
 
-def makers(path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
-    """Setting -> the command that makes what it names, as the head of the config in `path` tells.
-
-    A line of the head: `# model.path is made by: make demo`. What `overrides` name anew is left out.
-    """
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    told = [line.removeprefix("# ").partition(MADE_BY) for line in lines if MADE_BY in line]
-    anew = {override.partition("=")[0].strip() for override in overrides}
-    return {setting: command for setting, _, command in told if setting not in anew}
+def is_pipeline(path: Path) -> bool:
+    """Whether a config chains stages, and is none itself. Raises ConfigError where it cannot be read."""
+    table = _read_toml(path)
+    return "stages" in table and "stage" not in table
 
 
 def load_pipeline(path: Path) -> Pipeline:
@@ -94,17 +82,15 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
     return _validate(Cluster, table, path)
 
 
-def load(
-    path: Path, cluster: str, overrides: Sequence[str] = (), *, model_exists: bool = True
-) -> tuple[Stage, Cluster]:
-    """Stage and cluster together, with the laws between them; `model_exists` as in `load_stage`.
+def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Stage, Cluster]:
+    """Stage and cluster together, with the laws between them.
 
     An override that starts with `cluster.` goes to the cluster file, every other to the stage config.
     """
     prefix = "cluster."
     machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
     own = [o for o in overrides if not o.startswith(prefix)]
-    stage = load_stage(path, own, model_exists=model_exists)
+    stage = load_stage(path, own)
     checks.raise_if_any(path, checks.cluster_faults(stage, machine))
     return stage, machine
 
@@ -174,15 +160,29 @@ def _from_shell(value: Node) -> Node:
 
 
 def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
+    lines = list(_empty(table))
     try:
-        return section.model_validate(table, context={"folder": str(path.resolve().parent)})
+        made = section.model_validate(table, context={"folder": str(path.resolve().parent)})
     except ValidationError as error:
         found: list[dict[str, Any]] = [dict(item) for item in error.errors()]
         deeper: set[tuple[Any, ...]] = {item["loc"][:cut] for item in found for cut in (-1, -2)}
         # A list counts its valid items only, so one fault inside makes it "too short" as well.
         found = [item for item in found if not (item["type"] == "too_short" and item["loc"] in deeper)]
-        lines = [f"{path}: {len(found)} fault(s)", *(_describe(section, item) for item in found)]
-        raise ConfigError("\n  ".join(lines)) from None
+        lines += [_describe(section, item) for item in found if item["input"] != ""]
+    else:
+        if not lines:
+            return made
+    raise ConfigError("\n  ".join([f"{path}: {len(lines)} fault(s)", *lines]))
+
+
+def _empty(node: Node, where: str = "") -> Iterator[str]:
+    """One line for each text that is given and empty: it would pass for a setting that was left out."""
+    if isinstance(node, dict | list):
+        pairs = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, inner in pairs:
+            yield from _empty(inner, f"{where}.{name}" if where else str(name))
+    elif isinstance(node, str) and not node.strip():
+        yield f"{where}: is empty: give a value, or leave the setting out"
 
 
 def _describe(section: type[Section], item: dict[str, Any]) -> str:

@@ -8,12 +8,12 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from r1mega.config.checks import missing_data
+from r1mega.config.inputs import missing_data
 from r1mega.config.schema import SFT, Conversations
 from r1mega.data import token_store
 from r1mega.data.chat import Chat, Tokens
@@ -45,7 +45,7 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
     own = validation is not None and bool(validation.files or validation.dataset)
     source = _source(config.data)
     held_back = _source(validation) if validation is not None and own else source
-    missing = missing_data(config) or _fault_of(source, held_back)
+    missing = "; ".join(missing_data(config)) or _fault_of(source, held_back)
     if missing:
         wanted = ["train", "validation"] if validation else ["train"]
         if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted)):
@@ -160,15 +160,25 @@ def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Generator[Conv
     counts = {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
     with contextlib.closing(rows):  # and with them their bar, before the message of an error
         token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
-    if counts["conversations"] == counts["dropped"]:
-        read = counts["conversations"]
-        raise DataError(
-            f"{folder.name}: no conversation to learn from or to validate on; of the {read} that were read none has "
-            f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"
-            if read
-            else f"{folder.name}: no conversations; name files that have some, or another validation.share"
-        )
+    refuse_nothing_left(folder.name, counts, config)
     log.info("%s: %s", folder.name, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
+
+
+def refuse_nothing_left(what: str, counts: Mapping[str, int], config: SFT) -> None:
+    """Raises DataError where no conversation is left to learn from or to validate on.
+
+    Args:
+        what: "train" or "validation".
+        counts: "conversations" that were read, and those of them "dropped".
+    """
+    if (read := counts["conversations"]) != counts["dropped"]:
+        return
+    raise DataError(
+        f"{what}: no conversation to learn from or to validate on; of the {read} that were read none has "
+        f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"
+        if read
+        else f"{what}: no conversations; name files that have some, or another validation.share"
+    )
 
 
 def _documents(

@@ -1,9 +1,9 @@
 """A chain of stages: each starts from an earlier one's final weights, in a fresh process.
 
 A stage is done when its summary.json stands; a chain that was stopped goes on with the first stage that is not.
-Before anything runs, every stage's config is read with its overrides, so that the last one's mistake does not show
-after the first one's hours. At the end the questions that stages were evaluated on are held against those that any
-stage trained on.
+Before anything runs, every stage is looked at with its overrides and data, so that the last one's mistake does not
+show after the first one's hours. At the end the questions that stages were evaluated on are held against those that
+any stage trained on.
 """
 
 import json
@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from r1mega.config import checks
-from r1mega.config.load import STAGES, load, load_stage, makers
+from r1mega.config.load import load
 from r1mega.config.schema import Node, Pipeline
-from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
+from r1mega.errors import DataError, R1MegaError, RunDirError
+from r1mega.preflight.look import look_at_chain, own_overrides, weights_handed_over
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.process import heeded_stop_signals
@@ -47,7 +47,8 @@ def run_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequen
         Interrupted: Ctrl-C or SIGTERM; the stage has saved and left.
         DataError: a held-out question was trained on.
     """
-    _check_configs(pipeline, cluster, overrides)
+    for seen in look_at_chain(pipeline, cluster, run_dir, overrides):
+        seen.refuse_absent()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         used = any(run_dir.iterdir())
@@ -57,7 +58,7 @@ def run_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequen
         raise RunDirError(f"{run_dir}: already holds a run; pass --resume to continue it, or another --run-dir")
     began = time.monotonic()
     for node in pipeline.stages:
-        own = [*_own(node, pipeline, overrides), *_handed_over(node, run_dir)]
+        own = [*own_overrides(node, pipeline, overrides), *_handed_over(node, run_dir)]
         if (run_dir / node.name / "summary.json").is_file():
             _refuse_other_config(node, cluster, run_dir, own)
             print(f"{node.name}: done before", flush=True)
@@ -66,39 +67,9 @@ def run_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequen
     _summarise(pipeline, run_dir, time.monotonic() - began)
 
 
-def _check_configs(pipeline: Pipeline, cluster: str, overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if not any(_own(node, pipeline, [override]) for node in pipeline.stages):
-            names = ", ".join(node.name for node in pipeline.stages)
-            raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
-    for node in pipeline.stages:
-        starts = [f"model.path={json.dumps(f'/{node.start}')}"] if node.start else []
-        own = [*_own(node, pipeline, overrides), *starts]
-        stage, machine = load(node.config, cluster, own, model_exists=not node.start)
-        missing = None if node.start else checks.missing_weights(stage.model, makers(node.config, own))
-        if missing := missing or checks.missing_ability(stage, machine):
-            raise ConfigError(f"{node.config}: {missing}")
-
-
-def _own(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
-    """The user's overrides that concern this stage."""
-    names = {n.name for n in pipeline.stages}
-    fields = {*STAGES[load_stage(node.config, model_exists=False).stage].model_fields, "cluster"}
-    own: list[str] = []
-    for override in overrides:
-        name, colon, rest = override.partition(":")
-        if colon and name in names:
-            own += [rest] if name == node.name else []
-        elif override.partition("=")[0].split(".")[0] in fields:
-            own.append(override)
-    return own
-
-
 def _handed_over(node: Node, run_dir: Path) -> list[str]:
     """What earlier stages decide: the weights to start from and the time it may take."""
-    handed: list[str] = []
-    if node.start:
-        handed.append(f"model.path={json.dumps(str((run_dir / node.start / 'hf').resolve()))}")
+    handed = weights_handed_over(node, run_dir)
     if node.same_seconds_as:
         seconds: Any = json.loads((run_dir / node.same_seconds_as / "summary.json").read_text())["seconds"]
         handed.append(f"max_seconds={max(seconds, 0.1):.1f}")

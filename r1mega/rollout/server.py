@@ -26,6 +26,7 @@ import httpx
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
+from r1mega.rollout import kernels
 from r1mega.runtime import openmp, process
 from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
 
@@ -40,8 +41,6 @@ PORTS = range(20000, 30000)
 those may take the port in the half minute until vLLM listens."""
 _PORT_GRACE_S = 10.0
 """How long the killed processes may keep a configured port."""
-_REAL_MLA = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
-"""The one shape for which vLLM has an MLA kernel on CPU; any other runs as plain attention."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -92,7 +91,7 @@ class Server:
         self.incarnation = 0
         """Starts so far: what was told to an earlier one, such as weights, is gone."""
         self._max_model_len, self._seed = max_model_len, seed
-        self._mla = all(config.get(key) == value for key, value in _REAL_MLA.items())
+        self._mla = all(config.get(key) == value for key, value in kernels.MLA.items())
         self._ended_for_good = False
         self._processes = threading.RLock()  # stop() may come while a restart runs in another thread
         self._restarting = threading.Lock()

@@ -1,7 +1,9 @@
 """The environment variables this system reads; every other room asks here."""
 
 import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from r1mega.errors import ConfigError
 
@@ -23,6 +25,16 @@ def bypass_proxy(host: str) -> None:
         hosts = [h for h in os.environ.get(name, "").split(",") if h]
         if host not in hosts:
             os.environ[name] = ",".join([*hosts, host])
+
+
+def cache_dir() -> Path:
+    """Where this system's caches lie: in $XDG_CACHE_HOME, or in ~/.cache; without a home, in none that lasts."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "r1mega"
+    try:
+        return Path.home() / ".cache/r1mega"
+    except RuntimeError:  # a user without a home, as in containers
+        return Path(tempfile.gettempdir()) / f"r1mega-cache-{os.getuid()}"
 
 
 def launch() -> Launch | None:

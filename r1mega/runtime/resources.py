@@ -1,5 +1,6 @@
 """What a run costs in memory, as the kernel counts it."""
 
+import ctypes
 from pathlib import Path
 
 
@@ -20,3 +21,24 @@ def peak_rss_gib(pid: int | str = "self", *, tree: bool = False) -> float:
     except OSError:  # it ended meanwhile
         pass
     return peak
+
+
+def machine_memory_gib() -> float | None:
+    """Memory of this machine in GiB; None without /proc."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemTotal:")), None)
+
+
+def num_gpus() -> int:
+    """GPUs of which this process may use, as CUDA's driver counts them; 0 without a driver. Needs no torch."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value

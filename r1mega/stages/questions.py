@@ -3,15 +3,19 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from r1mega.config.schema import GRPO
 from r1mega.data.prompts import held_out_prompts, prompts, train_prompts
 from r1mega.data.questions_file import TrainingQuestions, listed, refuse_too_few, training_questions
+from r1mega.data.split import HELD_OUT, TRAINED_ON
+from r1mega.data.tasks import questions
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
+from r1mega.rewards.accuracy import can_be_right
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
@@ -35,10 +39,18 @@ class Questions:
 
 
 def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
-    """The run's questions, written down and checked.
+    """The run's questions, written down. Raises as `ask`."""
+    asked = ask(config)
+    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
+        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
+    return asked
+
+
+def ask(config: GRPO) -> Questions:
+    """The run's questions, checked.
 
     Raises:
-        DataError: as `training_questions`; prompts are too long; a training question is asked in the evaluation; or
+        DataError: as `training_questions`; a truth can never be right; prompts are too long; a training question is asked in the evaluation; or
             the tokenizer does not fit the model.
         ConfigError: answers to them may be longer than the model or a chunk holds.
     """
@@ -49,18 +61,46 @@ def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
     check_tokenizer(spec, tokenizer, config.model.path)
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
     if config.questions is not None:
-        read = training_questions(config.questions, duplicates=config.duplicates, least=config.rollout.num_prompts)
+        read = _read(config, config.questions)
         train, counts = _fitting(config, spec, prompts(read.questions, tokenizer, put), read)
     else:
         train, counts = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put), {}
         train, _ = _fitting(config, spec, train, None)
     asked = Questions(train, held_out, counts)
-    if common := {p.question for p in asked.train} & {p.question for p in asked.held_out}:
-        raise DataError(f"{len(common)} training questions are held out for evaluation, such as {min(common)!r}")
-    for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
-        files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
+    _refuse_common({p.question for p in asked.train} & {p.question for p in asked.held_out})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
+
+
+def ask_without_tokens(config: GRPO) -> None:
+    """As much of `ask` as is known without the model and its tokenizer. Raises as it does."""
+    held_out = questions(config.tasks, config.evaluation.num_questions, config.evaluation.seed, exclude=TRAINED_ON)
+    if config.questions is not None:
+        train = _read(config, config.questions).questions
+    else:
+        train = questions(config.tasks, config.num_questions, config.seed, exclude=HELD_OUT)
+    _refuse_common({q.text for q in train} & {q.text for q in held_out})
+
+
+def _refuse_common(common: set[str]) -> None:
+    if common:
+        raise DataError(f"{len(common)} training questions are held out for evaluation, such as {min(common)!r}")
+
+
+def _read(config: GRPO, file: Path) -> TrainingQuestions:
+    """The questions of a file, each of which has an answer that scores."""
+    read = training_questions(file, duplicates=config.duplicates, least=config.rollout.num_prompts)
+    hopeless = [q for q in read.questions if not can_be_right(q)]
+    if hopeless:
+        told = [f"line {read.lines[q.id]}: truth {q.truth!r} of task {q.task}" for q in hopeless]
+        raise DataError(
+            listed(
+                f"{file}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are wrong by "
+                "their task's own verifier; write each as it reads answers (a bare number, without units or LaTeX)",
+                told,
+            )
+        )
+    return read
 
 
 def _fitting(

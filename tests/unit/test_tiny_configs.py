@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.cli import _default_run_dir
-from r1mega.config.checks import missing_data
-from r1mega.config.load import load_pipeline, load_stage, makers
-from r1mega.errors import ConfigError
+from r1mega.config.inputs import default_run_dir, makers, missing_data, missing_weights
+from r1mega.config.load import load_pipeline, load_stage
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem != "demo")
@@ -18,7 +16,7 @@ CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem !
 
 def inputs(config: Path) -> dict[str, Path]:
     """Setting -> what lies under runs/, from the repository's root."""
-    stage = load_stage(config, model_exists=False)
+    stage = load_stage(config)
     named = {"model.path": stage.model.path, "data.files": None}
     if stage.stage == "sft":
         (named["data.files"],) = stage.data.files
@@ -38,7 +36,7 @@ def made(command: str) -> set[Path]:
     if words[:2] not in (["r1mega", "run"], ["r1mega", "pipeline"]):
         return set()
     config = Path(words[2])
-    folder = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else _default_run_dir(config)
+    folder = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else default_run_dir(config)
     if words[1] == "run":
         return {folder / "hf"}
     return {folder / node.name / "hf" for node in load_pipeline(ROOT / config).stages}
@@ -64,14 +62,16 @@ def test_check_names_the_command(tmp_path: Path):
     for name in ("r1_zero/1_rl", "sft/1_qwen2"):
         (tmp_path / name).parent.mkdir()
         shutil.copyfile(ROOT / f"configs/tiny/{name}.toml", tmp_path / f"{name}.toml")
-    with pytest.raises(ConfigError, match=r"no file \S+/hf/config.json; made by `make demo`$"):
-        load_stage(tmp_path / "r1_zero/1_rl.toml")
-    with pytest.raises(ConfigError, match=r"no file /nowhere/config.json$"):  # not what the head speaks of
-        load_stage(tmp_path / "r1_zero/1_rl.toml", ["model.path=/nowhere"])
+    rl = tmp_path / "r1_zero/1_rl.toml"
+    said = missing_weights(load_stage(rl).model, makers(rl))
+    assert said is not None and said.endswith("/hf is not there yet; made by `make demo`")
+    elsewhere = ["model.path=/nowhere"]  # not what the head speaks of
+    said = missing_weights(load_stage(rl, elsewhere).model, makers(rl, elsewhere))
+    assert said is not None and said.startswith("model.path: /nowhere is not there yet: a Hugging Face folder")
     sft = tmp_path / "sft/1_qwen2.toml"
     command = makers(sft)["data.files"]
-    said = missing_data(load_stage(sft, model_exists=False), makers(sft))
-    assert said is not None and said.endswith(f"conversations.jsonl: not there yet; made by `{command}`")
+    (said,) = missing_data(load_stage(sft), makers(sft))
+    assert said.endswith(f"conversations.jsonl: not there yet; made by `{command}`")
     assert "data.files" not in makers(sft, ["data.files=[]"])
 
 

@@ -1,0 +1,53 @@
+"""Whether a folder that is there holds the weights and the tokenizer that a stage starts from: headers, no data."""
+
+from pathlib import Path
+
+from r1mega.config.schema import GRPO, Evaluate, Stage
+from r1mega.errors import ConfigError
+from r1mega.families.spec import ModelSpec
+from r1mega.preflight import verdicts
+
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+
+
+def check_weights(stage: Stage, spec: ModelSpec) -> None:
+    """Refuse a folder that is there and cannot be started from.
+
+    Args:
+        spec: the model that the folder's config.json describes.
+
+    Raises:
+        ConfigError: no weights, no tokenizer.
+        WeightMappingError: tensors that are missing, torn, or of other shapes than the model's; all of them.
+        CheckpointError: a Megatron checkpoint that is torn.
+    """
+    folder = stage.model.path
+    if folder is None or not folder.exists():
+        return
+    absent = [name for name in TOKENIZER if not (folder / name).is_file()]
+    if (folder / ".metadata").is_file():
+        from r1mega.trainer.manifest import read_model_fields
+
+        read_model_fields(folder)
+    elif not any(folder.glob("*.safetensors")):
+        absent.insert(0, "*.safetensors (the weights)")
+    if absent:
+        raise ConfigError(
+            f"model.path: {folder} has config.json and no {', no '.join(absent)}: a download that has only begun, or "
+            f"was made without them; `hf download OWNER/{folder.name} --local-dir {folder}` completes it"
+        )
+    if (folder / ".metadata").is_file():
+        return
+    key = verdicts.key("weights", _marks(folder), isinstance(stage, GRPO | Evaluate))
+    if verdicts.known(key):
+        return
+    from r1mega.weights.hf_folder import HFFolder
+
+    HFFolder(folder, spec)
+    verdicts.keep(key, f"weights of {folder}")
+
+
+def _marks(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Of each file that says what the weights are: name, size, time, inode. Their data is not looked at here."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    return [(f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]

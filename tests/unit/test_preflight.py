@@ -1,0 +1,104 @@
+"""`check` answers as `run` would: every config with every cluster file, up to where a stage begins."""
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from r1mega import cli
+from r1mega.config.inputs import MADE_BY
+from r1mega.errors import R1MegaError
+from r1mega.families.spec import ModelSpec, Row
+from r1mega.preflight import verdicts
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(f for f in (ROOT / "configs").rglob("*.toml") if f.parent.name != "cluster")
+CLUSTERS = sorted(f.stem for f in (ROOT / "configs/cluster").glob("*.toml"))
+TABLES: dict[tuple[str, int, int], list[Row]] = {}
+BUILT_ON_CPUS_ALONE = "rollout servers are started on CPUs alone"
+
+
+class Started(Exception):
+    """Instead of a stage."""
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise Started
+
+    def tensors(spec: ModelSpec) -> list[Row]:
+        """A table for all tests: DeepSeek-V3's takes a while to make."""
+        which = spec.family, spec.num_layers, spec.hidden_size
+        if which not in TABLES:
+            TABLES[which] = spec.rows(spec)
+        return TABLES[which]
+
+    monkeypatch.setattr(ModelSpec, "tensors", tensors)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(verdicts, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(cli, "_run_stage", start)
+    monkeypatch.setattr(cli, "_run_ranks", start)
+    monkeypatch.setattr("r1mega.pipeline.chain._run_stage", start)
+
+
+def answer(command: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code, and what is said on stderr."""
+    try:
+        command()
+    except R1MegaError as error:
+        return 2, str(error)
+    except Started:
+        return 0, ""
+    except typer.Exit as left:
+        return left.exit_code, ""
+    return 0, capsys.readouterr().err
+
+
+def notes(said: str) -> list[str]:
+    return [re.sub(r"^note: (\w+: (?=model|data|cluster))?", "", line) for line in said.splitlines()]
+
+
+def is_chain(config: Path) -> bool:
+    return "stages" in tomllib.loads(config.read_text())
+
+
+def name_of(config: Path) -> str:
+    return str(config.relative_to(ROOT / "configs").with_suffix(""))
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+def test_check_and_run_agree(config: Path, cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    checked = answer(lambda: cli.check(config, cluster), capsys)
+    begin = cli.pipeline if is_chain(config) else cli.run
+    ran = answer(lambda: begin(config, cluster, run_dir=tmp_path / "run"), capsys)
+    assert not (tmp_path / "run").exists() or ran == (0, "")
+    if checked[0]:
+        assert ran == checked
+        assert checked[0] == 2
+    elif checked[1]:  # what is only not there yet
+        assert ran[0] == 2
+        assert any(note in ran[1] for note in notes(checked[1]))
+    else:
+        assert ran == (0, "")
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if not is_chain(c)], ids=name_of)
+def test_every_config_passes_on_the_cluster_its_head_names(config: Path, capsys: pytest.CaptureFixture[str]):
+    """But for what is not built; weights, data and GPUs need not be there."""
+    text = config.read_text()
+    own = [line for line in text.splitlines() if MADE_BY not in line]
+    assert len(own) <= (63 if "tiny" in config.parts else 60)
+    cluster = re.search(r"^# cluster: (\w+)$", text, re.MULTILINE)
+    assert cluster or "tiny" in config.parts, "a full-size config names its cluster file"
+    code, said = answer(lambda: cli.check(config, cluster[1] if cluster else "laptop"), capsys)
+    if cluster and tomllib.loads(text)["stage"] == "grpo":
+        assert code == 2 and "1 fault(s)" in said and BUILT_ON_CPUS_ALONE in said
+    else:
+        assert code == 0, said
+        wanted = r"(not there yet|take a GPU each, and this machine has 0)"
+        assert all(re.search(wanted, note) for note in notes(said)), said
