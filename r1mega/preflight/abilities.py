@@ -92,5 +92,5 @@ def memory_faults(stage: Stage, cluster: Cluster, spec: ModelSpec) -> list[str]:
     return [
         f"memory: {num_parameters(table) / 1e9:,.3g}B parameters take at least {total / GIB:,.1f} GiB ({told}) "
         f"before activations, and the machine has {gib:,.1f} GiB ({said}). A weight of the trainer takes 4 bytes, "
-        "its gradient 4 and Adam's moments 8, in fp32. Take a smaller model, or a cluster file with the GPUs for this one"
+        "its gradient 4 and Adam's moments 8, in fp32. Take a smaller model, or a cluster file with GPUs that hold it"
     ]

@@ -50,8 +50,8 @@ def ask(config: GRPO) -> Questions:
     """The run's questions, checked.
 
     Raises:
-        DataError: as `training_questions`; a truth can never be right; prompts are too long; a training question is asked in the evaluation; or
-            the tokenizer does not fit the model.
+        DataError: as `training_questions`; a truth can never be right; prompts are too long; a training question is
+            asked in the evaluation; or the tokenizer does not fit the model.
         ConfigError: answers to them may be longer than the model or a chunk holds.
     """
     assert config.model.path is not None
@@ -95,8 +95,8 @@ def _read(config: GRPO, file: Path) -> TrainingQuestions:
         told = [f"line {read.lines[q.id]}: truth {q.truth!r} of task {q.task}" for q in hopeless]
         raise DataError(
             listed(
-                f"{file}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are wrong by "
-                "their task's own verifier; write each as it reads answers (a bare number, without units or LaTeX)",
+                f"{file}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are wrong "
+                "by their task's own verifier; write each as it reads answers (a bare number, no units, no LaTeX)",
                 told,
             )
         )

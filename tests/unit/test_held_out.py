@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rl(folder: Path, *overrides: str) -> GRPO:
     settings = ("template=r1_zero", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64", "rollout.num_prompts=4",
                 "num_questions=60", "evaluation.num_questions=10", f"model.path={folder}")  # fmt: skip
-    stage = load_stage(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides], model_exists=False)
+    stage = load_stage(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides])
     assert isinstance(stage, GRPO)
     return stage
 

@@ -52,7 +52,7 @@ ADDED = {
     """--set data.files="['runs/conversations.jsonl']" """.rstrip(): sets(
         "max_steps=2", "batch_size=8", "optimizer.warmup_steps=1", "validation.every_steps=2", "save.every_steps=2"
     ),
-    "r1mega check configs/r1_zero/1_rl.toml --cluster h800_v3": "",
+    "r1mega check configs/r1/1_cold_start.toml --cluster h800_v3": "",
 }
 """Command -> what is appended so that it takes seconds. They run in README's order, each on what is there by then."""
 ELSEWHERE = {
