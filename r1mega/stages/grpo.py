@@ -34,7 +34,7 @@ from r1mega.samples import Document, Sample
 from r1mega.stages.experts import ExpertLog
 from r1mega.stages.lead import Lead
 from r1mega.stages.questions import make_questions
-from r1mega.stages.sampling import Metrics, Sampling
+from r1mega.stages.sampling import LiveEngine, Metrics, Sampling
 from r1mega.stages.saving import Saves, last_checkpoint
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
@@ -47,8 +47,19 @@ PENDING = "rollout.npz"
 """In a checkpoint: what a data-parallel rank had not yet learnt from."""
 
 
-def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
+def run(
+    config: GRPO,
+    cluster: Cluster,
+    run_dir: RunDir,
+    *,
+    build: Callable[..., Policy] = Policy.build,
+    engine: Callable[..., LiveEngine] = LiveEngine,
+) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
+
+    Args:
+        build: makes the policy, as `Policy.build` does.
+        engine: makes what samples on the first rank, as `LiveEngine` does.
 
     Raises:
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
@@ -65,8 +76,8 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
             questions = make_questions(config, run_dir)
             run_dir.rewind(step if checkpoint else -1)
             # The server starts in its own process while this one builds the policy.
-            sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt))
-        policy = _policy(config, ours)
+            sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt, engine))
+        policy = _policy(config, ours, build)
         saves = stack.enter_context(Saves(policy, run_dir, config.save, config.model.path))
         trainer = Trainer(config, run_dir, policy, sampling, interrupt, step, saves)
         if checkpoint is not None:
@@ -83,10 +94,10 @@ def run(config: GRPO, cluster: Cluster, run_dir: RunDir) -> None:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
 
 
-def _policy(config: GRPO, ours: mesh.Mesh) -> Policy:
+def _policy(config: GRPO, ours: mesh.Mesh, build: Callable[..., Policy]) -> Policy:
     assert config.model.path is not None
     objective = config.objective
-    return Policy.build(
+    return build(
         read_model(config.model.path),
         ours,
         config.optimizer,

@@ -5,6 +5,7 @@ from a base (`model.path`) with the base's tokenizer. Deviation from the V3 repo
 loss; the learning rate follows one cosine instead of the report's stages.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from r1mega.config.cluster import Cluster
@@ -34,8 +35,11 @@ VOCAB_MULTIPLE = 32
 """The embedding is padded to this, which divides it over any tensor-parallel size in use."""
 
 
-def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
+def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., Policy] = Policy.build) -> None:
     """Train for `num_steps` or `max_seconds`, from the run's last checkpoint where there is one. On every rank.
+
+    Args:
+        build: makes the policy, as `Policy.build` does.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
@@ -45,7 +49,7 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir) -> None:
     corpus = Corpus(tokenized)
     epochs = Epochs(corpus.lengths, config.documents_per_step, seed=config.seed, keep_rest=False)
     with Interrupt() as interrupt:
-        policy, state = _policy(config, ours, run_dir, spec)
+        policy, state = _policy(config, ours, run_dir, spec, build)
         tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
         batches = Batches(corpus, epochs, ours, config.batch.chunk_tokens)
         with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
@@ -90,9 +94,11 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     )
 
 
-def _policy(config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec) -> tuple[Policy, dict[str, Any]]:
+def _policy(
+    config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec, build: Callable[..., Policy]
+) -> tuple[Policy, dict[str, Any]]:
     """The policy at the run's last checkpoint, or at its initial weights; and where the run stands."""
-    policy = Policy.build(
+    policy = build(
         spec,
         ours,
         config.optimizer,

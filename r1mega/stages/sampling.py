@@ -163,8 +163,13 @@ class Sampling:
         questions: Questions,
         step: int,
         interrupt: Interrupt,
+        engine: Callable[..., LiveEngine] = LiveEngine,
     ) -> None:
-        """Take up the run at `step`; the server starts now unless the journal has answers from there on."""
+        """Take up the run at `step`; the server starts now unless the journal has answers from there on.
+
+        Args:
+            engine: makes what answers, as `LiveEngine` does.
+        """
         assert config.model.path is not None, "config.checks demands it"
         self.config, self.run_dir, self.questions, self.step = config, run_dir, questions, step
         self.tracker = Tracker(run_dir.path, config.wandb, config)
@@ -175,7 +180,7 @@ class Sampling:
         """Among the prompts, before the rollout that is not yet handed over."""
         self.journal = Journal(run_dir.path / "journal")
         _refuse_answers_of_another_model(config, run_dir.path / "journal" / "model.json")
-        self.live = LiveEngine(
+        self.live = engine(
             config.model.path,
             cluster,
             max_model_len=questions.longest + config.sampling.max_new_tokens,

@@ -10,6 +10,7 @@ so that every conversation comes once in each.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ from r1mega.weights import companions, hf_io
 from r1mega.weights.megatron_io import load_weights
 
 
-def run(config: SFT, cluster: Cluster, run_dir: RunDir) -> None:
+def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., Policy] = Policy.build) -> None:
     """Train for `num_epochs`, from the run's last checkpoint where there is one. On every rank.
+
+    Args:
+        build: makes the policy, as `Policy.build` does.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
@@ -54,7 +58,7 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir) -> None:
     num_steps = _num_steps(config, epochs)
     chunk_tokens = config.batch.chunk_tokens
     with Interrupt() as interrupt:
-        policy, state = _policy(config, ours, run_dir, spec, data)
+        policy, state = _policy(config, ours, run_dir, spec, data, build)
         batches = Batches(data, epochs, ours, chunk_tokens, config.reduction)
         validation = None
         if config.validation is not None:
@@ -110,14 +114,14 @@ def _num_steps(config: SFT, epochs: Epochs) -> int:
 
 
 def _policy(
-    config: SFT, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec, data: TokenStore
+    config: SFT, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec, data: TokenStore, build: Callable[..., Policy]
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy at the run's last checkpoint, or at its initial weights; and where the run stands.
 
     Raises:
         DataError: the checkpoint's place is one in other data.
     """
-    policy = Policy.build(
+    policy = build(
         spec,
         ours,
         config.optimizer,

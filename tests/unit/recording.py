@@ -1,0 +1,310 @@
+"""A policy and an engine for the stages' loops: small, exact in closed form, and they write down what they are asked.
+
+The model gives every token v the probability softmax(theta / T)[v], whatever stands before it; theta is a column of
+the embedding, so that folders, pushes and exports carry it. An optimiser step is theta - lr x gradient.
+"""
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from r1mega.families.registry import read_model
+from r1mega.families.spec import Kind, ModelSpec
+from r1mega.rollout.engine import Request
+from r1mega.runtime.background import Background
+from r1mega.runtime.files import put_folder
+from r1mega.samples import Completion, Document, FinishReason
+
+THETA = "embedding.word_embeddings.weight"
+CONFIG = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 288, "hidden_size": 64,
+    "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
+    "hidden_act": "silu", "rms_norm_eps": 1e-6, "initializer_range": 0.02, "max_position_embeddings": 128,
+    "rope_theta": 1e4, "rope_scaling": None, "use_sliding_window": False, "tie_word_embeddings": True,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def stop_signal() -> None:
+    """As the scheduler sends it, to this very process."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One verb that a policy was asked for."""
+
+    verb: str
+    documents: tuple[Document, ...] = ()
+    temperature: float = 1.0
+    reference: bool = False
+    lr: float = 0.0
+
+
+class RecordingPolicy:
+    """The verbs of `trainer.policy.Policy` that stages use."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        mesh: Any,
+        optimizer: Any = None,
+        batch: Any = None,
+        *,
+        after_step: Callable[[int], None] = lambda taken: None,
+        margin: float = 1.0,
+        **settings: Any,
+    ) -> None:
+        """
+        Args:
+            after_step: called with the steps taken by this policy, at the end of each.
+            margin: of every choice of experts, as `routing_margins` says.
+        """
+        self.spec, self.mesh = spec, mesh
+        self.settings = {"optimizer": optimizer, "batch": batch, **settings}
+        self.network = SimpleNamespace(config=SimpleNamespace(params_dtype=torch.float32))
+        self.saving, self.expert_load = Background("checkpoint"), None
+        self.calls: list[Call] = []
+        rows = (row for row in spec.tensors() if row.kind is not Kind.COPY)
+        self._weights = {row.megatron: torch.zeros(row.shape) for row in rows}
+        self._gradient = torch.zeros(spec.vocab_size, dtype=torch.float64)
+        self._reference: Tensor | None = None
+        self._after_step, self._margin, self._taken = after_step, margin, 0
+
+    @property
+    def theta(self) -> Tensor:
+        """[vocab_size], live."""
+        return self._weights[THETA][:, 0]
+
+    def state(self) -> dict[str, Tensor]:
+        return self._weights
+
+    def weights_changed(self) -> None: ...
+
+    def forward_backward(
+        self, documents: Sequence[Document], loss: Callable[..., Any], *, temperature: float = 1.0
+    ) -> dict[str, float]:
+        self.calls.append(Call("forward_backward", tuple(documents), temperature))
+        theta = self.theta.double().clone().requires_grad_()
+        names = documents[0].fields
+        fields = {n: torch.tensor([x for d in documents for x in d.fields[n]], dtype=torch.float64) for n in names}
+        logp = torch.cat([_logp(theta, d, temperature) for d in documents])
+        doc = torch.tensor([i for i, d in enumerate(documents) for _ in range(d.num_targets)])
+        value, metrics = loss(logp, fields, doc)
+        value.backward()
+        assert theta.grad is not None
+        self._gradient += theta.grad
+        return {"loss": float(value.detach()), **{name: float(m) for name, m in metrics.items()}}
+
+    def optim_step(self, lr: float) -> float:
+        self.calls.append(Call("optim_step", lr=lr))
+        norm = float(self._gradient.norm())
+        self.theta.copy_(self.theta.double() - lr * self._gradient)
+        self._gradient.zero_()
+        self._taken += 1
+        self._after_step(self._taken)
+        return norm
+
+    def logprobs(self, documents: Sequence[Document], *, temperature: float, reference: bool = False) -> list[Tensor]:
+        self.calls.append(Call("logprobs", tuple(documents), temperature, reference))
+        if reference:
+            assert self._reference is not None, "no reference yet"
+        theta = self._reference if reference else self.theta
+        return [_logp(theta.double(), d, temperature) for d in documents]
+
+    def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
+        return [torch.full((len(d.token_ids) - 1,), self._margin) for d in documents]
+
+    def refresh_reference(self) -> None:
+        self.calls.append(Call("refresh_reference"))
+        self._reference = self.theta.clone()
+
+    def save(
+        self,
+        folder: Path,
+        extra: dict[str, Any],
+        own: Mapping[str, bytes] | None = None,
+        *,
+        asynchronous: bool = False,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """A folder that `checkpoint.newest_whole` finds whole."""
+        from r1mega.trainer.manifest import FORMAT, MANIFEST, digest
+        from r1mega.trainer.part import file_digest
+
+        to = folder.with_name(f".{folder.name}.tmp")
+        to.mkdir(parents=True)
+        torch.save({"theta": self.theta, "reference": self._reference}, to / "theta.pt")
+        for name, data in (own or {}).items():
+            (to / name).write_bytes(data)
+        manifest = {"format": FORMAT, "reference": True, "ranks": 1, "model": dict(self.spec.hf), "extra": extra}
+        manifest |= {"layout": {}, "optimizer": {}, "files": {p.name: file_digest(p) for p in to.iterdir()}}
+        (to / MANIFEST).write_text(json.dumps({**manifest, "crc32": digest(manifest)}))
+        put_folder(to, folder)
+        then()
+
+    def load(self, folder: Path, *, verified: bool = False) -> dict[str, Any]:
+        from r1mega.trainer.manifest import read_manifest
+
+        saved = torch.load(folder / "theta.pt")
+        self.theta.copy_(saved["theta"])
+        self._reference = saved["reference"]
+        return read_manifest(folder)["extra"]
+
+
+def _logp(theta: Tensor, document: Document, temperature: float) -> Tensor:
+    targets = [i for start, stop in document.target_spans for i in document.token_ids[start:stop]]
+    return torch.log_softmax(theta / temperature, 0)[targets]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that an engine answered."""
+
+    version: int
+    temperature: float
+    max_new_tokens: int
+    request: Request
+    answers: tuple[Completion, ...]
+    kinds: tuple[str, ...]
+    """What each is: "right"; "wrong"; "bare", right and not in the format; "cut", right and truncated."""
+
+
+GROUPS = (("right", "wrong", "bare", "cut"), ("wrong", "wrong", "wrong", "wrong"), ("right", "cut", "wrong", "wrong"))
+"""What the first question of a run is answered with, the second, the third, and round again."""
+
+
+@dataclass
+class Engines:
+    """Makes the engines of a run and of its resumed parts, and keeps what all of them were asked."""
+
+    groups: Sequence[Sequence[str]] = GROUPS
+    shift: float = 0.0
+    """Token i's log-probability is off by shift x sin(i + 1): how far the engine is from the trainer."""
+    only: int | None = None
+    """Of the first answer to the request of this number alone; of all where there is none."""
+    stop_after: int | None = None
+    """A signal comes once so many requests are answered."""
+    places: dict[str, int] = field(default_factory=dict)
+    """Of every question, in the order in which they first came."""
+    asked: list[Asked] = field(default_factory=list)
+    options: list[dict[str, Any]] = field(default_factory=list)
+    """With which each engine was made."""
+
+    def make(self, model_dir: Path, cluster: Any, **options: Any) -> "RecordingEngine":
+        self.options.append({"model_dir": model_dir, **options})
+        return RecordingEngine(self, options["interrupt"])
+
+    def rollouts(self) -> dict[int, list[Asked]]:
+        """What was asked for training, by the version of the weights: that which stands between two evaluations."""
+        found: dict[int, list[Asked]] = {}
+        for asked in self.asked:
+            if len(asked.answers) == len(self.groups[0]):
+                found.setdefault(asked.version, []).append(asked)
+        return found
+
+    def evaluations(self) -> dict[int, list[Asked]]:
+        """What was asked for evaluations, by the version of the weights."""
+        found: dict[int, list[Asked]] = {}
+        for asked in self.asked:
+            if len(asked.answers) != len(self.groups[0]):
+                found.setdefault(asked.version, []).append(asked)
+        return found
+
+
+class RecordingEngine:
+    """What `stages.sampling.LiveEngine` does, from the weights that are pushed to it."""
+
+    push_seconds = 0.0
+
+    def __init__(self, engines: Engines, interrupt: Any) -> None:
+        self._engines, self._interrupt = engines, interrupt
+        self._version, self._theta = -1, torch.zeros(0)
+
+    def start(self) -> None: ...
+
+    def prepare(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def halt(self) -> None: ...
+
+    def peak_rss_gib(self) -> float:
+        return 0.0
+
+    def connect(self, source: Any, announce: Callable[[], None]) -> None:
+        self._source, self._announce = source, announce
+
+    def bring_to(self, version: int) -> None:
+        if version != self._version:
+            self._announce()
+            self._theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
+            self._version = version
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        version: int,
+        on_answer: Callable[[int, tuple[Completion, ...]], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        assert version == self._version
+        engines, found = self._engines, []
+        with self._interrupt.at_once():
+            for place, request in enumerate(requests):
+                question = engines.places.setdefault(request.prompt.id, len(engines.places))
+                kinds = tuple(engines.groups[question % len(engines.groups)][: request.n])
+                answers = tuple(
+                    self._answer(request, i, kind, temperature, max_new_tokens) for i, kind in enumerate(kinds)
+                )
+                found.append(answers)
+                engines.asked.append(Asked(version, temperature, max_new_tokens, request, answers, kinds))
+                if on_answer is not None:
+                    on_answer(place, answers)
+                if len(engines.asked) == engines.stop_after:
+                    stop_signal()
+        return found
+
+    def _answer(self, request: Request, i: int, kind: str, temperature: float, limit: int) -> Completion:
+        """Drawn with seed + i, as engines do; what it says follows from `kind` alone."""
+        rng = random.Random(f"{request.prompt.id}/{request.seed + i}")
+        tokens = tuple(
+            rng.choices(range(5, len(self._theta)), k=limit if kind == "cut" else rng.randint(2, limit - 1))
+        )
+        logp = torch.log_softmax(self._theta.double() / (temperature or 1.0), 0)[list(tokens)]
+        off = self._engines.shift * torch.arange(1, len(tokens) + 1).sin()
+        if self._engines.only not in (None, len(self._engines.asked) + 1) or (self._engines.only and i):
+            off = 0 * off
+        said = str(int(request.prompt.truth) + 1) if kind == "wrong" else request.prompt.truth
+        text = f"<answer>{said}</answer>" if kind == "bare" else f"<think>1=1</think><answer>{said}</answer>"
+        ended = FinishReason.LENGTH if kind == "cut" else FinishReason.STOP
+        seed = request.seed + i
+        return Completion(
+            request.prompt.id, i, tokens, tuple((logp + off).tolist()), text, ended, self._version, seed
+        )
+
+
+def write_base(folder: Path, mesh: Any, texts: Sequence[str]) -> Path:
+    """A Hugging Face folder of the model, theta being sin(v), with a tokenizer trained on `texts`."""
+    from r1mega.data.tokenizer import train_tokenizer
+    from r1mega.weights import hf_io
+
+    folder.mkdir(parents=True)
+    config = folder / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    train_tokenizer(texts, CONFIG["vocab_size"], folder / "tokenizer")
+    policy: Any = RecordingPolicy(read_model(config), mesh)
+    policy.theta.copy_(torch.arange(len(policy.theta)).sin())
+    hf_io.export(policy, folder / "hf", folder / "tokenizer")
+    return folder / "hf"

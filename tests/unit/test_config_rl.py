@@ -1,0 +1,88 @@
+"""Laws between the steps of an RL stage: what falls between two rollouts would never come, or come too late."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from r1mega.config import checks
+from r1mega.config.schema import GRPO, SFT, Pretrain
+
+TINY = Path(__file__).parents[2] / "configs/tiny/qwen2.json"
+OPTIMIZER = {"lr": 1e-3}
+COMMON: dict[str, Any] = {
+    "tasks": [{"name": "chain_sum"}],
+    "num_steps": 12,
+    "optimizer": OPTIMIZER,
+    "batch": {"chunk_tokens": 64},
+    "save": {"every_steps": 4},
+}
+RL = {
+    **COMMON,
+    "stage": "grpo",
+    "model": {"path": "/nowhere"},
+    "num_questions": 8,
+    "rollout": {"num_prompts": 4, "num_minibatches": 4},
+    "sampling": {"max_new_tokens": 8},
+    "objective": {"group_size": 4, "reference_refresh_steps": 8},
+    "evaluation": {"every_steps": 4, "num_questions": 2},
+}
+
+
+def faults(stage: Any) -> list[str]:
+    return checks.stage_faults(stage)
+
+
+def rl(**changes: Any) -> list[str]:
+    changed = {name: {**RL.get(name, {}), **v} if isinstance(v, dict) else v for name, v in changes.items()}
+    return faults(GRPO.model_validate({**RL, **changed}))
+
+
+def test_what_falls_on_the_ends_of_rollouts_passes():
+    assert rl() == []
+    assert rl(objective={"reference_refresh_steps": 0}) == []  # never
+    assert rl(evaluation={"every_steps": 12}, optimizer={"warmup_steps": 11}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"objective": {"reference_refresh_steps": 6}},
+            "objective.reference_refresh_steps: 6 falls inside a rollout",
+        ),
+        (
+            {"objective": {"reference_refresh_steps": 1}},
+            "objective.reference_refresh_steps: 1 falls inside a rollout",
+        ),
+        ({"evaluation": {"every_steps": 6}}, "evaluation.every_steps: 6 falls between two rollouts"),
+        ({"evaluation": {"every_steps": 3}}, "evaluation.every_steps: 3 falls between two rollouts"),
+        ({"num_steps": 10}, "num_steps: 10 optimiser steps are no whole number of rollouts of 4"),
+        ({"rollout": {"num_prompts": 3, "num_minibatches": 8}}, "12 outputs (3 prompts x group_size 4) do not split"),
+        ({"optimizer": {"warmup_steps": 12}}, "optimizer.warmup_steps: 12 leaves no step at the full learning rate"),
+        ({"num_questions": 3}, "num_questions: 3 is less than one rollout's 4 prompts"),
+        ({"rewards": {"accuracy": 0, "format": 0}}, "rewards: every weight is 0"),
+    ],
+)
+def test_what_would_never_come_is_refused(changes: dict[str, Any], said: str):
+    found = rl(**changes)
+    assert any(said in fault for fault in found), found
+
+
+@pytest.mark.parametrize(("steps", "refused"), [(11, False), (12, True), (13, True)])
+def test_warm_up_leaves_a_step_at_the_full_rate_in_every_stage(steps: int, refused: bool):
+    optimizer = {**OPTIMIZER, "warmup_steps": steps}
+    styles = {"think": 1, "tags": 0, "steps": 0, "plain": 0}
+    pretrain = {**COMMON, "stage": "pretrain", "model": {"config": str(TINY)}, "documents_per_step": 4}
+    pretrain |= {"data": {"num_documents": 8, "styles": styles}}
+    sft = {k: v for k, v in COMMON.items() if k not in ("tasks", "num_steps")} | {"stage": "sft", "num_epochs": 1}
+    sft |= {"model": {"path": "/nowhere"}, "data": {"dataset": "some", "max_tokens": 64}, "batch_size": 4}
+    stages = [
+        GRPO.model_validate({**RL, "optimizer": optimizer}),
+        Pretrain.model_validate({**pretrain, "optimizer": optimizer}),
+        SFT.model_validate({**sft, "max_steps": 12, "optimizer": optimizer}),
+    ]
+    for stage in stages:
+        assert [fault.startswith(f"optimizer.warmup_steps: {steps} leaves no step") for fault in faults(stage)] == (
+            [True] if refused else []
+        ), stage.stage

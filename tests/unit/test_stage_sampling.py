@@ -1,0 +1,154 @@
+"""What an RL run asks its engine: how many answers, how warm, with which seeds, and what again when it resumes."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpo_run import Run, base, plain
+from recording import Asked, Engines, stop_signal
+
+from r1mega.errors import MismatchError, RolloutError
+from r1mega.runtime.interrupt import Interrupted
+
+__all__ = ["base", "plain"]  # fixtures
+
+MANY = {"num_questions": 9}
+"""Each rollout then asks other questions."""
+
+
+def seeds(asked: list[Asked]) -> list[int]:
+    """Of every answer: request's + i."""
+    return [a.request.seed + i for a in asked for i in range(a.request.n)]
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """All lines but for times and for what was replayed."""
+    rows = [row for kind in ("train", "eval", "eval_greedy") for row in run.rows(kind)]
+    return [{k: v for k, v in row.items() if "seconds" not in k and "replay" not in k} for row in rows]
+
+
+def keyed(asked: list[Asked]) -> list[tuple[Any, ...]]:
+    return sorted((a.version, a.request.prompt.id, a.request.seed, a.request.n, a.temperature) for a in asked)
+
+
+def test_every_answer_to_learn_from_is_drawn_with_a_seed_of_its_own(plain: Run, base: Path, tmp_path: Path):
+    rollouts = plain.engines.rollouts()
+    assert sorted(rollouts) == [0, 2, 4]
+    for asked in rollouts.values():
+        # Three questions and no more, so that every rollout asks the same ones.
+        assert len({a.request.prompt.id for a in asked}) == 3
+        assert {(a.temperature, a.max_new_tokens, a.request.n) for a in asked} == {(0.7, 8, 4)}
+    used = seeds([a for asked in rollouts.values() for a in asked])
+    assert len(set(used)) == len(used) == 36
+    assert len({answer.token_ids for asked in rollouts.values() for a in asked for answer in a.answers}) == 36
+    other = Run(tmp_path / "run").start(base, {"seed": 1, "num_steps": 2})
+    assert not set(used) & set(seeds(other.engines.asked))
+
+
+def test_evaluations_ask_held_out_questions_with_the_same_seeds_every_time(plain: Run):
+    evaluations = plain.engines.evaluations()
+    assert sorted(evaluations) == [0, 2, 4, 6]
+    trained_on = {a.request.prompt.question for asked in plain.engines.rollouts().values() for a in asked}
+    sampled = {}
+    for version, asked in evaluations.items():
+        at = {t: [a for a in asked if a.temperature == t] for t in (0.7, 0.0)}
+        sampled[version] = [(a.request.prompt.id, a.request.seed, a.request.n) for a in at[0.7]]
+        assert sampled[version] == sampled[0] and {n for _, _, n in sampled[version]} == {3}
+        assert len(set(seeds(at[0.7]))) == 6  # two questions, each with a range of its own
+        # Greedily the first and the last weights alone, once a question.
+        assert [a.request.n for a in at[0.0]] == ([1, 1] if version in (0, 6) else [])
+        assert not trained_on & {a.request.prompt.question for a in asked}
+        assert {a.max_new_tokens for a in asked} == {8}
+
+
+def test_evaluations_fall_due(plain: Run, base: Path, tmp_path: Path):
+    assert [row["step"] for row in plain.rows("eval")] == [0, 2, 4, 6]
+    assert [row["step"] for row in plain.rows("eval_greedy")] == [0, 6]
+    # Right, wrong and bare to the first question, wrong three times to the second.
+    for row in plain.rows("eval"):
+        assert (row["eval/strict"], row["eval/lenient"]) == (pytest.approx(1 / 6), pytest.approx(2 / 6))
+    assert [row["eval/strict"] for row in plain.rows("eval_greedy")] == [0.5, 0.5]
+    seldom = {"num_questions": 4, "samples_per_question": 2, "every_steps": 4, "seed": 3}
+    run = Run(tmp_path / "run").start(base, {"evaluation": seldom})
+    assert [row["step"] for row in run.rows("eval")] == [0, 4, 6]  # every four steps, and the last weights
+    assert {row["result"]["num_answers"] for row in run.rows("eval")} == {8}
+    asked = {a.request.prompt.id for a in run.engines.evaluations()[0]}
+    assert asked != {a.request.prompt.id for a in plain.engines.evaluations()[0]}  # evaluation.seed
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing stops."""
+    return Run(tmp_path_factory.mktemp("whole") / "run").start(base, MANY)
+
+
+@pytest.mark.parametrize("answered", [1, 5, 9, 11, 14, 16])
+def test_a_run_stopped_while_it_samples_asks_for_the_rest(answered: int, whole: Run, base: Path, tmp_path: Path):
+    """In the first evaluation, a rollout, a later evaluation, and between two answers of the second rollout."""
+    run = Run(tmp_path / "run", Engines(stop_after=answered))
+    with pytest.raises(Interrupted) as stopped:
+        run.start(base, MANY)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert len(run.engines.asked) == answered
+    run.start(base, MANY, resume=True)
+    assert keyed(run.engines.asked) == keyed(whole.engines.asked)  # each request once, in one part or the other
+    assert figures(run) == figures(whole)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_run_stopped_between_mini_batches_learns_from_the_rest(steps: int, whole: Run, base: Path, tmp_path: Path):
+    run = Run(tmp_path / "run")
+    with pytest.raises(Interrupted):
+        run.start(base, MANY, after_step=lambda taken: stop_signal() if taken == steps else None)
+    assert [row["step"] for row in run.rows()] == list(range(1, steps + 1))
+    run.start(base, MANY, resume=True)
+    assert keyed(run.engines.asked) == keyed(whole.engines.asked)
+    assert figures(run) == figures(whole)
+
+
+def test_live_replay_asks_again_and_compares(base: Path, whole: Run, tmp_path: Path):
+    run = Run(tmp_path / "run", Engines(stop_after=11))
+    with pytest.raises(Interrupted):
+        run.start(base, MANY)
+    run.start(base, {**MANY, "rollout": {"replay": "live"}}, resume=True)
+    assert len(run.engines.asked) == len(whole.engines.asked) + 2  # the two that were answered
+    assert figures(run) == figures(whole)
+    again = [len(c.token_ids) for a in run.engines.rollouts()[2][:2] for c in a.answers]
+    rows = {row["step"]: row for row in run.rows()}
+    assert rows[3]["replay/tokens"] == rows[3]["replay/equal_tokens"] == sum(again)
+    assert "replay/tokens" not in rows[1]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(True, [0, 2, 4, 6]), (False, [4, 6])])
+def test_answers_that_no_checkpoint_needs_are_removed_unless_kept(keep: bool, left: list[int], base, tmp_path: Path):
+    run = Run(tmp_path / "run").start(base, {"rollout": {"keep_journal": keep}, "save": {"keep_last": 2}})
+    names = [file.stem for file in (run.folder / "journal").glob("version_*.jsonl")]
+    assert sorted(int(name.removeprefix("version_")) for name in names) == left
+
+
+def test_an_engine_that_is_off_stops_the_run_unless_a_tie_stands_before_it(base: Path, tmp_path: Path):
+    off = Engines(shift=1e-2)
+    with pytest.raises(MismatchError, match=r"disagree on the log-probability of a sampled token by up to 0\.0"):
+        Run(tmp_path / "run", off).start(base, {})
+    with pytest.raises(MismatchError, match="in 12 of 12 answers"):
+        Run(tmp_path / "tied", off).start(base, {}, margin=0.0)  # ties do not come that often
+    wide = Run(tmp_path / "wide", off).start(base, {"num_steps": 2, "mismatch": {"max_abs": 2e-2}})
+    assert 5e-3 < wide.rows()[0]["mismatch/max"] < 1e-2
+    one = Engines(shift=1e-2, only=5)
+    settings = {"num_steps": 2, "mismatch": {"tie_margin": 1e-4}}
+    with pytest.raises(
+        MismatchError, match=r"in 1 of 12 answers.*smallest lead 0\.001, mismatch\.tie_margin = 0\.0001"
+    ):
+        Run(tmp_path / "untied", one).start(base, settings, margin=1e-3)
+    tied = Run(tmp_path / "one", Engines(shift=1e-2, only=5)).start(base, settings, margin=1e-5)
+    assert [row["mismatch/answers_after_tie"] for row in tied.rows()] == [1, 1]
+    assert tied.rows()[0]["mismatch/max_untied"] < 1e-6
+
+
+def test_rollouts_that_leave_nothing_to_learn_from_end_the_run(base: Path, tmp_path: Path):
+    changes = {**MANY, "objective": {"constant_groups": "drop"}}
+    run = Run(tmp_path / "run", Engines(groups=[("wrong",) * 4]))
+    with pytest.raises(RolloutError, match="step 0: 10 rollouts in a row left fewer usable answers than the 2"):
+        run.start(base, changes)
+    assert len({a.request.prompt.id for a in run.engines.rollouts()[0]}) == 9  # others were tried
