@@ -33,6 +33,7 @@ class DType(StrEnum):
 
     BF16 = "bf16"
     FP8_BLOCK = "fp8-block"
+    FP8_BLOCK_UE8M0 = "fp8-block-ue8m0"
 
 
 def _cores() -> int:
@@ -73,7 +74,10 @@ def to_hf(
     tokenizer: TokenizerDir = None,
     no_tokenizer: NoTokenizer = False,
 ) -> None:
-    """Write a Hugging Face folder of a checkpoint's weights; fp8-block is the form DeepSeek publishes."""
+    """Write a Hugging Face folder of a checkpoint's weights.
+
+    fp8-block is the form of DeepSeek-V3, fp8-block-ue8m0 that of DeepSeek-V3.1, whose scales are powers of two.
+    """
     from r1mega.conversion.convert import convert
 
     options = _options(processes, tokenizer, no_tokenizer)
@@ -123,4 +127,6 @@ def _show(report: "Report", out: Path) -> None:
         f"{out}: {report.num_tensors} tensors{repeated}, {report.num_bytes / 1e9:.3f} GB in {report.convert_s:.1f} s "
         f"({rate:.0f} MB/s), audited in {report.audit_s:.1f} s{kept}"
     )
+    if report.num_left_out:
+        print(f"{out}: without {report.num_left_out} inverse frequencies, those of config.json's rope")
     print(f"{out}: " + (f"with the tokenizer of {report.tokenizer}" if report.tokenizer else "without a tokenizer"))

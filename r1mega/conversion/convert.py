@@ -18,25 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.conversion.card import describe_dtypes, elements_by_dtype, write_card
-from r1mega.conversion.folders import Folder, check_copies, open_folder
+from r1mega.conversion.folders import Folder, HFFolder, check_copies, open_folder
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.runtime.files import make_folder, sync, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
-from r1mega.weights import companions
+from r1mega.weights import companions, fp8
 from r1mega.weights.hf_files import SHARD_BYTES
 
 PART_BYTES = 512 * 2**20
 """What one process writes, syncs and records at once: what a kill costs at most, times the processes."""
 
+FP8_CHECKED = (
+    "Every tensor was read back: FP8 blocks, multiplied out, are within half a step of e4m3 of their source, and "
+    "every other tensor is its source, rounded to bf16 (count, shape, dtype, XXH3-128)."
+)
 CHECKED: Mapping[DType | None, str] = {
     None: "Every tensor was read back and compared with its source (count, shape, dtype, XXH3-128).",
     "bf16": "Every tensor was read back and is its source rounded to bf16 (count, shape, dtype, XXH3-128).",
-    "fp8-block": (
-        "Every tensor was read back: FP8 blocks, multiplied out, are within half a step of e4m3 of their source, and "
-        "every other tensor is its source, rounded to bf16 (count, shape, dtype, XXH3-128)."
-    ),
+    "fp8-block": FP8_CHECKED,
+    "fp8-block-ue8m0": FP8_CHECKED,
 }
 """What the audit makes sure of, in the words of the card."""
 
@@ -69,6 +71,8 @@ class Report:
     audit_s: float
     tokenizer: Path | None = None
     """The folder whose tokenizer went along."""
+    num_left_out: int = 0
+    """Tensors of the source that are no weights, equal to what its config.json gives: inverse frequencies."""
 
 
 def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: Options) -> Report:
@@ -100,7 +104,8 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
         with _work_folder(work, plan):
             _check_absent(out)  # another process may have made it while this one waited or read
             report = _run(folder, job, work, beside, options.num_processes)
-            report = replace(report, num_repeated=num_repeated, tokenizer=tokenizer)
+            left_out = len(folder.left_out) if isinstance(folder, HFFolder) else 0
+            report = replace(report, num_repeated=num_repeated, tokenizer=tokenizer, num_left_out=left_out)
             if _plan(open_folder(source), job) != plan:
                 raise ConversionError(f"{source}: changed while it was converted; run again, nothing was kept")
             _check_absent(out)
@@ -158,7 +163,7 @@ def _run(folder: Folder, job: Job, work: Path, beside: Mapping[str, Path], num_p
     companions.copy(beside, job.out)
     companions.write_generation_config(folder.spec, job.out)
     write_card(folder, written, job.out, dtype=_dtype_name(job, written), checked=CHECKED[job.dtype])
-    for file in sorted(job.out.iterdir()):
+    for file in sorted(job.out.rglob("*")):
         sync(file)
     sync(job.out)
     num_tensors = sum(len(row.hf) for row in folder.table)
@@ -239,6 +244,7 @@ def _save_id(records: list[Any]) -> str:
 
 
 def _dtype_name(job: Job, written: Folder) -> str:
-    if job.dtype == "fp8-block":
-        return "FP8 (e4m3, blocks of 128 x 128), bf16 elsewhere"
+    if job.dtype in fp8.FORMS:
+        scales = ", scales powers of two" if "scale_fmt" in fp8.FORMS[job.dtype] else ""
+        return f"FP8 (e4m3, blocks of 128 x 128{scales}), bf16 elsewhere"
     return describe_dtypes(elements_by_dtype(written))

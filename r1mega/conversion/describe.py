@@ -34,6 +34,8 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     ]
     if isinstance(folder, HFFolder) and folder.quantised:
         lines.append("quantised   FP8 (e4m3, blocks of 128 x 128), read as bfloat16")
+    if isinstance(folder, HFFolder) and folder.left_out:
+        lines.append(f"left out    {len(folder.left_out)} inverse frequencies, those of config.json's rope")
     if copies:
         lines.append(f"repeats     {', '.join(copies)}: equal to their originals")
     lines.append("complete    every tensor of the model is there once, with the shape that its config gives it")

@@ -4,8 +4,10 @@ Each row's digests are taken of what was read, in the form in which the source s
 of what was written, read back through the opposite mapping.
 """
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,7 +30,7 @@ from r1mega.weights.hf_files import shard_names, write_config, write_index
 from r1mega.weights.safetensors import Entry, lay_out
 
 Form = Literal["hf", "megatron"]
-DType = Literal["bf16", "fp8-block"]
+DType = Literal["bf16", "fp8-block", "fp8-block-ue8m0"]
 EXTRA_STATES = "__extra_state.distcp"
 WRITE_BYTES = 32 * 2**20
 """Bytes written at a time, between two counts of progress."""
@@ -93,6 +95,7 @@ class HFWriter:
 
     def __init__(self, source: Folder, dtype: DType | None, shard_bytes: int, part_bytes: int) -> None:
         self._source, self._dtype = source, dtype
+        self._form = dtype if dtype in fp8.FORMS else None
         self._outputs = [self._output(row) for row in source.table]
         sizes = [(i, sum(_num_bytes(t) for t in tensors)) for i, tensors in enumerate(self._outputs)]
         shards = _divide(sizes, shard_bytes)
@@ -114,7 +117,7 @@ class HFWriter:
         """(name, dtype, shape) of what a row becomes; a weight's scales follow it."""
         found = []
         for name, shape in zip(row.hf, row.hf_shapes, strict=True):
-            if self._dtype == "fp8-block" and fp8.quantised(row, name):
+            if self._form is not None and fp8.quantised(row, name):
                 found.append((name, fp8.CODES, shape))
                 found.append((name + fp8.SUFFIX, fp8.SCALES, fp8.scale_shape(shape)))
             else:
@@ -167,7 +170,7 @@ class HFWriter:
         """What is written of a row, and the digests that the audit must find."""
         origin = self._written_from(row)
         plain = self._plain_dtype(row)
-        lossy = self._dtype == "fp8-block" and any(fp8.quantised(row, name) for name in row.hf)
+        lossy = self._lossy(row)
         if self._source.stored_whole:
             whole = self._source.whole(origin)
             whole = whole if lossy else whole.to(plain)
@@ -175,19 +178,23 @@ class HFWriter:
         else:
             parts = [t if lossy else t.to(plain) for t in self._source.parts(origin)]
             found, digests = list(zip(row.hf, parts, strict=True)), [] if lossy else [digest(t) for t in parts]
-        if not lossy:
+        if self._form is None or not lossy:
             return found, digests
         quantised = []
         for name, tensor in found:
-            codes, scales = fp8.quantise(tensor)
+            codes, scales = fp8.quantise(tensor, self._form)
             if not scales.isfinite().all():
                 raise WeightMappingError(f"{name}: not finite, so it has no FP8 form; the source is damaged")
             quantised += [(name, codes), (name + fp8.SUFFIX, scales)]
         return quantised, [digest(t) for _, t in quantised]
 
+    def _lossy(self, row: Row) -> bool:
+        """Whether a row is written as FP8 blocks."""
+        return self._form is not None and any(fp8.quantised(row, name) for name in row.hf)
+
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
-        dtype = self._plain_dtype(self._source.table[0])
-        write_config(out, self._source.spec.hf, dtype, fp8.CONFIG if self._dtype == "fp8-block" else None)
+        dtype = _most((self._plain_dtype(row), row) for row in self._source.table)
+        write_config(out, self._source.spec.hf, dtype, fp8.FORMS[self._form] if self._form is not None else None)
         if len(self._files) > 1:
             write_index(out, {name: file for name, (file, _) in self._places.items()}, self._total)
 
@@ -205,7 +212,7 @@ class HFWriter:
         faults = []
         for i in part.rows:
             row = self._source.table[i]
-            if self._dtype == "fp8-block" and any(fp8.quantised(row, name) for name in row.hf):
+            if self._lossy(row):
                 names = [name for name, _, _ in self._outputs[i]]
                 found = [digest(written.stored(name)) for name in names]
                 faults += self._distance_faults(row, written)
@@ -282,7 +289,8 @@ class MegatronWriter:
         objects = dict.fromkeys(extra_states(self._source.table), blob)
         for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
             (out / name).write_bytes(content)
-        config = write_config(out, self._source.spec.hf, self._source.dtype(self._source.table[0]))
+        rows = (row for row in self._source.table if row.kind is not Kind.COPY)
+        config = write_config(out, self._source.spec.hf, _most((self._source.dtype(row), row) for row in rows))
         write_weights_only(out, config, {})
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
@@ -306,6 +314,14 @@ def make_writer(
     if form == "hf":
         return HFWriter(source, dtype, shard_bytes, part_bytes)
     return MegatronWriter(source, part_bytes)
+
+
+def _most(rows: Iterable[tuple[torch.dtype, Row]]) -> torch.dtype:
+    """The dtype of most bytes: what config.json calls a model whose tensors, which keep their own, have several."""
+    sizes: Counter[torch.dtype] = Counter()
+    for dtype, row in rows:
+        sizes[dtype] += math.prod(row.shape) * dtype.itemsize
+    return sizes.most_common(1)[0][0]
 
 
 def _data_file(part: Part) -> str:

@@ -25,7 +25,6 @@ FIXED: Mapping[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "scoring_func": ("sigmoid",),
     "topk_method": ("noaux_tc",),
-    "pretraining_tp": (1,),
     # Transformers writes 1e-6 into the q_a and kv_a norms whatever this says, vLLM does not: only here do they agree.
     "rms_norm_eps": (1e-6,),
 }

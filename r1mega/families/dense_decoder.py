@@ -59,7 +59,8 @@ def read_dense(this: Dense, hf: Mapping[str, Any]) -> ModelSpec:
     Raises:
         ConfigError: a field is missing, out of range, or not understood.
     """
-    fixed = {"attention_dropout": (0, 0.0), "hidden_act": ("silu",), **this.fixed}
+    none = dict.fromkeys(("num_experts", "num_local_experts"), (0, None))
+    fixed = {"attention_dropout": (0, 0.0), "hidden_act": ("silu",), **none, **this.fixed}
     fixed["architectures"] = ([this.architecture], None)  # another head computes something else
     check_fields(hf, fixed=fixed, sizes=SIZES, known=(*OTHERS, *this.ignored))
     spec = ModelSpec(

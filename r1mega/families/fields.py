@@ -7,28 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.errors import ConfigError, R1MegaError
+from r1mega.families.passed_over import LENGTHS, MEANT, among, length_faults, passed_over
+from r1mega.families.quantization import OTHER_FORMS, other_forms, quantization_faults
 from r1mega.families.spec import Llama3Scaling, Rope, Yarn
-
-# fmt: off
-IGNORED = (
-    "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder", "label2id",
-    "model_type", "output_attentions", "output_hidden_states", "problem_type", "quantization_config", "return_dict",
-    "sep_token_id", "torch_dtype", "transformers_version", "unk_token_id", "use_cache", "_name_or_path",
-)
-# fmt: on
-"""Fields that do not change what any family computes; `check_fields` looks at how weights are quantised."""
-
-FP8: Mapping[str, Any] = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [128, 128],
-}
-"""`quantization_config` of a folder whose matrices are stored in FP8 with a scale for each block, as DeepSeek
-publishes them. It says nothing of what the model computes, and is left out of `ModelSpec.hf`."""
 
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 """Fields that `read_rope` reads."""
+
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "attention_factor": (None,),
+    "finetuned": (True, False),
+    "partial_rotary_factor": (1, 1.0, None),
+    "truncate": (True,),
+}
+"""Rope parameters, and the values with which they change nothing."""
 
 
 def read_json(file: Path, error: type[R1MegaError], remedy: str = "") -> dict[str, Any]:
@@ -54,44 +47,40 @@ def check_fields(
 ) -> None:
     """Refuse a config.json with fields that are missing, or that say something not understood.
 
+    What says nothing of the model is passed over by name (`families.passed_over`).
+
     Args:
         fixed: fields that change the computation, and the values of them that are implemented; absent is fine.
         sizes: required positive integers.
         known: every other field that may stand there.
 
     Raises:
-        ConfigError: names every such field.
+        ConfigError: names every such field, and what to do.
     """
+    own = {*fixed, *sizes, *known, *ROPE}
+    allowed = {**{name: values for name, values in MEANT.items() if name not in own}, **fixed}
     faults = [
-        f"{name} = {hf[name]!r}: only {' or '.join(map(repr, values))} is implemented"
-        for name, values in fixed.items()
-        if name in hf and not any(hf[name] == v and type(hf[name]) is type(v) for v in values)
+        f"{name} = {hf[name]!r}: only {' or '.join(map(repr, values))} is implemented; a model that needs another "
+        "value cannot be read"
+        for name, values in allowed.items()
+        if name in hf and not among(hf[name], values)
     ]
-    every = {*fixed, *sizes, *known, *IGNORED, *ROPE}
-    faults += [f"{name} = {hf[name]!r}: unknown field" for name in hf if name not in every]
+    every = {*own, *allowed, *LENGTHS, *OTHER_FORMS}
+    if unknown := [f"{name} = {hf[name]!r}" for name in hf if name not in every and not passed_over(name)]:
+        faults.append(f"{', '.join(unknown)}: {UNKNOWN}")
     faults += [f"{name} = {hf.get(name)!r}: a positive integer is needed" for name in sizes if not is_size(hf, name)]
+    faults += length_faults(hf)
+    faults += other_forms(hf)
     if hf.get("quantization_config") is not None:
         faults += quantization_faults(hf["quantization_config"])
     if faults:
         raise ConfigError("; ".join(faults))
 
 
-def quantization_faults(config: Any) -> list[str]:
-    """What a quantization_config says that is not `FP8`; which matrices are stored so, their dtypes say."""
-    if not isinstance(config, dict):
-        return [f"quantization_config = {config!r}: expected an object"]
-    faults = [
-        f"quantization_config.{field} = {config[field]!r}: only {value!r} is read"
-        for field, value in FP8.items()
-        if field in config and config[field] != value
-    ]
-    faults += [
-        f"quantization_config.{field} is missing; only {dict(FP8)} is read"
-        for field in ("quant_method", "weight_block_size")
-        if field not in config
-    ]
-    others = sorted(config.keys() - FP8.keys() - {"modules_to_not_convert"})
-    return faults + [f"quantization_config.{field} = {config[field]!r}: unknown field" for field in others]
+UNKNOWN = (
+    "not known here: take out of config.json what changes nothing that the model computes, such as a mark that "
+    "another trainer left; a model that needs one of them cannot be read"
+)
 
 
 def is_size(hf: Mapping[str, Any], name: str) -> bool:
@@ -166,6 +155,9 @@ def read_rope(hf: Mapping[str, Any], types: Mapping[str, Callable[[dict[str, Any
         ConfigError: another type, a missing or unknown field, or two fields that contradict each other.
     """
     new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
+    for name, value in (("rope_parameters", new), ("rope_scaling", old)):
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{name} = {value!r}: an object is needed, or null for positions as they are")
     if new and old and {**new, "rope_theta": None} != {**old, "rope_theta": None}:
         raise ConfigError(f"rope_parameters {new} and rope_scaling {old} contradict each other")
     found = {**(old or {}), **(new or {})}
@@ -182,8 +174,9 @@ def read_rope(hf: Mapping[str, Any], types: Mapping[str, Callable[[dict[str, Any
     if kind != "default" and kind not in types:
         raise ConfigError(f"rope type {kind!r}: only {' and '.join(['default', *types])} are implemented")
     scaling = types[kind](rope) if kind != "default" else None
+    rope = {name: value for name, value in rope.items() if not among(value, NEUTRAL.get(name, ()))}
     if rope:
-        raise ConfigError(f"rope parameters {sorted(rope)}: unknown for type {kind!r}")
+        raise ConfigError(f"rope parameters {rope} of type {kind!r}: {UNKNOWN}")
     return Rope(theta, scaling)
 
 

@@ -18,12 +18,11 @@ LLAMA = Dense(
     fixed={
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        "pretraining_tp": (1,),
         # Written by the exporters of SmolLM2.
         "is_llama_config": (True,),
         "rope_interleaved": (False,),
     },
-    ignored=("transformers.js_config",),
+    ignored=(),
     rope_types={"llama3": llama3, "yarn": yarn},
     bos=1,
     eos=2,

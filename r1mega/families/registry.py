@@ -12,6 +12,7 @@ from r1mega.config.training import Batch
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
 from r1mega.families.fields import read_json
+from r1mega.families.passed_over import LENGTHS
 from r1mega.families.spec import Grouped, ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
@@ -189,7 +190,7 @@ def with_positions(spec: ModelSpec, max_positions: int) -> ModelSpec:
         raise ConfigError(
             f"max_positions = {max_positions}: the model has {spec.max_positions} already; leave it out"
         )
-    hf = {**spec.hf, "max_position_embeddings": max_positions}
+    hf = {**spec.hf, **{name: max_positions for name in ("max_position_embeddings", *LENGTHS) if spec.hf.get(name)}}
     return dataclasses.replace(spec, max_positions=max_positions, hf=hf)
 
 
@@ -247,7 +248,12 @@ def model_of(hf: Mapping[str, Any], file: Path) -> ModelSpec:
     Raises:
         ConfigError: as `read_model`.
     """
-    family = str(hf.get("model_type"))
+    if "model_type" not in hf:
+        raise ConfigError(
+            f"{file}: no model_type, so not the config.json of a Hugging Face model; give the folder of one, such as "
+            "a run's hf or checkpoints/step_N"
+        )
+    family = str(hf["model_type"])
     if family not in FAMILIES:
         raise ConfigError(f"{file}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}")
     try:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -17,9 +18,11 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # fmt: off
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.*",
+    "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tiktoken.model", "spiece.model",
+    "sentencepiece.bpe.model", "tokenization_*.py", "chat_template.*", "additional_chat_templates/*.jinja",
 )
-"""Taken from one folder only: files of two tokenizers make none."""
+"""Taken from one folder only: files of two tokenizers make none. With them goes the code that tokenizer_config.json
+names in `auto_map`."""
 LICENCES = ("license*", "licence*", "notice*", "use_policy*")
 OTHERS = ("generation_config.json", "configuration_*.py", "modeling_*.py", *LICENCES)
 """The model's own, whatever tokenizer goes with it; capitals do not count."""
@@ -88,12 +91,14 @@ def _check_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def collect(source: Path | None, tokenizer: Path | None) -> dict[str, Path]:
-    """The files that travel along, by name: a tokenizer's from its folder alone, all else from the source's.
+    """The files that travel along, by their place in the folder: a tokenizer's from its folder alone, all else from
+    the source's.
 
     Raises:
         ConversionError: one of them cannot be opened.
     """
-    found = {**_matching(source, OTHERS), **_matching(tokenizer, TOKENIZER_FILES)}
+    code = [] if tokenizer is None else _code_named(tokenizer / "tokenizer_config.json")
+    found = {**_matching(source, OTHERS), **_matching(tokenizer, [*TOKENIZER_FILES, *map(str.lower, code)])}
     for file in found.values():
         try:
             file.open("rb").close()
@@ -103,13 +108,43 @@ def collect(source: Path | None, tokenizer: Path | None) -> dict[str, Path]:
 
 
 def _matching(folder: Path | None, patterns: Sequence[str]) -> dict[str, Path]:
-    files = sorted(folder.iterdir()) if folder is not None and folder.is_dir() else ()
-    return {p.name: p for p in files if p.is_file() and any(fnmatchcase(p.name.lower(), x) for x in patterns)}
+    if folder is None or not folder.is_dir():
+        return {}
+    inside = {x.split("/")[0] for x in patterns if "/" in x}
+    folders = [folder, *(folder / name for name in sorted(inside) if (folder / name).is_dir())]
+    files = {p.relative_to(folder).as_posix(): p for f in folders for p in sorted(f.iterdir()) if p.is_file()}
+    return {n: p for n, p in files.items() if any(fnmatchcase(n.lower(), x) for x in patterns if _as_deep(n, x))}
+
+
+def _as_deep(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/")
+
+
+def _code_named(file: Path) -> list[str]:
+    """The Python files that a tokenizer_config.json names in `auto_map`, and those that they import beside them."""
+    try:
+        named = json.loads(file.read_text(encoding="utf-8"))["auto_map"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # none, or not one that names code: who reads the tokenizer says what is wrong with it
+    classes = [c for value in named for c in (value if isinstance(value, list) else [value]) if isinstance(c, str)]
+    found: list[str] = []
+    todo = [c.split(".")[0] for c in classes if "--" not in c and c.count(".") == 1]
+    while todo:
+        name = f"{todo.pop()}.py"
+        if name not in found and (file.parent / name).is_file():
+            found.append(name)
+            todo += _RELATIVE.findall((file.parent / name).read_text(encoding="utf-8", errors="replace"))
+    return found
+
+
+_RELATIVE = re.compile(r"^\s*(?:from|import)\s+\.(\w+)", re.MULTILINE)
+"""A module beside the one that imports it, as transformers looks for them."""
 
 
 def copy(found: Mapping[str, Path], out: Path) -> None:
     """Copy what was collected."""
     for name, file in found.items():
+        (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, out / name)
 
 

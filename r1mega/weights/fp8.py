@@ -1,7 +1,8 @@
-"""FP8 blocks as DeepSeek publishes them: e4m3 weights, one fp32 scale for each block of 128 x 128.
+"""FP8 blocks as DeepSeek publishes them: e4m3 weights, one scale for each block of 128 x 128.
 
 A weight w is stored as codes q and `weight_scale_inv` s, w = q * s, with s = max|w| / 448 over the block (V3 report
-3.3; the published inference code's `weight_dequant`). Blocks at the lower and right edges are smaller.
+3.3; the published inference code's `weight_dequant`). Blocks at the lower and right edges are smaller. Scales are
+fp32; DeepSeek-V3.1's are rounded up to powers of two, and Qwen3's folders keep theirs in bf16.
 
 Quantised are the projections of attention and MLPs, experts' included; router, norms, embedding, output head and an
 MTP layer's eh_proj are not. That makes 45,808 scales in DeepSeek-V3, which with its 46,183 tensors are the 91,991
@@ -9,12 +10,14 @@ of the published index.
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1mega.families.fields import FP8
+from r1mega.families.quantization import FP8, POWERS
 from r1mega.families.spec import Kind, Row, Shape
 
 BLOCK = 128
@@ -22,8 +25,10 @@ LARGEST = 448.0
 """The largest finite e4m3 number."""
 CODES, SCALES = torch.float8_e4m3fn, torch.float32
 SUFFIX = "_scale_inv"
-CONFIG = FP8
-"""quantization_config of a folder in this form."""
+READ_SCALES = (torch.float32, torch.bfloat16)
+"""What scales may be stored as; they are written as the first."""
+FORMS: Mapping[str, Mapping[str, Any]] = {"fp8-block": FP8, "fp8-block-ue8m0": {**FP8, "scale_fmt": POWERS}}
+"""Form in which weights are written -> quantization_config of the folder: DeepSeek-V3's, and DeepSeek-V3.1's."""
 STRIP_BLOCKS = 8
 """Rows of blocks that are worked on at once: temporary memory is a few times theirs in fp32."""
 
@@ -46,7 +51,7 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat1
 
     Args:
         codes: [M, N] e4m3.
-        scales: [ceil(M / 128), ceil(N / 128)] fp32.
+        scales: [ceil(M / 128), ceil(N / 128)] fp32 or bf16.
     """
     weight = torch.empty(codes.shape, dtype=dtype)
     for rows, blocks in _strips(codes.shape[0]):
@@ -56,8 +61,8 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat1
     return weight
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, scales) of a weight [M, N]; a block of zeros has scale 1."""
+def quantise(weight: Tensor, form: str = "fp8-block") -> tuple[Tensor, Tensor]:
+    """(codes, scales) of a weight [M, N], in one of FORMS; a block of zeros has scale 1."""
     num_rows, num_columns = weight.shape
     codes = torch.empty(weight.shape, dtype=CODES)
     scales = torch.empty(scale_shape(tuple(weight.shape)), dtype=SCALES)
@@ -67,6 +72,9 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
         padded = F.pad(strip.abs(), (0, -num_columns % BLOCK, 0, -height % BLOCK))
         amax = padded.view(-(-height // BLOCK), BLOCK, -1, BLOCK).amax((1, 3))
         scale = torch.where(amax == 0, torch.ones_like(amax), amax / LARGEST)
+        if FORMS[form].get("scale_fmt") == POWERS:
+            fraction, exponent = torch.frexp(scale)  # scale = fraction x 2^exponent, 1/2 <= fraction < 1
+            scale = torch.ldexp(torch.ones_like(scale), exponent - (fraction == 0.5).int())
         # Of a block so small that its scale would vanish; its codes are what is left of it.
         scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
         spread = scale.repeat_interleave(BLOCK, 0)[:height].repeat_interleave(BLOCK, 1)[:, :num_columns]

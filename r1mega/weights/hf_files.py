@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from r1mega.errors import ConfigError, WeightMappingError
-from r1mega.families.fields import quantization_faults, read_json
+from r1mega.families.fields import read_json
+from r1mega.families.quantization import quantization_faults
 from r1mega.runtime.files import dump_json
 from r1mega.weights.safetensors import Entry, read_header
 

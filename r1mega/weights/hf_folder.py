@@ -17,14 +17,19 @@ from r1mega.runtime.mapped import MappedFiles
 from r1mega.weights import fp8
 from r1mega.weights.convert import check_files, to_megatron
 from r1mega.weights.hf_files import read_config, read_files
-from r1mega.weights.safetensors import Entry
+from r1mega.weights.inverse_frequencies import difference, is_buffer
+from r1mega.weights.safetensors import DTYPE_REMEDY, NAMES, Entry
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """What weights may be stored as, FP8 blocks aside."""
 
 
 class HFFolder:
-    """config.json and safetensors; FP8 blocks are multiplied out to bf16."""
+    """config.json and safetensors; FP8 blocks are multiplied out to bf16.
+
+    Inverse frequencies of rotary positions, which old folders keep beside the weights, must be those of the model's
+    own positions, and are left out.
+    """
 
     form = "Hugging Face"
     stored_whole = False
@@ -42,6 +47,7 @@ class HFFolder:
             fields, self.quantised = read_config(path)
             spec = spec or model_of(fields, path / "config.json")
         self.path, self.spec = path, spec
+        self.left_out: list[str] = []
         self.table = self.spec.tensors()
         self.entries, faults = read_files(path)
         self._files = MappedFiles()
@@ -51,11 +57,13 @@ class HFFolder:
         """Everything that can be said against the folder, at once."""
         by_name = {entry.name: entry for _, entry in self.entries}
         scales = {name for name in by_name if name.endswith(".weight" + fp8.SUFFIX)}
+        self.left_out = [name for name in by_name if is_buffer(self.spec, name)]
+        weights = [e for _, e in self.entries if e.name not in scales and e.name not in self.left_out]
         try:
-            check_files(self.table, [(e.name, e.shape) for _, e in self.entries if e.name not in scales])
+            check_files(self.table, [(e.name, e.shape) for e in weights])
         except WeightMappingError as e:
             faults.extend(str(e).split("\n  ")[1:])
-        faults += [f for _, e in self.entries if e.name not in scales for f in self._dtype_faults(e, by_name)]
+        faults += [f for e in weights for f in self._dtype_faults(e, by_name)]
         for name in sorted(scales):
             weight = by_name.get(name.removesuffix(fp8.SUFFIX))
             if weight is None or weight.dtype is not fp8.CODES:
@@ -64,25 +72,28 @@ class HFFolder:
             dtypes = {by_name[n].dtype for n in row.hf if n in by_name}
             if len(dtypes) > 1:
                 faults.append(f"{', '.join(row.hf)}: dtypes differ ({names_of(dtypes)}), Megatron keeps them as one")
+        self._places = {entry.name: (file, entry) for file, entry in self.entries}
+        faults += [f"{n}: {fault}" for n in self.left_out if (fault := difference(self.spec, self.stored(n)))]
+        self.release()
         if faults:
             summary = f"{self.path}: the folder and the model do not map one to one ({len(faults)} faults):"
             raise WeightMappingError("\n  ".join([summary, *faults]))
-        self._places = {entry.name: (file, entry) for file, entry in self.entries}
 
     def _dtype_faults(self, entry: Entry, by_name: Mapping[str, Entry]) -> list[str]:
         if entry.dtype in FLOATS:
             return []
         if entry.dtype is not fp8.CODES or len(entry.shape) != 2:
-            return [
-                f"{entry.name}: dtype {names_of([entry.dtype])}; weights are read as {names_of(FLOATS)} or FP8 blocks"
-            ]
+            return [f"tensor {entry.name} has dtype {NAMES[entry.dtype]}, not read here; {DTYPE_REMEDY}"]
         if not self.quantised:
-            return [f"{entry.name}: FP8, but config.json has no quantization_config"]
+            return [
+                f"{entry.name}: FP8, but config.json has no quantization_config; fetch config.json again, it belongs "
+                "to other weights"
+            ]
         scale = by_name.get(entry.name + fp8.SUFFIX)
         if scale is None:
             return [f"{entry.name + fp8.SUFFIX}: missing, {entry.name} is FP8"]
-        if scale.dtype is not fp8.SCALES or scale.shape != fp8.scale_shape(entry.shape):
-            wanted = f"{names_of([fp8.SCALES])} {fp8.scale_shape(entry.shape)}"
+        if scale.dtype not in fp8.READ_SCALES or scale.shape != fp8.scale_shape(entry.shape):
+            wanted = f"{names_of(fp8.READ_SCALES)} {fp8.scale_shape(entry.shape)}"
             return [f"{scale.name}: {names_of([scale.dtype])} {scale.shape}, expected {wanted}"]
         return []
 

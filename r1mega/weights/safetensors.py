@@ -32,6 +32,10 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_REMEDY = (
+    "weights are read as F32, BF16, F16 or FP8 blocks (F8_E4M3 with scales in F32 or BF16): fetch the model in one "
+    "of these forms, or have the tool that wrote this one write it so"
+)
 MAX_HEADER_BYTES = 100_000_000
 """The package's own limit."""
 
@@ -67,9 +71,18 @@ def read_header(file: Path) -> list[Entry]:
         try:
             header: Any = json.loads(handle.read(length))
             header.pop("__metadata__", None)
-            found = [_entry(name, fields, 8 + length) for name, fields in header.items()]
+            stored = {name: str(fields["dtype"]) for name, fields in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise WeightMappingError(f"{file}: its header is no safetensors header ({type(e).__name__}: {e})") from e
+            raise _no_header(file, e) from e
+    if unread := [name for name, dtype in stored.items() if dtype not in DTYPES]:
+        more = f" (and {len(unread) - 1} tensors more)" if unread[1:] else ""
+        raise WeightMappingError(
+            f"{file}: tensor {unread[0]} has dtype {stored[unread[0]]}, not read here{more}; {DTYPE_REMEDY}"
+        )
+    try:
+        found = [_entry(name, fields, 8 + length) for name, fields in header.items()]
+    except (ValueError, KeyError, TypeError) as e:
+        raise _no_header(file, e) from e
     found.sort(key=lambda pair: (pair[0].start, pair[1]))
     end = 8 + length
     for entry, stop in found:
@@ -82,10 +95,14 @@ def read_header(file: Path) -> list[Entry]:
     return [entry for entry, _ in found]
 
 
+def _no_header(file: Path, error: Exception) -> WeightMappingError:
+    return WeightMappingError(
+        f"{file}: its header is no safetensors header ({type(error).__name__}: {error}); fetch it again"
+    )
+
+
 def _entry(name: str, fields: Any, base: int) -> tuple[Entry, int]:
     """A tensor of a header, and the end that the header gives it."""
-    if fields["dtype"] not in DTYPES:
-        raise ValueError(f"{name}: dtype {fields['dtype']} is not known here")
     start, stop = (base + int(n) for n in fields["data_offsets"])
     return Entry(name, DTYPES[fields["dtype"]], tuple(int(n) for n in fields["shape"]), start), stop
 

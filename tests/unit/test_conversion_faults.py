@@ -93,8 +93,32 @@ def test_a_wrong_dtype(folder, tmp_path):
 
     rewrite(folder, change)
     text = refused(folder, tmp_path)
-    assert "lm_head.weight: dtype int8" in text
+    assert "tensor lm_head.weight has dtype I8, not read here" in text
     assert "experts.2.gate_proj.weight, model.layers.1.mlp.experts.2.up_proj.weight: dtypes differ" in text
+
+
+def header_of(tensors):
+    """A safetensors file of one byte an element, whose header says the dtypes given."""
+    fields, end = {}, 0
+    for name, dtype in tensors.items():
+        fields[name] = {"dtype": dtype, "shape": [8], "data_offsets": [end, end + 8]}
+        end += 8
+    text = json.dumps(fields).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "U32", "U16", "U64", "F4", "F6_E2M3", "C64", "F8_E4M3FNUZ", "X9"])
+def test_a_dtype_that_is_not_read_is_named_with_its_tensor_and_a_remedy(folder, tmp_path, dtype):
+    first_file(folder).write_bytes(header_of({"a.weight": "BF16", "b.weight": dtype, "c.weight": dtype}))
+    text = refused(folder, tmp_path)
+    assert f"{first_file(folder)}: tensor b.weight has dtype {dtype}, not read here (and 1 tensors more)" in text
+    assert "weights are read as F32, BF16, F16 or FP8 blocks" in text and "no safetensors header" not in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e5m2, torch.int64, torch.uint8, torch.bool])
+def test_a_dtype_that_no_weight_has_is_named_too(folder, tmp_path, dtype):
+    rewrite(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].to(dtype)}))
+    assert "tensor model.norm.weight has dtype" in (text := refused(folder, tmp_path)) and "fetch the model" in text
 
 
 def test_every_fault_of_the_tensors_is_listed_at_once(folder, tmp_path):
@@ -106,7 +130,7 @@ def test_every_fault_of_the_tensors_is_listed_at_once(folder, tmp_path):
     rewrite(folder, change)
     save_file({UP.format(0): torch.zeros(64, 128)}, folder / "model-2.safetensors")
     text = refused(folder, tmp_path)
-    for part in ("5 faults", "norm.weight: missing", "(3, 3)", "surprise.weight: unmapped", "found 2 times", "int32"):
+    for part in ("5 faults", "norm.weight: missing", "(3, 3)", "surprise.weight: unmapped", "found 2 times", "I32"):
         assert part in text
 
 

@@ -95,7 +95,7 @@ def published(tmp_path):
             if fp8.quantised(row, name):
                 codes, scales = fp8.quantise(torch.randn(shape, generator=generator) * 0.02)
                 tensors |= {name: codes, name + "_scale_inv": scales}
-    write_folder(tmp_path / "published", spec, tensors, num_files=2, quantization_config=dict(fp8.CONFIG))
+    write_folder(tmp_path / "published", spec, tensors, num_files=2, quantization_config=dict(fp8.FORMS["fp8-block"]))
     return tmp_path / "published", tensors
 
 
@@ -120,7 +120,62 @@ def test_a_published_folder_is_read_and_written(published, tmp_path):
     )
     for name in scales:
         assert torch.allclose(again[name], tensors[name], rtol=2**-8, atol=0)
-    assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"] == fp8.CONFIG
+    assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"] == fp8.FORMS["fp8-block"]
+
+
+def weight_dequant(codes, scales):
+    """As DeepSeek's inference code does it for each block: x.to(float32) * s."""
+    weight = codes.float()
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            weight[i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128] *= scales[i, j].float()
+    return weight.bfloat16()
+
+
+def test_scales_in_bf16_are_read_as_the_numbers_they_are(published, tmp_path):
+    """As in Qwen3's folders: multiplied in fp32, through both forms."""
+    folder, tensors = published
+    tensors = {n: t.bfloat16() if n.endswith("_scale_inv") else t for n, t in tensors.items()}
+    listed = {**fp8.FORMS["fp8-block"], "modules_to_not_convert": ["lm_head"]}
+    spec = tiny_spec(moe_intermediate_size=96)
+    folder = write_folder(tmp_path / "qwen3", spec, tensors, quantization_config=listed)
+    convert(folder, tmp_path / "megatron", "megatron", None, ONE)
+    convert(tmp_path / "megatron", tmp_path / "bf16", "hf", None, ONE)
+    for name, tensor in load_all(tmp_path / "bf16").items():
+        scales = tensors.get(name + "_scale_inv")
+        assert torch.equal(tensor, tensors[name] if scales is None else weight_dequant(tensors[name], scales)), name
+
+
+def test_scales_that_are_powers_of_two_come_back_bit_for_bit(tmp_path):
+    """DeepSeek-V3.1's form: the largest code of a block is above 224, and weights are exact in bf16."""
+    spec = tiny_spec(moe_intermediate_size=96)
+    tensors = unique_tensors(spec, torch.bfloat16)
+    generator = torch.Generator().manual_seed(4)
+    numbers = E4M3[E4M3.float().isfinite()].view(torch.uint8)
+    for row in spec.tensors():
+        for name, shape in zip(row.hf, row.hf_shapes, strict=True):
+            if fp8.quantised(row, name):
+                codes = numbers[torch.randint(0, len(numbers), shape, generator=generator)]
+                codes[::128, ::128] = 0x78  # 256: amax / 448 is not a power of two
+                exponents = torch.randint(-20, -3, fp8.scale_shape(shape), generator=generator)
+                tensors[name] = codes.view(fp8.CODES)
+                tensors[name + "_scale_inv"] = 2.0**exponents
+    v31 = {**fp8.FORMS["fp8-block"], "scale_fmt": "ue8m0"}
+    folder = write_folder(tmp_path / "published", spec, tensors, quantization_config=v31)
+    convert(folder, tmp_path / "megatron", "megatron", None, ONE)
+    convert(tmp_path / "megatron", tmp_path / "again", "hf", "fp8-block-ue8m0", ONE)
+    again = load_all(tmp_path / "again")
+    assert_same(again, tensors)
+    assert json.loads((tmp_path / "again/config.json").read_text())["quantization_config"] == v31
+    assert "scales powers of two" in (tmp_path / "again/README.md").read_text()
+
+
+def test_powers_of_two_by_hand():
+    weight = torch.zeros(128, 384)
+    weight[0, 0], weight[0, 128], weight[0, 256] = 448.0 * 4, 449.0 * 4, 225.0
+    codes, scales = fp8.quantise(weight, "fp8-block-ue8m0")
+    assert scales.tolist() == [[4.0, 8.0, 1.0]]
+    assert codes[0, ::128].float().tolist() == [448.0, 224.0, 224.0]  # 224.5 and 225, rounded to a step of 16
 
 
 @pytest.mark.parametrize(
@@ -133,7 +188,11 @@ def test_a_published_folder_is_read_and_written(published, tmp_path):
         ),
         (
             lambda t: t.update({"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(1, 1)}),
-            r"\(1, 1\), expected float32 \(2, 1\)",
+            r"\(1, 1\), expected bfloat16, float32 \(2, 1\)",
+        ),
+        (
+            lambda t: t.update({"model.layers.0.mlp.up_proj.weight_scale_inv": torch.ones(2, 1).half()}),
+            r"float16 \(2, 1\), expected bfloat16, float32 \(2, 1\)",
         ),
     ],
 )
@@ -141,7 +200,7 @@ def test_scales_that_do_not_fit_are_named(published, tmp_path, change, named):
     _, tensors = published
     change(tensors)
     spec = tiny_spec(moe_intermediate_size=96)
-    folder = write_folder(tmp_path / "wrong", spec, tensors, quantization_config=dict(fp8.CONFIG))
+    folder = write_folder(tmp_path / "wrong", spec, tensors, quantization_config=dict(fp8.FORMS["fp8-block"]))
     with pytest.raises(WeightMappingError, match=named):
         open_folder(folder)
 
@@ -182,8 +241,8 @@ def test_the_audit_holds_fp8_blocks_against_the_source(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "a", spec, unique_tensors(spec))
     original = fp8.quantise
 
-    def one_code_off(weight):
-        codes, scales = original(weight)
+    def one_code_off(weight, form):
+        codes, scales = original(weight, form)
         if tuple(weight.shape) == (128, 256):
             codes.view(torch.uint8)[5, 7] ^= 1
         return codes, scales

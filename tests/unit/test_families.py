@@ -20,7 +20,7 @@ from published import (
 from trainer_data import TINY
 
 from r1mega.errors import ConfigError
-from r1mega.families.fields import FP8
+from r1mega.families.quantization import FP8
 from r1mega.families.registry import FAMILIES, read_model
 from r1mega.families.spec import Grouped, Kind, Latent, Llama3Scaling, Yarn
 

@@ -34,6 +34,7 @@ def bases(mesh, conversations: Path, tmp_path_factory: pytest.TempPathFactory) -
     rows = [json.loads(line) for line in conversations.read_text().splitlines()]
     for family in FAMILIES:
         write_base(folder / family, family, mesh, rows)
+        (folder / family / "tokenization_own.py").write_text("# goes with the tokenizer\n")
     return {family: folder / family for family in FAMILIES}
 
 
@@ -80,6 +81,7 @@ def test_it_lowers_the_validation_loss_and_leaves_a_model(runs, bases, family: s
     # The template that was trained on goes with the model, and what it writes is what the model has learnt to.
     for name in ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"):
         assert (folder / "hf" / name).is_file(), name
+    assert (folder / "hf/tokenization_own.py").read_text() == "# goes with the tokenizer\n"
     before, after = (load_file(f / "model.safetensors") for f in (bases[family], folder / "hf"))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)

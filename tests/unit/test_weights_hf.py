@@ -109,13 +109,20 @@ def test_an_export_keeps_what_came_with_its_model(trained, spec, tmp_path):
 
     base = tmp_path / "base"
     base.mkdir()
-    for name in ("tokenizer.json", "chat_template.json", "LICENSE-MODEL", "USE_POLICY.md"):
+    tokenizers = (
+        "tokenizer.json",
+        "chat_template.json",
+        "tokenization_own.py",
+        "additional_chat_templates/tools.jinja",
+    )
+    (base / "additional_chat_templates").mkdir()
+    for name in (*tokenizers, "LICENSE-MODEL", "USE_POLICY.md"):
         (base / name).write_text(name)
     (base / "README.md").write_text("---\nlicense:\n- mit\nlicense_name: own\ntags: [a]\n---\n# theirs\n")
     ends = [*spec.ends, 7]
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": ends}))
     export(trained, tmp_path / "hf", base)
-    for name in ("tokenizer.json", "chat_template.json", "LICENSE-MODEL", "USE_POLICY.md"):
+    for name in (*tokenizers, "LICENSE-MODEL", "USE_POLICY.md"):
         assert (tmp_path / "hf" / name).read_text() == name
     assert "license:\n- mit\nlicense_name: own\n---\n" in (tmp_path / "hf" / "README.md").read_text()
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
@@ -169,7 +176,7 @@ def test_a_stage_reads_a_folder_as_strictly_as_a_conversion(make_policy, folder,
     (tmp_path / "consolidated.safetensors").unlink()
     tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.int8)
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(WeightMappingError, match=r"lm_head\.weight: dtype int8"):
+    with pytest.raises(WeightMappingError, match=r"lm_head\.weight has dtype I8, not read here"):
         load_into(make_policy(), tmp_path)
 
 
@@ -183,7 +190,7 @@ def test_a_stage_starts_from_fp8_blocks_as_deepseek_publishes_them(make_policy, 
         tensors[weight], tensors[weight + fp8.SUFFIX] = fp8.quantise(tensors[weight])
     save_file(tensors, tmp_path / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": dict(fp8.CONFIG)}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": dict(fp8.FORMS["fp8-block"])}))
     policy = make_policy()
     load_into(policy, tmp_path)
     wanted = fp8.dequantise(tensors[name], tensors[name + fp8.SUFFIX]).float()
