@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from r1mega.config.rl import Mismatch, Objective, Rewards, Rollout
 from r1mega.config.section import AnchoredPath, Section, anchor_if_path
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 
@@ -196,78 +197,6 @@ class SFT(Section):
 
 
 # ---- GRPO ---------------------------------------------------------------------------------------------------
-
-
-class Objective(Section):
-    """Eq. 1-3 with every choice that the equations leave open, by name."""
-
-    group_size: int = Field(ge=2)
-    """G: answers per question."""
-    ratio: Literal["token", "sequence", "sequence_mean"] = "token"
-    """token: pi/pi_old per token (every known implementation); sequence: Eq. 1 to the letter, one product per
-    output; sequence_mean: the output's geometric mean (GSPO)."""
-    reduction: Literal["sequence_mean", "token_mean", "fixed_length"] = "sequence_mean"
-    """sequence_mean: mean over an output's tokens, then over outputs (Eq. 1, DeepSeekMath); token_mean: over all
-    tokens (DAPO); fixed_length: token sum / (outputs x max_new_tokens) (Dr.GRPO)."""
-    clip_low: float = Field(default=0.2, ge=0)
-    """Lower bound of the ratio is 1 - clip_low; at or above 1 it never clips."""
-    clip_high: float = Field(default=0.2, ge=0)
-    """Upper bound of the ratio is 1 + clip_high. The report's reasoning RL has eps = 10: bound at 11."""
-    kl_coef: float = Field(default=0.001, ge=0)
-    """beta. 0 needs no reference model and runs none."""
-    kl_estimator: Literal["k1", "k2", "k3", "k3_weighted"] = "k3"
-    """k3 is Eq. 2; k3_weighted multiplies it by pi/pi_old, which is unbiased on samples of an older policy."""
-    reference_refresh_steps: int = Field(default=400, ge=0)
-    """Optimiser steps after which the reference becomes the current policy (report: 400); 0 never."""
-    std: Literal["population", "sample", "none"] = "population"
-    """Whether std(r) of Eq. 3 divides by G, by G - 1, or is left out (Dr.GRPO)."""
-    constant_groups: Literal["keep", "drop"] = "keep"
-    """A group whose rewards are all equal has advantage 0 exactly. keep: its tokens still count in the
-    denominators and carry the KL term; drop: it leaves the batch."""
-    truncated: Literal["zero", "mask", "judge"] = "zero"
-    """An answer cut at the limit: scores 0; or is left out of the baseline and the loss; or is judged as it is."""
-    mtp: Literal["off", "detached", "joint"] = "off"
-    """off: the MTP layer is neither run nor trained; detached: it learns the sampled tokens from a detached trunk;
-    joint: its loss reaches the trunk, as in pretraining."""
-    mtp_loss_weight: float = Field(default=0.1, ge=0)
-    expert_bias: Literal["frozen", "update"] = "frozen"
-    """Whether the router's load-balancing bias moves at each optimiser step in RL."""
-    expert_bias_rate: float = Field(default=0.001, ge=0)
-    importance: Literal["none", "truncated"] = "none"
-    """Correction from engine to trainer: truncated multiplies each token's loss by
-    min(pi_old / pi_behaviour, importance_cap) (TIS)."""
-    importance_cap: float = Field(default=2.0, gt=0)
-
-
-class Rewards(Section):
-    """Rule rewards and their weights; the report's R1-Zero adds accuracy and format with equal weight."""
-
-    accuracy: float = Field(default=1.0, ge=0)
-    format: float = Field(default=1.0, ge=0)
-
-
-class Rollout(Section):
-    """One rollout: questions x G answers, split at random into mini-batches, each one optimiser step."""
-
-    num_prompts: int = Field(gt=0)
-    """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
-    num_minibatches: int = Field(default=1, gt=0)
-    """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
-    replay: Literal["journal", "live"] = "journal"
-    """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
-    for bit; "live" samples all of them again and counts how many tokens came out the same."""
-    keep_journal: bool = False
-    """Keep all answers ever sampled, so that the whole run can be repeated from them; otherwise those that no kept
-    checkpoint needs are removed."""
-
-
-class Mismatch(Section):
-    """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
-
-    max_abs: float = Field(default=1e-4, gt=0)
-    tie_margin: float = Field(default=5e-6, ge=0)
-    """Lead, in the router's scores, below which its choice of experts counts as a tie that rounding may decide
-    either way; an answer after a tie is exempt from the bound. 0 exempts none."""
 
 
 class GRPO(Section):

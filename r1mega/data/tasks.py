@@ -9,6 +9,7 @@ take 7, have -4". It spends one token per character and repeats no number.
 """
 
 import contextlib
+import difflib
 import hashlib
 import io
 import random
@@ -16,7 +17,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from r1mega.config import schema
 from r1mega.errors import ConfigError, DataError
@@ -202,9 +203,8 @@ def _dataset(task: schema.Task, seed: int) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     config = DATASETS[family(task.name).name][1]
-    valid = sorted({f.name for f in fields(config)} - {"seed", "size"})
-    if unknown := sorted(set(task.params) - set(valid)):
-        raise ConfigError(f"task {task.name} has no parameter {', '.join(unknown)}: it takes {', '.join(valid)}")
+    if faults := list(_parameter_faults(config, task.params)):
+        raise ConfigError(f"task {task.name} {'; '.join(faults)}")
     # The library seeds question i with seed + i: neighbouring seeds would share almost all their questions.
     digest = hashlib.sha256(f"{seed}/{task.name}".encode()).digest()
     base = int.from_bytes(digest[:6], "big")
@@ -213,6 +213,23 @@ def _dataset(task: schema.Task, seed: int) -> Any:
             return create_dataset(task.name, seed=base, size=2**31, **task.params)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"task {task.name} refuses its parameters {task.params}: {error}") from error
+
+
+def _parameter_faults(config: type[Any], params: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with names and types, by the library's own dataclass; what it accepts it may not mean."""
+    hints = get_type_hints(config)
+    valid = sorted({f.name for f in fields(config)} - {"seed", "size"})
+    for name, value in sorted(params.items()):
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            yield f"has no parameter {name}{hint}: it takes {', '.join(valid)}"
+            continue
+        wanted = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind in (bool, int, float, str)]
+        fits = (type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
+        if wanted and not any(fits):
+            kinds = " or ".join(kind.__name__ for kind in wanted)
+            yield f"has a parameter {name} of kind {kinds}, not {value!r}"
 
 
 @cache

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import random
+import re
 import sys
 import threading
 import time
@@ -270,7 +271,14 @@ class Server:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
         last = "\n  ".join(lines[-num_lines:]) or "(nothing)"
-        return f"the vLLM server at {self.url} {what}. The end of its log {self.log_file}:\n  {last}"
+        why = f": {cause}" if (cause := cause_in("\n".join(lines))) else ""
+        return f"the vLLM server at {self.url} {what}{why}. The end of its log {self.log_file}:\n  {last}"
+
+    def cause(self) -> str | None:
+        """The error at which this start's engine failed, as its log has it; None where it has none."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return cause_in(log.read().decode(errors="replace"), engine=True)
 
     def stop(self) -> None:
         """End all processes of the server, for good; at once if they are gone already."""
@@ -289,6 +297,25 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+_PROCESS = r"(?:\((?P<process>\w+) pid=\d+\) )?"
+"""Before a line of a log: which of the server's processes wrote it."""
+_LEVEL = r"(?:ERROR [\d-]+ [\d:]+ \[[^]]+\] )?"
+_RAISED = re.compile(rf"^{_PROCESS}{_LEVEL}(?P<error>(?:\w+\.)*\w*(?:Error|Exception)(?:: .*)?)\s*$", re.MULTILINE)
+"""The last line of a traceback."""
+
+
+def cause_in(log: str, *, engine: bool = False) -> str | None:
+    """The error that a vLLM log ends with: the engine's own, not what the server before it made of its death.
+
+    Args:
+        engine: the engine's or none.
+    """
+    raised = [m for m in _RAISED.finditer(log) if "EngineDeadError" not in m["error"]]
+    own = [m for m in raised if m["process"] != "APIServer"]
+    found = own if own or engine else raised
+    return found[-1]["error"] if found else None
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@
 
 A step is an optimiser step, as the report counts them; the weight version is the step it was pushed at. The first
 rank samples (stages/sampling.py) while the others wait; then every rank learns from its share.
-Deviations from the report: every choice that Eq. 1-3 leave open is a setting (config.schema.Objective); outputs
+Deviations from the report: every choice that Eq. 1-3 leave open is a setting (config.rl.Objective); outputs
 are split at random into mini-batches before packing, since packing first would sort mini-batches by length.
 """
 

@@ -167,7 +167,7 @@ def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: P
             f"{rows}, line 2": rl(base, tmp_path / "a", f"questions={rows}"),
             f"port {port} of 127.0.0.1": rl(base, tmp_path / "b", f"cluster.rollout.port={port}"),
             "cannot be used as a run directory": rl(base, tmp_path / "file" / "c"),
-            "no file": rl(tmp_path / "nowhere", tmp_path / "d"),
+            "is not there yet": rl(tmp_path / "nowhere", tmp_path / "d"),
             "did you mean 'group_size'": rl(base, tmp_path / "e", "objective.grup_size=3"),
             "exceed batch.chunk_tokens": rl(base, tmp_path / "f", "sampling.max_new_tokens=250"),
             "max_position_embeddings": rl(base, tmp_path / "g", "sampling.max_new_tokens=100000"),

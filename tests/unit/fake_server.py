@@ -49,6 +49,7 @@ class FakeServer:
         self.model_dir, self.log_file, self.vocab_size, self.world_size = folder, folder / "vllm.log", VOCAB_SIZE, 1
         self.bodies, self.reasons = list[dict[str, Any]](), list[str]()
         self.incurable, self.incarnation = False, 0
+        self.failed_at: str | None = None
         self.change: Callable[[dict[str, Any]], Any] = lambda answer: answer
         self.fault: Callable[[Any], bool] = lambda handler: False
         self.asked = threading.Event()
@@ -96,6 +97,9 @@ class FakeServer:
 
     def alive(self) -> bool:
         return True
+
+    def cause(self) -> str | None:
+        return self.failed_at
 
     def freeze(self, handler: Any) -> bool:
         """A fault: accept and not answer before the next restart."""

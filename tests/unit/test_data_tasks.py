@@ -145,10 +145,17 @@ def test_a_generator_gives_all_it_has_and_no_more():
     ("task", "message"),
     [
         (Task(name="chain_summ"), "unknown task 'chain_summ'.*chain_sum, products"),
-        (Task(name="chain_sum", params={"terms": 3}), "no parameter terms: it takes allow_negation, max_digits"),
+        (
+            Task(name="chain_sum", params={"tems": 3}),
+            r"no parameter tems \(did you mean 'min_terms'\?\): it",
+        ),
+        (Task(name="chain_sum", params={"a": 3}), "no parameter a: it takes allow_negation, max_digits"),
+        (Task(name="chain_sum", params={"min_terms": 2.5}), "min_terms of kind int, not 2.5"),
+        (Task(name="chain_sum", params={"min_terms": True}), "min_terms of kind int, not True"),
+        (Task(name="chain_sum", params={"allow_negation": 0}), "allow_negation of kind bool, not 0"),
         (Task(name="chain_sum", params={"seed": 3}), "no parameter seed"),
         (Task(name="chain_sum", params={"min_terms": 9, "max_terms": 3}), "max_terms must be >= min_terms"),
-        (Task(name="chain_sum", params={"min_terms": "many"}), "refuses its parameters"),
+        (Task(name="chain_sum", params={"min_terms": "many"}), "min_terms of kind int, not 'many'"),
     ],
 )
 def test_wrong_tasks_and_parameters_are_config_errors(task, message):

@@ -2,34 +2,23 @@
 
 import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
+from check_and_run import ROOT, answer, stop_at_start
 
 from r1mega import cli
 from r1mega.config.inputs import MADE_BY
-from r1mega.errors import R1MegaError
 from r1mega.families.spec import ModelSpec, Row
-from r1mega.preflight import verdicts
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(f for f in (ROOT / "configs").rglob("*.toml") if f.parent.name != "cluster")
 CLUSTERS = sorted(f.stem for f in (ROOT / "configs/cluster").glob("*.toml"))
 TABLES: dict[tuple[str, int, int], list[Row]] = {}
 BUILT_ON_CPUS_ALONE = "rollout servers are started on CPUs alone"
 
 
-class Started(Exception):
-    """Instead of a stage."""
-
-
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def start(*_: object, **__: object) -> None:
-        raise Started
-
     def tensors(spec: ModelSpec) -> list[Row]:
         """A table for all tests: DeepSeek-V3's takes a while to make."""
         which = spec.family, spec.num_layers, spec.hidden_size
@@ -38,24 +27,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return TABLES[which]
 
     monkeypatch.setattr(ModelSpec, "tensors", tensors)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(verdicts, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(cli, "_run_stage", start)
-    monkeypatch.setattr(cli, "_run_ranks", start)
-    monkeypatch.setattr("r1mega.pipeline.chain._run_stage", start)
-
-
-def answer(command: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Exit code, and what is said on stderr."""
-    try:
-        command()
-    except R1MegaError as error:
-        return 2, str(error)
-    except Started:
-        return 0, ""
-    except typer.Exit as left:
-        return left.exit_code, ""
-    return 0, capsys.readouterr().err
+    stop_at_start(monkeypatch, tmp_path / "cache")
 
 
 def notes(said: str) -> list[str]:

@@ -236,6 +236,36 @@ def test_it_gives_up_on_a_server_that_never_answers(rig: Rig) -> None:
     assert server.incarnation == 3
 
 
+NO_KERNEL = "RuntimeError: Unsupported CPU attention configuration: head_dim=16 isa=2 kv_cache_idx=0"
+
+
+def test_what_fails_again_at_the_same_error_is_not_restarted_a_third_time(rig: Rig) -> None:
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    rig.limits(server)  # a hundred restarts
+    server.fault, server.incurable, server.failed_at = on_completions(status(500)), True, NO_KERNEL
+    with pytest.raises(RolloutError, match=r"gave up .*failed again as before.*head_dim=16.*Its log.*answered 500"):
+        rig.generate()
+    assert server.incarnation == 2
+    assert NO_KERNEL in server.reasons[0]
+
+
+def test_other_errors_and_other_numbers_of_one(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    server: Any = FakeServer(tmp_path, max_restarts=100)
+    restarts = Restarts()
+    for cause in ("ValueError: a", "ValueError: b", None, "OSError: at 0x7f01", None):
+        server.failed_at = cause
+        restarts.bring_back(server, "failed")
+    restarts.succeeded(server)
+    server.failed_at = "OSError: at 0x7f02"
+    restarts.bring_back(server, "failed")  # it had done its work in between
+    server.failed_at = "OSError: at 0xffff"
+    with pytest.raises(RolloutError, match="failed again as before"):
+        restarts.bring_back(server, "failed")
+    server.shut()
+
+
 def test_one_answer_between_two_failures_starts_the_count_anew(rig: Rig) -> None:
     """A server that dies at every fourth request still gets through any number of them."""
     rig.servers.pop().shut()

@@ -69,6 +69,39 @@ def test_incomplete_folder(model_dir: Path, name: str) -> None:
         start(model_dir)
 
 
+LOG = """\
+(APIServer pid=1) WARNING 11-29 19:03:32 [system_utils.py:255] This can cause fd limit errors like `OSError: busy`.
+(EngineCore pid=2) ERROR 11-29 19:06:46 [core.py:1512] EngineCore encountered a fatal error.
+(EngineCore pid=2) ERROR 11-29 19:06:46 [core.py:1512] Traceback (most recent call last):
+(EngineCore pid=2) ERROR 11-29 19:06:46 [core.py:1512]   File "_ops.py", line 1279, in __call__
+(EngineCore pid=2) ERROR 11-29 19:06:46 [core.py:1512]     raise RuntimeError: no
+(EngineCore pid=2) ERROR 11-29 19:06:46 [core.py:1512] RuntimeError: Unsupported CPU attention: head_dim=16
+(APIServer pid=1) ERROR 11-29 19:06:46 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encoun
+"""
+"""As vLLM 0.32 writes it, for a model of heads of 16 channels."""
+
+
+def test_the_error_of_a_log_is_the_engines_own() -> None:
+    said = "RuntimeError: Unsupported CPU attention: head_dim=16"
+    assert server_module.cause_in(LOG) == server_module.cause_in(LOG, engine=True) == said
+    front = "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error\n"
+    assert server_module.cause_in(front) == "pydantic_core._pydantic_core.ValidationError: 1 validation error"
+    assert server_module.cause_in(front, engine=True) is None
+    assert server_module.cause_in("AttributeError: module 'networkx' has no attribute 'DiGraph'\n", engine=True)
+    killed = LOG[: LOG.index("(EngineCore")] + LOG[LOG.rindex("(APIServer") :]
+    assert server_module.cause_in(killed) is None  # nothing of its own: it may come back
+
+
+def test_early_death_names_the_error_first(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs(monkeypatch, "raise NotImplementedError('no kernel')")
+    with (
+        start(model_dir) as server,
+        pytest.raises(RolloutError, match=r"NotImplementedError: no kernel\. The end"),
+    ):
+        server.wait_ready()
+    assert server.cause() == "NotImplementedError: no kernel"
+
+
 def test_early_death_shows_the_log_of_this_start(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model_dir / "vllm.log").write_text("from an earlier run\n")
     runs(monkeypatch, "print('out of cheese'); raise SystemExit(3)")

@@ -32,6 +32,9 @@ class StubServer:
     def healthy(self, timeout_s: float, *, engine: bool = True) -> bool:
         return self.ok
 
+    def cause(self) -> str | None:
+        return None
+
     def restart(self, reason: str) -> float:
         self.reasons.append(reason)
         self.incarnation += 1
