@@ -109,6 +109,10 @@ def talk(question: str, answer: str) -> dict:
 
 
 TALKS = [talk(f"{n} + 1 =", f"<think>\n{n}+1={n + 1}\n</think>\n\n{n + 1}") for n in range(40)]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %}<|endoftext|>"
+    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
 CONVERSATIONS = {
     "no JSON": ("{", "line 41: not JSON"),
     "unknown field": ({**TALKS[0], "messages": [{**TALKS[0]["messages"][0], "wieght": 0}, TALKS[0]["messages"][1]]},
@@ -130,6 +134,10 @@ def test_conversations_are_tokenised_where_the_tokenizer_is(folder: Path, tmp_pa
     """`run` leaves that to the stage, which does it first."""
     file = lines(tmp_path / "talks.jsonl", *TALKS, talk("long?", "1" * 400))
     overrides = [f"model.path={folder}", f"data.files=['{file}']", "data.too_long=error"]
+    checked, _ = both(SFT, overrides, tmp_path / "run", capsys)
+    assert checked[0] == 2 and "the tokenizer has no chat template" in checked[1]
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    overrides.append(f"chat_template={tmp_path}/t.jinja")
     checked, ran = both(SFT, overrides, tmp_path / "run", capsys)
     assert checked[0] == 2 and ran == (0, "")
     assert f"{file}, line 41: " in checked[1] and "tokens are more than data.max_tokens" in checked[1]
