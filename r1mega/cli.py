@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from r1mega.config import slurm
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import default_run_dir
 from r1mega.config.load import is_pipeline, load_pipeline
@@ -59,12 +60,20 @@ def _options(
 
 
 class Fact(enum.StrEnum):
-    """What `check --print` tells a script that starts the run."""
+    """What `check --print` tells whoever starts the run."""
 
-    RANKS = "ranks"
+    SLURM = "slurm"
+    PLACEMENT = "placement"
 
 
-Print = Annotated[Fact | None, typer.Option("--print", help="Print this alone; ranks: of the trainer.")]
+Print = Annotated[
+    Fact | None,
+    typer.Option(
+        "--print",
+        help="Print this alone. slurm: options of sbatch that grant what the stage needs; placement: within a Slurm "
+        "job, where its ranks and its server go.",
+    ),
+]
 
 
 @app.command()
@@ -86,8 +95,12 @@ def check(
         return
     seen = look(config, cluster, overrides or [])
     _note(seen)
-    if fact is Fact.RANKS:
-        print(seen.num_ranks)
+    if fact is Fact.SLURM:
+        print(slurm.needs(seen.stage, seen.cluster).options)
+    elif fact is Fact.PLACEMENT:
+        from r1mega.runtime.slurm import granted
+
+        print(slurm.place(slurm.needs(seen.stage, seen.cluster), granted()).lines)
     else:
         print(f"{config}: {seen.stage.stage} stage on {cluster}: ok")
 

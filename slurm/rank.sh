@@ -5,7 +5,9 @@
 #
 # The exit code of the first rank that fails goes to LOG_DIR/first_failure, as "RANK CODE": srun's own is the highest
 # of all, and those that srun ends for the first one's sake leave with 143. A rank that only lost another one may be
-# seen before that one; it goes to LOG_DIR/first_loss, which counts where there is no first_failure.
+# seen before that one; it goes to LOG_DIR/first_loss, which counts where there is no first_failure. LOG_DIR/begun says
+# that a rank was started at all, LOG_DIR/leaving_s how long the first one took to leave when it was last asked to:
+# "unfinished" where it never came to it.
 set -euo pipefail
 log_dir=$1
 shift
@@ -22,17 +24,29 @@ for name in ${!SLURM_*}; do
   esac
 done
 
+note() { # FILE TEXT
+  ((RANK > 0)) || echo "$2" 2>/dev/null >"$log_dir/$1" || true
+}
+
 asked=
+note begun "$SLURM_JOB_ID"
 "$@" &
-for signal in TERM USR1; do # Slurm sends them to this task alone
+at() { # SIGNAL PID: Slurm sends it to this task alone
+  told=yes
+  [[ -n $asked ]] || note leaving_s unfinished
+  asked=${asked:-$SECONDS}
+  kill "-$1" "$2" 2>/dev/null || true
+}
+for signal in TERM USR1; do
   # shellcheck disable=SC2064 # the process id as it is now
-  trap "told=yes asked=yes; kill -$signal $! 2>/dev/null || true" "$signal"
+  trap "at $signal $!" "$signal"
 done
 while true; do
   told='' code=0
   wait $! || code=$?
   [[ -n $told ]] || break # a trap ends `wait` early
 done
+[[ -z $asked ]] || note leaving_s $((SECONDS - asked))
 ((code != 0)) || exit 0
 record=first_failure
 if ((code == 75 || code == 134)); then # RanksLostError, or the SIGABRT of gloo's threads: as in runtime/ranks.py

@@ -3,17 +3,20 @@
 #
 #   sbatch [sbatch options] slurm/rl_stage.sh [CONFIG] [--cluster C] [more arguments of `r1mega run`]
 #
-# Submit from the repository's root, on a file system that all nodes share. Without CONFIG it is the tiny R1-Zero,
-# whose base model is pretrained first where it is not there yet. The run directory is runs/slurm-<job id>. With two
-# nodes or more the last one is the rollout server's and the trainer's ranks are on the others; with one they share
-# it. No hyper-parameters here: they are in CONFIG, and the number of ranks is in configs/cluster.
+# Submit from the repository's root, on a file system that all nodes share. What to ask sbatch for is printed by
+# `r1mega check CONFIG --cluster C --print slurm`; on CPUs more nodes may be given. Supervised stages use them all. A
+# stage that samples keeps the last one for its rollout server, or on GPUs as many as that fills; on one node of CPUs
+# both take turns. Without CONFIG it is the tiny R1-Zero, whose base model is pretrained first where it is not there
+# yet. The run directory is runs/slurm-<job id>. No hyper-parameters here: they are in CONFIG, and ranks and GPUs are
+# in configs/cluster.
 #
-# How it ends: done: 0. Something given to it was wrong: 2, and it is not requeued. Asked to leave (SIGUSR1 before the
-# time limit, SIGTERM at preemption): the trainer saves, the job is requeued. Crashed or killed: requeued, 10 times at
-# most. `scancel` ends it for good.
+# How it ends: done: 0. Something given to it was wrong, such as nodes that do not fit: 2, and it is not requeued. Asked
+# to leave (SIGUSR1 before the time limit, as early as --signal says; SIGTERM or SIGUSR1 at preemption): the trainer
+# saves, the job is requeued. Crashed or killed: requeued, 10 times at most. When more than 10 starts in a row leave
+# nothing behind to go on from: 2. `scancel` ends it for good.
 #
-#SBATCH --job-name=r1mega-rl
-#SBATCH --nodes=1-2
+#SBATCH --job-name=r1mega
+#SBATCH --nodes=1
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=01:00:00
@@ -25,7 +28,7 @@ set -euo pipefail
 # --overlap: the server's step, which rank 0 starts from within the trainer's, must not wait for that one's CPUs.
 SRUN=(--overlap --mpi=none --export=ALL --cpu-bind=none)
 MAX_CRASHES=10
-SAVE_S=90 # after SIGUSR1, within the 120 s that --signal leaves: past the limit Slurm would not requeue the job
+LAST_S=15 # before the job's end it is requeued, with or without a save: past it Slurm would not do that
 DEFAULT_CONFIG=configs/tiny/r1_zero/1_rl.toml
 # The stages that make what DEFAULT_CONFIG starts from: configs/tiny/r1_zero/0_NAME.toml into DEFAULT_RUNS/NAME.
 DEFAULT_BASES=(base anneal)
@@ -38,22 +41,6 @@ refuse() {
   exit 2
 }
 
-# ---- what Slurm says of this job ----------------------------------------------------------------------------
-
-job_field() { # NAME: its value in `scontrol show job`
-  scontrol show --oneliner job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p"
-}
-
-address_of() { # NODE: the address that Slurm itself reaches it at; its name need not resolve
-  scontrol show --oneliner node "$1" | tr ' ' '\n' | sed -n 's/^NodeAddr=//p'
-}
-
-preempted() {
-  local when
-  when=$(job_field PreemptTime)
-  [[ -n $when && $when != None && $when != N/A ]]
-}
-
 was_asked() { # EXIT_CODE: whether a trainer that leaves with it was asked to (SIGINT, SIGUSR1, SIGTERM)
   [[ $1 == 130 || $1 == 138 || $1 == 143 ]]
 }
@@ -61,32 +48,44 @@ was_asked() { # EXIT_CODE: whether a trainer that leaves with it was asked to (S
 # ---- being asked to leave -----------------------------------------------------------------------------------
 
 step=  # process id of the srun that runs the trainer
-timer= # process id of what requeues the job when the trainer takes too long
+timer= # process id of watch_end
 asked= # why this job has to leave
 woken= # a trap ran since this was emptied
 
-# Traps run while `wait` waits. srun hands SIGUSR1 on to the ranks (SIGTERM would make it kill them). They may have
-# had a SIGTERM from Slurm itself: to be told twice does no harm (r1mega/runtime/interrupt.py).
-ask_to_leave() { # WHY
-  woken=yes asked=$1
-  say "$asked: the trainer is told to save and leave"
-  [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true
+stop_timer() {
+  [[ -z $timer ]] || kill "$timer" 2>/dev/null || true
+  timer=
 }
 
-at_usr1() {
-  ask_to_leave "SIGUSR1, the time limit is near"
-  (
-    sleep "$SAVE_S"
-    say "the trainer has not left within $SAVE_S s"
-    requeue "the time limit"
-  ) &
+start_timer() { # LAST_S
+  stop_timer
+  watch_end "$1" &
   timer=$!
 }
 
-trap at_usr1 USR1
-# It would requeue the job's next start.
-trap '[[ -z $timer ]] || kill "$timer" 2>/dev/null || true' EXIT
-trap 'ask_to_leave "SIGTERM"' TERM
+# Traps run while `wait` waits. srun hands SIGUSR1 on to the ranks (SIGTERM would make it kill them). They may have
+# had a SIGTERM from Slurm itself: to be told twice does no harm (r1mega/runtime/interrupt.py).
+at_notice() { # SIGNAL: the one of --signal before the time limit, or what Slurm sends when it takes the job away
+  local left state
+  woken=yes asked=$1
+  [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true # before Slurm is asked, which may be slow to answer
+  left=$(seconds_left) state=$(job_field JobState)
+  if [[ $state != RUNNING ]]; then
+    asked+=", the job is $state"
+  elif preempted; then
+    asked+=", preempted, $left s before the end of the grace time"
+  elif ((left < NO_LIMIT_S)); then
+    asked+=", $left s before the time limit"
+    start_timer "$((left / 4 < 30 ? left / 4 : 30))" # Slurm looks at its jobs' ends twice a minute
+  fi
+  say "$asked: the trainer is told to save and leave"
+}
+
+for signal in USR1 USR2 HUP INT TERM; do
+  # shellcheck disable=SC2064 # the signal as it is now
+  trap "at_notice SIG$signal" "$signal"
+done
+trap stop_timer EXIT # it would requeue the job's next start
 
 requeue() { # WHY; returns where that cannot be done
   # A job that is not running any more is Slurm's: it requeues a preempted job itself, and one that its user has
@@ -94,12 +93,12 @@ requeue() { # WHY; returns where that cannot be done
   local state
   state=$(job_field JobState)
   if [[ $state != RUNNING ]]; then
-    say "$1: not requeued from here, the job is $state"
+    say "$1: not requeued from here, the job is $state; Slurm requeues it where it was preempted"
     return
   fi
   say "$1: requeued; the run goes on from its last checkpoint"
   trap '' TERM USR1 # Slurm now ends the job
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue failed; submit again with --run-dir $run_dir to go on"
+  scontrol requeue "$JOB" || say "scontrol requeue failed; submit again with --run-dir $run_dir to go on"
 }
 
 # What becomes of the job after a stage; returns only when the stage is done.
@@ -112,11 +111,11 @@ settle() { # EXIT_CODE
   elif [[ -n $asked ]] || was_asked "$code"; then
     requeue "${asked:-the trainer was asked to leave} (exit code $code)"
   elif ((code == 2)); then
-    say "exit code 2: something given to the run is wrong, as it says above; mend it and submit again. Not requeued"
+    stop
   else
     mkdir -p "$run_dir/logs"
-    echo "job $SLURM_JOB_ID start ${SLURM_RESTART_COUNT:-0} exit code $code" >>"$crashes"
-    num_crashes=$(grep -c "^job $SLURM_JOB_ID " "$crashes")
+    echo "job $JOB start ${SLURM_RESTART_COUNT:-0} exit code $code" >>"$crashes"
+    num_crashes=$(grep -c "^job $JOB " "$crashes")
     if ((num_crashes <= MAX_CRASHES)); then
       requeue "crash $num_crashes of at most $MAX_CRASHES (exit code $code)"
     else
@@ -126,37 +125,63 @@ settle() { # EXIT_CODE
   exit "$code"
 }
 
+stop() { # what does not get better by starting again, whatever the job was asked meanwhile
+  say "exit code 2: something given to the run is wrong, as it says above; mend it and submit again. Not requeued"
+  exit 2
+}
+
 # ---- running a stage ----------------------------------------------------------------------------------------
 
+declare -A place # of a stage: see `lines` in r1mega/config/slurm.py
+
+read_placement() { # CONFIG SETTINGS...
+  local lines name value
+  lines=$("$PYTHON" -m r1mega.cli check "$@" --print placement) || return $?
+  while IFS='=' read -r name value; do place[$name]=$value; done <<<"$lines"
+}
+
 run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
-  local config=$1 dir=$2 code=0 num_ranks num_nodes launch nodes=() placement=() server="the same node"
+  local config=$1 dir=$2 code=0 idle launch options=() apart=() where="no rollout server of its own"
   shift 2
-  num_ranks=$("$PYTHON" -m r1mega.cli check "$config" "$@" --print ranks) || return $?
-  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  num_nodes=$((${#nodes[@]} > 1 ? ${#nodes[@]} - 1 : 1)) # the trainer's
-  num_nodes=$((num_nodes < num_ranks ? num_nodes : num_ranks))
-  MASTER_ADDR=$(address_of "${nodes[0]}") || return 1
+  read_placement "$config" "$@" || code=$?
+  if ((code != 0)); then
+    ((code != 2)) || stop
+    return "$code"
+  fi
+  if [[ -n ${place[unused]} && $dir == "$run_dir" ]]; then # a base made on the way takes what there is
+    say "${place[unused]}: granted, and of no use to ${place[ranks]} trainer rank(s): ask for fewer nodes, or have more" \
+      "ranks in the cluster file; \`r1mega check CONFIG --cluster CLUSTER --print slurm\` prints what to ask for"
+    stop
+  fi
+  idle=$(idle_starts "$dir")
+  if ((idle > MAX_IDLE_STARTS)); then
+    say "the last $idle starts of this job came to nothing: each was asked to leave, or killed, before there was a" \
+      "checkpoint or an answer to go on from. Ask for more time (--time, --signal), or set a smaller" \
+      "save.every_steps; --run-dir $dir goes on with this run"
+    stop
+  fi
+  say_grace "$dir"
+  MASTER_ADDR=$(address_of "${place[trainer]%%,*}") || return 1
   # This script runs on the first node, where rank 0 will.
   MASTER_PORT=$("$PYTHON" -c 'from r1mega.runtime.process import free_port; print(free_port("0.0.0.0"))') || return 1
   export MASTER_ADDR MASTER_PORT
-  if ((${#nodes[@]} > 1)); then
-    server=${nodes[-1]}
-    printf -v launch '"%s", ' \
-      srun "${SRUN[@]}" --job-name=rollout --nodes=1 --ntasks=1 --nodelist="$server" slurm/server.sh
-    placement=(
+  if [[ -n ${place[server]} ]]; then
+    where="rollout server on ${place[server]}"
+    read -ra options <<<"${place[server_options]}"
+    printf -v launch '"%s", ' srun "${SRUN[@]}" "${options[@]}" --job-name=rollout slurm/server.sh
+    apart=(
       --set "cluster.address=$MASTER_ADDR"
-      --set "cluster.rollout.host=$(address_of "$server")"
+      --set "cluster.rollout.host=$(address_of "${place[server]%%,*}")"
       --set "cluster.rollout.launch=[${launch%, }]"
     )
   fi
-  say "$config in $dir: $num_ranks trainer rank(s) on ${nodes[*]:0:num_nodes}, rollout server on $server"
+  read -ra options <<<"${place[trainer_options]}"
+  say "$config in $dir: ${place[ranks]} trainer rank(s) on ${place[trainer]}, $where"
   [[ -z $asked ]] || return 143
-  rm -f "$dir/logs/first_failure" "$dir/logs/first_loss"
+  rm -f "$dir/logs/"{first_failure,first_loss,begun}
   mkdir -p "$dir/logs" 2>/dev/null || true # where that cannot be, the run itself says so
-  srun "${SRUN[@]}" --kill-on-bad-exit=1 --job-name=trainer \
-    --nodes="$num_nodes" --ntasks="$num_ranks" --distribution=block \
-    --nodelist="$(IFS=, && echo "${nodes[*]:0:num_nodes}")" slurm/rank.sh "$dir/logs" \
-    "$PYTHON" -m r1mega.cli run "$config" "$@" "${placement[@]}" --run-dir "$dir" --resume &
+  srun "${SRUN[@]}" "${options[@]}" --kill-on-bad-exit=1 --job-name=trainer slurm/rank.sh "$dir/logs" \
+    "$PYTHON" -m r1mega.cli run "$config" "$@" "${apart[@]}" --run-dir "$dir" --resume &
   step=$!
   [[ -z $asked ]] || kill -USR1 "$step" # asked while srun was being started
   while true; do
@@ -165,7 +190,16 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
     [[ -n $woken ]] || break # a trap ends `wait` early
   done
   step=
+  if ((code != 0)) && [[ -z $asked && ! -e $dir/logs/begun ]] && step_is_refused "${options[@]}"; then stop; fi
   first_failure "$dir/logs" "$code"
+}
+
+step_is_refused() { # OPTIONS: whether Slurm creates no such step in this job, however often it is asked
+  local said
+  if said=$(srun "${SRUN[@]}" --immediate=60 "$@" true 2>&1); then return 1; fi
+  grep -qE 'Unable to create step|Only allocated' <<<"$said" || return 1
+  if grep -qE 'timed out|transmitted|contact|ompleting' <<<"$said"; then return 1; fi
+  say "Slurm does not create the trainer's step within what it granted the job (srun $*): $said"
 }
 
 first_failure() { # LOG_DIR SRUN_CODE: returns the exit code of the rank that failed first; see slurm/rank.sh
@@ -186,19 +220,28 @@ first_failure() { # LOG_DIR SRUN_CODE: returns the exit code of the rank that fa
 # ---- the job ------------------------------------------------------------------------------------------------
 
 [[ -n ${SLURM_JOB_ID-} ]] || refuse "not a Slurm job. Submit it with sbatch; without Slurm run launchers/local.py"
+[[ -z ${SLURM_HET_SIZE-} ]] || refuse "a heterogeneous job, of which one part alone would be used: submit it as one part"
 cd "$SLURM_SUBMIT_DIR"
 if [[ ! -x slurm/rank.sh ]] || ! grep -qs '^name = "r1mega"' pyproject.toml; then
   refuse "$SLURM_SUBMIT_DIR is no checkout of r1mega: submit from the repository's root"
 fi
 PYTHON=.venv/bin/python
 [[ -x $PYTHON ]] || refuse "$SLURM_SUBMIT_DIR has no .venv: run \`make env\` first"
+# The number of the last task of an array is the whole array's.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
+# shellcheck source-path=SCRIPTDIR/..
+source slurm/job.sh
+# What sbatch was told of tasks would be each srun's wish as well, beside the placement's own.
+unset "${!SLURM_NTASKS@}" "${!SLURM_GPUS_PER_@}" "${!SLURM_TRES_PER_@}" SLURM_GPUS SLURM_GPU_BIND SLURM_DISTRIBUTION \
+  SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_HINT SLURM_THREADS_PER_CORE
 
 config=$DEFAULT_CONFIG
 if (($#)) && [[ $1 != -* ]]; then
   config=$1
   shift
 fi
-run_dir=runs/slurm-$SLURM_JOB_ID
+run_dir=runs/slurm-$JOB
 settings=() # what check and run both understand
 machine=()  # the part of it that also holds for the default base
 while (($#)); do
@@ -216,7 +259,8 @@ while (($#)); do
   shift
 done
 
-say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start ${SLURM_RESTART_COUNT:-0}"
+say "job $JOB on $SLURM_JOB_NODELIST, start ${SLURM_RESTART_COUNT:-0}"
+start_timer "$LAST_S"
 if [[ $config == "$DEFAULT_CONFIG" ]]; then
   for name in "${DEFAULT_BASES[@]}"; do
     [[ -d $DEFAULT_RUNS/$name/hf ]] && continue

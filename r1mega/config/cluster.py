@@ -143,6 +143,8 @@ class Cluster(Section):
     """Memory of a GPU, which the state of the model must fit; None: the most that one of `gpu` has."""
     memory_gib: float | None = Field(default=None, gt=0)
     """Memory of the machine that all ranks share on cpu; None: of the one that `r1mega check` runs on."""
+    gpus_per_node: int | None = Field(default=None, gt=0)
+    """GPUs of a node, for Slurm: how many nodes to ask for, and which of them is whose (config/slurm.py)."""
     address: str = "127.0.0.1"
     """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
     trainer: TrainerLayout = TrainerLayout()

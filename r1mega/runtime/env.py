@@ -57,3 +57,12 @@ def launch() -> Launch | None:
             "them; unset RANK and WORLD_SIZE to start a run by itself"
         )
     return Launch(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), place)
+
+
+def slurm_job() -> str | None:
+    """The Slurm job that this process belongs to, as Slurm's commands take it; None outside one.
+
+    A task of an array has a number of its own as well, but the last one's is the whole array's.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID") or None

@@ -23,6 +23,17 @@ SHORT = {
 its groups are constant."""
 
 
+PYTHON = """#!/usr/bin/env bash
+# In place of .venv/bin/python: free_port answers at once, r1mega run is the test's own program.
+case "$*" in
+  *" check "*) exec {python} "$@" ;;
+  *free_port*) echo 23456 ;;
+  *r1mega.runtime.process*) exec python3 "$@" ;;
+  *) source ./trainer.sh ;;
+esac
+"""
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A cluster of three nodes. Where it cannot be had, tests are skipped, and fail where CI runs them."""
@@ -57,6 +68,32 @@ def make_checkout() -> Callable[[Path], Path]:
         for name in ("laptop", "laptop2"):
             with (folder / f"configs/cluster/{name}.toml").open("a") as cluster:
                 cluster.write("start_timeout_s = 600\n")  # of the last section, the rollout's; for a busy machine
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stub(make_checkout: Callable[[Path], Path]) -> Callable[..., Path]:
+    """Makes a checkout whose `r1mega run` is lines of shell, with a stage a.toml and a cluster file c."""
+
+    def make(
+        parent: Path, trainer: str, num_ranks: int = 1, config: str = "configs/tiny/r1_zero/0_base.toml"
+    ) -> Path:
+        folder = make_checkout(parent / "checkout")
+        (folder / ".venv").unlink()
+        python = folder / ".venv/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(PYTHON.format(python=sys.executable))
+        python.chmod(0o755)
+        text = (
+            (folder / config)
+            .read_text()
+            .replace('"../deepseek_v3.json"', f'"{folder}/configs/tiny/deepseek_v3.json"')
+        )
+        (folder / "a.toml").write_text(text)
+        (folder / "configs/cluster/c.toml").write_text(f'device = "cpu"\n[trainer]\ndp = {num_ranks}\n')
+        (folder / "trainer.sh").write_text(trainer)
         return folder
 
     return make

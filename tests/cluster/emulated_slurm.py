@@ -1,8 +1,8 @@
 """A real Slurm on this machine: one controller, and compute nodes that all are this host under names of their own.
 
-Node k listens on 127.0.0.(k + 1), so an address says which node is meant. Two partitions share the nodes: a job in
-`high` takes them from a job in `batch`, which is requeued. The waits that a production cluster makes (a requeued job
-sits out the lifetime of its credential, two minutes) are cut short.
+Node k listens on 127.0.0.(k + 1), so an address says which node is meant. The partitions share the nodes: a job in
+`high` takes them from one in `batch` or, without grace, in `brief`, which is requeued. The waits that a production
+cluster makes (a requeued job sits out the lifetime of its credential, two minutes) are cut short.
 """
 
 import contextlib
@@ -11,16 +11,18 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from r1mega.runtime import process
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
-CPUS = 4
+CPUS = GPUS = 8
+"""Of each node. Behind the GPUs' device files there is nothing: Slurm counts them and hands them out all the same."""
 FREEZER = Path("/sys/fs/cgroup/freezer")
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=5
 MinJobAge=3600
+GresTypes=gpu
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -58,6 +61,7 @@ SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd.%n.log
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_s}
+PartitionName=brief Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=0
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -101,7 +105,7 @@ class Slurm:
         port, *ports = _free_ports(1 + num_nodes)
         lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr={address} Port={own} CPUs={CPUS} RealMemory=8000 "
-            "State=UNKNOWN"
+            f"Gres=gpu:{GPUS} State=UNKNOWN"
             for (node, address), own in zip(self.nodes.items(), ports, strict=True)
         ]
         # As production clusters do where this host lets us: signals then reach a step's tasks alone. Without control
@@ -109,7 +113,12 @@ class Slurm:
         self.proctrack = "cgroup" if os.access(FREEZER / "tasks", os.W_OK) else "linuxproc"
         settings = {"host": host, "port": port, "user": getpass.getuser(), "grace_s": grace_s}
         settings["proctrack"] = self.proctrack
+        self._conf = conf
         conf.write_text("\n".join([CONF.format(folder=folder, **settings), *lines]) + "\n")
+        for k in range(GPUS):
+            os.mknod(folder / f"gpu{k}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        gres = (f"NodeName={node} Name=gpu File={folder}/gpu[0-{GPUS - 1}]" for node in self.nodes)
+        (folder / "gres.conf").write_text("\n".join(gres) + "\n")
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         self.environment = process.child_environment(SLURM_CONF=str(conf))
         # Under guards: whatever becomes of the tests, the daemons go.
@@ -118,6 +127,20 @@ class Slurm:
             process.spawn(command, environment=self.environment, log_file=folder / "log/daemons.log")
             for command in commands
         ]
+
+    @contextlib.contextmanager
+    def configured(self, line: str) -> Iterator[None]:
+        """Run the controller with one more line of slurm.conf."""
+        before = self._conf.read_text()
+        self._reconfigure(f"{before}{line}\n")
+        try:
+            yield
+        finally:
+            self._reconfigure(before)
+
+    def _reconfigure(self, text: str) -> None:
+        self._conf.write_text(text)
+        self.ask("scontrol", "reconfigure")
 
     def wait_ready(self) -> None:
         ask = ("sinfo", "--noheader", "--Node", "--partition=batch", "--format=%t")
@@ -166,14 +189,22 @@ class Slurm:
         """Number of the job that `sbatch ARGUMENTS` makes."""
         return int(self.ask("sbatch", "--parsable", *map(str, arguments), cwd=cwd))
 
-    def job(self, number: int) -> dict[str, str]:
+    def job(self, number: int | str) -> dict[str, str]:
         """What `scontrol show job` says: JobState, ExitCode, Restarts, PreemptTime and the like."""
         words = self.ask("scontrol", "show", "--oneliner", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for_state(self, number: int, *states: str, timeout_s: float) -> dict[str, str]:
+    def wait_for_state(self, number: int | str, *states: str, timeout_s: float) -> dict[str, str]:
         def reached() -> dict[str, str] | None:
             job = self.job(number)
             return job if job["JobState"] in states else None
 
         return wait_until(f"job {number} {' or '.join(states)}", reached, timeout_s)
+
+
+def ended(slurm: Slurm, job: int | str, state: str, folder: Path) -> tuple[dict[str, str], str]:
+    """The job once it has ended in `state`, and what it has printed; N_M is task M of the array N."""
+    said = slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=600)
+    output = (folder / f"slurm-{job}.out").read_text()
+    assert said["JobState"] == state, output
+    return said, output

@@ -83,7 +83,7 @@ class DefaultRun:
 def default_run(slurm: Slurm, checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> DefaultRun:
     """Pretrains the base that the other runs start from, in its two parts, as it is not there, and trains on it."""
     file, _ = hold_after_step(1, tmp_path_factory.mktemp("first"))
-    job, run_dir = submit(slurm, checkout, [file.parent], SCRIPT)
+    job, run_dir = submit(slurm, checkout, [file.parent], "--nodes=2", SCRIPT)
     for _ in ("base", "anneal"):
         held(slurm, job, run_dir, file)
         file.rename(file.with_name("armed"))
@@ -115,7 +115,7 @@ def test_a_run_that_is_preempted_and_then_loses_a_rank_comes_back_each_time(
     settings = ["num_steps=16", "save.every_steps=2", "evaluation.every_steps=16"]
     sets = [word for setting in settings for word in ("--set", setting)]
     hooks = [preempted.parent, killed.parent]
-    job, run_dir = submit(slurm, checkout, hooks, SCRIPT, "--cluster", "laptop2", *sets)
+    job, run_dir = submit(slurm, checkout, hooks, "--nodes=2", SCRIPT, "--cluster", "laptop2", *sets)
     held(slurm, job, run_dir, preempted)
     (preempted.parent / "sitecustomize.py").unlink()  # the next start finds the other one
     all_nodes = ("--partition=high", f"--nodes={len(slurm.nodes)}", "--exclusive", "--wrap=true")
@@ -134,10 +134,12 @@ def test_a_run_that_is_preempted_and_then_loses_a_rank_comes_back_each_time(
     assert steps(run_dir) == list(range(1, 17))
 
 
-def test_two_ranks_train_on_two_nodes(slurm: Slurm, checkout: Path, default_run: DefaultRun, tmp_path: Path):
+def test_a_supervised_stage_trains_on_all_nodes(
+    slurm: Slurm, checkout: Path, default_run: DefaultRun, tmp_path: Path
+):
     file, _ = hold_after_step(1, tmp_path)
     base = ("configs/tiny/r1_zero/0_base.toml", "--cluster", "laptop2")
-    job, run_dir = submit(slurm, checkout, [file.parent], "--nodes=3", SCRIPT, *base)
+    job, run_dir = submit(slurm, checkout, [file.parent], "--nodes=2", SCRIPT, *base)
     held(slurm, job, run_dir, file)
     assert sorted(processes(slurm, job, TRAINER).values()) == list(slurm.nodes)[:2]
     file.unlink()

@@ -1,25 +1,14 @@
 """What slurm/rl_stage.sh decides, on a real Slurm with a trainer of three lines in place of r1mega."""
 
 import json
+import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated_slurm import Slurm, wait_until
+from emulated_slurm import Slurm, ended, wait_until
 
 SCRIPT = "slurm/rl_stage.sh"
-PYTHON = """#!/usr/bin/env bash
-# In place of .venv/bin/python: r1mega check and free_port answer at once, r1mega run is the test's own program.
-case "$*" in
-  *" check "*) cat num_ranks ;;
-  *free_port*) echo 23456 ;;
-  *r1mega.runtime.process*) exec python3 "$@" ;;
-  *) source ./trainer.sh ;;
-esac
-"""
-
-
 _MISSED = "until ls runs/*/logs/first_loss >&/dev/null; do sleep 0.1; done; echo typo; exit 2"
 TRAINERS = {
     "crash": ('echo "run: $*" >> runs.txt; [[ $(wc -l < runs.txt) == 2 ]] || kill -KILL $$', 1),
@@ -32,40 +21,14 @@ TRAINERS = {
 
 
 @pytest.fixture(scope="module")
-def stub(make_checkout: Callable[[Path], Path]) -> Callable[..., Path]:
-    """Makes a checkout whose `r1mega run` is a line of shell."""
-
-    def make(parent: Path, trainer: str, num_ranks: int = 1) -> Path:
-        folder = make_checkout(parent / "checkout")
-        (folder / ".venv").unlink()
-        python = folder / ".venv/bin/python"
-        python.parent.mkdir(parents=True)
-        python.write_text(PYTHON)
-        python.chmod(0o755)
-        (folder / "num_ranks").write_text(f"{num_ranks}\n")
-        (folder / "trainer.sh").write_text(trainer)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def jobs(slurm: Slurm, stub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Path]]:
     """All of TRAINERS as jobs beside each other, a node each: their numbers and folders."""
     found = {}
     for name, (trainer, num_ranks) in TRAINERS.items():
         folder = stub(tmp_path_factory.mktemp(name.replace(" ", "_")), trainer, num_ranks)
-        arguments = ("--nodes=1", SCRIPT, "a.toml", "--set", "x=1 2", "--cluster", "c")
+        arguments = ("--nodes=1", SCRIPT, "a.toml", "--set", "wandb.project=a b", "--cluster", "c")
         found[name] = (slurm.submit(*arguments, cwd=folder), folder)
     return found
-
-
-def ended(slurm: Slurm, job: int, state: str, folder: Path) -> tuple[dict[str, str], str]:
-    """The job once it has ended in `state`, and what it has printed."""
-    said = slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", timeout_s=600)
-    output = (folder / f"slurm-{job}.out").read_text()
-    assert said["JobState"] == state, output
-    return said, output
 
 
 def test_refuses_a_folder_that_is_no_checkout(slurm: Slurm, tmp_path: Path, make_checkout):
@@ -104,7 +67,7 @@ def test_a_crash_is_requeued_with_the_same_arguments(slurm: Slurm, jobs):
     assert said["Restarts"] == "1"
     runs = (folder / "runs.txt").read_text().splitlines()
     assert len(runs) == 2 and runs[0] == runs[1]
-    assert runs[0].startswith("run: -m r1mega.cli run a.toml --set x=1 2 --cluster c ")
+    assert runs[0].startswith("run: -m r1mega.cli run a.toml --set wandb.project=a b --cluster c ")
     assert runs[0].endswith(f" --run-dir runs/slurm-{job} --resume")
     assert (folder / f"runs/slurm-{job}/logs/crashes.txt").read_text() == f"job {job} start 0 exit code 137\n"
 
@@ -140,7 +103,7 @@ def test_a_rank_that_hangs_is_a_crash_for_the_one_that_waited_for_it(slurm: Slur
 
 def test_gives_up_after_ten_crashes(slurm: Slurm, stub, tmp_path: Path):
     folder = stub(tmp_path, "exit 1")
-    job = slurm.submit("--hold", SCRIPT, "a.toml", "--run-dir", "here", cwd=folder)
+    job = slurm.submit("--hold", SCRIPT, "a.toml", "--cluster", "c", "--run-dir", "here", cwd=folder)
     crashes = folder / "here/logs/crashes.txt"
     crashes.parent.mkdir(parents=True)
     crashes.write_text(f"job {job} start 1 exit code 1\n" * 10 + f"job {job}1 start 1 exit code 1\n")
@@ -160,19 +123,19 @@ while true; do sleep 0.1; done
 
 def test_sigusr1_before_the_time_limit_saves_and_requeues(slurm: Slurm, stub, tmp_path: Path):
     folder = stub(tmp_path, WAITS)
-    job = slurm.submit("--nodes=1", SCRIPT, "a.toml", cwd=folder)
+    job = slurm.submit("--nodes=1", SCRIPT, "a.toml", "--cluster", "c", cwd=folder)
     wait_until("the trainer runs", (folder / "up").exists, 300)
     (folder / "again").touch()
     slurm.ask("scancel", "--batch", "--signal=USR1", str(job))
     said, output = ended(slurm, job, "COMPLETED", folder)
     assert said["Restarts"] == "1"
     assert output.count("saved\n") == 1
-    assert "SIGUSR1, the time limit is near" in output
+    assert re.search(r"SIGUSR1, 3[56]\d\d s before the time limit: the trainer is told to save and leave", output)
 
 
 def test_a_preempted_job_is_requeued_and_a_cancelled_one_is_not(slurm: Slurm, stub, tmp_path: Path):
     folder = stub(tmp_path, WAITS)
-    job = slurm.submit(SCRIPT, "a.toml", cwd=folder)
+    job = slurm.submit(SCRIPT, "a.toml", "--cluster", "c", cwd=folder)
     wait_until("the trainer runs", (folder / "up").exists, 300)
     (folder / "up").unlink()
     its_nodes = slurm.job(job)["NodeList"]  # on others, other tests' jobs may be
@@ -197,7 +160,7 @@ if ((RANK == 0)); then
   FROM_RANK=$RANK .venv/bin/launch > server
 fi
 """
-    folder = stub(tmp_path, trainer, num_ranks=3)
+    folder = stub(tmp_path, trainer, num_ranks=3, config="configs/tiny/r1_zero/1_rl.toml")
     launch = folder / ".venv/bin/launch"
     launch.write_text(
         "#!/usr/bin/env python3\n"
@@ -207,7 +170,8 @@ fi
         "subprocess.run([*json.loads(prefix), *server], check=True)\n"
     )
     launch.chmod(0o755)
-    job = slurm.submit("--nodes=3", SCRIPT, "a.toml", cwd=folder)
+    shared = ("--cluster", "c", "--set", f"model.config={folder}/configs/tiny/deepseek_v3.json")
+    job = slurm.submit("--nodes=3", SCRIPT, "a.toml", *shared, cwd=folder)
     _, output = ended(slurm, job, "COMPLETED", folder)
     logs = [folder / f"runs/slurm-{job}/logs/rank_{rank}.log" for rank in (1, 2)]
     ranks = [

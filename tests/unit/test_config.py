@@ -135,8 +135,8 @@ def test_config_and_path_are_architecture_and_weights(tmp_path: Path):
     """Checked before the weights are there, run only with them, and refused where they are another model's."""
     folder = tmp_path / "weights"
     both = [str(BASE), "--set", f"model.path={folder}"]
-    early = run_cli("check", *both, "--print", "ranks")
-    assert (early.returncode, early.stdout) == (0, "1\n")
+    early = run_cli("check", *both, "--print", "slurm")
+    assert (early.returncode, early.stdout) == (0, "--nodes=1 --ntasks-per-node=1 --cpus-per-task=2\n")
     assert f"{folder} is not there yet: download the weights (`hf download" in early.stderr
     refused = run_cli("run", *both, "--run-dir", str(tmp_path / "run"))
     assert refused.returncode == 2

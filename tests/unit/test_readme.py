@@ -53,10 +53,12 @@ ADDED = {
         "max_steps=2", "batch_size=8", "optimizer.warmup_steps=1", "validation.every_steps=2", "save.every_steps=2"
     ),
     "r1mega check configs/r1/1_cold_start.toml --cluster h800_v3": "",
+    "r1mega check configs/distill/qwen2_5_14b.toml --cluster h800_14b --print slurm": "",
 }
 """Command -> what is appended so that it takes seconds. They run in README's order, each on what is there by then."""
 ELSEWHERE = {
-    "sbatch slurm/rl_stage.sh configs/tiny/r1_zero/1_rl.toml --cluster laptop2": "tests/cluster/test_rl_stage.py",
+    "sbatch --nodes=2 slurm/rl_stage.sh configs/tiny/r1_zero/1_rl.toml "
+    "--cluster laptop2": "tests/cluster/test_rl_stage.py",
 }
 """What takes more than this machine has: where it is run."""
 

@@ -1,0 +1,200 @@
+"""What a stage needs of Slurm, and how it is laid over the nodes that a job was granted: arithmetic alone.
+
+A GPU carries one trainer rank. On GPUs a rollout server has nodes of its own, as many as its ranks fill. On CPUs it
+takes turns with the trainer: one node is enough for both, and where there are more it has the last one for itself.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r1mega.config.cluster import Cluster
+from r1mega.config.schema import GRPO, Evaluate, Stage
+from r1mega.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of a stage on a machine."""
+
+    ranks: int
+    """Of the trainer; an evaluation has none, and one process stands for it."""
+    threads: int
+    """CPUs that each rank needs."""
+    trainer_gpus: int
+    """GPUs of the ranks together: one each, or 0 on the CPU and in an evaluation."""
+    server_gpus: int
+    """GPUs of the rollout server; 0 on the CPU and in a stage that samples nothing."""
+    samples: bool
+    """Whether the stage has a rollout server."""
+    gpus_per_node: int
+    """GPUs that a node of the cluster file has; 0 on the CPU."""
+
+    @property
+    def trainer_nodes(self) -> int:
+        """Nodes that the ranks fill; 0 where they are on the server's."""
+        return math.ceil(self.trainer_gpus / self.gpus_per_node) if self.gpus_per_node else 1
+
+    @property
+    def server_nodes(self) -> int:
+        """Nodes that the server fills; 0 where it is on the trainer's, or there is none."""
+        return math.ceil(self.server_gpus / self.gpus_per_node) if self.gpus_per_node else 0
+
+    @property
+    def nodes(self) -> int:
+        """The fewest; on GPUs no other number fits."""
+        return self.trainer_nodes + self.server_nodes
+
+    @property
+    def most_nodes(self) -> int:
+        """On CPUs each rank may have a node of its own, and the server another."""
+        return self.nodes if self.gpus_per_node else self.ranks + self.samples
+
+    @property
+    def ranks_per_node(self) -> int:
+        """The most on one node, of `nodes`."""
+        return min(self.ranks, self.gpus_per_node) if self.trainer_gpus else self.ranks
+
+    @property
+    def gpus_asked(self) -> int:
+        """GPUs to ask for on every node."""
+        return min(max(self.trainer_gpus, self.server_gpus), self.gpus_per_node)
+
+    @property
+    def options(self) -> str:
+        """Options of `sbatch` that grant it."""
+        words = [
+            f"--nodes={self.nodes}", f"--ntasks-per-node={self.ranks_per_node}", f"--cpus-per-task={self.threads}",
+            *([f"--gpus-per-node={self.gpus_asked}"] if self.gpus_asked else []),
+        ]  # fmt: skip
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class GrantedNode:
+    """What Slurm gave a job of one node."""
+
+    name: str
+    cpus: int
+    gpus: int | None
+    """None: Slurm does not know of any on this node, and so cannot say whether it has some."""
+
+    def __str__(self) -> str:
+        gpus = "no GPU that Slurm knows of" if self.gpus is None else f"{self.gpus} GPU(s)"
+        return f"{self.name} ({self.cpus} CPU(s), {gpus})"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where trainer and server run, with srun's options for their steps."""
+
+    ranks: int
+    trainer: tuple[str, ...]
+    trainer_options: tuple[str, ...]
+    server: tuple[str, ...]
+    """Empty: on the trainer's first node, without a step of its own; or there is none."""
+    server_options: tuple[str, ...]
+    unused: tuple[str, ...]
+    """Granted nodes that the stage has no use for."""
+
+    @property
+    def lines(self) -> str:
+        """NAME=VALUE, a line each, for slurm/rl_stage.sh."""
+        values = {
+            "ranks": str(self.ranks), "trainer": ",".join(self.trainer), "server": ",".join(self.server),
+            "trainer_options": " ".join(self.trainer_options), "server_options": " ".join(self.server_options),
+            "unused": ",".join(self.unused),
+        }  # fmt: skip
+        return "\n".join(f"{name}={value}" for name, value in values.items())
+
+
+def needs(stage: Stage, machine: Cluster) -> Needs:
+    """What `stage` needs of Slurm on `machine`.
+
+    Raises:
+        ConfigError: the cluster file has GPUs and does not say how many a node has.
+    """
+    samples = isinstance(stage, GRPO | Evaluate)
+    ranks = 1 if isinstance(stage, Evaluate) else machine.trainer.ranks
+    if machine.device == "cpu":
+        return Needs(ranks, machine.trainer.threads, 0, 0, samples, 0)
+    if machine.gpus_per_node is None:
+        raise ConfigError(
+            "cluster.gpus_per_node: not set, so how many nodes to ask Slurm for is not known; set it to the GPUs of "
+            "a node, in the cluster file or by --set cluster.gpus_per_node=8"
+        )
+    trainer_gpus = 0 if isinstance(stage, Evaluate) else ranks
+    server_gpus = machine.rollout.tp if samples else 0
+    return Needs(ranks, machine.trainer.threads, trainer_gpus, server_gpus, samples, machine.gpus_per_node)
+
+
+def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
+    """Lay a stage over the nodes of a job, in their order; rank 0 is on the first one.
+
+    Raises:
+        ConfigError: it does not fit there; the message says what was granted, what is needed, and how to ask for it.
+    """
+    if wanted.gpus_per_node:
+        trainer = granted[: max(wanted.trainer_nodes, 1)]
+        server = granted[wanted.trainer_nodes : wanted.nodes] if wanted.samples and len(granted) > 1 else ()
+        # Planes of a node's GPUs: each node is full before the next one gets a rank.
+        spread = f"--distribution=plane={wanted.ranks_per_node}"
+        full, rest = divmod(wanted.ranks, wanted.ranks_per_node)
+        tasks = [wanted.ranks_per_node] * full + [rest] * bool(rest)
+    else:
+        apart = wanted.samples and len(granted) > 1
+        trainer = granted[: min(len(granted) - apart, wanted.ranks)]
+        server = granted[-1:] if apart else ()
+        spread = "--distribution=block"
+        tasks = [len(range(k, wanted.ranks, len(trainer))) for k in range(len(trainer))]
+    server_gpus = min(wanted.server_gpus, wanted.gpus_per_node)
+    trainer_gpus = min(wanted.trainer_gpus, wanted.gpus_per_node) or (0 if server else server_gpus)
+    faults = [f"{len(granted)} node(s) instead of {wanted.nodes}"] if len(granted) < wanted.nodes else []
+    faults += [
+        f"{node.name}: {node.cpus} CPU(s) for {on_it} rank(s) of {wanted.threads} thread(s)"
+        for node, on_it in zip(trainer, tasks, strict=False)
+        if node.cpus < on_it * wanted.threads
+    ]
+    faults += [
+        f"{node.name}: {node.gpus} GPU(s) instead of {gpus}"
+        for nodes, gpus in ((trainer, trainer_gpus), (server, server_gpus))
+        for node in nodes
+        if node.gpus is not None and node.gpus < gpus
+    ]
+    if faults:
+        raise ConfigError(_unfit(wanted, granted, faults))
+    return Placement(
+        ranks=wanted.ranks,
+        trainer=tuple(node.name for node in trainer),
+        trainer_options=(*_step(trainer, tasks, trainer_gpus), spread),
+        server=tuple(node.name for node in server),
+        server_options=_step(server, [1], server_gpus) if server else (),
+        unused=tuple(node.name for node in granted if node not in (*trainer, *server)),
+    )
+
+
+def _step(nodes: Sequence[GrantedNode], tasks: Sequence[int], gpus: int) -> tuple[str, ...]:
+    """Options of a step with `tasks` on its nodes, one after the other: all CPUs are its own, shared out evenly.
+
+    Args:
+        gpus: of each node. A step gets none, unless it asks, where the job has them by --exclusive alone.
+    """
+    options = (
+        f"--nodes={len(nodes)}", f"--ntasks={sum(tasks)}", f"--nodelist={','.join(node.name for node in nodes)}",
+        f"--cpus-per-task={min(node.cpus // n for node, n in zip(nodes, tasks, strict=False))}",
+    )  # fmt: skip
+    return (*options, f"--gpus-per-node={gpus}") if gpus and all(node.gpus is not None for node in nodes) else options
+
+
+def _unfit(wanted: Needs, granted: Sequence[GrantedNode], faults: Sequence[str]) -> str:
+    parts = [f"{wanted.ranks} trainer rank(s) of {wanted.threads} thread(s)"]
+    if wanted.trainer_gpus:
+        parts.append(f"a GPU each, {wanted.gpus_per_node} to a node (cluster.gpus_per_node)")
+    if wanted.server_gpus:
+        parts.append(f"{wanted.server_gpus} GPU(s) for the rollout server")
+    return (
+        f"what Slurm granted does not fit: {'; '.join(faults)}\n"
+        f"  granted: {', '.join(map(str, granted))}\n"
+        f"  needed: {', '.join(parts)}\n"
+        f"  submit again with {wanted.options}, as `r1mega check CONFIG --cluster CLUSTER --print slurm` prints them"
+    )

@@ -1,0 +1,101 @@
+# shellcheck shell=bash
+# What slurm/rl_stage.sh asks Slurm and a run directory about its job. Sourced; JOB is the job as Slurm's commands take it.
+
+MAX_IDLE_STARTS=10 # in a row, that left nothing for the next one to go on from
+NO_LIMIT_S=999999999
+
+field() { # NAME: its value on standard input, of NAME=VALUE words
+  tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1
+}
+
+job_field() { # NAME: its value in `scontrol show job`
+  scontrol show --oneliner job "$JOB" | field "$1"
+}
+
+address_of() { # NODE: the address that Slurm itself reaches it at; its name need not resolve
+  scontrol show --oneliner node "$1" | field NodeAddr
+}
+
+preempted() {
+  local when
+  when=$(job_field PreemptTime)
+  [[ -n $when && $when != None && $when != N/A ]]
+}
+
+preempt_mode() { # of the job's partition: REQUEUE, CANCEL, ...; OFF where nothing is preempted
+  local config
+  config=$(scontrol show config)
+  if grep -q '^PreemptType *= preempt/none' <<<"$config"; then
+    echo OFF
+  else
+    scontrol show --oneliner partition "$SLURM_JOB_PARTITION" | field PreemptMode
+  fi
+}
+
+seconds_left() { # until Slurm ends the job: its time limit, or the grace time once it is preempted
+  local end
+  end=$(job_field EndTime)
+  if [[ $end == [0-9]* ]]; then
+    echo $(($(date -d "$end" +%s) - $(date +%s)))
+  else
+    echo "$NO_LIMIT_S" # no limit, or Slurm does not answer at the moment
+  fi
+}
+
+watch_end() { # LAST_S: requeues the job LAST_S before its end, whatever the trainer does then; to run beside it
+  local left
+  while true; do
+    left=$(seconds_left)
+    if ((left <= $1)); then
+      # Slurm itself requeues a job that it preempts, at the very end of the grace time.
+      if preempted && [[ $(preempt_mode) == *REQUEUE* ]]; then return; fi
+      say "$left s before the end of the job the trainer has not left"
+      requeue "the time limit"
+      return
+    fi
+    sleep $((left - $1 < 30 ? left - $1 : 30)) # both preemption and `scontrol update` move the end
+  done
+}
+
+say_grace() { # RUN_DIR: what a preemption leaves of this run
+  local mode grace took record=$1/logs/leaving_s
+  mode=$(preempt_mode)
+  [[ $mode == *REQUEUE* || $mode == *CANCEL* ]] || return 0
+  if scontrol show config | grep -q '^PreemptType *= preempt/qos'; then
+    say "jobs are preempted by QOS here: the GraceTime of \`sacctmgr show qos\` must be enough for a step and a save"
+    return
+  fi
+  grace=$(scontrol show --oneliner partition "$SLURM_JOB_PARTITION" | field GraceTime)
+  took=$([[ ! -f $record ]] || cat "$record")
+  if ((grace == 0)); then
+    say "partition $SLURM_JOB_PARTITION preempts without grace (GraceTime=0), so nothing is saved then: the run goes" \
+      "back to its last checkpoint, which save.every_steps places"
+  elif [[ $took == unfinished ]]; then
+    say "GraceTime=$grace of partition $SLURM_JOB_PARTITION is what a preempted run has to save; the last time that" \
+      "this run was asked to leave it was killed before it had saved: set a smaller save.every_steps"
+  elif [[ -n $took ]] && ((took > grace)); then
+    say "GraceTime=$grace of partition $SLURM_JOB_PARTITION is too short for a save: to end a step and save took this" \
+      "run $took s the last time; preempted, it goes back to its last checkpoint, which save.every_steps places"
+  else
+    say "preempted, the run has $grace s to end a step and save (GraceTime of partition $SLURM_JOB_PARTITION)"
+  fi
+}
+
+# ---- starts that come to nothing ----------------------------------------------------------------------------
+
+kept_of() { # RUN_DIR: a number that is another one once there is more to go on from: a checkpoint, answers, the end
+  (
+    cd "$1" 2>/dev/null || exit 0
+    find checkpoints journal summary.json -maxdepth 2 \
+      \( -name 'step_*' -printf '%p\n' -o -name '*.jsonl' -printf '%p %s\n' -o -name summary.json -print \) 2>/dev/null
+  ) | sort | cksum | tr ' ' :
+}
+
+idle_starts() { # RUN_DIR: counts this start; prints how many before it, in a row, left nothing to go on from
+  local kept starts=$1/logs/starts.txt
+  kept=$(kept_of "$1")
+  mkdir -p "$1/logs" 2>/dev/null || return 0 # where that cannot be, the run itself says so
+  touch "$starts"
+  tac "$starts" | awk -v job="$JOB" -v kept="$kept" '$2 == job { if ($6 != kept) exit; n++ } END { print n + 0 }'
+  echo "job $JOB start ${SLURM_RESTART_COUNT:-0} kept $kept" >>"$starts"
+}
