@@ -42,6 +42,12 @@ ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="a.b=value; cluster.a.b=value for the cluster.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir from its last checkpoint.")]
+VerifyInputs = Annotated[
+    bool,
+    typer.Option(
+        "--verify-inputs", help="Hash weights and data again, also where size, time and inode are the same."
+    ),
+]
 RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: runs/<config's folders and name>.")]
 
 
@@ -117,6 +123,7 @@ def run(
     run_dir: RunDirectory = None,
     overrides: Overrides = None,
     resume: Resume = False,
+    verify_inputs: VerifyInputs = False,
 ) -> None:
     """Run one stage. Where the cluster file has several trainer ranks, this process starts them and waits.
 
@@ -128,7 +135,7 @@ def run(
     seen.refuse_absent()
     if env.launch() is None and seen.num_ranks > 1:
         raise typer.Exit(_run_ranks(path, seen.num_ranks))
-    _run_stage(seen.stage, seen.cluster, path, resume=resume)
+    _run_stage(seen.stage, seen.cluster, path, resume=resume, verify_inputs=verify_inputs)
 
 
 @app.command()
@@ -138,12 +145,13 @@ def pipeline(
     run_dir: RunDirectory = None,
     overrides: Overrides = None,
     resume: Resume = False,
+    verify_inputs: VerifyInputs = False,
 ) -> None:
     """Run the stages of a pipeline one after the other; --resume passes over those that are done."""
     from r1mega.pipeline.chain import run_chain
 
     directory = run_dir or default_run_dir(config)
-    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume)
+    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume, verify_inputs=verify_inputs)
     _report(directory)
 
 
@@ -153,7 +161,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a s
     _report(run_dir)
 
 
-def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool) -> None:
+def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool, verify_inputs: bool) -> None:
     """The stage, on this rank."""
     launch = env.launch()
     leads = launch is None or launch.rank == 0
@@ -167,7 +175,10 @@ def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool) -> N
 
     from r1mega.runtime.run_dir import RunDir
 
-    directory = RunDir(path, stage, machine, resume=resume) if leads else RunDir.join(path)
+    if leads:
+        directory = RunDir(path, stage, machine, resume=resume, verify_inputs=verify_inputs)
+    else:
+        directory = RunDir.join(path)
     try:
         if stage.stage == "pretrain":
             from r1mega.stages import pretrain

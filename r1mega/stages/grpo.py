@@ -35,7 +35,7 @@ from r1mega.stages.experts import ExpertLog
 from r1mega.stages.lead import Lead
 from r1mega.stages.questions import make_questions
 from r1mega.stages.sampling import LiveEngine, Metrics, Sampling
-from r1mega.stages.saving import Saves, last_checkpoint
+from r1mega.stages.saving import Saves, last_checkpoint, refuse_another_runs
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
@@ -89,7 +89,8 @@ def run(
         trainer.loop()
         trainer.finish_saving()
         rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": sampling.live.peak_rss_gib() if sampling else 0}
-    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path)
+    identity = run_dir.lineage.policy(trainer.step)
+    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path, identity=identity)
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
 
@@ -290,6 +291,7 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Go on where `save` was called, at any layout."""
         state = self.policy.load(checkpoint, verified=True)
+        refuse_another_runs(self.run_dir, checkpoint, state)
         self.metrics = state.get("metrics", {})
         if self.sampling is not None:
             self.sampling.restore(state)

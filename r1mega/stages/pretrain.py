@@ -53,9 +53,10 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
         tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
         batches = Batches(corpus, epochs, ours, config.batch.chunk_tokens)
         with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
-            Loop(config, run_dir, policy, batches, state, saves, config.num_steps).run(interrupt)
+            loop = Loop(config, run_dir, policy, batches, state, saves, config.num_steps)
+            loop.run(interrupt)
         rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, tokenizer_dir)
+    hf_io.export(policy, run_dir.hf, tokenizer_dir, identity=run_dir.lineage.policy(loop.step))
     if ours.first:
         files.write_json(run_dir.path / "summary.json", summary("pretrain", run_dir, rss))
 

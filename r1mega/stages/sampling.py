@@ -5,8 +5,6 @@ given weights only when there is something to sample: a resumed run that replays
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -17,14 +15,15 @@ from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
 from r1mega.data.prompts import PromptStream
-from r1mega.errors import RolloutError, RunDirError
+from r1mega.errors import RolloutError
 from r1mega.evaluation.metrics import evaluate
 from r1mega.evaluation.rollouts import rollout_metrics, transcripts
 from r1mega.rewards.rubric import judge
 from r1mega.rollout.engine import OnAnswer, Request, derived_seed
 from r1mega.rollout.fleet import Fleet
-from r1mega.rollout.journal import Journal, JournalledEngine
+from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.replay import JournalledEngine
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt
@@ -179,7 +178,7 @@ class Sampling:
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
         self.journal = Journal(run_dir.path / "journal")
-        _refuse_answers_of_another_model(config, run_dir.path / "journal" / "model.json")
+        _take_over(self.journal, run_dir)
         self.live = engine(
             config.model.path,
             cluster,
@@ -192,7 +191,11 @@ class Sampling:
         if config.rollout.replay == "live" or self.journal.newest_version() < step:
             self.live.start()
         self.engine = JournalledEngine(
-            self.live, self.journal, replay=config.rollout.replay, before_sampling=self.live.bring_to
+            self.live,
+            self.journal,
+            policies=run_dir.lineage.policies,
+            replay=config.rollout.replay,
+            before_sampling=self.live.bring_to,
         )
 
     def __enter__(self) -> Self:
@@ -293,7 +296,7 @@ class Sampling:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on with the very next rollout, or to repeat one that was broken off; JSON."""
-        return {"prompts": self._place or self.stream.state(), "journal": self.journal.state()}
+        return {"prompts": self._place or self.stream.state(), "journal": self.journal.state(self.step)}
 
     def handed_over(self) -> None:
         """The last rollout's samples are with the ranks that learn from them, and in every checkpoint from now on."""
@@ -308,20 +311,20 @@ class Sampling:
         return derived_seed(self.config.seed, purpose, step, name)
 
 
-def _refuse_answers_of_another_model(config: GRPO, file: Path) -> None:
-    """Hold the journal to the model and the seed that it was begun with.
+def _take_over(journal: Journal, run_dir: RunDir) -> None:
+    """Let a journal be this run's: what is in it of a run that began alike and did the same, this one repeats.
 
-    Raises:
-        RunDirError: they are others now.
+    Any other answers in it are never used, whatever they are called.
     """
-    assert config.model.path is not None
-    weights = {f.name: f.stat().st_size for f in sorted(config.model.path.glob("*.safetensors"))}
-    digest = hashlib.sha256((config.model.path / "config.json").read_bytes()).hexdigest()
-    mine = {"seed": config.seed, "config": digest, "weights": weights}
-    if not file.exists():
-        files.write_json(file, mine)
-    elif json.loads(file.read_text()) != mine:
-        raise RunDirError(
-            f"{file.parent}: holds answers of another model or seed than {config.model.path}, seed {config.seed}; "
-            "choose another --run-dir, or remove the journal"
-        )
+    found, mine = journal.lineage, run_dir.lineage
+    if found is not None and not mine.repeats(found):
+        num = sum(journal.state()["entries"].values())
+        kinds = (("model", found.start, mine.start), ("config", found.recipe, mine.recipe))
+        other = " and ".join(what for what, theirs, own in kinds if theirs != own)
+        log.warning(
+            "%s: holds %d answers of a run of another %s: used are those to the very same prompts of the model as "
+            "it was before training, if any; all else is sampled anew", journal.folder, num, other,
+        )  # fmt: skip
+    elif found is not None:
+        run_dir.repeat(found)
+    journal.belong_to(run_dir.lineage)

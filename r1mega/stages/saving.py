@@ -1,11 +1,13 @@
 """What a stage leaves on disk on its way: checkpoints, Hugging Face folders, and which of them stay."""
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from r1mega.config.training import Save
+from r1mega.errors import CheckpointError
 from r1mega.runtime.background import Background
 from r1mega.runtime.run_dir import RunDir
 from r1mega.trainer.checkpoint import newest_whole
@@ -26,6 +28,20 @@ def last_checkpoint(mesh: Mesh, run_dir: RunDir) -> Path | None:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
     return newest_whole(mesh, mesh.from_first(lambda: [run_dir.checkpoint(s) for s in run_dir.saved_steps()]))
+
+
+def refuse_another_runs(run_dir: RunDir, checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Hold a checkpoint's state against the run: the same step of another run is another policy.
+
+    Raises:
+        CheckpointError: it was saved by another run. (What an older version saved does not say.)
+    """
+    found, mine = state.get("policy"), run_dir.lineage
+    if found is not None and (found["run"] not in mine.runs or found["start"] != mine.start):
+        raise CheckpointError(
+            f"{checkpoint}: saved by run {found['run']}, and {run_dir.path} holds run {mine.runs[0]}: remove it, or "
+            "resume in the run directory that it is from"
+        )
 
 
 class Saves:
@@ -52,11 +68,14 @@ class Saves:
             job.abandon(0.0 if issubclass(kind, KeyboardInterrupt) else grace_s)
 
     def checkpoint(self, step: int, state: dict[str, Any], own: dict[str, bytes] | None = None) -> None:
-        """Save; see `Policy.save`. Returns when the state is copied, unless `save.asynchronous` is off.
+        """Save, and say whose policy it is; see `Policy.save`.
+
+        Returns when the state is copied, unless `save.asynchronous` is off.
 
         The last export ends first: a run that resumes at this step does not come by that one's again.
         """
         self._exports.join()
+        state = {**state, "policy": self._run_dir.lineage.policy(step)}
         self._policy.save(
             self._run_dir.checkpoint(step), state, own, asynchronous=self._settings.asynchronous, then=self._saved
         )
@@ -65,7 +84,9 @@ class Saves:
         """A Hugging Face folder of the current weights, every `save.hf_every` steps."""
         every = self._settings.hf_every
         if every and step % every == 0:
-            hf_io.export(self._policy, self._run_dir.hf_step(step), self._tokenizer_dir, beside=self._exports)
+            identity = self._run_dir.lineage.policy(step)
+            folder = self._run_dir.hf_step(step)
+            hf_io.export(self._policy, folder, self._tokenizer_dir, identity=identity, beside=self._exports)
 
     def make_up(self, step: int) -> None:
         """The folder of the step at which a run resumes, where a kill took it. Every rank calls this.

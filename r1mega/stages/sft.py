@@ -66,9 +66,10 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
             validation = Validation(policy, held_out, chunk_tokens, config.validation.every_steps)
         tokenizer_dir = run_dir.path / "tokenizer"
         with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
-            Loop(config, run_dir, policy, batches, state, saves, num_steps, validation).run(interrupt)
+            loop = Loop(config, run_dir, policy, batches, state, saves, num_steps, validation)
+            loop.run(interrupt)
         rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, tokenizer_dir)
+    hf_io.export(policy, run_dir.hf, tokenizer_dir, identity=run_dir.lineage.policy(loop.step))
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss, data, epochs))
 

@@ -19,7 +19,7 @@ from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Document
 from r1mega.stages.experts import ExpertLog
-from r1mega.stages.saving import Saves, last_checkpoint
+from r1mega.stages.saving import Saves, last_checkpoint, refuse_another_runs
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 
@@ -115,6 +115,7 @@ def restore(policy: Policy, run_dir: RunDir) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     state = policy.load(checkpoint, verified=True)
+    refuse_another_runs(run_dir, checkpoint, state)
     log.info("resumed from %s", checkpoint)
     return state
 

@@ -1,7 +1,8 @@
 """Hugging Face folders: export of a policy, and the inverse through the same table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,7 +18,14 @@ from r1mega.weights.hf_folder import HFFolder
 from r1mega.weights.source import PolicySource
 
 
-def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: Background | None = None) -> None:
+def export(
+    policy: Policy,
+    folder: Path,
+    tokenizer_dir: Path | None,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    beside: Background | None = None,
+) -> None:
     """Write config.json, safetensors, and what travels with them (`companions`); complete or not at all.
 
     MTP layers are written under DeepSeek's published names, embedding and head repeated as published. Every rank
@@ -27,6 +35,7 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: 
         folder: replaced if it exists.
         tokenizer_dir: the model that this one began as, or a tokenizer alone: its tokenizer, generation config and
             licences are copied; None copies none.
+        identity: of the policy (`provenance.Lineage.policy`), which the card says.
         beside: write in this thread from a copy of the weights, made on the first rank, and return when it is made;
             without it tensors are written as they come, and a file's worth of them is in memory at most.
 
@@ -41,28 +50,42 @@ def export(policy: Policy, folder: Path, tokenizer_dir: Path | None, *, beside: 
     elif beside is not None:
         beside.wait()
         copies = _copies(source, policy)
-        beside.start(lambda: _write_beside(policy, folder, _emptied(copies), tokenizer_dir))
+        beside.start(lambda: _write_beside(policy, folder, _emptied(copies), tokenizer_dir, identity))
     else:
-        write_folder(folder, lambda to: _write_all(policy, to, source, tokenizer_dir))
+        write_folder(folder, lambda to: _write_all(policy, to, source, tokenizer_dir, identity))
     if beside is None:
         policy.mesh.barrier()
 
 
-def _write_all(policy: Policy, to: Path, tensors: Iterable[tuple[str, Tensor]], source: Path | None) -> None:
+def _write_all(
+    policy: Policy,
+    to: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    source: Path | None,
+    identity: Mapping[str, Any] | None,
+) -> None:
     _write_tensors(tensors, to)
     spec = policy.spec
     config = write_config(to, spec.hf, policy.network.config.params_dtype)
     companions.copy(companions.collect(source, source), to)
     companions.write_generation_config(spec, to, trained=True)
     rows = {"family": spec.family, "dtype": config["dtype"], "trained by": f"r1mega {companions.version()}"}
+    if identity is not None:
+        rows["policy"] = ", ".join(f"{what} {identity[what]}" for what in ("run", "step", "start", "recipe"))
     if source is not None:
         rows["tokenizer and licence of"] = f"`{source.resolve().name}`"
     companions.write_card(to, source, library="transformers", title="Trained model", rows=rows, said=[])
 
 
-def _write_beside(policy: Policy, folder: Path, tensors: Iterable[tuple[str, Tensor]], source: Path | None) -> None:
+def _write_beside(
+    policy: Policy,
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    source: Path | None,
+    identity: Mapping[str, Any] | None,
+) -> None:
     try:
-        write_folder(folder, lambda to: _write_all(policy, to, tensors, source))
+        write_folder(folder, lambda to: _write_all(policy, to, tensors, source, identity))
     except OSError as error:
         raise CheckpointError(f"{folder}: could not be written ({error}); mend this and use --resume") from error
 

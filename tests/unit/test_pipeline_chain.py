@@ -27,7 +27,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Records what would run; every stage leaves a summary and its questions at once."""
     ran: list[tuple[str, list[str]]] = []
 
-    def run_stage(node, cluster, run_dir, overrides):
+    def run_stage(node, cluster, run_dir, overrides, verify):
         ran.append((node.name, overrides))
         folder = run_dir / node.name
         (folder / "checkpoints/step_1").mkdir(parents=True)

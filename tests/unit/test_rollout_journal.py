@@ -3,92 +3,27 @@
 import dataclasses
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_data import bits, completions, counted, entry, key, reopened
 
 from r1mega.errors import CheckpointError, RunDirError
-from r1mega.rollout.engine import OnAnswer, Request
-from r1mega.rollout.journal import Comparison, Journal, JournalledEngine
+from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
-from r1mega.samples import Completion, FinishReason, Prompt
-
-SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 4}
-
-
-def request(i: int, n: int = 2) -> Request:
-    return Request(Prompt(f"p{i}", "task", "question", "truth", (i,)), n, seed=10 * i)
-
-
-def key(i: int, version: int = 3) -> Key:
-    return Key.of(request(i), version=version, **SETTINGS)
-
-
-def completions(i: int, version: int = 3, *, n: int = 2, salt: int = 0) -> tuple[Completion, ...]:
-    rng = random.Random(f"{i}/{version}/{salt}")
-    return tuple(
-        Completion(
-            prompt_id=f"p{i}",
-            index=k,
-            token_ids=tuple(rng.randrange(500) for _ in range(4)),
-            logp=(-0.0, -rng.random() * 1e-300, -rng.random() / 3, -5e-324),
-            text=f"é\n\u2028 {i} {k} \ud800",
-            finish_reason=FinishReason.LENGTH if k else FinishReason.STOP,
-            weight_version=version,
-            seed=10 * i + k,
-        )
-        for k in range(n)
-    )
-
-
-class CountingEngine:
-    """Answers everything, and remembers what it was asked for."""
-
-    def __init__(self, salt: int = 0, dies_after: int | None = None) -> None:
-        self.asked, self.salt, self.dies_after = list[str](), salt, dies_after
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        version: int,
-        on_answer: OnAnswer | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        answers = {}
-        for i in random.Random(len(requests)).sample(range(len(requests)), len(requests)):  # as they arrive
-            if len(answers) == self.dies_after:
-                raise KeyboardInterrupt
-            self.asked.append(requests[i].prompt.id)
-            number = requests[i].seed // 10
-            answers[i] = completions(number, version, n=requests[i].n, salt=self.salt)
-            if on_answer:
-                on_answer(i, answers[i])
-        return [answers[i] for i in range(len(requests))]
 
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     with Journal(tmp_path / "journal") as journal:
         yield journal
-
-
-def reopened(journal: Journal) -> Journal:
-    journal.close()
-    return Journal(journal.folder)
-
-
-def bits(group: tuple[Completion, ...] | None) -> Any:
-    return [(c, [x.hex() for x in c.logp]) for c in group or ()]
 
 
 # ---- the file -----------------------------------------------------------------------------------------------
@@ -100,11 +35,11 @@ def test_entries_come_back_bit_for_bit(journal: Journal) -> None:
     journal.add(key(1, 4), completions(1, 4))
     with reopened(journal) as again:
         for i in range(5):
-            assert again.get(key(i)) == completions(i)
-            assert bits(again.get(key(i))) == bits(completions(i))
-        assert again.get(key(1, 4)) == completions(1, 4)
-        assert again.get(key(2, 4)) is None and again.get(key(1, 5)) is None
-        assert again.state() == {"entries": {"3": 5, "4": 1}}
+            assert entry(again, i) == completions(i)
+            assert bits(entry(again, i)) == bits(completions(i))
+        assert entry(again, 1, 4) == completions(1, 4)
+        assert entry(again, 2, 4) is None and entry(again, 1, 5) is None
+        assert again.state() == counted(v3=5, v4=1)
 
 
 @settings(max_examples=200)
@@ -115,19 +50,27 @@ def test_any_float_round_trips(value: float) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"weight_version": 4}, {"prompt": "p2"}, {"seed": 11}, {"n": 3}, {"temperature": 0.8}, {"max_new_tokens": 5}],
+    [
+        {"weight_version": 4},
+        {"policy": "another run's"},
+        {"prompt": "p2"},
+        {"seed": 11},
+        {"n": 3},
+        {"temperature": 0.8},
+        {"max_new_tokens": 5},
+    ],
 )
 def test_every_part_of_the_key_counts(journal: Journal, changed: dict[str, Any]) -> None:
     journal.add(key(1), completions(1))
-    assert journal.get(key(1)._replace(**changed)) is None
+    assert journal.get(key(1)._replace(**changed), "p1") is None
 
 
 def test_the_later_of_two_entries_counts(journal: Journal) -> None:
     journal.add(key(1), completions(1))
     journal.add(key(1), completions(1, salt=9))
     with reopened(journal) as again:
-        assert again.get(key(1)) == completions(1, salt=9)
-        assert again.state() == {"entries": {"3": 1}}
+        assert entry(again, 1) == completions(1, salt=9)
+        assert again.state() == counted(v3=1)
 
 
 def test_a_torn_tail_of_any_length_is_dropped_and_cut_off(journal: Journal) -> None:
@@ -140,12 +83,12 @@ def test_a_torn_tail_of_any_length_is_dropped_and_cut_off(journal: Journal) -> N
     for end in [*range(start, len(whole) - 3, 11), *range(len(whole) - 3, len(whole))]:
         file.write_bytes(whole[:end])
         with Journal(journal.folder) as torn:
-            assert torn.get(key(1)) == completions(1) and torn.get(key(2)) is None
+            assert entry(torn, 1) == completions(1) and entry(torn, 2) is None
             torn.add(key(7), completions(7))
-            assert torn.get(key(7)) == completions(7)
+            assert entry(torn, 7) == completions(7)
         with Journal(journal.folder) as again:
-            assert again.state() == {"entries": {"3": 3}}
-            assert [again.get(key(i)) for i in (0, 1, 7)] == [completions(i) for i in (0, 1, 7)]
+            assert again.state() == counted(v3=3)
+            assert [entry(again, i) for i in (0, 1, 7)] == [completions(i) for i in (0, 1, 7)]
 
 
 def test_reading_alone_changes_nothing(journal: Journal) -> None:
@@ -154,7 +97,7 @@ def test_reading_alone_changes_nothing(journal: Journal) -> None:
     file.write_bytes(file.read_bytes() + b'{"weight_version": 3, "pro')
     before = file.read_bytes()
     with reopened(journal) as again:
-        assert again.get(key(1)) == completions(1)
+        assert entry(again, 1) == completions(1)
     assert file.read_bytes() == before
 
 
@@ -181,7 +124,7 @@ def test_damage_in_the_middle_is_named(journal: Journal, damage: Any) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + damage(lines[1]) + lines[2])
     with reopened(journal) as again, pytest.raises(CheckpointError, match=r"version_3\.jsonl:2: "):
-        again.get(key(0))
+        entry(again, 0)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -199,12 +142,12 @@ def test_a_write_that_fails_leaves_no_torn_line(
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(type(error)):
         journal.add(key(1), completions(1))
-    assert journal.get(key(1)) is None
+    assert entry(journal, 1) is None
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: write(file, data[:7], offset))  # short writes
     shorter = tuple(dataclasses.replace(c, text="") for c in completions(2))
     journal.add(key(2), shorter)
     with reopened(journal) as again:
-        assert [again.get(key(i)) for i in range(3)] == [completions(0), None, shorter]
+        assert [entry(again, i) for i in range(3)] == [completions(0), None, shorter]
 
 
 def test_two_processes_never_append_at_once(journal: Journal) -> None:
@@ -225,7 +168,7 @@ def test_what_could_not_be_read_is_never_written(journal: Journal) -> None:
         journal.add(key(1), (one, dataclasses.replace(two, logp=(float("nan"),) * 4)))
     with pytest.raises(ValueError, match="1 completions"):
         journal.add(key(1), (one,))
-    assert journal.get(key(1)) is None
+    assert entry(journal, 1) is None
 
 
 # ---- the checkpoint -----------------------------------------------------------------------------------------
@@ -256,11 +199,11 @@ def test_pruning_is_no_loss(journal: Journal) -> None:
     state = journal.state()
     journal.prune(5)
     assert sorted(p.name for p in journal.folder.glob("version_*")) == ["version_12.jsonl", "version_5.jsonl"]
-    assert journal.get(key(1, 3)) is None and journal.get(key(1, 5)) == completions(1, 5)
+    assert entry(journal, 1, 3) is None and entry(journal, 1, 5) == completions(1, 5)
     journal.prune(4)  # what is gone stays known to be gone
     with reopened(journal) as again:
         again.check(state)
-        assert again.state() == {"entries": {"5": 1, "12": 1}}
+        assert again.state() == counted(v5=1, v12=1)
         (again.folder / "version_12.jsonl").unlink()
     with Journal(journal.folder) as again, pytest.raises(CheckpointError, match="version_12"):
         again.check(state)
@@ -283,7 +226,7 @@ journal = Journal(folder)
 for i in range(start, 10**6):
     done = Completion("p", 0, (i,), (-1 / (3 + i),), str(i % 10) * length, FinishReason.STOP, 0, i)
     print(f"{i} begins", flush=True)
-    journal.add(Key(0, "p", i, 1, 1.0, 1), (done,))
+    journal.add(Key(0, "w", "p", i, 1, 1.0, 1), (done,))
     print(f"{i} done", flush=True)
 """
 
@@ -314,7 +257,7 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
             assert held >= start + len(done)
             assert held <= start + len(done) + 1
             for i in range(start, held):
-                (found,) = journal.get(Key(0, "p", i, 1, 1.0, 1)) or (None,)
+                (found,) = journal.get(Key(0, "w", "p", i, 1, 1.0, 1), "p") or (None,)
                 assert found and found.logp == (-1 / (3 + i),) and found.text == str(i % 10) * length
         start = held
     print(f"{start} entries, {torn} torn tails")
@@ -323,69 +266,3 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
 
 def total(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("version_*"))
-
-
-# ---- the engine ---------------------------------------------------------------------------------------------
-
-
-def generate(
-    journal: Journal, engine: CountingEngine, num: int, replay: Any = "journal", version: int = 3
-) -> tuple[JournalledEngine, list[tuple[Completion, ...]], dict[int, Any], list[int]]:
-    pushed, arrived = list[int](), dict[int, Any]()
-    journalled = JournalledEngine(engine, journal, replay=replay, before_sampling=pushed.append)
-    answers = journalled.generate(
-        [request(i) for i in range(num)], version=version, on_answer=arrived.setdefault, **SETTINGS
-    )
-    return journalled, answers, arrived, pushed
-
-
-def test_only_what_is_missing_is_asked_for(journal: Journal) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        generate(journal, CountingEngine(dies_after=5), 8)
-    assert journal.state() == {"entries": {"3": 5}}
-    first = CountingEngine()
-    engine, answers, arrived, pushed = generate(reopened(journal), first, 8)
-    assert len(first.asked) == 3 and (engine.replayed, engine.sampled) == (5, 3) and pushed == [3]
-    assert [bits(a) for a in answers] == [bits(completions(i)) for i in range(8)]
-    assert [arrived[i] for i in range(8)] == answers
-    assert engine.comparison == Comparison()
-
-
-def test_a_journalled_rollout_needs_no_server(journal: Journal) -> None:
-    _, before, _, pushed = generate(journal, CountingEngine(), 8)
-    assert pushed == [3]
-    again = CountingEngine(salt=1)
-    engine, after, arrived, pushed = generate(journal, again, 8)
-    assert after == before and not again.asked and not pushed
-    assert (engine.replayed, engine.sampled, len(arrived)) == (8, 0, 8)
-    other = CountingEngine()
-    generate(journal, other, 8, version=4)  # other weights are other requests
-    assert len(other.asked) == 8
-
-
-def test_live_compares_and_replaces(journal: Journal) -> None:
-    generate(journal, CountingEngine(), 4)
-    same, answers, _, pushed = generate(journal, CountingEngine(), 6, "live")
-    assert same.comparison == Comparison(answers=8, identical_answers=8, tokens=32, equal_tokens=32)
-    assert (same.replayed, same.sampled) == (0, 6) and pushed == [3] and len(answers) == 6
-    other, answers, _, _ = generate(journal, CountingEngine(salt=1), 6, "live")
-    assert (other.comparison.answers, other.comparison.tokens) == (12, 48)
-    assert other.comparison.identical_answers == 0 and other.comparison.equal_tokens < 5
-    with reopened(journal) as again:
-        assert [again.get(key(i)) for i in range(6)] == answers == [completions(i, salt=1) for i in range(6)]
-
-
-def test_equal_tokens_end_at_the_first_difference() -> None:
-    def answer(*ids: int) -> Completion:
-        return Completion("p", 0, ids, (-1.0,) * len(ids), "", FinishReason.STOP, 0, 0)
-
-    comparison = Comparison()
-    comparison.add(answer(1, 2, 3, 4), answer(1, 2, 9, 4))
-    comparison.add(answer(1, 2), answer(1, 2))
-    comparison.add(answer(5, 6, 7), answer(5, 6))
-    assert comparison == Comparison(answers=3, identical_answers=1, tokens=9, equal_tokens=6)
-
-
-def test_nothing_asked(journal: Journal) -> None:
-    _, answers, _, pushed = generate(journal, CountingEngine(), 0)
-    assert answers == [] and not pushed

@@ -1,0 +1,139 @@
+"""An engine over another one and a journal: what was asked before is answered from disk, everything else anew."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+from r1mega.rollout.engine import Engine, OnAnswer, Request
+from r1mega.rollout.journal import Journal
+from r1mega.rollout.segment import Key
+from r1mega.samples import Completion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Comparison:
+    """Answers that were sampled again, against those that the journal held for the same requests."""
+
+    answers: int = 0
+    identical_answers: int = 0
+    """Of them, those with the same tokens from first to last."""
+    tokens: int = 0
+    """Of the journalled answers."""
+    equal_tokens: int = 0
+    """Of them, those before the first difference."""
+
+    def add(self, before: Completion, again: Completion) -> None:
+        pairs = zip(before.token_ids, again.token_ids, strict=False)
+        self.answers += 1
+        self.identical_answers += before.token_ids == again.token_ids
+        self.tokens += len(before.token_ids)
+        self.equal_tokens += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+class JournalledEngine:
+    """An `Engine` over another one and a journal."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        *,
+        policies: Callable[[int], tuple[str, ...]],
+        replay: Literal["journal", "live"],
+        before_sampling: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Nothing is asked of either yet.
+
+        Args:
+            policies: weight version -> whose answers count: under the first new ones are journalled, under the others
+                those of the runs that this one repeats.
+            replay: "journal" asks the inner engine only for what the journal lacks; "live" asks it for everything
+                and compares. New answers replace journalled ones.
+            before_sampling: called with the weight version before the inner engine is asked for anything: the
+                place to push the weights, since a rollout that is all in the journal needs no server.
+        """
+        self._engine, self._journal, self._policies, self._replay = engine, journal, policies, replay
+        self._before_sampling = before_sampling
+        self.replayed = self.sampled = 0
+        """Requests of the last `generate` that the journal answered, and that the inner engine did."""
+        self.stale = 0
+        """Of those that the inner engine answered: how many had a journalled answer of another prompt or other
+        weights under the same seed and settings, which was not used."""
+        self.comparison = Comparison()
+        """Of the last `generate`; all 0 where nothing was sampled again."""
+        if replay == "journal" and (num := journal.drop_what_was_not_resampled()):
+            log.warning("journal: %d answers dropped: the ones before them have been sampled again and differ", num)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        version: int,
+        on_answer: OnAnswer | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Engine.generate`; answers from the journal arrive before all others."""
+        keys, *earlier = (
+            [
+                Key.of(r, temperature=temperature, max_new_tokens=max_new_tokens, version=version, policy=policy)
+                for r in requests
+            ]
+            for policy in self._policies(version)
+        )
+
+        def journalled(index: int) -> tuple[Completion, ...] | None:
+            tried = (self._journal.get(of[index], requests[index].prompt.id) for of in (keys, *earlier))
+            return next((known for known in tried if known is not None), None)
+
+        on_answer = on_answer or (lambda *_: None)
+        self.comparison = Comparison()
+        answers: dict[int, tuple[Completion, ...]] = {}
+        if self._replay == "journal":
+            for index in range(len(requests)):
+                if (known := journalled(index)) is not None:
+                    answers[index] = known
+                    on_answer(index, known)
+        missing = [index for index in range(len(requests)) if index not in answers]
+        self.replayed, self.sampled = len(answers), len(missing)
+        self.stale = sum(self._journal.holds_another(keys[i]) and journalled(i) is None for i in missing)
+        if self.stale:
+            log.warning(
+                "step %d: %d journalled answers are of other prompts or weights than are asked now: sampled anew",
+                version, self.stale,
+            )  # fmt: skip
+        if not missing:
+            return [answers[index] for index in range(len(requests))]
+
+        def record(position: int, completions: tuple[Completion, ...]) -> None:
+            index = missing[position]
+            if self._replay == "live" and (before := journalled(index)) is not None:
+                for pair in zip(before, completions, strict=True):
+                    self.comparison.add(*pair)
+            self._journal.add(keys[index], completions)
+            answers[index] = completions
+            on_answer(index, completions)
+
+        if self._replay == "journal" and (num := self._journal.drop_after(version)):
+            log.warning(
+                "journal: %d answers of the weights after step %d dropped: some of this step's are missing, and "
+                "what is sampled now may lead to other weights", num, version,
+            )  # fmt: skip
+        self._before_sampling(version)
+        try:
+            self._engine.generate(
+                [requests[index] for index in missing],
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                version=version,
+                on_answer=record,
+            )
+        finally:
+            if self.comparison.identical_answers < self.comparison.answers:
+                self._journal.resampled(version)
+            self._journal.sync()
+        return [answers[index] for index in range(len(requests))]

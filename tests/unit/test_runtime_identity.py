@@ -1,0 +1,374 @@
+"""Models, data and runs are known by what they hold: not by path, name or size, and whoever moves or copies them."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from r1mega.config.cluster import Cluster
+from r1mega.config.load import load, load_stage
+from r1mega.config.schema import GRPO, SFT
+from r1mega.errors import CheckpointError, RunDirError
+from r1mega.runtime import digests, run_dir
+from r1mega.runtime.digests import Digests
+from r1mega.runtime.provenance import Lineage
+from r1mega.runtime.run_dir import RunDir
+from r1mega.stages.saving import refuse_another_runs
+
+ROOT = Path(__file__).parents[2]
+BASE, RL, SFT_CONFIG = (
+    ROOT / "configs/tiny" / n for n in ("r1_zero/0_base.toml", "r1_zero/1_rl.toml", "sft/1_qwen2.toml")
+)
+CLUSTER = Cluster(device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = {f"layer.{i}": torch.randn(3, 4, generator=generator) for i in range(4)}
+    return made | {"bytes": torch.arange(6, dtype=torch.uint8), "empty": torch.zeros(0, 3)}
+
+
+def model(folder: Path, weights: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors() if weights is None else weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 4, **config}))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+# ---- digests ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_model_elsewhere_and_in_other_files_is_the_same(tmp_path: Path):
+    one = model(tmp_path / "one")
+    want = Digests().of(one)
+    other = shutil.copytree(one, tmp_path / "deep/other name")
+    (other / "config.json").write_text(json.dumps({"hidden_size": 4, "model_type": "qwen2"}, indent=8))
+    (other / "README.md").write_text("words")
+    assert Digests().of(other) == want
+    names = sorted(tensors())
+    for i, some in enumerate((names[:2], names[2:])):
+        shard = {name: tensors()[name] for name in some}
+        save_file(shard, other / f"model-{i}.safetensors", metadata={"format": "pt", "other": "words"})
+    (other / "model.safetensors").unlink()
+    index = {"weight_map": {n: f"model-{int(n in names[2:])}.safetensors" for n in names}}
+    (other / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(tensors(5), other / "consolidated.safetensors")  # the index does not name it: nobody reads it
+    assert Digests().of(other) == want
+
+
+def changed_models() -> dict[str, Any]:
+    t = tensors()
+    bit = t["layer.1"].clone().view(torch.int32)
+    bit[2, 3] ^= 1
+    return {
+        "one bit": {**t, "layer.1": bit.view(torch.float32)},
+        "a name": {("layer.9" if k == "layer.3" else k): v for k, v in t.items()},
+        "two exchanged": {**t, "layer.0": t["layer.1"], "layer.1": t["layer.0"]},
+        "a shape": {**t, "layer.2": t["layer.2"].view(4, 3)},
+        "a dtype": {**t, "layer.2": t["layer.2"].view(torch.int32)},
+        "one less": {k: v for k, v in t.items() if k != "empty"},
+    }
+
+
+@pytest.mark.parametrize("what", changed_models())
+def test_other_weights_of_the_same_size_are_another_model(tmp_path: Path, what: str):
+    one, other = model(tmp_path / "one"), model(tmp_path / "other", changed_models()[what])
+    assert Digests().of(one) != Digests().of(other)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json"])
+def test_what_makes_other_answers_of_the_weights_is_another_model(tmp_path: Path, file: str):
+    folder = model(tmp_path / "one")
+    before = Digests().of(folder)
+    (folder / file).write_text('{"eos_token_id": 7}')
+    assert Digests().of(folder) != before
+
+
+def test_other_files_and_folders(tmp_path: Path):
+    assert Digests().of(tmp_path / "absent") == ""
+    rows, more = tmp_path / "rows.jsonl", tmp_path / "more.jsonl"
+    rows.write_text("one\n")
+    more.write_text("one\n")
+    assert Digests().of(rows) == Digests().of(more) != ""
+    more.write_text("two\n")
+    assert Digests().of(rows) != Digests().of(more)
+    broken = tmp_path / "m.safetensors"  # its reader says what is wrong with it
+    broken.write_bytes(b"\xff" * 40)
+    before = Digests().of(broken)
+    broken.write_bytes(b"\xff" * 41)
+    assert Digests().of(broken) != before
+    megatron = tmp_path / "checkpoint"
+    megatron.mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (megatron / name).write_text(name)
+    before = Digests().of(megatron)
+    (megatron / "__0_0.distcp").write_text("__0_1.distcp")
+    assert Digests().of(megatron) != before
+
+
+def test_a_large_file_is_hashed_once_until_its_size_time_or_inode_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(digests, "KEPT_BYTES", 1)
+    hashed: list[str] = []
+    real = digests._hash_piece
+    monkeypatch.setattr(digests, "_hash_piece", lambda path, piece: hashed.append(path.name) or real(path, piece))
+
+    def asked(*, verify: bool = False) -> tuple[str, int]:
+        hashed.clear()
+        return Digests(tmp_path / "run", verify=verify).of(tmp_path / "one"), len(hashed)
+
+    folder = model(tmp_path / "one")
+    file = folder / "model.safetensors"
+    first, num = asked()
+    assert num == 6 and asked() == (first, 6)  # changed a moment ago: it may change again within its clock's tick
+    os.utime(file, ns=(1, 10**18 + 1))
+    assert asked() == (first, 6) and asked() == (first, 0)
+    assert json.loads((tmp_path / "cache/r1mega/digests.json").read_text())
+    shutil.rmtree(tmp_path / "cache")  # another home: the run remembers
+    assert asked() == (first, 0)
+    os.utime(file, ns=(1, 10**18 + 2))
+    assert asked() == (first, 6)
+    shutil.copy2(file, folder / "copy")
+    (folder / "copy").replace(file)  # size and time are the same
+    assert file.stat().st_mtime_ns == 10**18 + 2 and asked() == (first, 6) and asked() == (first, 0)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # in place, and its time put back: only a second look can tell
+    with file.open("r+b") as handle:
+        handle.write(content)
+    os.utime(file, ns=(1, 10**18 + 2))
+    assert asked() == (first, 0)
+    second, num = asked(verify=True)
+    assert second != first and num == 6
+    assert asked() == (second, 0)
+
+
+def test_a_home_that_cannot_be_written_costs_a_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(digests, "KEPT_BYTES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    folder = model(tmp_path / "one")
+    os.utime(folder / "model.safetensors", ns=(1, 10**18))
+    assert Digests().of(folder) == Digests().of(folder)
+
+
+# ---- a run and its inputs -----------------------------------------------------------------------------------
+
+
+def rl(base: Path, *overrides: str) -> GRPO:
+    stage = load_stage(RL, [f"model.path={base}", *overrides])
+    assert isinstance(stage, GRPO)
+    return stage
+
+
+def begin(path: Path, stage: Any, **options: Any) -> Lineage:
+    run = RunDir(path, stage, CLUSTER, resume=True, **options)
+    (path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    found = run.lineage
+    run.close()
+    return found
+
+
+def test_the_same_weights_elsewhere_are_no_change_and_others_in_place_are(tmp_path: Path):
+    base = model(tmp_path / "checkout/base")
+    before = begin(tmp_path / "checkout/run", rl(base))
+    shutil.move(tmp_path / "checkout", tmp_path / "moved")
+    base = tmp_path / "moved/base"
+    assert begin(tmp_path / "moved/run", rl(base)) == before
+    recorded = json.loads((tmp_path / "moved/run/config.json").read_text())
+    assert recorded["stage"]["model"]["path"] == str(base)
+    model(base, changed_models()["one bit"])
+    with pytest.raises(RunDirError, match=r"changed:\n  model.path: other content than the run began with \(digest "):
+        begin(tmp_path / "moved/run", rl(base))
+    shutil.rmtree(base)
+    with pytest.raises(RunDirError, match=r"model.path: other content .* -> not there\): /other, then .*/moved/base"):
+        begin(tmp_path / "moved/run", rl(Path("/other")))
+
+
+def test_questions_are_compared_by_content(tmp_path: Path):
+    base, own = model(tmp_path / "base"), tmp_path / "own.jsonl"
+    own.write_text("1\n")
+    first = begin(tmp_path / "run", rl(base, f"questions={own}"))
+    other = tmp_path / "elsewhere.jsonl"
+    other.write_text("1\n")
+    assert begin(tmp_path / "run", rl(base, f"questions={other}")) == first
+    other.write_text("2\n")
+    with pytest.raises(RunDirError, match="questions: other content"):
+        begin(tmp_path / "run", rl(base, f"questions={other}"))
+    with pytest.raises(RunDirError, match=r"questions: '.*own.jsonl' -> None|questions: '.*elsewhere.jsonl' -> None"):
+        begin(tmp_path / "run", rl(base))
+    assert begin(tmp_path / "another", rl(base, f"questions={other}")).recipe != first.recipe
+
+
+def test_a_recipe_is_settings_and_data_and_no_path(tmp_path: Path):
+    base = model(tmp_path / "base")
+    mine = begin(tmp_path / "a", rl(base))
+    assert len(mine.runs) == 1 and len(mine.runs[0]) == 16
+    same = begin(
+        tmp_path / "b",
+        rl(model(tmp_path / "x/y"), "save.keep_last=9", "batch.chunk_tokens=2048", "wandb.mode=disabled"),
+    )
+    assert (same.start, same.recipe) == (mine.start, mine.recipe) and same.runs != mine.runs
+    for other in ("seed=4", "optimizer.lr=9e-4", "template=r1_zero", "evaluation.seed=1", "sampling.temperature=0.5"):
+        assert begin(tmp_path / other, rl(base, other)).recipe != mine.recipe
+    longer = begin(
+        tmp_path / "c", rl(base, "num_steps=400", "optimizer.schedule=constant", "optimizer.warmup_steps=0")
+    )
+    still = begin(
+        tmp_path / "d", rl(base, "num_steps=440", "optimizer.schedule=constant", "optimizer.warmup_steps=0")
+    )
+    assert longer.recipe == still.recipe
+
+
+def test_what_sft_learns_from_may_be_gone_and_what_validates_may_not_be_exchanged(tmp_path: Path):
+    base, mine, theirs = model(tmp_path / "base"), tmp_path / "mine.jsonl", tmp_path / "theirs.jsonl"
+    mine.write_text("1\n")
+    theirs.write_text("2\n")
+    stage = load_stage(SFT_CONFIG, [f"model.path={base}", f"data.files=['{mine}']"])
+    assert isinstance(stage, SFT)
+    validated = stage.model_copy(
+        update={
+            "validation": stage.validation and stage.validation.model_copy(update={"files": (theirs,), "share": 0.0})
+        }
+    )
+    begin(tmp_path / "run", validated)
+    mine.write_text("3\n")  # the stage holds the tokens of these against the checkpoint's
+    begin(tmp_path / "run", validated)
+    mine.unlink()
+    begin(tmp_path / "run", validated)
+    theirs.write_text("4\n")
+    with pytest.raises(RunDirError, match=r"validation.files: other content"):
+        begin(tmp_path / "run", validated)
+
+
+def test_a_copy_of_a_run_goes_on_as_a_run_of_its_own(tmp_path: Path):
+    base = model(tmp_path / "base")
+    begun = begin(tmp_path / "run", rl(base))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copied = begin(tmp_path / "copy", rl(base))
+    assert copied.runs[1:] == begun.runs and copied.runs[0] != begun.runs[0]
+    assert copied.recipe == begun.recipe
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert begin(tmp_path / "moved", rl(base)) == begun
+    # Steps before the copy are both runs', those after it are each one's own.
+    assert set(copied.policies(4)) > set(begun.policies(4)) and copied.policies(4)[0] not in begun.policies(4)
+    assert copied.policies(0) == begun.policies(0)
+
+
+def test_a_run_of_an_older_version_goes_on_and_its_paths_are_compared(tmp_path: Path):
+    base = model(tmp_path / "base")
+    begin(tmp_path / "run", rl(base))
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps({"parts": record["parts"]}))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    for newer in ("duplicates", "too_long", "max_prompt_tokens"):  # settings that it did not know
+        del config["stage"][newer]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    with pytest.raises(RunDirError, match=r"model.path: '.*base' -> '.*other'"):
+        begin(tmp_path / "run", rl(model(tmp_path / "other")))
+    with pytest.raises(RunDirError, match="too_long: 'error' -> 'drop'"):
+        begin(tmp_path / "run", rl(base, "too_long=drop"))
+    lineage = begin(tmp_path / "run", rl(base))
+    assert begin(tmp_path / "run", rl(base)) == lineage
+    assert len(json.loads((tmp_path / "run/run.json").read_text())["parts"]) == 3
+
+
+def test_verify_inputs_finds_what_was_exchanged_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(digests, "KEPT_BYTES", 1)
+    base = model(tmp_path / "base")
+    file = base / "model.safetensors"
+    os.utime(file, ns=(1, 10**18))
+    begin(tmp_path / "run", rl(base))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    with file.open("r+b") as handle:
+        handle.write(content)
+    os.utime(file, ns=(1, 10**18))
+    begin(tmp_path / "run", rl(base))
+    with pytest.raises(RunDirError, match=r"model.path: other content than the run began with"):
+        begin(tmp_path / "run", rl(base), verify_inputs=True)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
+    base = model(tmp_path / "base")
+    begin(tmp_path / "a", rl(base))
+    begin(tmp_path / "b", rl(base))
+    a, b = (RunDir(tmp_path / n, rl(base), CLUSTER, resume=True) for n in ("a", "b"))
+    refuse_another_runs(a, a.checkpoint(4), {"policy": a.lineage.policy(4)})
+    refuse_another_runs(a, a.checkpoint(4), {})  # of an older version
+    with pytest.raises(CheckpointError, match=rf"step_4: saved by run {b.lineage.runs[0]}, and .*/a holds run"):
+        refuse_another_runs(a, a.checkpoint(4), {"policy": b.lineage.policy(4)})
+    a.repeat(b.lineage)
+    a.repeat(b.lineage)
+    assert a.lineage.runs == (json.loads((tmp_path / "a/run.json").read_text())["run"], *b.lineage.runs)
+    refuse_another_runs(a, a.checkpoint(4), {"policy": b.lineage.policy(4)})
+    a.close()
+    b.close()
+
+
+# ---- who waits, and what is a user's own --------------------------------------------------------------------
+
+
+def test_other_ranks_wait_while_rank_0_shows_that_it_is_hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_dir, "JOIN_TIMEOUT_S", 0.5)
+    with pytest.raises(RunDirError, match=r"rank 0 did not open this run directory within 0.5 s"):
+        RunDir.join(tmp_path)
+    opening, beats = tmp_path / run_dir.OPENING, iter(range(6))
+
+    def sleep(_: float) -> None:
+        """Rank 0, seen through the other's waiting: it beats for longer than the timeout, then is done."""
+        real(0.2)
+        if (beat := next(beats, None)) is not None:
+            opening.touch()
+            os.utime(opening, ns=(1, 10**18 + beat))
+            (tmp_path / "config.json").write_text("{}")
+        else:
+            opening.unlink(missing_ok=True)
+
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", sleep)
+    RunDir.join(tmp_path)
+    assert next(beats, None) is None  # and not before, though a config.json of an earlier part was there
+
+
+def test_files_that_are_no_steps_are_left_alone(tmp_path: Path):
+    run = RunDir(tmp_path, *load(BASE, "laptop"), resume=False)
+    kept = {
+        "samples": [
+            "step_backup.jsonl",
+            "step_.jsonl",
+            "step_9.jsonl.bak",
+            "step_09.jsonl",
+            "step_9_mine.jsonl",
+            "notes",
+        ],
+        "checkpoints": ["step_best", "step_9.bak", ".step_notes", "step_09", "mine"],
+        "hf_steps": ["step_final", "step_9_kept", ".step_x.tmp", "step_-9"],
+        "journal": ["version_old.jsonl"],
+    }
+    taken = {"samples": ["step_9.jsonl"], "checkpoints": [".step_9.a1.tmp"], "hf_steps": ["step_9", ".step_9.1.tmp"]}
+    for folder, names in [*kept.items(), *taken.items()]:
+        for name in names:
+            place = tmp_path / folder / name
+            if folder in ("samples", "journal"):
+                place.parent.mkdir(exist_ok=True)
+                place.write_text("{}\n")
+            else:
+                place.mkdir(parents=True)
+    assert run.saved_steps() == [] and not run_dir.holds_work(tmp_path)
+    run.rewind(5)
+    run.prune_checkpoints(1)
+    for folder, names in kept.items():
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == sorted(names)
+    run.close()
