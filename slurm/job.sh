@@ -70,9 +70,10 @@ say_grace() { # RUN_DIR: what a preemption leaves of this run
   if ((grace == 0)); then
     say "partition $SLURM_JOB_PARTITION preempts without grace (GraceTime=0), so nothing is saved then: the run goes" \
       "back to its last checkpoint, which save.every_steps places"
+    [[ $mode == *REQUEUE* ]] || say "nor does such a job come back (PreemptMode=$mode): submit again with --run-dir $1"
   elif [[ $took == unfinished ]]; then
     say "GraceTime=$grace of partition $SLURM_JOB_PARTITION is what a preempted run has to save; the last time that" \
-      "this run was asked to leave it was killed before it had saved: set a smaller save.every_steps"
+      "this run was asked to leave it was killed before it had saved: it may go back to its last checkpoint, which save.every_steps places"
   elif [[ -n $took ]] && ((took > grace)); then
     say "GraceTime=$grace of partition $SLURM_JOB_PARTITION is too short for a save: to end a step and save took this" \
       "run $took s the last time; preempted, it goes back to its last checkpoint, which save.every_steps places"
@@ -87,7 +88,8 @@ kept_of() { # RUN_DIR: a number that is another one once there is more to go on 
   (
     cd "$1" 2>/dev/null || exit 0
     find checkpoints journal summary.json -maxdepth 2 \
-      \( -name 'step_*' -printf '%p\n' -o -name '*.jsonl' -printf '%p %s\n' -o -name summary.json -print \) 2>/dev/null
+      \( -name 'step_*' -printf '%p\n' -o -name '*.jsonl' -printf '%p %s\n' -o -name summary.json -print \) 2>/dev/null ||
+      true
   ) | sort | cksum | tr ' ' :
 }
 
