@@ -102,6 +102,16 @@ def test_all_log_probabilities_are_at_the_temperature_of_sampling(plain: Run):
     )
 
 
+def test_mini_batches_are_drawn_at_random_anew_in_every_rollout(plain: Run):
+    drawn = []
+    for version, rollout in plain.engines.rollouts().items():
+        answers = [a.request.prompt.token_ids + c.token_ids for a in rollout for c in a.answers]
+        first = [call for call in plain.policies[0].calls if call.verb == "forward_backward"][version]
+        drawn.append([answers.index(d.token_ids) for d in first.documents])
+    assert len({tuple(sorted(places)) for places in drawn}) == 3
+    assert all(places != sorted(places) for places in drawn)
+
+
 def test_without_a_kl_term_there_is_no_reference(base: Path, tmp_path: Path):
     run = Run(tmp_path / "run").start(base, {"objective": {"kl_coef": 0.0}, "num_steps": 4})
     calls = run.policies[0].calls
