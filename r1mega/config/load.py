@@ -193,7 +193,8 @@ def _describe(section: type[Section], item: dict[str, Any]) -> str:
         return f"{where}: unknown key{_nearest(str(item['loc'][-1]), fields)}; valid: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{where}: missing"
-    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (got {item['input']!r})"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {said[0].lower()}{said[1:]} (got {item['input']!r})"
 
 
 def _fields_at(section: Any, loc: tuple[Any, ...]) -> list[str]:

@@ -1,5 +1,6 @@
 """Data files read as the stage would read them, before anything starts; what was found good is remembered."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,8 +10,10 @@ from r1mega.config.schema import GRPO, SFT, Conversations, Evaluate, Pretrain, S
 from r1mega.data.conversations import Conversation, Source
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import questions
+from r1mega.errors import ConfigError, DataError
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
+from r1mega.preflight.weights import missing_tokenizer
 from r1mega.runtime.progress import Bar
 
 AT_ONCE = 512
@@ -35,9 +38,21 @@ def check_data(stage: Stage, spec: ModelSpec | None, *, brief: bool) -> None:
         _questions(stage, tokenizer)
 
 
+@contextlib.contextmanager
+def _of(setting: str, files: Sequence[Path]) -> Iterator[None]:
+    """What is wrong with a file names the setting that names it."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if not any(str(file) in str(error) for file in files):
+            raise
+        raise type(error)(f"{setting}: {error}") from error
+
+
 def _tokenizer_folder(stage: Stage) -> Path | None:
+    """Where the tokenizer is, if it is there."""
     folder = stage.model.path
-    return folder if folder is not None and (folder / "tokenizer_config.json").is_file() else None
+    return folder if folder is not None and not missing_tokenizer(stage, folder) else None
 
 
 def _tokenizer_digest(folder: Path | None) -> list[Any]:
@@ -54,15 +69,16 @@ def _questions(stage: Pretrain | GRPO | Evaluate, tokenizer: Path | None) -> Non
     key = verdicts.key("questions", settings, verdicts.digest([file] if file else []), _tokenizer_digest(tokenizer))
     if verdicts.known(key):
         return
-    if isinstance(stage, Pretrain):
-        for task in stage.tasks:
-            questions([task], 1, stage.seed, exclude=HELD_OUT)
-    elif isinstance(stage, Evaluate):
-        questions(stage.tasks, stage.evaluation.num_questions, stage.evaluation.seed, exclude=TRAINED_ON)
-    else:
-        from r1mega.stages.questions import ask, ask_without_tokens
+    with _of("questions", [file] if file else []):
+        if isinstance(stage, Pretrain):
+            for task in stage.tasks:
+                questions([task], 1, stage.seed, exclude=HELD_OUT)
+        elif isinstance(stage, Evaluate):
+            questions(stage.tasks, stage.evaluation.num_questions, stage.evaluation.seed, exclude=TRAINED_ON)
+        else:
+            from r1mega.stages.questions import ask, ask_without_tokens
 
-        ask(stage) if tokenizer is not None else ask_without_tokens(stage)
+            ask(stage) if tokenizer is not None else ask_without_tokens(stage)
     verdicts.keep(key, f"the questions of a {stage.stage} stage")
 
 
@@ -98,16 +114,17 @@ def _conversations(stage: SFT, spec: ModelSpec | None, tokenizer: Path | None, *
     for name, of in sources:
         counts = {"conversations": 0, "dropped": 0, "truncated": 0}
         validated = {"conversations": 0, "dropped": 0, "truncated": 0}
-        for some in _batches(f"reading {name}", of):
-            encoded = chat.encode(some) if chat is not None else [None] * len(some)
-            for row, tokens in zip(some, encoded, strict=True):
-                mine = validated if name == "data" and held_out(row, share, stage.seed) else counts
-                mine["conversations"] += 1
-                if tokens is not None:
-                    fit(tokens, stage, row.where, mine)
-        refuse_nothing_left("train" if name == "data" else name, counts, stage)
-        if name == "data" and share:
-            refuse_nothing_left("validation", validated, stage)
+        with _of(name, [*of.files, *([Path(of.dataset)] if of.dataset else [])]):
+            for some in _batches(f"reading {name}", of):
+                encoded = chat.encode(some) if chat is not None else [None] * len(some)
+                for row, tokens in zip(some, encoded, strict=True):
+                    mine = validated if name == "data" and held_out(row, share, stage.seed) else counts
+                    mine["conversations"] += 1
+                    if tokens is not None:
+                        fit(tokens, stage, row.where, mine)
+            refuse_nothing_left("train" if name == "data" else name, counts, stage)
+            if name == "data" and share:
+                refuse_nothing_left("validation", validated, stage)
     verdicts.keep(key, f"conversations of {', '.join(map(str, [*files, *folders]))}")
 
 

@@ -7,7 +7,11 @@ from r1mega.errors import ConfigError
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 
-TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+
+def missing_tokenizer(stage: Stage, folder: Path) -> list[str]:
+    """Files of the tokenizer that a stage needs and `folder` lacks; the engine reads no other than the fast one."""
+    wanted = ["tokenizer_config.json", *(["tokenizer.json"] if isinstance(stage, GRPO | Evaluate) else [])]
+    return [name for name in wanted if not (folder / name).is_file()]
 
 
 def check_weights(stage: Stage, spec: ModelSpec) -> None:
@@ -24,7 +28,7 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
     folder = stage.model.path
     if folder is None or not folder.exists():
         return
-    absent = [name for name in TOKENIZER if not (folder / name).is_file()]
+    absent = missing_tokenizer(stage, folder)
     if (folder / ".metadata").is_file():
         from r1mega.trainer.manifest import read_model_fields
 

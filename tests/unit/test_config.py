@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from r1mega import cli
 from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
 from r1mega.config.schema import GRPO, SFT, Conversations, Pretrain, TemplateName
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
+from r1mega.preflight import verdicts
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -19,8 +22,9 @@ BASE, RL = TINY / "0_base.toml", TINY / "1_rl.toml"
 
 
 @pytest.fixture(autouse=True)
-def _in_root(monkeypatch: pytest.MonkeyPatch):
+def _in_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(verdicts, "cache_dir", lambda: tmp_path / "cache")
 
 
 @pytest.fixture
@@ -93,6 +97,63 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         assert part in fault(RL, model, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model.path=", "model.path: is empty: give a value, or leave the setting out"),
+        ("questions=''", "questions: is empty"),
+        ("wandb.project='  '", "wandb.project: is empty"),
+        ("tasks.0.params={min_terms=''}", "tasks.0.params.min_terms: is empty"),
+        ("template=''", "template: is empty"),
+        ("num_steps=true", "num_steps: should be a number, written without quotes (got True)"),
+        ("num_steps=false", "num_steps: should be a number"),
+        ("num_steps='8'", "num_steps: should be a number, written without quotes (got '8')"),
+        ("optimizer.lr=true", "optimizer.lr: should be a number"),
+        ("save.asynchronous=0", "save.asynchronous: should be true or false (got 0)"),
+        ("save.asynchronous=no", "save.asynchronous: should be true or false (got 'no')"),
+        ("sampling.max_new_tokens=0", "sampling.max_new_tokens: input should be greater than 0 (got 0)"),
+        ("objective.kl_estimator=k1", "does not depend on the reference, so it would hold nothing near it; k2 has"),
+        ("stage=false", "stage = False is not a stage"),
+        ("stage=''", "stage = '' is not a stage"),
+        ("evaluation={}", "evaluation.every_steps: missing"),
+        ("questions=false", "questions: input is not a valid path"),
+    ],
+)
+def test_what_is_falsy_is_given_and_no_kind_is_read_as_another(model: str, override: str, part: str):
+    assert part in fault(RL, model, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("data={files=[],max_tokens=96}", "data: give files (JSONL or parquet), or dataset"),
+        ("data.dataset=''", "data.dataset: is empty"),
+        ("validation={share=0.0,every_steps=4}", "validation: give files or dataset"),
+        ("validation=false", "validation: input should be a valid"),
+        ("chat_template=''", "chat_template: is empty"),
+    ],
+)
+def test_the_same_of_conversations(model: str, override: str, part: str):
+    assert part in fault(TINY.parent / "sft/1_qwen2.toml", model, override)
+
+
+def test_the_same_of_a_cluster_file_and_a_pipeline(tmp_path: Path):
+    for override, part in (
+        ("trainer.pipeline=''", "trainer.pipeline: is empty"),
+        ("trainer.sp=1", "trainer.sp: should be true or false"),
+        ("trainer.etp=0", "trainer.etp: input should be greater than 0"),
+        ("rollout.launch=['']", "rollout.launch.0: is empty"),
+        ("gpu_memory_gib=0", "gpu_memory_gib: input should be greater than 0"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            load_cluster("laptop", [override])
+        assert part in str(raised.value)
+    chain = tmp_path / "chain.toml"
+    chain.write_text(f'[[stages]]\nname = "a"\nconfig = "{BASE}"\nstart = ""\n')
+    with pytest.raises(ConfigError, match=r"stages\.0\.start: is empty"):
+        load_pipeline(chain)
+
+
 def test_all_faults_come_at_once(model: str):
     message = fault(RL, model, "sampling.temperature=0", "objective.group_size=1", "num_stepz=3")
     assert "3 fault(s)" in message
@@ -131,7 +192,7 @@ def test_a_dataset_is_a_name_or_a_folder_that_begins_as_a_path_does(tmp_path: Pa
         assert Conversations.model_validate({"dataset": written}, context=context).dataset == meant
 
 
-def test_config_and_path_are_architecture_and_weights(tmp_path: Path):
+def test_config_and_path_are_architecture_and_weights(run_cli, tmp_path: Path):
     """Checked before the weights are there, run only with them, and refused where they are another model's."""
     folder = tmp_path / "weights"
     both = [str(BASE), "--set", f"model.path={folder}"]
@@ -155,10 +216,10 @@ def test_config_and_path_are_architecture_and_weights(tmp_path: Path):
     (folder / "config.json").write_text(json.dumps({**hf, "torch_dtype": "bfloat16", "transformers_version": "5.0"}))
     same = run_cli("check", *both)  # the same model, and none of its weights
     assert same.returncode == 2
-    assert "has config.json and no *.safetensors (the weights), no tokenizer_config.json, no tok" in same.stderr
+    assert "has config.json and no *.safetensors (the weights), no tokenizer_config.json: a dow" in same.stderr
 
 
-def test_a_layout_is_held_against_an_architecture_whose_weights_are_not_there(tmp_path: Path):
+def test_a_layout_is_held_against_an_architecture_whose_weights_are_not_there(run_cli, tmp_path: Path):
     v3 = ["--set", f"model.config={ROOT}/configs/models/DeepSeek-V3-Base/config.json"]
     wrong = run_cli("check", str(BASE), *v3, "--set", f"model.path={tmp_path}/v3", "--set", "cluster.trainer.pp=62")
     assert wrong.returncode == 2
@@ -199,11 +260,24 @@ def test_a_layout_is_part_of_the_check():
         load(BASE, "laptop", ["cluster.trainer.cp=2"])
 
 
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "r1mega.cli", *arguments], capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def run_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line, in this process."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["r1mega", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        code = left.value.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, said.out, said.err)
+
+    return run
 
 
-def test_check_leaves_with_0_or_2_and_one_message():
+def test_check_leaves_with_0_or_2_and_one_message(run_cli):
     good = run_cli("check", str(BASE))
     assert (good.returncode, good.stderr) == (0, "")
     bad = run_cli("check", str(BASE), "--set", "num_step=3")
@@ -232,7 +306,7 @@ def test_check_imports_no_torch_and_no_engine():
         (["model.config=/etc/passwd"], "/etc/passwd: not JSON"),
     ],
 )
-def test_check_says_what_run_would_refuse(overrides: list[str], part: str):
+def test_check_says_what_run_would_refuse(run_cli, overrides: list[str], part: str):
     done = run_cli("check", str(BASE), *(p for o in overrides for p in ("--set", o)))
     assert done.returncode == 2
     assert part in done.stderr

@@ -61,7 +61,7 @@ def test_questions_are_read_before_weights_are_asked_for(case: str, tmp_path: Pa
     overrides = [*NOT_THERE, *RL_SETTINGS, f"questions={file}"]
     checked, ran = both(RL, overrides, tmp_path / "run", capsys)
     assert checked == ran and checked[0] == 2
-    assert str(file) in checked[1]
+    assert f"questions: {file}" in checked[1]
     assert re.search(wanted, checked[1]), checked[1]
 
 
@@ -127,7 +127,7 @@ def test_conversations_are_read_before_weights_are_asked_for(case: str, tmp_path
     file = lines(tmp_path / "talks.jsonl", *TALKS, row)
     checked, ran = both(SFT, [*NOT_THERE, f"data.files=['{file}']"], tmp_path / "run", capsys)
     assert checked == ran and checked[0] == 2
-    assert f"{file}, {said}" in checked[1]
+    assert f"data: {file}, {said}" in checked[1]
 
 
 def test_conversations_are_tokenised_where_the_tokenizer_is(folder: Path, tmp_path: Path, capsys):
