@@ -248,7 +248,7 @@ def model_of(hf: Mapping[str, Any], file: Path) -> ModelSpec:
     Raises:
         ConfigError: as `read_model`.
     """
-    if "model_type" not in hf:
+    if hf.get("model_type") is None:
         raise ConfigError(
             f"{file}: no model_type, so not the config.json of a Hugging Face model; give the folder of one, such as "
             "a run's hf or checkpoints/step_N"

@@ -1,5 +1,6 @@
 """Conversions of every family: bit for bit there and back, repeated heads, and mutations that each one can suffer."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,23 @@ def make(folder, name, dtype=torch.float32, *, repeat=False):
     tensors = unique_tensors(spec, dtype)
     second = {HEAD: tensors["model.embed_tokens.weight"].clone()} if repeat else {}
     return spec, tensors, write_folder(folder, spec, tensors | second, num_files=2)
+
+
+@pytest.mark.parametrize(("one", "others"), [(torch.float32, torch.bfloat16), (torch.float16, torch.float32)])
+def test_config_json_says_the_dtype_of_most_bytes(tmp_path, one, others):
+    """The first tensor alone differs; each keeps its own dtype, and the card counts them."""
+    spec = model_of(EVERY["smollm2"], tmp_path)
+    tensors = unique_tensors(spec, others)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].to(one)
+    source = write_folder(tmp_path / "a", spec, tensors)
+    convert(source, tmp_path / "b", "megatron", None, ONE)
+    convert(tmp_path / "b", tmp_path / "c", "hf", None, ONE)
+    for folder in (tmp_path / "b", tmp_path / "c"):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["dtype"] == config["torch_dtype"] == str(others).removeprefix("torch.")
+        count = tensors["model.embed_tokens.weight"].numel()
+        assert f"{str(one).removeprefix('torch.')} ({count:,})" in (folder / "README.md").read_text()
+    assert_same(load_all(tmp_path / "c"), tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

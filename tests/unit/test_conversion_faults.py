@@ -225,6 +225,21 @@ def test_mutations_that_break_the_mapping_are_refused(folder, tmp_path, change, 
         convert(folder, tmp_path / "out", "megatron", None, ONE)
 
 
+def test_a_run_directory_is_not_taken_for_a_model(folder, tmp_path):
+    """Its config.json is a stage's; the message names what inside it is a model."""
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "hf")
+    (run / "config.json").write_text('{"stage": {}}')
+    assert "no model_type, so not the config.json of a Hugging Face model" in refused(run, tmp_path, ConfigError)
+    (run / "run.json").write_text("{}")
+    for step in (9, 10):
+        (run / f"checkpoints/step_{step}").mkdir(parents=True)
+    inside = ", ".join(str(run / name) for name in ("hf", "checkpoints/step_9", "checkpoints/step_10"))
+    assert refused(run, tmp_path, ConversionError).endswith(
+        f"a run directory, not a model's folder; give one of {inside}"
+    )
+
+
 def test_copies_may_be_left_out(folder, whole, tmp_path):
     rewrite(
         folder, lambda t: {n: x for n, x in t.items() if "layers.3.embed" not in n and "shared_head.head" not in n}

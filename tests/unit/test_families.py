@@ -47,6 +47,8 @@ def test_the_tiny_model_is_read(spec):
     ("fields", "named"),
     [
         ({"model_type": "gpt2"}, "gpt2"),
+        ({"model_type": None}, "no model_type, so not the config.json of a Hugging Face model; give the folder"),
+        ({"model_type": "absent"}, "no model_type"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"sliding_window": 4096}, "sliding_window"),
