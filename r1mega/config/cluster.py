@@ -87,9 +87,12 @@ class TrainerLayout(Section):
     transformer_engine: Literal["auto", "off"] = "auto"
     """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
     ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
+    interface: str = ""
+    """Network interface over which ranks speak, where GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in the environment do
+    not say; the same on every host. Empty: on each host the one that leads to rank 0's (MASTER_ADDR)."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait of a rank for the others within a step, and of the first for a rank of whose part of a checkpoint
-    nothing more comes to the disk."""
+    """Longest wait of a rank for the others, at the start and in a step, and of the first for a rank of whose part of
+    a checkpoint nothing more comes to the disk."""
     first_rank_timeout_s: float = Field(default=7200.0, gt=0)
     """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
 
@@ -145,7 +148,7 @@ class Cluster(Section):
     """Memory of the machine that all ranks share on cpu; None: of the one that `r1mega check` runs on."""
     gpus_per_node: int | None = Field(default=None, gt=0)
     """GPUs of a node, for Slurm: how many nodes to ask for, and which of them is whose (config/slurm.py)."""
-    address: str = "127.0.0.1"
-    """This host, the one of trainer rank 0, as rollout servers reach it; slurm/rl_stage.sh sets it."""
+    address: str = ""
+    """The host of trainer rank 0 as rollout servers reach it. Empty: its address on the route to `rollout.host`."""
     trainer: TrainerLayout = TrainerLayout()
     rollout: RolloutLayout = RolloutLayout()

@@ -28,7 +28,7 @@ import httpx
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.rollout import kernels
-from r1mega.runtime import openmp, process
+from r1mega.runtime import network, openmp, process
 from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Start the processes of a server that has none; `wait_ready` waits for them.
@@ -171,7 +171,7 @@ class Server:
             "model": self.model_dir,
             "served-model-name": "policy",
             # A host's name may mean its loopback address on that host itself.
-            "host": self.host if _is_loopback(self.host) else "0.0.0.0",
+            "host": self.host if network.is_loopback(self.host) else "::" if ":" in self.host else "0.0.0.0",
             "port": self.port,
             "seed": self._seed,
             # The model in the engine's own process: one vLLM import less, and no busy-waiting between the two.
@@ -204,8 +204,6 @@ class Server:
     def _environment(self) -> dict[str, str]:
         """Environment of the server."""
         extra = {} if self._mla else {"VLLM_MLA_DISABLE": "1"}
-        if _is_loopback(self.host):
-            extra["VLLM_HOST_IP"] = "127.0.0.1"
         return process.child_environment(
             OMP_NUM_THREADS=str(self.layout.threads),
             VLLM_CPU_OMP_THREADS_BIND="nobind",  # or vLLM keeps a core to itself, whatever OMP_NUM_THREADS says
@@ -214,6 +212,8 @@ class Server:
             VLLM_NO_USAGE_STATS="1",
             VLLM_ENABLE_V1_MULTIPROCESSING="0",  # or the CPU platform overrides "uni", for threads that we set here
             VLLM_SERVER_DEV_MODE="1",  # opens the weight-sync and cache routes
+            VLLM_HOST_IP="127.0.0.1",  # for its processes among themselves, which are on one host, whatever its name
+            GLOO_SOCKET_IFNAME="lo",
             **openmp.preload(),
             **extra,
         )
@@ -316,7 +316,3 @@ def cause_in(log: str, *, engine: bool = False) -> str | None:
     own = [m for m in raised if m["process"] != "APIServer"]
     found = own if own or engine else raised
     return found[-1]["error"] if found else None
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.")

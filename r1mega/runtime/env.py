@@ -15,8 +15,43 @@ class Launch:
     rank: int
     world_size: int
     local_rank: int
-    meeting_place: str
-    """host:port where the ranks find each other."""
+    address: str = ""
+    """Of rank 0's host, MASTER_ADDR."""
+    port_said: str = ""
+    """MASTER_PORT, where the ranks find each other."""
+    agent_keeps_store: bool = False
+    """Whether torchrun's agent listens there, and not rank 0."""
+
+    @property
+    def port(self) -> int | None:
+        """`port_said`, if it is one."""
+        said = self.port_said
+        return int(said) if said.isascii() and said.isdecimal() and 0 < int(said) < 65536 else None
+
+    @property
+    def meeting_place(self) -> str:
+        """host:port where the ranks find each other."""
+        return f"{self.address or '?'}:{self.port_said or '?'}"
+
+
+OURS = "R1MEGA_SET"
+"""Names of the variables that this process has set for itself; runtime/process.py keeps them from its children."""
+
+
+def use_interface(name: str) -> None:
+    """Let gloo and NCCL speak over a network interface, each unless the user has chosen one for it."""
+    chosen = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}  # "=": not every name that begins so
+    ours = os.environ.get(OURS, "").split()
+    for variable, value in chosen.items():
+        if variable in ours or not os.environ.get(variable):
+            os.environ[variable] = value
+            ours.append(variable)
+    os.environ[OURS] = " ".join(dict.fromkeys(ours))
+
+
+def gloo_interfaces() -> list[str]:
+    """The interfaces that gloo will use, as the environment has them now."""
+    return [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
 
 
 def bypass_proxy(host: str) -> None:
@@ -45,7 +80,6 @@ def launch() -> Launch | None:
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
-    place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     found = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     wrong = [name for name, value in found.items() if not (value.isascii() and value.isdecimal())]
     if not wrong and int(found["RANK"]) >= int(found["WORLD_SIZE"]):
@@ -56,7 +90,14 @@ def launch() -> Launch | None:
             f"{said} in the environment: ranks are numbered from 0 to below WORLD_SIZE, as torchrun and srun set "
             "them; unset RANK and WORLD_SIZE to start a run by itself"
         )
-    return Launch(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]), place)
+    return Launch(
+        int(found["RANK"]),
+        int(found["WORLD_SIZE"]),
+        int(found["LOCAL_RANK"]),
+        os.environ.get("MASTER_ADDR", ""),
+        os.environ.get("MASTER_PORT", ""),
+        os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+    )
 
 
 def slurm_job() -> str | None:

@@ -56,9 +56,11 @@ def child_environment(**extra: str) -> dict[str, str]:
     """This process's environment for a child, with `extra` set.
 
     PYTHONDONTWRITEBYTECODE is dropped: without .pyc files each process of a server compiles everything again,
-    which doubles its start. Torchrun's rendezvous is dropped too: the child is no rank of the trainer.
+    which doubles its start. Torchrun's rendezvous is dropped too: the child is no rank of the trainer,
+    and the interfaces that this one has chosen: it may run on another host.
     """
     ours = ("PYTHONDONTWRITEBYTECODE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+    ours += ("R1MEGA_SET", *os.environ.get("R1MEGA_SET", "").split())  # as env.use_interface says
     prefixes = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_", "GROUP_")
     keep = {k: v for k, v in os.environ.items() if k not in ours and not k.startswith(prefixes)}
     return keep | extra
@@ -92,7 +94,7 @@ def _ports_given_away() -> range:
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a server could listen on this port now."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no owner
         try:
             probe.bind((host, port))

@@ -75,7 +75,7 @@ def changes(path: Path, stage: Stage, cluster: Cluster, inputs: Inputs) -> list[
             refused.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     now_layout = cluster.trainer.model_dump()
     # How long ranks wait for each other changes no result.
-    waits = {name for name in now_layout if name.endswith("_timeout_s")}
+    waits = {name for name in now_layout if name.endswith("_timeout_s")} | {"interface"}
     moved = sorted(key for key in LAYOUT & now_layout.keys() if then_layout[key] != now_layout[key])
     refused += [
         f"cluster.trainer.{key}: {then_layout[key]!r} -> {now_layout[key]!r}"

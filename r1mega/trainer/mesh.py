@@ -18,6 +18,7 @@ from r1mega.config.cluster import TrainerLayout
 from r1mega.config.pipeline_stages import expand
 from r1mega.errors import ConfigError, RanksLostError
 from r1mega.runtime import env, shims
+from r1mega.trainer.meeting import forming, meet
 
 T = TypeVar("T")
 
@@ -181,19 +182,20 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     state = _state()
     if state.model_parallel_is_initialized():
         state.destroy_model_parallel()
-    state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tp,
-        pipeline_model_parallel_size=layout.pp,
-        virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-        context_parallel_size=layout.cp,
-        expert_model_parallel_size=layout.ep,
-        expert_tensor_parallel_size=layout.expert_tp,
-        get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
-        distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
-    )
     patient = dist.group.WORLD
-    if dist.get_world_size() > 1 or ours.type != "cpu":
-        patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
+    with forming(layout):
+        state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+            context_parallel_size=layout.cp,
+            expert_model_parallel_size=layout.ep,
+            expert_tensor_parallel_size=layout.expert_tp,
+            get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
+            distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
+        )
+        if dist.get_world_size() > 1 or ours.type != "cpu":
+            patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -229,19 +231,7 @@ def _device(layout: TrainerLayout, device: str) -> torch.device:
 def _join(layout: TrainerLayout, backend: str) -> None:
     """The default group, over which Megatron's are formed; once a process."""
     if not dist.is_initialized():
-        launch = env.launch()
-        timeout = datetime.timedelta(seconds=layout.collective_timeout_s)
-        if launch is None:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        else:
-            try:
-                dist.init_process_group(backend, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
-            except RuntimeError as error:
-                raise RanksLostError(
-                    f"rank {launch.rank} waited for {launch.world_size} ranks to meet at {launch.meeting_place}: not "
-                    f"all came within cluster.trainer.collective_timeout_s = {layout.collective_timeout_s:g} s "
-                    f"({str(error).splitlines()[0]})"
-                ) from error
+        meet(layout, backend)
     if dist.get_world_size() != layout.ranks:
         raise ConfigError(
             f"the trainer's layout has {layout.ranks} ranks (tp {layout.tp} x pp {layout.pp} x cp {layout.cp} x dp "

@@ -27,6 +27,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from r1mega.errors import RolloutError
+from r1mega.runtime import network
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
 from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
@@ -42,12 +43,12 @@ CHUNK_BYTES = 64 * 2**20
 class Wire:
     """A gloo group of one sender (rank 0) and the workers, apart from any default group of either side."""
 
-    def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float, loopback: bool) -> None:
+    def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float, address: str) -> None:
+        """address: of this host, as the others reach it."""
         options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
         options._timeout = timedelta(seconds=timeout_s)
         # The default device listens on whatever this host's name resolves to, which may be nothing at all.
-        local = ProcessGroupGloo.create_device(hostname="127.0.0.1") if loopback else None
-        options._devices = [local or ProcessGroupGloo.create_default_device()]
+        options._devices = [ProcessGroupGloo.create_device(hostname=address)]
         self._pg: Any = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
         self._store = store  # the sender's store must live as long as the group
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
@@ -145,10 +146,10 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         timeout = timedelta(seconds=init_info.timeout_s)
-        address = init_info.master_address
-        store = TCPStore(address, init_info.master_port, is_master=False, timeout=timeout)
-        loopback = address == "127.0.0.1"
-        self._wire = Wire(store, rank, init_info.world_size, init_info.timeout_s, loopback)
+        sender = init_info.master_address
+        store = TCPStore(sender, init_info.master_port, is_master=False, timeout=timeout)
+        address = network.local_address(sender)
+        self._wire = Wire(store, rank, init_info.world_size, init_info.timeout_s, address)
         self._chunk_bytes = init_info.chunk_bytes
 
     def start_weight_update(self) -> None:
@@ -219,6 +220,9 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     backend: ClassVar[str] = BACKEND
 
     address: str
+    """This host's, as the workers reach it, for gloo."""
+    name: str
+    """The same or a name of this host, which the workers are told."""
     num_workers: int
     timeout_s: float
     chunk_bytes: int = CHUNK_BYTES
@@ -241,11 +245,11 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         world_size = 1 + info.num_workers
         # Port 0: the store takes a free one, and no other process can take it in between.
         store = TCPStore(info.address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
-        worker = GlooInitInfo(info.address, store.port, 1, world_size, info.timeout_s, info.chunk_bytes)
+        worker = GlooInitInfo(info.name, store.port, 1, world_size, info.timeout_s, info.chunk_bytes)
         with ThreadPoolExecutor(1) as executor:
             rpc = executor.submit(client.init_weight_transfer_engine, asdict(worker))
             try:
-                engine._wire = Wire(store, 0, world_size, info.timeout_s, info.address == "127.0.0.1")
+                engine._wire = Wire(store, 0, world_size, info.timeout_s, info.address)
             except Exception as error:
                 raise _also(error, rpc) from error
             rpc.result()

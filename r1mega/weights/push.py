@@ -10,6 +10,7 @@ ranks, `announce` calls the others to it: once for each pass over the source, an
 whatever becomes of the servers.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 from r1mega.errors import RanksLostError, RolloutError
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
-from r1mega.runtime import env
+from r1mega.runtime import env, network
 from r1mega.weights.servers import ServerClient, Watch, unhealthy
 from r1mega.weights.stream import SourceError
 
@@ -52,6 +53,9 @@ class Link:
     """Where the sender listens, for whom, and how long either side waits for the other."""
 
     address: str
+    """Of this host, on the route to the servers."""
+    name: str
+    """The same, or another name of this host that the servers know it by."""
     num_workers: int
     timeout_s: float
 
@@ -59,7 +63,7 @@ class Link:
 def _gloo(link: Link) -> Any:
     from r1mega.weights import gloo
 
-    return gloo.GlooTrainerInitInfo(link.address, link.num_workers, link.timeout_s, rank=0)
+    return gloo.GlooTrainerInitInfo(link.address, link.name, link.num_workers, link.timeout_s, rank=0)
 
 
 BACKENDS: dict[str, Callable[[Link], Any]] = {"gloo": _gloo}
@@ -76,7 +80,7 @@ class Pusher:
         *,
         announce: Callable[[], None] = lambda: None,
         backend: str = "gloo",
-        address: str = "127.0.0.1",
+        address: str = "",
         timeout_s: float | None = None,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -85,7 +89,7 @@ class Pusher:
         Args:
             servers: to keep at the source's weights; started, ready by the first push.
             announce: called before each pass over the source, in the thread that pushes.
-            address: of this host, as the servers reach it.
+            address: of this host, or a name of it, as the servers reach it; empty: the one on the route to them.
             timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
                 where not given, since a server that is gone or frozen is noticed by its health before.
             breakable: entered while servers restart, the one part of a push that no other rank waits for; what it
@@ -104,7 +108,7 @@ class Pusher:
 
     def prepare(self) -> None:
         """Import what pushing needs, which is most of the first push's time."""
-        self._init_info(self._link(self._servers))
+        self._init_info(Link("127.0.0.1", "127.0.0.1", 1, self._timeout_s))
 
     def push(self, version: int, servers: Sequence[Server] | None = None) -> PushReport:
         """Replace the weights of all servers, or of some; returns once all of them sample from the new ones.
@@ -202,13 +206,32 @@ class Pusher:
                 raise
 
     def _link(self, servers: Sequence[Server]) -> Link:
-        return Link(self._address, sum(server.world_size for server in servers), self._timeout_s)
+        address = _address_towards([server.host for server in servers])
+        num_workers = sum(server.world_size for server in servers)
+        return Link(address, self._address or address, num_workers, self._timeout_s)
 
     def close(self) -> None:
         """Leave the group; the next push connects again."""
         if self._engine is not None:
             self._engine.shutdown()
         self._engine = self._client = None
+
+
+def _address_towards(hosts: Sequence[str]) -> str:
+    """This host's address on the route to servers' hosts: one that those on other hosts reach, where there are any.
+
+    Raises:
+        RolloutError: a host does not resolve, or there is no route to it.
+    """
+    found = list[str]()
+    for host in hosts:
+        try:
+            found.append(network.local_address(host))
+        except OSError as error:
+            raise RolloutError(
+                f"rollout.host = {host!r} cannot be reached from {socket.gethostname()}: {error.strerror}"
+            ) from None
+    return next((address for address in found if not network.is_loopback(address)), found[0])
 
 
 @contextmanager

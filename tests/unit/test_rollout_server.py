@@ -145,7 +145,9 @@ def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server._mla = True
         assert "--block-size 16" in " ".join(command(server))
         server.host = "node2"
-        assert "--host 0.0.0.0" in " ".join(command(server)) and "VLLM_HOST_IP" not in server._environment()
+        assert "--host 0.0.0.0" in " ".join(command(server)) and server.url == f"http://node2:{server.port}"
+        server.host = "fd00::2"
+        assert "--host ::" in " ".join(command(server)) and server.url == f"http://[fd00::2]:{server.port}"
 
 
 # ---- restarts -----------------------------------------------------------------------------------------------
