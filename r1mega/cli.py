@@ -152,7 +152,7 @@ def pipeline(
 
     directory = run_dir or default_run_dir(config)
     run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume, verify_inputs=verify_inputs)
-    _report(directory)
+    _report_of_done(directory)
 
 
 @app.command()
@@ -178,7 +178,7 @@ def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool, veri
     if leads:
         directory = RunDir(path, stage, machine, resume=resume, verify_inputs=verify_inputs)
     else:
-        directory = RunDir.join(path)
+        directory = RunDir.join(path, machine.trainer.collective_timeout_s)
     try:
         if stage.stage == "pretrain":
             from r1mega.stages import pretrain
@@ -199,7 +199,7 @@ def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool, veri
     finally:
         directory.close()
     if leads:
-        _report(path)
+        _report_of_done(path)
 
 
 def _run_ranks(run_dir: Path, num_ranks: int) -> int:
@@ -210,6 +210,18 @@ def _run_ranks(run_dir: Path, num_ranks: int) -> int:
     create(run_dir)
     command = [sys.executable, "-m", "r1mega.cli", *sys.argv[1:]]
     return start_ranks(command, num_ranks, log_dir=run_dir / "logs")
+
+
+def _report_of_done(run_dir: Path) -> None:
+    """The report at the end of a run, which has all it was started for without it."""
+    try:
+        _report(run_dir)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        print(
+            f"r1mega: the run is done; its report cannot be made ({what}). `r1mega report {run_dir}` tries again",
+            file=sys.stderr,
+        )
 
 
 def _report(run_dir: Path) -> None:

@@ -119,8 +119,8 @@ class RolloutLayout(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
     kv_cache_gib: float = Field(default=0.5, gt=0)
     max_num_seqs: int = Field(default=256, gt=0)
-    host: str = "127.0.0.1"
-    """Where the server listens, as the trainer reaches it."""
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9._:%-]+$")
+    """Name or address where the server listens, as the trainer reaches it."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the server on its host; 0 takes a free one, and with `launch` a random one from 20000 to 29999."""
     launch: tuple[str, ...] = ()

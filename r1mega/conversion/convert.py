@@ -6,7 +6,6 @@ same command goes on from it.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from r1mega.conversion.folders import Folder, HFFolder, check_copies, open_folde
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
+from r1mega.runtime import locks
 from r1mega.runtime.files import make_folder, sync, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.weights import companions, fp8
@@ -204,10 +204,8 @@ def _work_folder(work: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise
         raise ConversionError(f"{work}: cannot be made beside the output ({e.strerror}); choose another OUT") from e
     with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConversionError(f"{work}: another conversion is writing there; wait for it") from None
+        if not locks.take(lock):
+            raise ConversionError(f"{work}: another conversion is writing there; wait for it")
         file = work / "plan.json"
         try:
             same = json.loads(file.read_text(encoding="utf-8")) == plan

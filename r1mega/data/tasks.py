@@ -192,8 +192,13 @@ def _generate(task: schema.Task, seed: int) -> Iterator[Question]:
     dataset = _dataset(task, seed)
     index = 0
     while True:
-        with contextlib.redirect_stdout(io.StringIO()):  # some of the library's generators print
-            entry = dataset[index]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # some of the library's generators print
+                entry = dataset[index]
+        except Exception as error:  # foreign code, which finds here what it cannot do with its parameters
+            raise ConfigError(
+                f"task {task.name} with parameters {task.params} fails at its question {index}: {error!r}"
+            ) from error
         text = entry["question"]
         yield Question(question_id(task.name, text), task.name, text, entry["answer"], entry)
         index += 1

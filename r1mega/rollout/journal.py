@@ -6,7 +6,6 @@ hands when `add` returns, so it survives a killed process; `sync` makes it survi
 writing when it died is a torn last line: it is dropped on reading and cut off before the next line is written.
 """
 
-import fcntl
 import json
 import logging
 import re
@@ -17,7 +16,7 @@ from typing import Any, Self
 
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.rollout.segment import Key, Segment
-from r1mega.runtime import files
+from r1mega.runtime import files, locks
 from r1mega.runtime.provenance import Lineage
 from r1mega.samples import Completion, FinishReason
 
@@ -44,11 +43,9 @@ class Journal:
             self._lock = (folder / ".lock").open("w")
         except OSError as error:
             raise RunDirError(f"{folder}: cannot be written as a journal: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not locks.take(self._lock):
             self._lock.close()
-            raise RunDirError(f"{folder}: another process writes this journal; wait for it or stop it") from None
+            raise RunDirError(f"{folder}: another process writes this journal; wait for it or stop it")
         self._segments: dict[int, Segment] = {}
         self._pruned_file, self._about_file = folder / "pruned.json", folder / "about.json"
         self._about: dict[str, Any] = {"format": FORMAT}

@@ -248,7 +248,7 @@ class Server:
         Raises:
             RolloutError: it ended, or is not ready in time; with its last log lines.
         """
-        deadline = self._started + self.layout.start_timeout_s
+        deadline, last = self._started + self.layout.start_timeout_s, "nothing"
         with self._http(timeout_s=5.0) as http:
             while True:
                 if not self.alive():
@@ -256,13 +256,13 @@ class Server:
                 if time.monotonic() > deadline:
                     self._end(grace_s=STOP_GRACE_S)
                     limit = f"{self.layout.start_timeout_s:g} s (rollout.start_timeout_s)"
-                    raise RolloutError(self._story(f"was not ready after {limit}"))
+                    raise RolloutError(self._story(f"was not ready after {limit}; asked for /health: {last}"))
                 try:
                     if http.get("/health").status_code == httpx.codes.OK:
                         http.post("/update_weight_version", json={"new_version": "0"}).raise_for_status()
                         return time.monotonic() - self._started
-                except httpx.HTTPError:
-                    pass
+                except httpx.HTTPError as error:
+                    last = f"{type(error).__name__}: {error}"
                 time.sleep(0.1)
 
     def _story(self, what: str, num_lines: int = 30) -> str:

@@ -23,6 +23,8 @@ from r1mega.config.section import Section
 from r1mega.runtime.digests import Digests, digest_of
 
 RUN = "run.json"
+GIT_TIMEOUT_S = 30.0
+"""A checkout may lie on a file system that hangs; a run does not need to know its commit."""
 PACKAGES = (
     "torch",
     "megatron-core",
@@ -140,9 +142,13 @@ def _commit() -> str:
     """The repository's commit, with "+dirty" where tracked files differ; "unknown" outside a checkout."""
     root = Path(__file__).parents[2]
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_S
+        )
+        changed = subprocess.run(
+            ["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True, timeout=GIT_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.stdout.strip() + ("+dirty" if changed.returncode else "")
 

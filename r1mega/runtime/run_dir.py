@@ -6,27 +6,24 @@ experts.jsonl every expert's load, each few steps
 checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
 """
 
-import fcntl
 import json
 import re
 import shutil
+import socket
 import time
 from pathlib import Path
 from typing import IO, Any, Self
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Stage
-from r1mega.errors import CheckpointError, RunDirError
-from r1mega.runtime import files, provenance
+from r1mega.errors import CheckpointError, RanksLostError, RunDirError
+from r1mega.runtime import files, locks, provenance
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
 from r1mega.runtime.resume import changes, recipe
 
 LOCK_TIMEOUT_S = 15.0
 """How long a run waits for the one before it to let go of its directory."""
-
-JOIN_TIMEOUT_S = 60.0
-"""How long other ranks wait for rank 0 to open the run directory."""
 
 BEAT_S = 2.0
 """How often rank 0 lets the others know that it is still opening the run directory."""
@@ -102,20 +99,21 @@ class RunDir:
             file.touch()
 
     @classmethod
-    def join(cls, path: Path) -> Self:
+    def join(cls, path: Path, timeout_s: float) -> Self:
         """The directory that rank 0 has opened or is about to open, for another rank: to read, without the lock.
 
         Raises:
-            RunDirError: it holds no config.json after `JOIN_TIMEOUT_S` seconds in which rank 0 gave no sign of life.
+            RanksLostError: it holds no config.json after `timeout_s` seconds in which rank 0 gave no sign of life.
         """
-        deadline, beat = time.monotonic() + JOIN_TIMEOUT_S, 0
+        deadline, beat = time.monotonic() + timeout_s, 0
         while (opening := _mtime_ns(path / OPENING)) or not (path / "config.json").is_file():
             if opening != beat:
-                deadline, beat = time.monotonic() + JOIN_TIMEOUT_S, opening
+                deadline, beat = time.monotonic() + timeout_s, opening
             if time.monotonic() > deadline:
-                raise RunDirError(
-                    f"{path}: rank 0 did not open this run directory within {JOIN_TIMEOUT_S:g} s; it may have ended, "
-                    "or its node does not share this file system"
+                raise RanksLostError(
+                    f"{path}: rank 0 did not open this run directory within {timeout_s:g} s "
+                    "(cluster.trainer.collective_timeout_s). It has ended or did not start, or its host does not "
+                    f"share this file system with {socket.gethostname()}"
                 )
             time.sleep(0.05)
         joined = cls.__new__(cls)
@@ -222,16 +220,12 @@ class RunDir:
         # The ranks of a run whose parent was killed end within seconds.
         deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if locks.take(lock):
                 return lock
-            except OSError:
-                if time.monotonic() > deadline:
-                    lock.close()
-                    raise RunDirError(
-                        f"{self.path}: another process is running in this directory; wait for it"
-                    ) from None
-                time.sleep(0.2)
+            if time.monotonic() > deadline:
+                lock.close()
+                raise RunDirError(f"{self.path}: another process is running in this directory; wait for it")
+            time.sleep(0.2)
 
 
 def create(path: Path) -> None:

@@ -79,7 +79,7 @@ def save_on_and_on(out: Path, layout: str, moment: str) -> None:
     mesh = policy.mesh
     stage, cluster = load(BASE, "laptop")
     cluster = cluster.model_copy(update={"trainer": mesh.layout})
-    run = RunDir(out / "run", stage, cluster, resume=True) if mesh.first else RunDir.join(out / "run")
+    run = RunDir(out / "run", stage, cluster, resume=True) if mesh.first else RunDir.join(out / "run", 600.0)
     latest = last_checkpoint(mesh, run)
     step = checkpoint_step(latest) if latest else 0
     if mesh.first:

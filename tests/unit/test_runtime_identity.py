@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import load, load_stage
 from r1mega.config.schema import GRPO, SFT
-from r1mega.errors import CheckpointError, RunDirError
+from r1mega.errors import CheckpointError, RanksLostError, RunDirError
 from r1mega.runtime import digests, run_dir
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.provenance import Lineage
@@ -321,9 +321,8 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path):
 
 
 def test_other_ranks_wait_while_rank_0_shows_that_it_is_hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run_dir, "JOIN_TIMEOUT_S", 0.5)
-    with pytest.raises(RunDirError, match=r"rank 0 did not open this run directory within 0.5 s"):
-        RunDir.join(tmp_path)
+    with pytest.raises(RanksLostError, match=r"rank 0 did not open this run directory within 0.5 s"):
+        RunDir.join(tmp_path, 0.5)
     opening, beats = tmp_path / run_dir.OPENING, iter(range(6))
 
     def sleep(_: float) -> None:
@@ -338,7 +337,7 @@ def test_other_ranks_wait_while_rank_0_shows_that_it_is_hashing(tmp_path: Path, 
 
     real = time.sleep
     monkeypatch.setattr(time, "sleep", sleep)
-    RunDir.join(tmp_path)
+    RunDir.join(tmp_path, 0.5)
     assert next(beats, None) is None  # and not before, though a config.json of an earlier part was there
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1mega import cli
-from r1mega.errors import R1MegaError, RanksLostError, RunDirError
+from r1mega.errors import R1MegaError, RanksLostError
 from r1mega.runtime import process, ranks, run_dir
 from r1mega.runtime.interrupt import Interrupt
 
@@ -259,10 +259,10 @@ def test_schedulers_may_repeat_themselves_and_people_may_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_other_ranks_join_the_directory_that_rank_0_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_ranks_join_the_directory_that_rank_0_opens(tmp_path: Path):
     code = "import pathlib, sys, time; time.sleep(0.5); pathlib.Path(sys.argv[1]).write_text('{}')"
     opener = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.json")])
-    joined = run_dir.RunDir.join(tmp_path)
+    joined = run_dir.RunDir.join(tmp_path, LIMIT_S)
     assert (tmp_path / "config.json").exists()
     assert joined.saved_steps() == []
     with pytest.raises(AssertionError, match="rank 0 alone writes"):
@@ -270,9 +270,8 @@ def test_other_ranks_join_the_directory_that_rank_0_opens(tmp_path: Path, monkey
     joined.close()
     assert opener.wait(LIMIT_S) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"config.json"}
-    monkeypatch.setattr(run_dir, "JOIN_TIMEOUT_S", 0.2)
-    with pytest.raises(RunDirError, match="rank 0 did not open"):
-        run_dir.RunDir.join(tmp_path / "nowhere")
+    with pytest.raises(RanksLostError, match=r"nowhere: rank 0 did not open this run directory within 0\.2 s"):
+        run_dir.RunDir.join(tmp_path / "nowhere", 0.2)
 
 
 def test_a_guard_without_signals_to_pass_leaves_its_command_alone(tmp_path: Path):
