@@ -151,6 +151,11 @@ class RunDir:
         return self.path / "hf"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that the exports have, with the chat template that the stage trains on."""
+        return self.path / "tokenizer"
+
+    @property
     def _hf_steps(self) -> Path:
         return self.path / "hf_steps"
 

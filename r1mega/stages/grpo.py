@@ -78,7 +78,7 @@ def run(
             # The server starts in its own process while this one builds the policy.
             sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt, engine))
         policy = _policy(config, ours, build)
-        saves = stack.enter_context(Saves(policy, run_dir, config.save, config.model.path))
+        saves = stack.enter_context(Saves(policy, run_dir, config.save, run_dir.tokenizer))
         trainer = Trainer(config, run_dir, policy, sampling, interrupt, step, saves)
         if checkpoint is not None:
             trainer.load(checkpoint)
@@ -90,7 +90,7 @@ def run(
         trainer.finish_saving()
         rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": sampling.live.peak_rss_gib() if sampling else 0}
     identity = run_dir.lineage.policy(trainer.step)
-    hf_io.export(policy, run_dir.hf, tokenizer_dir=config.model.path, identity=identity)
+    hf_io.export(policy, run_dir.hf, tokenizer_dir=run_dir.tokenizer, identity=identity)
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
 

@@ -19,6 +19,7 @@ from r1mega.rewards.accuracy import can_be_right
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
+from r1mega.stages import tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Questions:
 
     train: list[Prompt]
     held_out: list[Prompt]
+    chat_template: str = ""
+    """Makes the tokens of their prompts, in Jinja."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     """Of a questions file: "read", and what was left out of it."""
 
@@ -39,8 +42,10 @@ class Questions:
 
 
 def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
-    """The run's questions, written down. Raises as `ask`."""
+    """The run's questions, written down, and the tokenizer that says how they are asked. Raises as `ask`."""
+    assert config.model.path is not None
     asked = ask(config)
+    tokenizers.write(config.model.path, run_dir.tokenizer, asked.chat_template)
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     return asked
@@ -66,7 +71,7 @@ def ask(config: GRPO) -> Questions:
     else:
         train, counts = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put), {}
         train, _ = _fitting(config, spec, train, None)
-    asked = Questions(train, held_out, counts)
+    asked = Questions(train, held_out, tokenizers.chat_template_of(train, put, tokenizer), counts)
     _refuse_common({p.question for p in asked.train} & {p.question for p in asked.held_out})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked

@@ -8,10 +8,7 @@ Deviations from the report are in what it leaves open, each by name: the batch c
 so that every conversation comes once in each.
 """
 
-import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from r1mega.config.cluster import Cluster
@@ -28,11 +25,12 @@ from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
+from r1mega.stages import tokenizers
 from r1mega.stages.saving import Saves
 from r1mega.stages.supervised import Batches, Loop, Validation, restore, summary
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
-from r1mega.weights import companions, hf_io
+from r1mega.weights import hf_io
 from r1mega.weights.megatron_io import load_weights
 
 
@@ -64,12 +62,11 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
         if config.validation is not None:
             held_out = opened(run_dir.path / "data", "validation")
             validation = Validation(policy, held_out, chunk_tokens, config.validation.every_steps)
-        tokenizer_dir = run_dir.path / "tokenizer"
-        with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
+        with Saves(policy, run_dir, config.save, run_dir.tokenizer) as saves:
             loop = Loop(config, run_dir, policy, batches, state, saves, num_steps, validation)
             loop.run(interrupt)
         rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, tokenizer_dir, identity=run_dir.lineage.policy(loop.step))
+    hf_io.export(policy, run_dir.hf, run_dir.tokenizer, identity=run_dir.lineage.policy(loop.step))
     if ours.first:
         files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss, data, epochs))
 
@@ -86,20 +83,8 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     chat = Chat(tokenizer, spec.ends, config.chat_template)
     resumed = bool(run_dir.saved_steps())
     prepare(config, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)
-    files.write_folder(run_dir.path / "tokenizer", lambda to: _copy_tokenizer(folder, to, chat.template))
+    tokenizers.write(folder, run_dir.tokenizer, chat.template)
     return spec
-
-
-def _copy_tokenizer(folder: Path, to: Path, template: str) -> None:
-    """The model's tokenizer and licences as they are, with the chat template that was trained on."""
-    companions.copy(companions.collect(folder, folder), to)
-    if (folder / companions.CARD).is_file():  # it states the licence
-        shutil.copyfile(folder / companions.CARD, to / companions.CARD)
-    (to / "chat_template.jinja").write_text(template, encoding="utf-8")
-    settings: Any = json.loads((to / "tokenizer_config.json").read_text(encoding="utf-8"))
-    if "chat_template" in settings:  # older readers look here, newer ones at the file
-        settings["chat_template"] = template
-        (to / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _num_steps(config: SFT, epochs: Epochs) -> int:
