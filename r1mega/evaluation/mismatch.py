@@ -75,8 +75,9 @@ def mismatch(parts: Sequence[Gaps], *, max_abs: float, tie_margin: float) -> dic
         tie_margin: a lead below this is a tie.
 
     Returns:
-        `mismatch/mean` and `mismatch/max` over all tokens; `mismatch/max_untied` over the answers without a token
-        past the bound, and `mismatch/answers_after_tie`, how many the others are.
+        `mismatch/mean` and `mismatch/max` over all tokens of the `mismatch/answers` answers that are compared, which
+        are those that are learnt from; `mismatch/max_untied` over the answers without a token past the bound, and
+        `mismatch/answers_after_tie`, how many the others are.
 
     Raises:
         MismatchError: an answer is past the bound and no tie stands before its first such token; more than
@@ -99,6 +100,7 @@ def mismatch(parts: Sequence[Gaps], *, max_abs: float, tie_margin: float) -> dic
         "mismatch/mean": math.fsum(p.total for p in parts) / sum(p.tokens for p in parts),
         "mismatch/max": worst,
         "mismatch/max_untied": max(p.largest_within for p in parts),
+        "mismatch/answers": float(answers),
         "mismatch/answers_after_tie": float(past),
     }
 

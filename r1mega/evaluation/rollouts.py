@@ -7,10 +7,11 @@ from r1mega.samples import Group
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the rollout's answers; shares are in [0, 1], lengths in tokens.
+    """Means over the rollout's answers, `rollout/answers` in number; shares are in [0, 1], lengths in tokens.
 
-    Rewards are means over scored answers only; `reward/unscored` is the share of the others. `groups/constant`
-    counts groups whose scored answers all have the same reward: they carry no preference.
+    Rewards are means over the `reward/scored` scored answers alone, and absent where there are none;
+    `reward/unscored` is the share of the others. `groups/constant` is the share of groups whose scored answers all
+    have the same reward: they carry no preference.
     """
     verdicts = [v for g in groups for v in g.verdicts]
     scored = [v for v in verdicts if v.scored]
@@ -18,7 +19,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     lengths = [len(c.token_ids) for c in completions]
     rewards = [[v.reward for v in g.verdicts if v.scored] for g in groups]
     metrics = {
-        "reward/total": _mean([v.reward for v in scored]),
+        "rollout/answers": float(len(verdicts)),
+        "reward/scored": float(len(scored)),
         "reward/unscored": 1.0 - len(scored) / len(verdicts),
         "groups/constant": _mean([float(len(set(r)) < 2) for r in rewards]),
         "response_length/mean": _mean(lengths),
@@ -26,6 +28,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/truncated": _mean([float(c.truncated) for c in completions]),
         "rollout/tokens": float(sum(lengths)),
     }
+    if scored:
+        metrics["reward/total"] = _mean([v.reward for v in scored])
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored])
     return metrics

@@ -27,11 +27,18 @@ COSTS = (
     ("tokens per second", "tokens_per_second", ",.0f"),
     ("peak memory, GiB", "peak_rss_gib", ".2f"),
     ("validation loss, nats", "validation_loss", ".4f"),
-    ("final loss, nats", "loss", ".4f"),
+    ("loss over the last 5% of steps, nats", "loss", ".4f"),
     ("mismatch, nats", "mismatch", ".1e"),
-    ("experts", "experts", ".2f"),
+    ("experts, last 5% of steps", "experts", ".2f"),
+    ("data", "data", ",.0f"),
 )
 """(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
+COUNTS = {
+    "answers": "mismatch: answers compared",
+    "answers_after_tie": "mismatch: of them after a tie",
+    "dropped choices": "experts, all steps: dropped choices",
+}
+"""Parts that are counts, of something else than the figures beside them."""
 
 
 def table(run_dirs: Sequence[Path]) -> Table:
@@ -101,7 +108,10 @@ def so_far(run_dir: Path) -> Row:
         "tokens_per_second": {
             "train" if p == "update" else p: tokens[p] / phases[p] for p in tokens if tokens[p] and phases.get(p)
         },
-        "mismatch": {"max": max(series(train, "train", "step", "mismatch/max")[1], default=None)},
+        "mismatch": {
+            "max": max(series(train, "train", "step", "mismatch/max")[1], default=None),
+            "answers": _total(sampled, "mismatch/answers") or None,
+        },
         "experts": experts.summarise(train),
         "eval": evals,
     }
@@ -190,8 +200,8 @@ def cost_lines(summary: Row, costs: Sequence[tuple[str, str, str]] = COSTS) -> d
             figure = number(parts, part)
             if figure is None:
                 continue
-            if part == "answers_after_tie":  # the one count among the differences
-                lines["answers after a tie"] = f"{figure:,.0f}"
+            if part in COUNTS:
+                lines[COUNTS[part]] = f"{figure:,.0f}"
             else:
                 lines[f"{name}: {visible(part)}" if part else name] = format(figure, form)
     return lines

@@ -21,7 +21,6 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
-from r1mega.evaluation.experts import summarise
 from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.rollout.engine import derived_seed
@@ -33,6 +32,7 @@ from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.samples import Document, Sample
 from r1mega.stages.experts import ExpertLog
 from r1mega.stages.lead import Lead
+from r1mega.stages.outcome import note, summary
 from r1mega.stages.questions import make_questions
 from r1mega.stages.sampling import LiveEngine, Metrics, Sampling
 from r1mega.stages.saving import Saves, last_checkpoint, refuse_another_runs
@@ -92,7 +92,7 @@ def run(
     identity = run_dir.lineage.policy(trainer.step)
     hf_io.export(policy, run_dir.hf, tokenizer_dir=run_dir.tokenizer, identity=identity)
     if ours.first:
-        files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss))
+        files.write_json(run_dir.path / "summary.json", summary(run_dir, rss))
 
 
 def _policy(config: GRPO, ours: mesh.Mesh, build: Callable[..., Policy]) -> Policy:
@@ -157,9 +157,9 @@ class Trainer:
             while self.step < config.num_steps:
                 if not self.pending:
                     self.next_rollout()
-                    bar.say("answers", _note(self.metrics))
+                    bar.say("answers", note(self.metrics))
                 learned = self.update(self.pending.pop(0))
-                bar.advance(1, note=_note(self.metrics | learned))
+                bar.advance(1, note=note(self.metrics | learned))
                 last = self.step >= config.num_steps
                 if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
                     self.evaluate()
@@ -319,42 +319,3 @@ def _document(sample: Sample) -> Document:
 
 def _with_logprobs(sample: Sample, old: tuple[float, ...], ref: tuple[float, ...]) -> Sample:
     return dataclasses.replace(sample, old_logp=old, ref_logp=ref)
-
-
-def _note(metrics: Metrics) -> str:
-    """What people watch of a rollout and its steps, in the few words that fit behind a bar."""
-    shown = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens", "kl/mean": "KL {:.4f}"}
-    return ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
-
-
-def _summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:
-    """summary.json, from the metrics on disk, so that a resumed run counts all of its parts."""
-    rows = run_dir.metrics()
-    train = [r for r in rows if r["kind"] == "train"]
-    evals = {kind: [r for r in rows if r["kind"] == kind] for kind in ("eval", "eval_greedy")}
-    phases = {p: sum(r.get(f"seconds/{p}", 0.0) for r in train) for p in ("rollout", "logprobs", "update", "push")}
-    sampled = sum(r["rollout/tokens"] for r in train if "seconds/rollout" in r)
-    return {
-        "stage": "grpo",
-        "seconds": sum(phases.values()),
-        "seconds_by_phase": phases,
-        "steps": train[-1]["step"],
-        "tokens_per_second": {
-            "rollout": sampled / phases["rollout"],
-            "train": sum(r["tokens"] for r in train) / phases["update"],
-        },
-        "peak_rss_gib": rss,
-        "experts": summarise(train),
-        "mismatch": {
-            "mean": sum(r["mismatch/mean"] for r in train) / len(train),
-            "max": max(r["mismatch/max"] for r in train),
-            "max_untied": max(r["mismatch/max_untied"] for r in train),
-            "answers_after_tie": sum(r["mismatch/answers_after_tie"] for r in train if "seconds/rollout" in r),
-        },
-        "eval": {
-            "before": evals["eval"][0]["result"],
-            "after": evals["eval"][-1]["result"],
-            "greedy_before": evals["eval_greedy"][0]["result"],
-            "greedy_after": evals["eval_greedy"][-1]["result"],
-        },
-    }

@@ -234,7 +234,10 @@ class Sampling:
                 compared = self.engine.comparison
                 again = {"replay/tokens": compared.tokens, "replay/equal_tokens": compared.equal_tokens}
                 return samples, {
-                    **rollout_metrics(groups),
+                    **rollout_metrics(tried),
+                    # Not the answers without a verdict, of constant groups that are dropped, or of prompts in whose
+                    # place others were taken.
+                    "rollout/learnt_from": float(len(samples)),
                     "rollout/replayed_requests": self.engine.replayed,
                     **(again if compared.tokens else {}),
                     "seconds/rollout": seconds - push,

@@ -88,7 +88,11 @@ def test_a_stage_without_questions_has_no_heading_of_questions(tmp_path: Path, c
     show(tmp_path / "sft")
     printed, page = capsys.readouterr().out, (tmp_path / "sft/report.html").read_text()
     assert "Held-out" not in printed and "before" not in printed and "after" not in printed
-    assert "Training: losses, time, memory" in printed and "final loss, nats" in printed and "1.2500" in printed
+    assert (
+        "Training: losses, time, memory" in printed
+        and "loss over the last 5% of steps, nats" in printed
+        and "1.2500" in printed
+    )
     assert "Held-out questions</h3>" not in page and "agreement of engine" not in page
     assert "No held-out questions in this kind of stage" in page and "<h3>Losses, time, memory</h3>" in page
 

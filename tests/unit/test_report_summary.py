@@ -101,3 +101,22 @@ def test_model_text_cannot_drive_the_terminal(tmp_path):
 def test_no_samples_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no samples in"):
         transcripts(tmp_path, Console(file=io.StringIO()))
+
+
+def test_figures_of_a_part_say_of_which(tmp_path):
+    """Losses and experts' balance are of the last steps, mismatches of the answers that are compared."""
+    summary = {
+        "stage": "grpo",
+        "steps": 40,
+        "loss": 1.25,
+        "mismatch": {"max": 3e-6, "answers": 640, "answers_after_tie": 2},
+        "experts": {"max violation": 0.5, "dropped choices": 3.0},
+        "data": {"conversations": 1200, "truncated": 7, "dropped": 5},
+    }
+    text = shown(lambda console: console.print(table([write(tmp_path / "run", summary)])))
+    lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
+    assert lines["loss over the last 5% of steps, nats"] == "1.2500"
+    assert (lines["mismatch: answers compared"], lines["mismatch: of them after a tie"]) == ("640", "2")
+    assert lines["experts, last 5% of steps: max violation"] == "0.50"
+    assert lines["experts, all steps: dropped choices"] == "3"
+    assert (lines["data: conversations"], lines["data: truncated"], lines["data: dropped"]) == ("1,200", "7", "5")

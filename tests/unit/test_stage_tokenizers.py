@@ -92,7 +92,7 @@ def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy,
     export(policy, tmp_path / "base", base)
     config = load_stage(RL, [f"model.path={tmp_path / 'base'}", "num_questions=40", "evaluation.num_questions=5"])
     assert config.stage == "grpo"
-    run = RunDir(tmp_path / "run", config, Cluster(), resume=False)
+    run = RunDir(tmp_path / "run", config, Cluster(device="cpu"), resume=False)
     try:
         asked = make_questions(config, run)
         export(policy, run.hf, run.tokenizer)

@@ -1,0 +1,41 @@
+"""What a rollout's figures are of: the answers with a verdict, those that are compared, all that were sampled."""
+
+from r1mega.evaluation.rollouts import rollout_metrics
+from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
+
+
+def group(name: str, rewards: list[float | None], lengths: list[int]) -> Group:
+    """A reward of None is a verdict that failed."""
+    completions = tuple(
+        Completion(name, i, (5,) * n, (-0.1,) * n, "", FinishReason.LENGTH if n > 9 else FinishReason.STOP, 0, i)
+        for i, n in enumerate(lengths)
+    )
+    verdicts = tuple(
+        Verdict(VerdictStatus.FAILED, reason="broke")
+        if reward is None
+        else Verdict(VerdictStatus.SCORED, reward, {"accuracy": reward / 2})
+        for reward in rewards
+    )
+    return Group(Prompt(name, "chain_sum", "q", "1", (1,)), completions, verdicts)
+
+
+def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
+    found = rollout_metrics([group("a", [2.0, None, 0.0], [4, 6, 10]), group("b", [1.0, 1.0, None], [2, 2, 12])])
+    assert found == {
+        "rollout/answers": 6.0,
+        "reward/scored": 4.0,
+        "reward/unscored": 1 - 4 / 6,
+        "reward/total": 1.0,  # (2 + 0 + 1 + 1) / 4
+        "reward/accuracy": 0.5,
+        "groups/constant": 0.5,
+        "response_length/mean": 6.0,  # of all six
+        "response_length/max": 12.0,
+        "response_length/truncated": 2 / 6,
+        "rollout/tokens": 36.0,
+    }
+
+
+def test_where_nothing_has_a_verdict_there_is_no_reward_and_no_zero():
+    found = rollout_metrics([group("a", [None, None], [1, 1])])
+    assert (found["reward/scored"], found["reward/unscored"], found["rollout/answers"]) == (0.0, 1.0, 2.0)
+    assert "reward/total" not in found and "reward/accuracy" not in found
