@@ -7,6 +7,9 @@ from r1mega.errors import ConfigError
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 
+OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
+"""Files of weights that are not read."""
+
 
 def missing_tokenizer(stage: Stage, folder: Path) -> list[str]:
     """Files of the tokenizer that a stage needs and `folder` lacks; the engine reads no other than the fast one."""
@@ -35,6 +38,12 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         read_model_fields(folder)
     elif not any(folder.glob("*.safetensors")):
         absent.insert(0, "*.safetensors (the weights)")
+    others = [f.name for kind in OTHER_FORMS for f in sorted(folder.glob(kind))]
+    if absent and others and not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model.path: {folder} has its weights as {others[0]}, and no *.safetensors: other forms are not read; "
+            "take the model's safetensors files, or write them with transformers' save_pretrained"
+        )
     if absent:
         raise ConfigError(
             f"model.path: {folder} has config.json and no {', no '.join(absent)}: a download that has only begun, or "
@@ -54,4 +63,6 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
 def _marks(folder: Path) -> list[tuple[str, int, int, int]]:
     """Of each file that says what the weights are: name, size, time, inode. Their data is not looked at here."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return [(f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]
+    return [
+        (f.name, s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat() if f.exists() else f.lstat()]
+    ]

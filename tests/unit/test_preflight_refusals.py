@@ -161,6 +161,14 @@ def test_a_folder_that_is_there_must_hold_a_model(folder: Path, tmp_path: Path, 
         (out / "config.json").write_text(json.dumps({**fields, "intermediate_size": fields["intermediate_size"] * 2}))
 
     assert "the folder and the model do not map one to one" in answers(other)
+
+    def linked(out: Path) -> None:
+        (out / "model.safetensors").unlink()
+        (out / "model.safetensors").symlink_to("/nowhere/blob")
+
+    assert "model.safetensors: no file, or a broken link" in answers(linked)
+    binary = answers(lambda out: (out / "model.safetensors").rename(out / "pytorch_model.bin"))
+    assert "has its weights as pytorch_model.bin, and no *.safetensors: other forms are not read" in binary
     torn = answers(lambda out: (out / "model.safetensors").write_bytes(b"\0" * 100))
     assert "cannot be used" in torn
 
