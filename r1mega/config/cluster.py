@@ -145,7 +145,7 @@ class Cluster(Section):
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Memory of a GPU, which the state of the model must fit; None: the most that one of `gpu` has."""
     memory_gib: float | None = Field(default=None, gt=0)
-    """Memory of the machine that all ranks share on cpu; None: of the one that `r1mega check` runs on."""
+    """Memory of a machine, which ranks and engine share on cpu; None: of the one that `r1mega check` runs on."""
     gpus_per_node: int | None = Field(default=None, gt=0)
     """GPUs of a node, for Slurm: how many nodes to ask for, and which of them is whose (config/slurm.py)."""
     address: str = ""

@@ -1,6 +1,9 @@
 """Whether model, layout, machine and engine can do what a config asks for: arithmetic, without torch."""
 
 import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO, SFT, Evaluate, Stage
@@ -8,7 +11,7 @@ from r1mega.data.tasks import TASKS
 from r1mega.errors import ConfigError
 from r1mega.families.registry import check_layout, check_lengths
 from r1mega.families.spec import ModelSpec
-from r1mega.layout.memory import BYTES, GIB, num_parameters, rank_memory
+from r1mega.layout.memory import BYTES, GIB, RankMemory, num_parameters, rank_memory
 from r1mega.rollout.kernels import kernel_faults
 from r1mega.runtime.resources import machine_memory_gib
 
@@ -59,38 +62,74 @@ def _task_faults(name: str) -> list[str]:
 
 
 def memory_faults(stage: Stage, cluster: Cluster, spec: ModelSpec) -> list[str]:
-    """Whether the model's state alone is more than a GPU has, or on cpu the machine that all ranks share."""
-    mtp = getattr(stage, "mtp", None) or (stage.objective.mtp if isinstance(stage, GRPO) else "joint")
-    table, layout = spec.tensors(), cluster.trainer
-    ranks = [] if isinstance(stage, Evaluate) else rank_memory(table, spec, layout, mtp_learns=mtp != "off")
-    if cluster.device == "cuda":
-        gib = cluster.gpu_memory_gib or (GPU_GIB[cluster.gpu] if cluster.gpu else None)
-        largest = max(ranks, key=lambda rank: rank.total, default=None)
-        if gib is None or largest is None or largest.total <= gib * GIB:
-            return []
-        said = (
-            "cluster.gpu_memory_gib" if cluster.gpu_memory_gib else f"the most that cluster.gpu = {cluster.gpu!r} has"
-        )
-        return [
-            f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, and it has {gib:g} GiB ({said}). "
-            "Divide the model further (cluster.trainer.tp, pp, ep; dp divides the optimiser's state alone), or take "
-            "a cluster file that was made for its size"
-        ]
-    gib = cluster.memory_gib or machine_memory_gib()
-    copies = layout.tp * layout.cp * layout.dp
-    parts = [(f"the trainer's {layout.ranks} rank(s)", copies * sum(rank.total for rank in ranks))]
-    if isinstance(stage, GRPO) and stage.objective.kl_coef > 0:
-        parts.append(("the reference", copies * sum(rank.weights for rank in ranks)))
-    if isinstance(stage, GRPO | Evaluate) and not cluster.rollout.launch:
-        engine = num_parameters(table, mtp=False) * BYTES[cluster.rollout.dtype]
-        parts.append(("the engine", engine + cluster.rollout.kv_cache_gib * GIB))
-    total = sum(size for _, size in parts)
-    if gib is None or total <= gib * GIB:
+    """Whether a rank's state alone, or the engine's weights, are more than a GPU has, or on cpu a whole machine."""
+    if cluster.device == "cpu":
+        parts, gib = _on_cpu(stage, cluster, spec)
+        most = max((part for part in parts if part.size > gib * GIB), key=lambda part: part.size, default=None)
+        return [f"memory: {_told([most], cluster, gib)}"] if most else []
+    ranks = _ranks(stage, cluster, spec)
+    gib = cluster.gpu_memory_gib or (GPU_GIB[cluster.gpu] if cluster.gpu else None)
+    largest = max(ranks, key=lambda rank: rank.total, default=None)
+    if gib is None or largest is None or largest.total <= gib * GIB:
         return []
-    told = ", ".join(f"{what} {size / GIB:,.1f} GiB" for what, size in parts if size)
-    said = "cluster.memory_gib" if cluster.memory_gib else "this machine; cluster.memory_gib says otherwise"
+    said = "cluster.gpu_memory_gib" if cluster.gpu_memory_gib else f"the most that cluster.gpu = {cluster.gpu!r} has"
     return [
-        f"memory: {num_parameters(table) / 1e9:,.3g}B parameters take at least {total / GIB:,.1f} GiB ({told}) "
-        f"before activations, and the machine has {gib:,.1f} GiB ({said}). A weight of the trainer takes 4 bytes, "
-        "its gradient 4 and Adam's moments 8, in fp32. Take a smaller model, or a cluster file with GPUs that hold it"
+        f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, and it has {gib:g} GiB ({said}). "
+        "Divide the model further (cluster.trainer.tp, pp, ep; dp divides the optimiser's state alone), or take "
+        "a cluster file that was made for its size"
     ]
+
+
+def missing_memory(stage: Stage, cluster: Cluster, spec: ModelSpec) -> list[str]:
+    """Whether all ranks and the engine together are more than this machine has; over several they may fit."""
+    if cluster.device != "cpu":
+        return []
+    parts, gib = _on_cpu(stage, cluster, spec)
+    if sum(part.size * part.times for part in parts) <= gib * GIB:
+        return []
+    return [f"memory: {_told(parts, cluster, gib)}; or start the ranks on several machines (slurm/rl_stage.sh)"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What processes of one kind hold in a machine's memory."""
+
+    what: str
+    size: float
+    """Bytes of one."""
+    times: int = 1
+
+
+def _ranks(stage: Stage, cluster: Cluster, spec: ModelSpec) -> list[RankMemory]:
+    mtp = stage.objective.mtp if isinstance(stage, GRPO) else stage.mtp if isinstance(stage, SFT) else "joint"
+    if isinstance(stage, Evaluate):
+        return []
+    return rank_memory(spec.tensors(), spec, cluster.trainer, mtp_learns=mtp != "off")
+
+
+def _on_cpu(stage: Stage, cluster: Cluster, spec: ModelSpec) -> tuple[list[_Part], float]:
+    """What takes memory, and GiB of the machine."""
+    layout = cluster.trainer
+    copies = layout.tp * layout.cp * layout.dp
+    keeps_reference = isinstance(stage, GRPO) and stage.objective.kl_coef > 0
+    parts: list[_Part] = []
+    for rank in _ranks(stage, cluster, spec):
+        what = f"a rank's {rank.params / 1e9:,.3g}B parameters in fp32, 4 bytes each, gradients 4, Adam's moments 8"
+        what += ", a reference 4" if keeps_reference else ""
+        parts.append(_Part(what, rank.total + (rank.weights if keeps_reference else 0), copies))
+    if isinstance(stage, GRPO | Evaluate) and not cluster.rollout.launch:
+        number = num_parameters(spec.tensors(), mtp=False)
+        what = f"the engine's {number / 1e9:,.3g}B parameters in {cluster.rollout.dtype} and its cache"
+        parts.append(_Part(what, number * BYTES[cluster.rollout.dtype] + cluster.rollout.kv_cache_gib * GIB))
+    return parts, cluster.memory_gib or machine_memory_gib() or math.inf
+
+
+def _told(parts: Sequence[_Part], cluster: Cluster, gib: float) -> str:
+    many = len(parts) > 1
+    each = [(f"{part.times} times " if many and part.times > 1 else "", part) for part in parts]
+    told = ", ".join(f"{times}{part.what}: {part.size / GIB:,.1f} GiB" for times, part in each)
+    said = "cluster.memory_gib" if cluster.memory_gib else "this one; cluster.memory_gib says otherwise"
+    return (
+        f"{told}, before activations, and the machine has {gib:,.1f} GiB ({said}). Take a smaller model, or a "
+        "cluster file with GPUs that hold it"
+    )

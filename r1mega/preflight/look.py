@@ -13,7 +13,7 @@ from r1mega.config.schema import SFT, Evaluate, Node, Pipeline, Stage
 from r1mega.errors import ConfigError
 from r1mega.families.registry import read_stage_model, with_positions
 from r1mega.families.spec import ModelSpec
-from r1mega.preflight.abilities import ability_faults
+from r1mega.preflight.abilities import ability_faults, missing_memory
 from r1mega.preflight.data import check_data, on_the_hub
 from r1mega.preflight.weights import check_weights
 from r1mega.runtime import env
@@ -86,7 +86,7 @@ def look(
         check_data(stage, spec, brief=starting and not absent)
     if leads and spec is not None:
         check_weights(stage, spec)
-    return Look(config, stage, machine, spec, (*absent, *_missing_gpus(stage, machine)), tuple(_unseen(stage)))
+    return Look(config, stage, machine, spec, (*absent, *_missing_here(stage, machine, spec)), tuple(_unseen(stage)))
 
 
 def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str]) -> list[Look]:
@@ -147,10 +147,12 @@ def _unseen(stage: Stage) -> list[str]:
     ]
 
 
-def _missing_gpus(stage: Stage, cluster: Cluster) -> list[str]:
-    """Where this command would start the ranks itself, on this machine."""
-    if cluster.device == "cpu" or env.launch() is not None:
+def _missing_here(stage: Stage, cluster: Cluster, spec: ModelSpec | None) -> list[str]:
+    """What this machine lacks where this command would start the ranks itself, all of them here."""
+    if env.launch() is not None:
         return []
+    if cluster.device == "cpu":
+        return missing_memory(stage, cluster, spec) if spec is not None else []
     wanted, found = 1 if isinstance(stage, Evaluate) else cluster.trainer.ranks, num_gpus()
     if found >= wanted:
         return []

@@ -9,7 +9,7 @@ from r1mega.config.load import load
 from r1mega.families.registry import read_model
 from r1mega.layout.memory import GIB, num_parameters, rank_memory
 from r1mega.preflight import abilities
-from r1mega.preflight.abilities import memory_faults
+from r1mega.preflight.abilities import memory_faults, missing_memory
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "configs/models"
@@ -106,20 +106,29 @@ def test_70b_on_the_1_5b_layout_is_refused_with_the_arithmetic():
 def test_671b_on_two_cores_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(abilities, "machine_memory_gib", lambda: 24.0)
     (fault,) = faults("r1/1_cold_start.toml", "laptop")
-    assert "683B parameters take at least 10,1" in fault and "has 24.0 GiB (this machine" in fault
+    assert "parameters in fp32, 4 bytes each, gradients 4, Adam's moments 8: 10,1" in fault
+    assert "GiB, before activations, and the machine has 24.0 GiB (this one; cluster.memory_gib" in fault
 
 
-def test_memory_of_the_machine_is_what_the_cluster_file_says(monkeypatch: pytest.MonkeyPatch):
-    """A tiny V3 in RL: trainer 16 bytes each, MTP frozen; reference and engine 4; the cache."""
+def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pytest.MonkeyPatch):
+    """A tiny V3 in RL on two ranks: weights, gradients and reference 12 bytes each, moments 8 on two; MTP frozen."""
     monkeypatch.setattr(abilities, "machine_memory_gib", lambda: 1000.0)
-    spec = read_model(ROOT / "configs/tiny/deepseek_v3.json")
-    table = spec.tensors()
-    every, trunk = num_parameters(table), num_parameters(table, mtp=False)
-    wanted = (16 * trunk + 4 * (every - trunk) + 4 * every + 4 * trunk) / GIB + 0.5
-    config, weights = "tiny/r1_zero/1_rl.toml", f"model.config={ROOT}/configs/tiny/deepseek_v3.json"
-    assert faults(config, "laptop", weights, f"cluster.memory_gib={wanted + 1e-6}") == []
-    (fault,) = faults(config, "laptop", weights, f"cluster.memory_gib={wanted - 1e-6}")
-    assert "the reference" in fault and "the engine" in fault and "(cluster.memory_gib)" in fault
+    file = ROOT / "configs/tiny/deepseek_v3.json"
+    spec = read_model(file)
+    every, trunk = num_parameters(spec.tensors()), num_parameters(spec.tensors(), mtp=False)
+    rank, engine = (8 * every + 4 * trunk + 8 * trunk / 2) / GIB, 4 * trunk / GIB + 0.5
+
+    def found(gib: float) -> tuple[list[str], list[str]]:
+        overrides = [f"model.config={file}", f"cluster.memory_gib={gib:.12f}"]
+        stage, machine = load(ROOT / "configs/tiny/r1_zero/1_rl.toml", "laptop2", overrides)
+        return memory_faults(stage, machine, spec), missing_memory(stage, machine, spec)
+
+    assert found(2 * rank + engine + 1e-9) == ([], [])
+    faults, missing = found(2 * rank + engine - 1e-9)
+    assert faults == [] and "2 times a rank's" in missing[0] and "start the ranks on several machines" in missing[0]
+    assert found(engine + 1e-9)[0] == []
+    (fault,) = found(engine - 1e-9)[0]
+    assert "the engine's" in fault and "fp32 and its cache" in fault
 
 
 def test_gpus_that_are_named_have_at_most_what_their_kind_has():
