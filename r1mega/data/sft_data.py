@@ -18,6 +18,8 @@ from r1mega.config.schema import SFT, Conversations
 from r1mega.data import token_store
 from r1mega.data.chat import Chat, Tokens
 from r1mega.data.conversations import Conversation, Source
+from r1mega.data.split import HELD_OUT
+from r1mega.data.tasks import questions_in
 from r1mega.data.token_store import Spans, TokenStore
 from r1mega.errors import DataError
 from r1mega.runtime import files
@@ -64,22 +66,31 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
                 bar.advance()
 
     asked: set[str] = set()
+    counts = {"held_out": 0}
 
     def train() -> Generator[Conversation]:
         for c in rows("train", source, lambda c: not held_out(c, share, config.seed)):
-            asked.update(c.questions)
-            yield c
+            if asks_held_out(c):
+                counts["held_out"] += 1
+            else:
+                asked.update(c.questions)
+                yield c
 
     key = _key(config, source, chat, f"train/{share}/{config.seed}")
     if not trained_on.is_file() or token_store.load(folder / "train", key) is None:
-        _write(config, chat, folder / "train", key, train())
+        _write(config, chat, folder / "train", key, train(), counts)
+        if counts["held_out"]:
+            log.warning(
+                "train: %d conversations ask questions of the held-out side, which no stage trains on: left out",
+                counts["held_out"],
+            )
         files.write_jsonl(trained_on, ({"question": q} for q in sorted(asked)))
     if validation is not None:
         key = _key(config, held_back, chat, f"validation/{own}/{share}/{config.seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
             kept = rows("validation", held_back, lambda c: own or held_out(c, share, config.seed))
             kept = _without_trained_on(kept, trained_on) if own else kept
-            _write(config, chat, folder / "validation", key, kept)
+            _write(config, chat, folder / "validation", key, kept, {})
 
 
 def _source(of: Conversations) -> Source:
@@ -126,6 +137,14 @@ def held_out(conversation: Conversation, share: float, seed: int) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
+def asks_held_out(conversation: Conversation) -> bool:
+    """Whether a user asks a task's question of the held-out side, alone or among other words.
+
+    Conversations about anything else have no held-out side: no evaluation asks what they ask.
+    """
+    return any(question in HELD_OUT for text in conversation.questions for question in questions_in(text))
+
+
 def first_question(conversation: Conversation) -> str:
     """What a conversation is told apart by; its first message where no user asks."""
     return next(iter(conversation.questions), conversation.messages[0]["content"])
@@ -156,8 +175,11 @@ def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Toke
     return Tokens(tokens.ids[:limit], spans)
 
 
-def _write(config: SFT, chat: Chat, folder: Path, key: str, rows: Generator[Conversation]) -> None:
-    counts = {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
+def _write(
+    config: SFT, chat: Chat, folder: Path, key: str, rows: Generator[Conversation], counts: dict[str, int]
+) -> None:
+    """counts: what `rows` counts is stored along."""
+    counts |= {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
     with contextlib.closing(rows):  # and with them their bar, before the message of an error
         token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
     refuse_nothing_left(folder.name, counts, config)
@@ -173,6 +195,11 @@ def refuse_nothing_left(what: str, counts: Mapping[str, int], config: SFT) -> No
     """
     if (read := counts["conversations"]) != counts["dropped"]:
         return
+    if not read and (asked := counts.get("held_out", 0)):
+        raise DataError(
+            f"{what}: all {asked} conversations ask questions of the held-out side, which no stage trains on: name "
+            "files that have others"
+        )
     raise DataError(
         f"{what}: no conversation to learn from or to validate on; of the {read} that were read none has "
         f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"

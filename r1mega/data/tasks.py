@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from r1mega.config import schema
+from r1mega.data.split import what_is_asked
 from r1mega.errors import ConfigError, DataError
 
 MAX_ANSWER_CHARS = 256
@@ -55,6 +56,8 @@ class TaskFamily:
     """As reasoning-gym spells it."""
     steps: Callable[[Mapping[str, Any]], str]
     """Metadata of a question -> its worked steps, which end in the right answer."""
+    wording: re.Pattern[str]
+    """The library's wording of a question, whatever its numbers."""
     answer_form: re.Pattern[str] = NUMBER
     """What an answer looks like; anything else is wrong before the verifier sees it."""
 
@@ -113,15 +116,41 @@ def _count_bits(metadata: Mapping[str, Any]) -> str:
     return "".join(steps)
 
 
+def _wording(text: str) -> re.Pattern[str]:
+    """A question with {} where its numbers and what is between them stand."""
+    return re.compile("[-+*, 0-9]+".join(re.escape(part) for part in text.split("{}")), re.ASCII)
+
+
 TASKS: dict[str, TaskFamily] = {
     row.name: row
     for row in (
-        TaskFamily("chain_sum", _tape),
-        TaskFamily("products", _tape),
-        TaskFamily("count_bits", _count_bits),
-        TaskFamily("gcd", _euclid),
+        TaskFamily("chain_sum", _tape, _wording("State the final answer to the following arithmetic problem:{}=")),
+        TaskFamily(
+            "products",
+            _tape,
+            _wording("Solve the following multiplication:{}. Give only the result as your final answer."),
+        ),
+        TaskFamily(
+            "count_bits",
+            _count_bits,
+            _wording("How many 1 bits are there in the binary representation of the number{}?"),
+        ),
+        TaskFamily(
+            "gcd",
+            _euclid,
+            _wording(
+                "Find the Greatest Common Divisor (GCD) of these numbers:{}. Give only the GCD as your final answer."
+            ),
+        ),
     )
 }
+
+
+def questions_in(text: str) -> Iterator[str]:
+    """The tasks' questions that a text asks, alone or among other words, each as `questions` writes it."""
+    seen = what_is_asked(text)
+    for row in TASKS.values():
+        yield from row.wording.findall(seen)
 
 
 def question_id(task: str, text: str) -> str:

@@ -108,17 +108,20 @@ def _conversations(stage: SFT, spec: ModelSpec | None, tokenizer: Path | None, *
     if verdicts.known(key):
         return
     chat = _chat(stage, spec, tokenizer) if spec is not None and tokenizer is not None else None
-    from r1mega.data.sft_data import fit, held_out, refuse_nothing_left
+    from r1mega.data.sft_data import asks_held_out, fit, held_out, refuse_nothing_left
 
     share = stage.validation.share if stage.validation else 0.0
     for name, of in sources:
-        counts = {"conversations": 0, "dropped": 0, "truncated": 0}
+        counts = {"conversations": 0, "dropped": 0, "truncated": 0, "held_out": 0}
         validated = {"conversations": 0, "dropped": 0, "truncated": 0}
         with _of(name, [*of.files, *([Path(of.dataset)] if of.dataset else [])]):
             for some in _batches(f"reading {name}", of):
                 encoded = chat.encode(some) if chat is not None else [None] * len(some)
                 for row, tokens in zip(some, encoded, strict=True):
                     mine = validated if name == "data" and held_out(row, share, stage.seed) else counts
+                    if name == "data" and mine is counts and asks_held_out(row):
+                        counts["held_out"] += 1
+                        continue
                     mine["conversations"] += 1
                     if tokens is not None:
                         fit(tokens, stage, row.where, mine)

@@ -42,10 +42,15 @@ class Questions:
 
 
 def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
-    """The run's questions, written down, and the tokenizer that says how they are asked. Raises as `ask`."""
+    """The run's questions, what became of a file's, and the tokenizer that says how they are asked, written down.
+
+    Raises as `ask`.
+    """
     assert config.model.path is not None
     asked = ask(config)
     tokenizers.write(config.model.path, run_dir.tokenizer, asked.chat_template)
+    if asked.counts:
+        files.write_json(run_dir.path / "questions.json", dict(asked.counts))
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     return asked

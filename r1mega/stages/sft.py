@@ -132,12 +132,12 @@ def _policy(
 
 def _summary(run_dir: RunDir, rss: float, data: TokenStore, epochs: Epochs) -> dict[str, Any]:
     result = summary("sft", run_dir, rss)
-    counted = ("conversations", "truncated", "dropped", "documents", "tokens", "targets")
+    counted = ("conversations", "truncated", "dropped", "held_out", "documents", "tokens", "targets")
     validated = [row["validation/loss"] for row in run_dir.metrics() if row["kind"] == "validation"]
     return {
         **result,
         "epochs": result["steps"] / epochs.steps_per_epoch,
-        "data": {name: data.about[name] for name in counted},
+        "data": {name: data.about.get(name, 0) for name in counted},
         "validation_loss": {"before": validated[0], "best": min(validated), "after": validated[-1]}
         if validated
         else {},

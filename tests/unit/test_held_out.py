@@ -16,8 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from r1mega.config.load import load_stage
 from r1mega.config.schema import GRPO, Pretrain, Task
+from r1mega.data.conversations import conversation
+from r1mega.data.sft_data import asks_held_out
 from r1mega.data.task_conversations import task_conversations
-from r1mega.data.tasks import questions
+from r1mega.data.tasks import TASKS, questions, questions_in
 from r1mega.errors import DataError
 from r1mega.stages import pretrain
 from r1mega.stages.questions import make_questions
@@ -56,7 +58,7 @@ def rl(folder: Path, *overrides: str) -> GRPO:
 
 
 def in_dir(path: Path) -> Any:
-    return SimpleNamespace(path=path)
+    return SimpleNamespace(path=path, tokenizer=path / "tokenizer")
 
 
 def listed(file: Path) -> list[str]:
@@ -82,6 +84,34 @@ def test_made_conversations_meet_no_held_out_question():
     assert len(asked) == 300 and not any(map(is_held_out, asked))
 
 
+def test_the_wording_of_every_task_is_known():
+    """Against the generators, by their defaults and with other numbers."""
+    params: dict[str, dict[str, Any]] = {name: {} for name in TASKS}
+    params["chain_sum"] = {"min_digits": 1, "max_digits": 6, "max_terms": 9}
+    for name, given in params.items():
+        for task in (Task(name=name), Task(name=name, params=given)):
+            for q in questions([task], 60, 3):
+                assert list(questions_in(q.text)) == [q.text]
+                spread = q.text.replace(" ", "\n ")
+                assert list(questions_in(f"You think first. User: {spread}\nAssistant:")) == [q.text]
+    for other in ("What is 2 + 2?", "State the final answer to the following arithmetic problem: x =", ""):
+        assert list(questions_in(other)) == []
+
+
+def test_sft_leaves_out_conversations_that_ask_what_is_held_out():
+    made = [q.text for q in questions([SUMS], 300, 123)]
+    theirs, mine = [t for t in made if is_held_out(t)], [t for t in made if not is_held_out(t)]
+
+    def asks(*texts: str) -> bool:
+        turns = [{"role": r, "content": c} for t in texts for r, c in (("user", t), ("assistant", "4"))]
+        return asks_held_out(conversation({"messages": turns}, "line 1"))
+
+    assert len(theirs) > 10 and all(asks(t) and asks(mine[0], f"Please.  {t}\n") for t in theirs)
+    assert not any(asks(t) for t in mine)
+    elsewhere = next(t for t in (f"Write a poem about {i}." for i in range(99)) if is_held_out(t))
+    assert not asks(elsewhere)  # no evaluation asks for it
+
+
 def test_rl_on_made_questions_meets_no_held_out_question(folder: Path, tmp_path: Path):
     made = make_questions(rl(folder), in_dir(tmp_path))
     assert len(made.train) == 60 and not any(is_held_out(p.question) for p in made.train)
@@ -101,6 +131,7 @@ def test_rl_on_own_questions_meets_none_that_any_evaluation_asks(folder: Path, t
     assert [p.question for p in made.train] == mine
     assert made.counts == {"read": len(theirs) + 20, "duplicates": 0,
                            "held_out": len(theirs), "too_long": 0}  # fmt: skip
+    assert json.loads((tmp_path / "questions.json").read_text()) == made.counts
     with pytest.raises(DataError, match=rf"0 questions of {len(theirs)} \({len(theirs)} held out\)"):
         make_questions(rl(folder, f"questions={write(own, theirs)}"), in_dir(tmp_path))
 
@@ -143,6 +174,7 @@ def test_the_longest_prompt_may_be_set(folder: Path, tmp_path: Path):
     for limit, kept in ((length, 4), (length + 1, 5)):
         config = rl(folder, f"questions={own}", f"max_prompt_tokens={limit}", "too_long=drop")
         assert len(make_questions(config, in_dir(tmp_path)).train) == kept
+    make_questions(rl(folder, f"questions={own}", f"max_prompt_tokens={length + 1}"), in_dir(tmp_path))  # all fit
     with pytest.raises(DataError, match=rf"longer than {length} tokens, max_prompt_tokens;"):
         make_questions(rl(folder, f"questions={own}", f"max_prompt_tokens={length}"), in_dir(tmp_path))
 

@@ -1,5 +1,6 @@
 """SFT of tiny models, in this process: it learns, resumes bit for bit, and refuses what it cannot train on."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -198,6 +199,24 @@ def test_a_run_without_a_checkpoint_does_not_go_on_without_its_files(bases, conv
     data.unlink()
     with pytest.raises(DataError, match=r"conversations.jsonl: not there yet; .* has not all of their tokens"):
         train(config, tmp_path / "run", resume=True)
+
+
+def test_what_is_held_out_for_evaluation_is_not_learnt(bases, conversations, tmp_path: Path, caplog):
+    """A worded question of a task, told to be of the held-out side by the first 8 bytes of its SHA-256."""
+    asked = (f"State the final answer to the following arithmetic problem: {i} + 1 =" for i in range(1000))
+    theirs = [t for t in asked if int.from_bytes(hashlib.sha256(t.encode()).digest()[:8], "big") % 8 == 0][:3]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"prompt": t, "response": "4"}) + "\n" for t in theirs))
+    with pytest.raises(DataError, match="train: all 3 conversations ask questions of the held-out side"):
+        train(sft_config(bases["qwen2"], data, max_steps=1, validation=None), tmp_path / "a")
+    data.write_text(data.read_text() + "".join(conversations.read_text().splitlines(keepends=True)[:20]))
+    with caplog.at_level("WARNING"):
+        train(sft_config(bases["qwen2"], data, max_steps=1, validation=None), tmp_path / "b")
+    assert "train: 3 conversations ask questions of the held-out side" in caplog.text
+    found = json.loads((tmp_path / "b/summary.json").read_text())["data"]
+    assert (found["held_out"], found["conversations"], found["documents"]) == (3, 20, 20)
+    listed = [json.loads(line)["question"] for line in (tmp_path / "b/trained_on.jsonl").read_text().splitlines()]
+    assert not set(theirs) & set(listed) and len(listed) > 10
 
 
 def test_batches_of_chunks_and_means_of_sequences(bases, conversations, tmp_path: Path):
