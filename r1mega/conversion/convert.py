@@ -242,7 +242,7 @@ def _save_id(records: list[Any]) -> str:
 
 
 def _dtype_name(job: Job, written: Folder) -> str:
-    if job.dtype in fp8.FORMS:
+    if job.dtype is not None and job.dtype in fp8.FORMS:
         scales = ", scales powers of two" if "scale_fmt" in fp8.FORMS[job.dtype] else ""
         return f"FP8 (e4m3, blocks of 128 x 128{scales}), bf16 elsewhere"
     return describe_dtypes(elements_by_dtype(written))
