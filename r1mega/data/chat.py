@@ -1,12 +1,12 @@
 """A conversation as tokens, and which of them are the assistant's: by a chat template, exactly or not at all.
 
-Where the template marks what is generated (`{% generation %}`), those are the spans. Otherwise the conversation is
-rendered once for each turn of the assistant, up to it and through it, and each rendering must be the beginning of the
-next. What lies between two ends is tokenised by itself: a prompt has in training the tokens that it has in sampling.
+What is learnt of a turn is what the model has to write in sampling: from the end of the generation prompt to the
+token at which sampling ends. The template's frame (`frame`) says where that is, whether it marks what is generated
+(`{% generation %}`) or not. What lies between two ends is tokenised by itself: a prompt has in training the tokens
+that it has in sampling.
 
 DeepSeek-R1's published template drops what stands before `</think>`, which is what SFT is to teach. A template that
-does not repeat every turn of the assistant word for word is therefore refused; configs/chat_templates has some that
-do.
+does not repeat every turn word for word is therefore refused; configs/chat_templates has some that do.
 """
 
 import re
@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1mega.data.frame import Frame, Shape, find, shape_of
+from r1mega.data.special_tokens import ends as ends_of
+from r1mega.data.special_tokens import special_tokens
 from r1mega.data.turns import Conversation, Message
 from r1mega.errors import DataError
 
 REASONING = frozenset({"<think>", "</think>"})
 """Written by answers, whatever a tokenizer or a template makes of them."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TRIALS: tuple[Shape, ...] = tuple((("user", False), ("assistant", thinks)) for thinks in (False, True))
+"""What a template must write, one of them at least, before a conversation is seen."""
 
 
 @dataclass(frozen=True)
@@ -40,74 +45,46 @@ class Tokens:
     """Ranges of the assistant's turns, each with the token that ends it."""
 
 
+class Unwritten(DataError):
+    """The template raises an error of its own, such as that roles must alternate."""
+
+
 class Chat:
     """A tokenizer and the template that writes its conversations."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int], template: Path | None = None) -> None:
         """
         Args:
-            ends: the tokens at which the model's sampling ends: a turn must end in one of them.
+            ends: as the model's config states them, where the tokenizer's folder does not (`special_tokens.ends`).
             template: a Jinja file, instead of the tokenizer's own template.
 
         Raises:
-            DataError: no template, one that is none or has the assistant's name learnt, or a tokenizer that cannot
-                tokenise a text piece by piece.
+            DataError: no template, one that is none or does not write a question and its answer as they are learnt,
+                or a tokenizer that cannot tokenise a text piece by piece.
         """
-        self.tokenizer, self._ends = tokenizer, {*ends, tokenizer.eos_token_id}
+        self.tokenizer = tokenizer
+        self.ends = ends_of(tokenizer, ends)
+        """Tokens at which sampling ends; a turn must end in one of them and hold none."""
+        self._end_ids = frozenset(self.ends)
+        self._end_tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(list(self.ends)) if t]
         self.template = _template(tokenizer, template)
         """The text of the template."""
         self._source = str(template or "the tokenizer's chat template")
         self._marked = GENERATION.search(self.template) is not None
-        self._special = sorted(
-            {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
-        )
+        self._added = {*special_tokens(tokenizer), *map(str, tokenizer.added_tokens_decoder.values())} - REASONING
+        self._in_source = {t for t in special_tokens(tokenizer) if t in self.template}
+        self._frames: dict[Shape, tuple[Frame, re.Pattern[str]] | DataError] = {}
         ids = [i for piece in ("a", "b") for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
         if (found := tokenizer.decode(ids)) != "ab":
             raise DataError(f"the tokenizer writes 'a' and 'b', tokenised apart, as {found!r}: it adds to each piece")
-        self._steering = self._check_template()
-        """Finds the tokens that a template writes around turns, and those at which they end."""
+        self._try_template()
 
-    def _check_template(self) -> re.Pattern[str]:
-        """Of the template alone, on a conversation of one letter a turn; a template that refuses it is not judged.
-
-        Returns:
-            What finds the tokens that steer a conversation: bos, eos, the other ends of sampling, and those that the
-            template writes (in its text, where it refuses the trial); never the tags of reasoning.
-
-        Raises:
-            DataError: it is no template, or the assistant's turn would begin with what writes its name.
-        """
-        from jinja2 import TemplateSyntaxError
-
-        added = {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_decoder.values())}
-        ends = {self.tokenizer.bos_token, *self.tokenizer.convert_ids_to_tokens(sorted(self._ends))}
-
-        def tokens_in(text: str) -> re.Pattern[str]:
-            found = {t for t in added if t in text} | {t for t in ends if t}
-            longest_first = sorted(found - REASONING, key=lambda t: (-len(t), t))
-            return re.compile("|".join(map(re.escape, longest_first)))
-
-        turns = ({"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"})
-        tried = Conversation(turns, "a conversation of one letter a turn")
-        try:
-            text, spans = self._marked_spans(tried) if self._marked else self._found_spans(tried)
-            prompts = [self._render(tried, turns[:1], prompt=prompt) for prompt in (True, False)]
-        except DataError as error:
-            reason = error.__cause__
-            if isinstance(reason, TemplateSyntaxError):
-                raise DataError(f"{self._source}, line {reason.lineno}: not a template: {reason}") from reason
-            return tokens_in(self.template)
-        if not spans:  # what marks no turn here may mark those there are
-            return tokens_in(text)
-        start = spans[0][0]
-        ignored = prompts[0] == prompts[1] and not text[start:].lstrip().startswith("A")
-        if ignored or (text.startswith(prompts[0]) and start < len(prompts[0])):
-            raise DataError(
-                f"{self._source} has the assistant's turn begin at {text[start : start + 40]!r}: what stands before "
-                "the answer there would be learnt, and it is the prompt's in sampling; have the template write it "
-                "with add_generation_prompt, and mark what follows it alone"
-            )
-        return tokens_in(text)
+    def _try_template(self) -> None:
+        """Refuse a template that writes neither an answer nor a thought and an answer as they are learnt."""
+        tried = [self._framed(shape) for shape in TRIALS]
+        faults = [f for f in tried if isinstance(f, DataError) and not isinstance(f, Unwritten)]
+        if faults and len(faults) + sum(isinstance(f, Unwritten) for f in tried) == len(tried):
+            raise faults[0]
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Tokens]:
         """Tokens of each conversation.
@@ -131,73 +108,77 @@ class Chat:
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """The rendered conversation, cut where the assistant's turns begin and end. Raises DataError as `encode`."""
+        shape = shape_of(conversation.messages)
+        frame, steering = self._frame(shape, conversation)
         for number, message in enumerate(conversation.messages):
-            if found := self._steering.search(message["content"]):
+            if found := steering.search(message["content"]):
                 raise DataError(
                     f"{conversation.where}: message {number}: the text {found[0]!r} is a token of the tokenizer that "
                     "steers conversations, and would be one in the middle of this turn; take it out, as from the end "
                     "of sampled answers, or write it differently"
                 )
-        text, spans = self._marked_spans(conversation) if self._marked else self._found_spans(conversation)
-        turns = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
-        answers = [conversation.messages[i]["content"] for i in turns]
-        if len(spans) != len(answers):
-            raise self._fault(conversation, f"marks {len(spans)} of the {len(answers)} turns of the assistant")
+        try:
+            text = self._render(conversation.messages, False)
+            spans = frame.fit(text, conversation, self._fault)
+        except DataError as error:
+            # A template may write the day, which has changed since.
+            self._frames.pop(shape)
+            again, _ = self._frame(shape, conversation)
+            if again == frame:
+                raise DataError(f"{conversation.where}: {error}") from error
+            return self.pieces(conversation)
         pieces, place = list[Piece](), 0
-        for turn, (start, stop), answer in zip(turns, spans, answers, strict=True):
-            if answer.strip() not in text[start:stop]:
-                lost = " the reasoning before </think> among it," if "</think>" in answer else ""
-                raise self._fault(
-                    conversation,
-                    f"does not repeat a turn of the assistant word for word: what is left out,{lost} would never be "
-                    "learnt; set chat_template to one that keeps it, such as those in configs/chat_templates",
-                )
-            stop = start + self._turn_length(text[start:stop])
-            pieces += [Piece(text[place:start], False), Piece(text[start:stop], turn not in conversation.not_learnt)]
+        for answer, (start, stop) in zip(frame.answers, spans, strict=True):
+            learnt = answer.turn not in conversation.not_learnt
+            pieces += [Piece(text[place:start], False), Piece(text[start:stop], learnt)]
             place = stop
         return [p for p in [*pieces, Piece(text[place:], False)] if p.text]
 
-    def _marked_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
+    def _frame(self, shape: Shape, conversation: Conversation) -> tuple[Frame, re.Pattern[str]]:
+        found = self._framed(shape)
+        if isinstance(found, DataError):
+            raise DataError(f"{conversation.where}: {found}") from found
+        return found
+
+    def _framed(self, shape: Shape) -> tuple[Frame, re.Pattern[str]] | DataError:
+        """The frame of a shape, found once, and what finds the tokens that steer its conversations; or its fault.
+
+        Those tokens are bos, the ends of sampling, and what the template writes around turns or may write; never the
+        tags of reasoning.
+        """
+        if shape not in self._frames:
+            marks = self._marks if self._marked else None
+            try:
+                frame = find(shape, self._render, marks, self._end_tokens, self._fault)
+            except DataError as error:
+                self._frames[shape] = error
+            else:
+                written = "".join(frame.around)
+                found = {t for t in self._added if t in written} | self._in_source - REASONING
+                found |= {t for t in (self.tokenizer.bos_token, *self._end_tokens) if t}
+                longest_first = sorted(found, key=lambda t: (-len(t), t))
+                self._frames[shape] = frame, re.compile("|".join(map(re.escape, longest_first)))
+        return self._frames[shape]
+
+    def _marks(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         special: Mapping[str, str] = self.tokenizer.special_tokens_map
         options: dict[str, Any] = {
-            "conversations": [[dict(m) for m in conversation.messages]],
+            "conversations": [[dict(m) for m in messages]],
             "chat_template": self.template,
             "return_assistant_tokens_mask": True,
         }
         render: Any = render_jinja_template  # its own types say that each option is everything
         try:
-            rendered = render(**options, **special)
+            texts, marked = render(**options, **special)
         except Exception as error:  # whatever the template or the library raises
-            raise self._fault(conversation, f"refuses it: {error}") from error
-        texts, marked = rendered
+            raise self._refused(error) from error
         return texts[0], [(int(start), int(stop)) for start, stop in marked[0]]
 
-    def _found_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        messages = conversation.messages
-        spans: list[tuple[int, int]] = []
-        renderings: list[str] = []
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = self._render(conversation, messages[:i], prompt=True)
-                through = self._render(conversation, messages[: i + 1], prompt=False)
-                renderings += [before, through]
-                spans.append((len(before), len(through)))
-        whole = self._render(conversation, messages, prompt=False)
-        for shorter, longer in zip(renderings, [*renderings[1:], whole], strict=True):
-            if not longer.startswith(shorter):
-                raise self._fault(
-                    conversation,
-                    "does not write the beginning of a conversation as it writes the whole, so that the assistant's "
-                    "turns cannot be told apart; mark them with {% generation %} in a template of your own, or set "
-                    "chat_template to one of configs/chat_templates",
-                )
-        return whole, spans
-
-    def _render(self, conversation: Conversation, messages: Sequence[Message], *, prompt: bool) -> str:
+    def _render(self, messages: Sequence[Message], prompt: bool) -> str:
         if not messages:  # a conversation that the assistant opens
-            raise self._fault(conversation, "has nothing to begin with: the first turn is the assistant's")
+            raise self._fault("has nothing to begin with: the first turn is the assistant's")
         try:
             return self.tokenizer.apply_chat_template(
                 [dict(m) for m in messages],
@@ -206,12 +187,14 @@ class Chat:
                 add_generation_prompt=prompt,
             )
         except Exception as error:
-            raise self._fault(conversation, f"refuses it: {error}") from error
+            raise self._refused(error) from error
 
-    def _turn_length(self, turn: str) -> int:
-        """Without the white space that a template writes after the token that ends a turn."""
-        bare = turn.rstrip()
-        return len(bare) if bare.endswith(tuple(self._special)) else len(turn)
+    def _refused(self, error: Exception) -> DataError:
+        from jinja2 import TemplateSyntaxError
+
+        if isinstance(error, TemplateSyntaxError):
+            return DataError(f"{self._source}, line {error.lineno}: not a template: {error}")
+        return Unwritten(f"{self._source} refuses it: {error}")
 
     def _join(self, conversation: Conversation, pieces: Sequence[Piece], encoded: Any) -> Tokens:
         ids: list[int] = []
@@ -220,21 +203,17 @@ class Chat:
             of_piece: list[int] = next(encoded)
             if piece.learnt:
                 spans.append((len(ids), len(ids) + len(of_piece)))
-                if of_piece[-1] not in self._ends:
-                    last = self.tokenizer.convert_ids_to_tokens(of_piece[-1])
-                    ends = ", ".join(map(str, self.tokenizer.convert_ids_to_tokens(sorted(self._ends))))
-                    raise self._fault(
-                        conversation,
-                        f"ends the assistant's turn with {last!r}, at which sampling does not end ({ends} would): "
-                        "the model would not learn to stop; set chat_template to one that ends it with eos_token",
+                if of_piece[-1] not in self._end_ids or not self._end_ids.isdisjoint(of_piece[:-1]):
+                    read = self.tokenizer.convert_ids_to_tokens(of_piece)
+                    raise DataError(
+                        f"{conversation.where}: the tokenizer reads {piece.text[-40:]!r} as {read[-8:]}, which does "
+                        f"not end once in {' or '.join(self._end_tokens)}: the model would not learn to stop there"
                     )
             ids += of_piece
-        if not spans or spans[0][0] == 0:
-            raise self._fault(conversation, "begins with the assistant's turn: nothing predicts its first token")
         return Tokens(tuple(ids), tuple(spans))
 
-    def _fault(self, conversation: Conversation, what: str) -> DataError:
-        return DataError(f"{conversation.where}: {self._source} {what}")
+    def _fault(self, what: str) -> DataError:
+        return DataError(f"{self._source} {what}")
 
 
 def _template(tokenizer: Any, file: Path | None) -> str:

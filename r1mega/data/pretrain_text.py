@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from r1mega.config import schema
+from r1mega.data.special_tokens import begin
 from r1mega.data.tasks import Question, apportion, draw, family
 from r1mega.data.template import (
     ANSWER_CLOSE,
@@ -73,12 +74,12 @@ def documents(
 
 
 def tokenize(docs: Sequence[TextDocument], tokenizer: Any, learn: Literal["all", "answers"]) -> list[Document]:
-    """bos, prompt, answer, eos as one token sequence each.
+    """bos where the tokenizer begins with it, prompt, answer, eos as one token sequence each.
 
     Args:
         learn: whether every token but bos is a target, or only what stands after the prompt.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = begin(tokenizer)
     encoded = tokenizer([doc.prompt + doc.answer for doc in docs], add_special_tokens=False)["input_ids"]
     sequences = [(*bos, *ids, tokenizer.eos_token_id) for ids in encoded]
     if learn == "all":

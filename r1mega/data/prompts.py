@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1mega.config import schema
+from r1mega.data.special_tokens import begin, special_tokens
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import Question, question_id, questions
 from r1mega.data.template import TINY, Template, render_prompt
@@ -31,20 +32,28 @@ def held_out_prompts(
 
 
 def prompts(asked: Sequence[Question], tokenizer: Any, template: Template) -> list[Prompt]:
-    """Each question in its template, tokenised with a leading bos where the tokenizer has one.
+    """Each question in its template, tokenised, behind what the tokenizer itself begins a text with.
 
     Raises DataError when the template is for another tokenizer, or a question spells a special token: it would
     be read as the end of the user's turn.
     """
-    special = set(tokenizer.all_special_tokens)
+    special = special_tokens(tokenizer)
     if missing := set(CONTROL_TOKEN.findall(render_prompt(template, ""))) - special:
         raise DataError(f"template {template.name} needs the special tokens {sorted(missing)} in the tokenizer")
     for question in asked:
-        if found := [token for token in special if token in question.text]:
+        if found := sorted(token for token in special if token in question.text):
             raise DataError(f"question {question.id} contains the special token {found[0]}: take it out")
-    texts = [render_prompt(template, question.text) for question in asked]
-    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if not asked:
+        return []
+    texts = [render_prompt(template, text) for text in ("", *(question.text for question in asked))]
+    frame, *encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    special_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(special)))
+    of_frame = [i for i in frame if i in special_ids]
+    for question, ids in zip(asked, encoded, strict=True):
+        if (found := [i for i in ids if i in special_ids]) != of_frame:  # by a spelling that a normalizer makes one
+            more = tokenizer.convert_ids_to_tokens(next(i for i in found if found.count(i) > of_frame.count(i)))
+            raise DataError(f"question {question.id} is read as holding the special token {more}: take it out")
+    bos = begin(tokenizer)
     return [
         Prompt(q.id, q.task, q.text, q.truth, (*bos, *ids), template.prefill, q.entry)
         for q, ids in zip(asked, encoded, strict=True)

@@ -222,6 +222,6 @@ def _documents(
 def _key(config: SFT, source: Source, chat: Chat, what: str) -> str:
     """Names everything that the tokens depend on."""
     tokenizer: Any = chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else ""
-    parts = [what, source.mark(), config.data.max_tokens, config.data.too_long, chat.template]
+    parts = [what, source.mark(), config.data.max_tokens, config.data.too_long, chat.template, chat.ends]
     text = json.dumps([*parts, tokenizer, dict(chat.tokenizer.special_tokens_map)], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -139,7 +139,7 @@ def _chat(stage: SFT, spec: ModelSpec, tokenizer: Path) -> Any:
 
 
 def _batches(title: str, of: Conversations) -> Iterator[Sequence[Conversation]]:
-    source = Source(of.files, of.dataset, of.split)
+    source = Source(of.files, of.dataset, of.split, of.dataset_config)
     with Bar(title, len(source), unit="conversation", silent=len(source) < AT_ONCE) as bar:
         rows = iter(source)
         while some := list(islice(rows, AT_ONCE)):

@@ -18,6 +18,8 @@ class Job:
     temperature: float
     max_new_tokens: int
     version: int
+    ends: tuple[int, ...]
+    """Tokens at which an answer ends (`data.special_tokens.ends`)."""
 
 
 def describe(request: Request, job: Job) -> str:
@@ -40,6 +42,10 @@ def body(request: Request, job: Job) -> dict[str, Any]:
         "logprobs": 0,  # of the sampled token alone
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
+        # The ends that training and its guards know, and no others: the server would take its tokenizer's and those
+        # of generation_config.json, or of config.json where that file is not there.
+        "ignore_eos": True,
+        "stop_token_ids": list(job.ends),
         # What a model's generation_config.json may set otherwise, and would change the distribution:
         "top_p": 1.0,
         "top_k": 0,
@@ -90,6 +96,8 @@ class Reader:
             )
         if bad := [i for i in ids if not (type(i) is int and 0 <= i < self._vocab_size)]:
             raise ValueError(f"answer {index} has token ids outside 0..{self._vocab_size - 1}: {bad[:5]}")
+        if finish is FinishReason.STOP and ids[-1] not in job.ends:
+            raise ValueError(f"answer {index} ended with token {ids[-1]}, which is none of the ends {job.ends}")
         if bad := [x for x in logp if not (math.isfinite(x) and -9999.0 < x <= 0.0)]:
             raise ValueError(f"answer {index} has logprobs that are none: {bad[:5]}")
         return Completion(

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-from tokenizers import Tokenizer
 
+from r1mega.data.special_tokens import ends
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
 from r1mega.rollout.completions import Job, Reader, body, describe
 from r1mega.rollout.engine import OnAnswer, Request
@@ -79,8 +80,9 @@ class Fleet:
         """
         self._servers, self._reload = tuple(servers), reload
         self._on_recovery = on_recovery or (lambda _: None)
-        tokenizer = Tokenizer.from_file(str(self._servers[0].model_dir / "tokenizer.json"))
-        self._reader = Reader(tokenizer, min(server.vocab_size for server in self._servers))
+        tokenizer = load_tokenizer(self._servers[0].model_dir)
+        self._ends = ends(tokenizer)
+        self._reader = Reader(tokenizer.backend_tokenizer, min(server.vocab_size for server in self._servers))
         self._restarts = Restarts()
 
     def generate(
@@ -93,7 +95,7 @@ class Fleet:
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`."""
-        job = Job(temperature, max_new_tokens, version)
+        job = Job(temperature, max_new_tokens, version, self._ends)
         return asyncio.run(self._generate(requests, job, on_answer)) if requests else []
 
     async def _generate(

@@ -21,6 +21,8 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
+from r1mega.data.special_tokens import with_ends
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.rollout.engine import derived_seed
@@ -97,9 +99,9 @@ def run(
 
 def _policy(config: GRPO, ours: mesh.Mesh, build: Callable[..., Policy]) -> Policy:
     assert config.model.path is not None
-    objective = config.objective
+    objective, path = config.objective, config.model.path
     return build(
-        read_model(config.model.path),
+        ours.from_first(lambda: with_ends(read_model(path), load_tokenizer(path))),
         ours,
         config.optimizer,
         config.batch,

@@ -12,6 +12,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Pretrain
 from r1mega.data.epochs import Epochs
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
+from r1mega.data.special_tokens import with_ends
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
@@ -87,7 +88,7 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     if config.model.path is not None:
         spec = read_model(config.model.path)
         check_tokenizer(spec, tokenizer, config.model.path)
-        return spec
+        return with_ends(spec, tokenizer)
     assert config.model.config is not None, "config.checks demands it"
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return read_model(config.model.config).with_vocab(

@@ -16,10 +16,11 @@ from r1mega.config.schema import SFT
 from r1mega.data.chat import Chat
 from r1mega.data.epochs import Epochs
 from r1mega.data.sft_data import opened, prepare
+from r1mega.data.special_tokens import with_ends
 from r1mega.data.token_store import TokenStore
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
-from r1mega.families.registry import check_lengths, read_stage_model, with_positions
+from r1mega.families.registry import check_lengths, check_tokenizer, read_stage_model, with_positions
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt
@@ -78,8 +79,8 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     spec = with_positions(read_stage_model(config.model), config.max_positions)
     check_lengths(config.data.max_tokens, spec, config.batch, "data.max_tokens")
     tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > spec.vocab_size:
-        raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {spec.vocab_size}")
+    check_tokenizer(spec, tokenizer, folder)
+    spec = with_ends(spec, tokenizer)
     chat = Chat(tokenizer, spec.ends, config.chat_template)
     resumed = bool(run_dir.saved_steps())
     prepare(config, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)

@@ -152,7 +152,7 @@ def write_generation_config(spec: ModelSpec, out: Path, *, trained: bool = False
     """The model's special tokens, where no generation config came along.
 
     Args:
-        trained: the model is no more its source's: a file that came along must end answers where this model does.
+        trained: the model is no more its source's: a file that came along gets the ends that this model was given.
     """
     ids = {"bos_token_id": spec.bos, "eos_token_id": spec.eos, "pad_token_id": spec.pad}
     file = out / GENERATION
@@ -160,8 +160,8 @@ def write_generation_config(spec: ModelSpec, out: Path, *, trained: bool = False
         dump_json(file, ids)
     elif trained:
         theirs: Any = json.loads(file.read_text(encoding="utf-8"))
-        ends = theirs.get("eos_token_id", spec.eos)
-        same = set(spec.ends) <= set(ends if isinstance(ends, list | tuple) else [ends])
+        listed = theirs.get("eos_token_id", spec.eos)
+        same = set(spec.ends) == set(listed if isinstance(listed, list | tuple) else [listed])
         dump_json(file, {**ids, **theirs} if same else {**theirs, **ids})
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tiny_model import FolderSource, perturb, weight_version
 
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import Request
 from r1mega.rollout.fleet import Fleet
@@ -204,9 +205,7 @@ def test_a_seed_draws_the_same_answer_again(live: Live) -> None:
 
 
 def test_text_is_the_completion_without_its_stop_token(live: Live) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(live.server.model_dir)
+    tokenizer = load_tokenizer(live.server.model_dir)
     samples = live.sample()
     stopped = [c for c in samples if not c.truncated]
     assert stopped and len(stopped) < len(samples)

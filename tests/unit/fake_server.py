@@ -22,6 +22,7 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken("5"), AddedToken("10")])
     tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": str(EOS)}))
 
 
 def request(i: int, n: int = 3) -> Request:

@@ -3,13 +3,13 @@
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from tokenizer_forms import save, sentence_piece
 
 from r1mega.data.chat import Chat
 from r1mega.data.conversations import conversation
-from r1mega.data.tokenizer import train_tokenizer
+from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
 
 TEMPLATES = Path(__file__).parents[2] / "configs/chat_templates"
@@ -60,9 +60,6 @@ def learnt(chat: Chat) -> list[str]:
 
 
 def test_a_files_truncation_and_padding_change_no_tokens(tokenizer, tmp_path: Path):
-    """transformers' own call takes them off; what is used instead of it for speed must not bring them back."""
-    from transformers import AutoTokenizer
-
     (want,) = Chat(tokenizer, [tokenizer.eos_token_id]).encode([TURNS])
     tokenizer.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -70,8 +67,7 @@ def test_a_files_truncation_and_padding_change_no_tokens(tokenizer, tmp_path: Pa
     saved["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
                         "pad_type_id": 0, "pad_token": "<|pad|>"}  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
-    cutting = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(cutting.backend_tokenizer.encode("2 + 2 is 4, and so on and on").ids) == 64
+    cutting = load_tokenizer(tmp_path)
     assert Chat(cutting, [cutting.eos_token_id]).encode([TURNS]) == [want]
 
 
@@ -165,21 +161,8 @@ def test_what_a_template_or_a_tokenizer_cannot_do_is_one_message(tokenizer, tmp_
     with pytest.raises(DataError, match="cannot read"):
         Chat(tokenizer, [2], tmp_path / "no.jinja")
     with pytest.raises(DataError, match="it adds to each piece"):
-        Chat(Prefixing(tokenizer), [2], TEMPLATES / "qwen.jinja")
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}",
-        "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% else %}{% generation %}"
-        "assistant: {{ m['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}",
-    ],
-)
-def test_a_template_that_has_the_assistants_name_learnt_is_refused(tokenizer, tmp_path: Path, template: str):
-    with pytest.raises(DataError, match=r"template.jinja has the assistant's turn begin at 'assistant: A<|eos|>'"):
-        Chat(tokenizer, [2], written(template, tmp_path))
+        spaced = save(sentence_piece(), tmp_path, model_type="llama", cls="LlamaTokenizer", bos="<s>", eos="</s>")
+        Chat(load_tokenizer(spaced), [2], TEMPLATES / "qwen.jinja")
 
 
 def test_what_is_no_template_is_named_without_a_conversation(tokenizer, tmp_path: Path):
@@ -209,19 +192,3 @@ def test_tags_of_reasoning_and_tokens_that_steer_nothing_are_text(tokenizer):
     (tokens,) = Chat(tokenizer, [2], TEMPLATES / "qwen.jinja").encode([conversation(row, "a, line 1")])
     ((start, stop),) = tokens.spans
     assert tokenizer.decode(tokens.ids[start:stop]) == content + "<|eos|>"
-
-
-class Prefixing(SimpleNamespace):
-    """A tokenizer of the kind that begins every text with a space."""
-
-    def __init__(self, tokenizer) -> None:
-        super().__init__(
-            all_special_tokens=tokenizer.all_special_tokens,
-            added_tokens_decoder=tokenizer.added_tokens_decoder,
-            eos_token_id=2,
-            decode=tokenizer.decode,
-        )
-        self._inner = tokenizer
-
-    def __call__(self, text: str, **options):
-        return self._inner(" " + text, **options)

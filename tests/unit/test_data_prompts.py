@@ -5,13 +5,14 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_forms import byte_level, save
 
 from r1mega.config.schema import AnswerStyles, Evaluation, Task
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, train_prompts
 from r1mega.data.tasks import Question
 from r1mega.data.template import R1_ZERO, TINY
-from r1mega.data.tokenizer import train_tokenizer
+from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
 from r1mega.samples import Prompt
 
@@ -77,10 +78,10 @@ def test_training_and_held_out_prompts_are_disjoint(tokenizer):
     assert train[0].entry["answer"] == train[0].truth
 
 
-def test_control_tokens_must_be_the_templates_alone(tokenizer):
+def test_control_tokens_must_be_the_templates_alone(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"special token <\|assistant\|>"):
         prompts([Question("a", "chain_sum", "1 + 1 =<|assistant|>", "2")], tokenizer, TINY)
-    of_another_model = type("Other", (), {"all_special_tokens": ["</s>"], "bos_token_id": None})()
+    of_another_model = load_tokenizer(save(byte_level(("<|end|>",)), tmp_path, model_type=None, cls=None))
     with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
         prompts([], of_another_model, TINY)
     assert prompts([], of_another_model, R1_ZERO) == []

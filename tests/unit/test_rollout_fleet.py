@@ -1,5 +1,6 @@
 """The client takes exactly what it asked for, and nothing else, from a stand-in for vLLM."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,15 @@ def test_what_is_asked_for(stub: FakeServer) -> None:
     generate(stub, request(2), temperature=0.7)
     body = stub.bodies[0]
     assert (body["prompt"], body["n"], body["seed"], body["max_tokens"]) == ([2], 3, 200, 5)
+    assert (body["ignore_eos"], body["stop_token_ids"]) == (True, [EOS])  # the server's own ends are not asked
     assert (body["temperature"], body["top_p"], body["top_k"], body["logprobs"]) == (0.7, 1.0, 0, 0)
+
+
+def test_ends_of_generation_config_are_asked_for(stub: FakeServer) -> None:
+    (stub.model_dir / "config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    (stub.model_dir / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, 5]}))
+    generate(stub, request(2))
+    assert stub.bodies[0]["stop_token_ids"] == [EOS, 5]
 
 
 def test_greedy_is_drawn_once(stub: FakeServer) -> None:

@@ -119,7 +119,7 @@ def test_an_export_keeps_what_came_with_its_model(trained, spec, tmp_path):
     for name in (*tokenizers, "LICENSE-MODEL", "USE_POLICY.md"):
         (base / name).write_text(name)
     (base / "README.md").write_text("---\nlicense:\n- mit\nlicense_name: own\ntags: [a]\n---\n# theirs\n")
-    ends = [*spec.ends, 7]
+    ends = list(spec.ends)
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": ends}))
     export(trained, tmp_path / "hf", base)
     for name in (*tokenizers, "LICENSE-MODEL", "USE_POLICY.md"):
@@ -127,10 +127,16 @@ def test_an_export_keeps_what_came_with_its_model(trained, spec, tmp_path):
     assert "license:\n- mit\nlicense_name: own\n---\n" in (tmp_path / "hf" / "README.md").read_text()
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert (generation["temperature"], generation["eos_token_id"]) == (0.6, ends)
-    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": 7}))
-    export(trained, tmp_path / "hf", base)
-    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
-    assert (generation["temperature"], generation["eos_token_id"]) == (0.6, spec.eos)
+    for others in (7, [*ends, 7], []):  # the model's own, as its config.json says, whatever its source's file listed
+        (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "eos_token_id": others}))
+        export(trained, tmp_path / "hf", base)
+        generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+        config = json.loads((tmp_path / "hf" / "config.json").read_text())
+        assert (
+            (generation["temperature"], generation["eos_token_id"])
+            == (0.6, spec.eos)
+            == (0.6, config["eos_token_id"])
+        )
 
 
 def test_an_exported_config_reads_back(folder, spec):
