@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from r1mega.config.schema import GRPO, Evaluate, Stage
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 
@@ -51,12 +51,18 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         )
     if (folder / ".metadata").is_file():
         return
-    key = verdicts.key("weights", _marks(folder), isinstance(stage, GRPO | Evaluate))
+    key = verdicts.key("weights", _marks(folder), isinstance(stage, Evaluate))
     if verdicts.known(key):
         return
-    from r1mega.weights.hf_folder import HFFolder
+    if isinstance(stage, Evaluate):  # the engine alone reads it, which may do with less than the trainer
+        from r1mega.weights.hf_files import read_files
 
-    HFFolder(folder, spec)
+        if faults := read_files(folder)[1]:
+            raise WeightMappingError("\n  ".join([f"{folder}: {len(faults)} fault(s) of its index", *faults]))
+    else:
+        from r1mega.weights.hf_folder import HFFolder
+
+        HFFolder(folder, spec)
     verdicts.keep(key, f"weights of {folder}")
 
 

@@ -173,6 +173,24 @@ def test_a_folder_that_is_there_must_hold_a_model(folder: Path, tmp_path: Path, 
     assert "cannot be used" in torn
 
 
+def test_an_evaluation_asks_for_no_more_than_the_engine_does(folder: Path, tmp_path: Path, capsys):
+    """A folder without a tensor that the trainer needs: of its files alone."""
+    from safetensors.torch import load_file, save_file
+
+    out = tmp_path / "hf"
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, out / "model.safetensors")
+    few = [f"model.path={out}", "evaluation.num_questions=10", "template=r1_zero"]
+    assert both(EVAL, few, tmp_path / "run", capsys) == ((0, ""), (0, ""))
+    checked, _ = both(RL, [f"model.path={out}", *RL_SETTINGS], tmp_path / "run", capsys)
+    assert checked[0] == 2 and "model.norm.weight" in checked[1]
+    (out / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "model-2.safetensors"}}')
+    checked, ran = both(EVAL, few, tmp_path / "run", capsys)
+    assert checked == ran and checked[0] == 2 and "model-2.safetensors: missing" in checked[1]
+
+
 # ---- who makes what is not there yet --------------------------------------------------------------------------
 
 
