@@ -146,6 +146,22 @@ def test_a_cosine_a_constant_and_a_bounded_run(base: Path, conversations: Path, 
         check_by_counting(policy, sines(), lrs, rows(tmp_path / name), by_document=False)
 
 
+def test_a_run_bounded_by_time_decays_with_it(base: Path, conversations: Path, tmp_path: Path, monkeypatch):
+    from r1mega.runtime.progress import Stopwatch
+    from r1mega.stages import sft as stage
+    from r1mega.stages import supervised
+
+    class TwoSeconds(Stopwatch):
+        def __exit__(self, *error: object) -> None:
+            self.seconds = 2.0
+
+    monkeypatch.setattr(supervised, "Stopwatch", TwoSeconds)
+    optimizer = {"lr": 1.0, "schedule": "linear", "min_lr_ratio": 0.2}
+    policy = run(stage, sft(base, conversations, optimizer=optimizer, max_seconds=8.0), tmp_path / "run")
+    # Four of six steps, at 0.2 + 0.8 x what is left of the time.
+    check_by_counting(policy, sines(), [1.0, 0.8, 0.6, 0.4], rows(tmp_path / "run"), by_document=False)
+
+
 def test_a_resumed_run_takes_up_schedule_and_data(base: Path, conversations: Path, tmp_path: Path):
     from r1mega.stages import sft as stage
 
