@@ -78,7 +78,7 @@ say_grace() { # RUN_DIR: what a preemption leaves of this run
     say "GraceTime=$grace of partition $SLURM_JOB_PARTITION is too short for a save: to end a step and save took this" \
       "run $took s the last time; preempted, it goes back to its last checkpoint, which save.every_steps places"
   else
-    say "preempted, the run has $grace s to end a step and save (GraceTime of partition $SLURM_JOB_PARTITION)"
+    say "preemption would leave $grace s to end a step and save (GraceTime of partition $SLURM_JOB_PARTITION)"
   fi
 }
 

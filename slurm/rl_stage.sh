@@ -96,6 +96,10 @@ requeue() { # WHY; returns where that cannot be done
     say "$1: not requeued from here, the job is $state; Slurm requeues it where it was preempted"
     return
   fi
+  if [[ $(job_field Requeue) == 0 ]]; then
+    say "$1: not requeued, as --no-requeue asks; submit again with --run-dir $run_dir to go on"
+    return
+  fi
   say "$1: requeued; the run goes on from its last checkpoint"
   trap '' TERM USR1 # Slurm now ends the job
   scontrol requeue "$JOB" || say "scontrol requeue failed; submit again with --run-dir $run_dir to go on"

@@ -54,15 +54,15 @@ def jobs(
     """Three jobs beside each other, and their folders.
 
     long: its time limit comes within the twenty minutes' margin that it has asked for. deaf: it asks for no margin,
-    for a signal that nobody hears; its end is near, and its trainer hears nothing either. idle: its trainer leaves
-    at once, and one such start is allowed.
+    for a signal that nobody hears; its end is near, and its trainer hears nothing either. idle: it is asked to
+    leave at every start, as by a margin longer than its time limit, and one such start is allowed.
     """
     trainers = {"long": SAVES, "deaf": DEAF, "idle": "exit 143"}
     folders = {name: stub(tmp_path_factory.mktemp(name), trainer) for name, trainer in trainers.items()}
     script = folders["idle"] / "slurm/job.sh"
     text = script.read_text()
     assert "MAX_IDLE_STARTS=10 " in text
-    script.write_text(text.replace("MAX_IDLE_STARTS=10 ", "MAX_IDLE_STARTS=1 "))
+    script.write_text(text.replace("MAX_IDLE_STARTS=10 ", "MAX_IDLE_STARTS=1 ") + "kill -USR1 $$\n")
     numbers = {"idle": slurm.submit(*RUN, "--run-dir", "here", cwd=folders["idle"])}
     numbers["long"] = started(slurm, folders["long"], hasty, "--time=120", "--signal=B:USR1@1200")
     slurm.ask("scontrol", "update", f"JobId={numbers['long']}", "TimeLimit=20")
@@ -127,7 +127,7 @@ def test_a_preempted_job_has_the_grace_time_of_its_partition(
     for how, saved in (("signal", "saved after USR1"), ("plain", "saved after TERM")):
         assert printed[how].count("saved after") == printed[how].count(saved) == 1
         assert len(re.findall(r"preempted \(exit code 143\): requeued", printed[how])) == 1
-        assert "preempted, the run has 60 s to end a step and save (GraceTime of partition batch)" in printed[how]
+        assert "preemption would leave 60 s to end a step and save (GraceTime of partition batch)" in printed[how]
         took = folders[how] / f"runs/slurm-{jobs[how]}/logs/leaving_s"
         assert 0 <= int(took.read_text()) <= 60
     assert "partition brief preempts without grace (GraceTime=0), so nothing is saved then" in printed["none"]

@@ -38,8 +38,8 @@ def bash(lines: str, folder: Path) -> str:
 @pytest.mark.parametrize(
     "state, took, said",
     [
-        ("", "", "preempted, the run has 60 s to end a step and save (GraceTime of partition batch)\n"),
-        ("", "60", "preempted, the run has 60 s to end a step and save (GraceTime of partition batch)\n"),
+        ("", "", "preemption would leave 60 s to end a step and save (GraceTime of partition batch)\n"),
+        ("", "60", "preemption would leave 60 s to end a step and save (GraceTime of partition batch)\n"),
         (
             "",
             "61",
