@@ -95,7 +95,10 @@ class Mirror:
         self._rows.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            log.warning("W&B has not ended within %g s, and is left behind", CLOSE_TIMEOUT_S)
+            log.warning(
+                "W&B has not ended within %g s and is left behind, maybe lacking rows; %s/metrics.jsonl has all",
+                CLOSE_TIMEOUT_S, self._run_dir,
+            )  # fmt: skip
         with self._lock:
             self._closed = True
         self._end()
