@@ -62,8 +62,10 @@ class _Meeting:
     def hold(self, backend: str) -> None:
         launch, layout = self._launch, self._layout
         first = self._address_towards_first()
-        store = self._store(first)
-        _choose_interface(layout, self._own_address(store, first))
+        with forming(layout, "rank 0 and the others, at"):
+            store = self._store(first)
+            address = self._own_address(store, first)
+        _choose_interface(layout, address)
         try:
             with forming(layout):
                 dist.init_process_group(
@@ -161,10 +163,13 @@ class _Meeting:
 
 
 @contextlib.contextmanager
-def forming(layout: TrainerLayout) -> Iterator[None]:
+def forming(
+    layout: TrainerLayout, for_what: str = "connections of the others, which had all come to"
+) -> Iterator[None]:
     """Leave the process with RanksLostError's exit code where groups formed inside are not there in time.
 
-    Gloo has no limit of its own for the connections that others are to make.
+    Gloo has no limit of its own for the connections that others are to make, nor the store for the first answer of
+    whatever listens at its port.
     """
     launch = env.launch()
     if launch is None:
@@ -172,10 +177,10 @@ def forming(layout: TrainerLayout) -> Iterator[None]:
         return
 
     def leave() -> None:
-        where = f"{socket.gethostname()}, interface {', '.join(env.gloo_interfaces())},"
+        where = f"{socket.gethostname()}, interface {', '.join(env.gloo_interfaces()) or 'not yet chosen'},"
         print(
-            f"r1mega: rank {launch.rank} on {where} waited for connections of the others, which had all come to "
-            f"{launch.meeting_place}: not there within {_limit(layout)}",
+            f"r1mega: rank {launch.rank} on {where} waited for {for_what} {launch.meeting_place}: not there within "
+            f"{_limit(layout)}",
             file=sys.stderr,
             flush=True,
         )

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -174,6 +176,20 @@ def test_groups_that_do_not_form_end_the_process(monkeypatch: pytest.MonkeyPatch
     with meeting.forming(TrainerLayout(collective_timeout_s=3600)):
         (timer,) = [t for t in threading.enumerate() if isinstance(t, threading.Timer) and not t.finished.is_set()]
     assert timer.finished.is_set()  # called off
+
+
+def test_a_rank_does_not_wait_for_ever_for_what_listens_at_the_port():
+    """It takes every connection and never says a word; in a process of its own, which ends itself."""
+    code = (
+        "from r1mega.config.cluster import TrainerLayout; from r1mega.trainer import meeting; meeting.GRACE_S = 0.5\n"
+        "meeting.meet(TrainerLayout(dp=2, collective_timeout_s=0.5), 'gloo')"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        left = subprocess.run([sys.executable, "-c", code], env=os.environ | place, capture_output=True, text=True)
+    assert left.returncode == 75, left.stderr
+    assert f"waited for rank 0 and the others, at 127.0.0.1:{port}" in left.stderr
 
 
 # ---- interfaces ---------------------------------------------------------------------------------------------
