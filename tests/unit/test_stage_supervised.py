@@ -178,16 +178,17 @@ def test_validation_is_the_mean_over_targets_and_falls_due(base: Path, conversat
     from r1mega.stages import sft as stage
 
     own = tmp_path / "own.jsonl"
-    own.write_text("".join(json.dumps({"prompt": f"of {i}", "response": "7 well" * i}) + "\n" for i in (1, 2, 4)))
+    turns = [{"prompt": f"of {i}", "response": "7 well" * (1 + i % 4)} for i in range(70)]
+    own.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
     config = sft(base, conversations, validation={"files": [str(own)], "every_steps": 4})
     policy = run(stage, config, tmp_path / "run")
     thetas = check_by_counting(policy, sines(), LRS, rows(tmp_path / "run"), by_document=False)
     scored = [call.documents for call in policy.calls if call.verb == "logprobs"]
-    assert [len(documents) for documents in scored] == [3, 3, 3]
+    assert [len(documents) for documents in scored] == [64, 6] * 3  # in passes of 64
     found = rows(tmp_path / "run", "validation")
     assert [row["step"] for row in found] == [0, 4, 6]
-    for row, documents in zip(found, scored, strict=True):
-        now, learnt = log_p(thetas[row["step"]]), [t for d in documents for t in targets(d)]
+    for row, passes in zip(found, zip(scored[::2], scored[1::2], strict=True), strict=True):
+        now, learnt = log_p(thetas[row["step"]]), [t for documents in passes for d in documents for t in targets(d)]
         assert row["validation/loss"] == pytest.approx(-sum(now[t] for t in learnt) / len(learnt), rel=1e-5)
 
 
