@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizer_forms import byte_level, save, sentence_piece, unigram, with_bos
@@ -50,7 +51,7 @@ def undecoded() -> Tokenizer:
     return tokenizer
 
 
-FORMS: list[tuple[str, str | None, Callable[[], Tokenizer], str | None, str]] = [
+FORMS: list[tuple[str | None, str | None, Callable[[], Tokenizer], str | None, str]] = [
     ("qwen2", "Qwen2Tokenizer", lambda: byte_level(ENDS), None, "<|end|>"),
     ("qwen2", None, lambda: byte_level(ENDS), None, "<|end|>"),
     ("qwen2", "Qwen2TokenizerFast", lambda: byte_level(ENDS, ("<tag>",), split=SPLIT), None, "<|end|>"),
@@ -95,12 +96,13 @@ def test_the_tiny_tokenizer_is_the_same_in_every_model_s_folder(tmp_path: Path, 
 
 def test_what_stands_beside_tokenizer_json_and_not_in_it_is_no_token(tmp_path: Path, caplog):
     token = {"content": "<|more|>", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-    for settings, names in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"pad_token": "[PAD]"}, "'[PAD]'"),
         ({"unk_token": "<unk>", "pad_token": "<|end|>"}, "'<unk>'"),
         ({"extra_special_tokens": ["<|foo|>"]}, r"'<|foo|>'"),
         ({"added_tokens_decoder": {"700": {**token, "special": True}}}, "'<|more|>'"),
-    ):
+    ]
+    for settings, names in cases:
         caplog.clear()
         save(byte_level(ENDS), tmp_path, model_type="qwen2", cls="Qwen2Tokenizer", **settings)
         got, want = load_tokenizer(tmp_path), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -111,7 +113,8 @@ def test_what_stands_beside_tokenizer_json_and_not_in_it_is_no_token(tmp_path: P
         assert got("<|foo|>[PAD]")["input_ids"] == want.encode("<|foo|>[PAD]").ids
         assert {"[PAD]", "<unk>", "<|foo|>", "<|more|>"}.isdisjoint(got.all_special_tokens)
     for role in ("bos_token", "eos_token"):
-        save(byte_level(ENDS), tmp_path, model_type="qwen2", cls="Qwen2Tokenizer", **{role: "[X]"})
+        wrong: dict[str, Any] = {role: "[X]"}
+        save(byte_level(ENDS), tmp_path, model_type="qwen2", cls="Qwen2Tokenizer", **wrong)
         with pytest.raises(DataError, match=r"tokenizer.json has no token '\[X\]', the bos or eos token of"):
             load_tokenizer(tmp_path)
 
