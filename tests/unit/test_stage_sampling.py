@@ -44,6 +44,10 @@ def test_every_answer_to_learn_from_is_drawn_with_a_seed_of_its_own(plain: Run, 
     assert len({answer.token_ids for asked in rollouts.values() for a in asked for answer in a.answers}) == 36
     other = Run(tmp_path / "run").start(base, {"seed": 1, "num_steps": 2})
     assert not set(used) & set(seeds(other.engines.asked))
+    # Held-out questions are the same ones, drawn with seeds of the other run's own.
+    asked, theirs = plain.engines.evaluations()[0], other.engines.evaluations()[0]
+    assert {a.request.prompt.id for a in asked} == {a.request.prompt.id for a in theirs}
+    assert not set(seeds(asked)) & set(seeds(theirs))
 
 
 def test_evaluations_ask_held_out_questions_with_the_same_seeds_every_time(plain: Run):
