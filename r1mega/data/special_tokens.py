@@ -88,10 +88,17 @@ def begin(tokenizer: Any) -> tuple[int, ...]:
         raise DataError(
             f"{folder_of(tokenizer)}: the tokenizer changes a text's own tokens where it adds special ones"
         )
-    asked = _read(folder_of(tokenizer), TOKENIZER_CONFIG).get("add_bos_token") is True
-    if asked and not written and tokenizer.bos_token_id is not None:
+    asked = _read(folder_of(tokenizer), TOKENIZER_CONFIG).get("add_bos_token")
+    if written or tokenizer.bos_token_id is None or asked is False:
+        return written
+    if asked is True:
         return (tokenizer.bos_token_id,)
-    return written
+    log.warning(
+        "%s: the tokenizer has a bos token, %r, and begins no text with it, so prompts begin without: for a model "
+        "that was trained with it say add_bos_token = true in its %s, else false",
+        folder_of(tokenizer) or "a tokenizer", tokenizer.bos_token, TOKENIZER_CONFIG,
+    )  # fmt: skip
+    return ()
 
 
 def folder_of(tokenizer: Any) -> Path | None:

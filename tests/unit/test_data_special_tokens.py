@@ -163,7 +163,9 @@ def test_a_spelling_that_a_normalizer_makes_a_special_token_is_refused(tmp_path:
         (lambda: byte_level(NAMES), {"bos": "<|begin|>", "add_bos_token": True}, (1,)),  # DeepSeek-V3
     ],
 )  # fmt: skip
-def test_a_text_begins_as_the_tokenizer_itself_begins(tmp_path: Path, make, settings, want: tuple[int, ...]):
+def test_a_text_begins_as_the_tokenizer_itself_begins(
+    tmp_path: Path, make, settings, want: tuple[int, ...], caplog: pytest.LogCaptureFixture
+):
     made = byte_level(NAMES) if want == (1, 3) else make()
     if want == (1, 3):
         from tokenizers import processors
@@ -172,6 +174,8 @@ def test_a_text_begins_as_the_tokenizer_itself_begins(tmp_path: Path, make, sett
         made.post_processor = processors.TemplateProcessing(single="<|begin|> <|turn|> $A", special_tokens=two)
     tokenizer = load_tokenizer(folder(tmp_path, make=made, **settings))
     assert begin(tokenizer) == want
+    undecided = settings == {"bos": "<|begin|>"} and not want
+    assert ("begins no text with it" in caplog.text) == undecided
     text = made.encode("A conversation", add_special_tokens=False).ids
     assert asked(tokenizer, "2 + 2 =")[: len(want) + 1] == (*want, text[0])
     (document,) = tokenize([TextDocument("q", "two", " four", "plain", "chain_sum")], tokenizer, "all")
