@@ -12,9 +12,8 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RanksLostError, RolloutError
-from r1mega.weights import servers as control
 from r1mega.weights.push import Pusher, PushReport
-from r1mega.weights.servers import ServerClient, Watch
+from r1mega.weights.servers import Watch
 from r1mega.weights.stream import SourceError
 
 NAMES = [f"w{i}" for i in range(6)]
@@ -298,61 +297,6 @@ def test_threads_take_turns(rig: Rig) -> None:
     for thread in threads:
         thread.join()
     assert rig.passes == [6, 6]
-
-
-# ---- the client ---------------------------------------------------------------------------------------------
-
-
-class Errors(ServerClient):
-    """Two servers, whose calls are functions of their own."""
-
-    def __init__(self, *calls: Callable[[], None]) -> None:
-        self.watch, self.refused = Watch(()), set()
-        self._clients = {SimpleNamespaceKey(f"http://s{i}", call): f"s{i}" for i, call in enumerate(calls)}  # type: ignore[assignment]
-
-    def run(self) -> None:
-        self._all(lambda client: client.call())
-
-
-class SimpleNamespaceKey:
-    def __init__(self, base_url: str, call: Callable[[], None]) -> None:
-        self.base_url, self.call = base_url, call
-
-
-def test_the_first_error_is_raised_while_others_still_wait() -> None:
-    over, waited = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        over.wait(300)
-        waited.set()
-
-    def refuse() -> None:
-        raise ConnectionError("reset")
-
-    client = Errors(wait, refuse)
-    try:
-        with pytest.raises(RuntimeError, match="http://s1: reset"):
-            client.run()
-        assert client.refused == {"s1"} and not waited.is_set()
-    finally:
-        over.set()
-
-
-def test_a_silent_server_ends_the_wait() -> None:
-    over = threading.Event()
-    client, server = Errors(lambda: over.wait(300) and None), StubServer("s0")
-    client.watch.silent.add(server)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="did not answer /health"):
-        client.run()
-    over.set()
-
-
-@pytest.mark.parametrize(("status", "kind"), [(404, RolloutError), (422, RolloutError), (500, RuntimeError)])
-def test_what_a_server_said_is_told(status: int, kind: type[Exception]) -> None:
-    error = OSError("refused")
-    error.response = SimpleNamespace(status_code=status, text="because")  # type: ignore[attr-defined]
-    told = control._told("http://s0", error)
-    assert type(told) is kind and str(told) == "http://s0: refused because"
 
 
 def test_a_lost_rank_is_no_fault_of_servers_or_weights(rig: Rig) -> None:
