@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.weights import servers as control
 from r1mega.weights.servers import ServerClient, Watch
@@ -118,6 +119,12 @@ class Errors(ServerClient):
         self._all(lambda client: client.call())
 
 
+class Silent:
+    """What the watch has given up."""
+
+    url, layout = "http://s0", RolloutLayout(health_timeout_s=0.2)
+
+
 class SimpleNamespaceKey:
     def __init__(self, base_url: str, call: Callable[[], None]) -> None:
         self.base_url, self.call = base_url, call
@@ -144,8 +151,8 @@ def test_the_first_error_is_raised_while_others_still_wait() -> None:
 
 def test_a_silent_server_ends_the_wait() -> None:
     over = threading.Event()
-    client, server = Errors(lambda: over.wait(300) and None), type("Silent", (), {"url": "http://s0"})()
-    client.watch.silent.add(server)  # type: ignore[arg-type]
+    client = Errors(lambda: over.wait(300) and None)
+    client.watch.silent.add(Silent())  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="did not answer /health"):
         client.run()
     over.set()
