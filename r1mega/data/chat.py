@@ -9,6 +9,7 @@ DeepSeek-R1's published template drops what stands before `</think>`, which is w
 does not repeat every turn word for word is therefore refused; configs/chat_templates has some that do.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from r1mega.data.special_tokens import special_tokens
 from r1mega.data.turns import Conversation, Message
 from r1mega.errors import DataError
 
+log = logging.getLogger(__name__)
+
+MAIN = "default"
+"""How transformers calls the template in chat_template.jinja where others lie in additional_chat_templates."""
 REASONING = frozenset({"<think>", "</think>"})
 """Written by answers, whatever a tokenizer or a template makes of them."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -218,12 +223,18 @@ class Chat:
 
 def _template(tokenizer: Any, file: Path | None) -> str:
     if file is None:
-        if not isinstance(tokenizer.chat_template, str):
+        own = tokenizer.chat_template
+        if isinstance(own, Mapping) and isinstance(own.get(MAIN), str):
+            others = ", ".join(sorted(str(name) for name in own if name != MAIN))
+            log.info("the tokenizer has several chat templates: %r is the one that is used, not %s", MAIN, others)
+            own = own[MAIN]
+        if not isinstance(own, str):
+            found = f"several chat templates, and none that is {MAIN!r}" if own else "no chat template"
             raise DataError(
-                "the tokenizer has no chat template, or several: set chat_template to a Jinja file, such as those in "
+                f"the tokenizer has {found}: set chat_template to a Jinja file, such as those in "
                 "configs/chat_templates"
             )
-        return tokenizer.chat_template
+        return own
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

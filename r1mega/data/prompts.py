@@ -2,10 +2,11 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1mega.config import schema
+from r1mega.data.questions_file import listed
 from r1mega.data.special_tokens import begin, special_tokens
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import Question, question_id, questions
@@ -31,18 +32,30 @@ def held_out_prompts(
     return prompts(held_out, tokenizer, template)
 
 
-def prompts(asked: Sequence[Question], tokenizer: Any, template: Template) -> list[Prompt]:
+def prompts(
+    asked: Sequence[Question],
+    tokenizer: Any,
+    template: Template,
+    where: Callable[[str], str] = "question {}".format,
+) -> list[Prompt]:
     """Each question in its template, tokenised, behind what the tokenizer itself begins a text with.
 
-    Raises DataError when the template is for another tokenizer, or a question spells a special token: it would
-    be read as the end of the user's turn.
+    Args:
+        where: a question stands, by its id, for messages.
+
+    Raises DataError when the template is for another tokenizer, or questions spell a special token, which would be
+    read as the end of the user's turn: lists all of them.
     """
     special = special_tokens(tokenizer)
     if missing := set(CONTROL_TOKEN.findall(render_prompt(template, ""))) - special:
         raise DataError(f"template {template.name} needs the special tokens {sorted(missing)} in the tokenizer")
-    for question in asked:
-        if found := sorted(token for token in special if token in question.text):
-            raise DataError(f"question {question.id} contains the special token {found[0]}: take it out")
+    faults = [
+        f"{where(question.id)}: contains the special token {found[0]}: take it out"
+        for question in asked
+        if (found := sorted(token for token in special if token in question.text))
+    ]
+    if faults:
+        raise DataError(faults[0] if len(faults) == 1 else listed(f"{len(faults)} questions are wrong", faults))
     if not asked:
         return []
     texts = [render_prompt(template, text) for text in ("", *(question.text for question in asked))]
@@ -52,7 +65,7 @@ def prompts(asked: Sequence[Question], tokenizer: Any, template: Template) -> li
     for question, ids in zip(asked, encoded, strict=True):
         if (found := [i for i in ids if i in special_ids]) != of_frame:  # by a spelling that a normalizer makes one
             more = tokenizer.convert_ids_to_tokens(next(i for i in found if found.count(i) > of_frame.count(i)))
-            raise DataError(f"question {question.id} is read as holding the special token {more}: take it out")
+            raise DataError(f"{where(question.id)}: is read as holding the special token {more}: take it out")
     bos = begin(tokenizer)
     return [
         Prompt(q.id, q.task, q.text, q.truth, (*bos, *ids), template.prefill, q.entry)

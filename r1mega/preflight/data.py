@@ -1,7 +1,8 @@
 """Data files read as the stage would read them, before anything starts; what was found good is remembered."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from r1mega.preflight import verdicts
 from r1mega.preflight.weights import missing_tokenizer
 from r1mega.runtime.progress import Bar
 
+log = logging.getLogger(__name__)
+
 AT_ONCE = 512
 """Conversations tokenised together."""
+LEFT_OUT = {
+    "duplicates": "asked again and dropped", "held_out": "of the held-out side and left out",
+    "too_long": "too long and dropped", "dropped": "too long and dropped", "truncated": "truncated",
+}  # fmt: skip
 WEIGHTS = (".safetensors", ".distcp", ".bin", ".pt", ".gguf")
 
 
@@ -69,6 +76,7 @@ def _questions(stage: Pretrain | GRPO | Evaluate, tokenizer: Path | None) -> Non
     key = verdicts.key("questions", settings, verdicts.digest([file] if file else []), _tokenizer_digest(tokenizer))
     if verdicts.known(key):
         return
+    counts: Mapping[str, int] = {}
     with _of("questions", [file] if file else []):
         if isinstance(stage, Pretrain):
             for task in stage.tasks:
@@ -78,8 +86,14 @@ def _questions(stage: Pretrain | GRPO | Evaluate, tokenizer: Path | None) -> Non
         else:
             from r1mega.stages.questions import ask, ask_without_tokens
 
-            ask(stage) if tokenizer is not None else ask_without_tokens(stage)
-    verdicts.keep(key, f"the questions of a {stage.stage} stage")
+            counts = ask(stage).counts if tokenizer is not None else ask_without_tokens(stage)
+    verdicts.keep(key, f"the questions of a {stage.stage} stage", _left_out("questions", counts))
+
+
+def _left_out(name: str, counts: Mapping[str, int]) -> list[str]:
+    """A line where some of what was read is not used, or not whole."""
+    some = [f"{counts[what]:,} {word}" for what, word in LEFT_OUT.items() if counts.get(what)]
+    return [f"{name}: {counts['read']:,} read, of them {', '.join(some)}"] if some else []
 
 
 def on_the_hub(of: Conversations) -> bool:
@@ -111,6 +125,7 @@ def _conversations(stage: SFT, spec: ModelSpec | None, tokenizer: Path | None, *
     from r1mega.data.sft_data import asks_held_out, fit, held_out, refuse_nothing_left
 
     share = stage.validation.share if stage.validation else 0.0
+    told: list[str] = []
     for name, of in sources:
         counts = {"conversations": 0, "dropped": 0, "truncated": 0, "held_out": 0}
         validated = {"conversations": 0, "dropped": 0, "truncated": 0}
@@ -128,7 +143,11 @@ def _conversations(stage: SFT, spec: ModelSpec | None, tokenizer: Path | None, *
             refuse_nothing_left("train" if name == "data" else name, counts, stage)
             if name == "data" and share:
                 refuse_nothing_left("validation", validated, stage)
-    verdicts.keep(key, f"conversations of {', '.join(map(str, [*files, *folders]))}")
+            told += _left_out(name, counts | {"read": counts["conversations"] + counts["held_out"]})
+            told += _left_out(f"{name}, to validate on", validated | {"read": validated["conversations"]})
+    for line in told:
+        log.warning("%s", line)
+    verdicts.keep(key, f"conversations of {', '.join(map(str, [*files, *folders]))}", told)
 
 
 def _chat(stage: SFT, spec: ModelSpec, tokenizer: Path) -> Any:

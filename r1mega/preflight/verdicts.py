@@ -36,19 +36,27 @@ def key(what: str, *parts: Any) -> str:
 
 
 def known(key: str) -> bool:
-    """Whether nothing was wrong."""
-    return (_folder() / key).is_file()
+    """Whether nothing was wrong. What was to be told of the data all the same is told again."""
+    try:
+        told = (_folder() / key).read_text(encoding="utf-8").splitlines()[1:]
+    except OSError:
+        return False
+    for line in told:
+        log.warning("%s", line)
+    return True
 
 
-def keep(key: str, about: str) -> None:
+def keep(key: str, about: str, told: Iterable[str] = ()) -> None:
     """Nothing is wrong.
 
     Args:
         about: for whoever looks into the cache.
+        told: lines that `known` tells again.
     """
     try:
         _folder().mkdir(parents=True, exist_ok=True)
-        (_folder() / key).write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {about}: nothing is wrong\n")
+        lines = [f"{time.strftime('%Y-%m-%d %H:%M:%S')} {about}: nothing is wrong", *told]
+        (_folder() / key).write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         log.warning("%s: the verdict on %s is not kept: %s", _folder(), about, error.strerror)
 

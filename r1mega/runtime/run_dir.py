@@ -151,6 +151,11 @@ class RunDir:
         return self.path / "hf"
 
     @property
+    def questions(self) -> Path:
+        """How many questions an RL stage has read, and how many it left out, and why."""
+        return self.path / "questions.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The tokenizer that the exports have, with the chat template that the stage trains on."""
         return self.path / "tokenizer"

@@ -3,6 +3,8 @@
 The last weights of any stage can be compared this way; the GRPO stage evaluates itself as it goes.
 """
 
+from collections.abc import Callable
+
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Evaluate
 from r1mega.data.prompts import held_out_prompts
@@ -10,7 +12,7 @@ from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
 from r1mega.families.registry import check_tokenizer, read_model
-from r1mega.rollout.engine import Request, derived_seed
+from r1mega.rollout.engine import Engine, Request, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
@@ -18,14 +20,26 @@ from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir
 
 
-def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
-    """Write summary.json with pass@1 at the sampling temperature and greedily."""
+def run(
+    config: Evaluate,
+    cluster: Cluster,
+    run_dir: RunDir,
+    *,
+    serve: Callable[..., Server] = Server,
+    client: Callable[[list[Server]], Engine] = Fleet,
+) -> None:
+    """Write summary.json with pass@1 at the sampling temperature and greedily.
+
+    Args:
+        serve: starts what answers, as `Server` does.
+        client: asks it, as `Fleet` does.
+    """
     assert config.model.path is not None, "config.checks demands it"
     tokenizer = load_tokenizer(config.model.path)
     check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, template(config.template))
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
-    server = Server(
+    server = serve(
         config.model.path,
         cluster.rollout,
         max_model_len=max(len(p.token_ids) for p in held_out) + config.sampling.max_new_tokens,
@@ -36,10 +50,10 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir) -> None:
     with server, Bar("evaluate", total, unit="answer") as bar:
         bar.say("waiting for the server", f"its log is {server.log_file}")
         server.wait_ready()
-        fleet = Fleet([server])
+        engine = client([server])
 
         def ask(temperature: float, num_samples: int) -> EvalResult:
-            answers = fleet.generate(
+            answers = engine.generate(
                 [Request(p, num_samples, derived_seed(config.seed, "eval", 0, p.id)) for p in held_out],
                 temperature=temperature,
                 max_new_tokens=config.sampling.max_new_tokens,

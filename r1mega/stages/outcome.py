@@ -1,5 +1,6 @@
 """What an RL run tells of itself: the words beside its bar, and summary.json."""
 
+import json
 from typing import Any
 
 from r1mega.evaluation.experts import summarise
@@ -31,6 +32,7 @@ def summary(run_dir: RunDir, rss: dict[str, float]) -> dict[str, Any]:
         },
         "peak_rss_gib": rss,
         "experts": summarise(train),
+        "data": json.loads(run_dir.questions.read_text(encoding="utf-8")),
         "mismatch": {
             "mean": sum(r["mismatch/mean"] for r in train) / len(train),
             "max": max(r["mismatch/max"] for r in train),

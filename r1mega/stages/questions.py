@@ -33,7 +33,7 @@ class Questions:
     chat_template: str = ""
     """Makes the tokens of their prompts, in Jinja."""
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    """Of a questions file: "read", and what was left out of it."""
+    """"read", from a file or made, and what of them was left out."""
 
     @property
     def longest(self) -> int:
@@ -42,15 +42,14 @@ class Questions:
 
 
 def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
-    """The run's questions, what became of a file's, and the tokenizer that says how they are asked, written down.
+    """The run's questions, how many were left out, and the tokenizer that says how they are asked, written down.
 
     Raises as `ask`.
     """
     assert config.model.path is not None
     asked = ask(config)
     tokenizers.write(config.model.path, run_dir.tokenizer, asked.chat_template)
-    if asked.counts:
-        files.write_json(run_dir.path / "questions.json", dict(asked.counts))
+    files.write_json(run_dir.questions, dict(asked.counts))
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     return asked
@@ -72,24 +71,28 @@ def ask(config: GRPO) -> Questions:
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
     if config.questions is not None:
         read = _read(config, config.questions)
-        train, counts = _fitting(config, spec, prompts(read.questions, tokenizer, put), read)
+        where = "{}, line {}".format
+        made = prompts(read.questions, tokenizer, put, lambda id: where(config.questions, read.lines[id]))
+        train, counts = _fitting(config, spec, made, read)
     else:
-        train, counts = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put), {}
-        train, _ = _fitting(config, spec, train, None)
+        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
+        train, counts = _fitting(config, spec, train, None)
     asked = Questions(train, held_out, tokenizers.chat_template_of(train, put, tokenizer), counts)
     _refuse_common({p.question for p in asked.train} & {p.question for p in asked.held_out})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
 
 
-def ask_without_tokens(config: GRPO) -> None:
-    """As much of `ask` as is known without the model and its tokenizer. Raises as it does."""
+def ask_without_tokens(config: GRPO) -> Mapping[str, int]:
+    """As much of `ask` as is known without the model and its tokenizer; its counts. Raises as it does."""
     held_out = questions(config.tasks, config.evaluation.num_questions, config.evaluation.seed, exclude=TRAINED_ON)
     if config.questions is not None:
-        train = _read(config, config.questions).questions
+        read = _read(config, config.questions)
+        train, counts = read.questions, read.counts
     else:
-        train = questions(config.tasks, config.num_questions, config.seed, exclude=HELD_OUT)
+        train, counts = questions(config.tasks, config.num_questions, config.seed, exclude=HELD_OUT), {}
     _refuse_common({q.text for q in train} & {q.text for q in held_out})
+    return counts
 
 
 def _refuse_common(common: set[str]) -> None:

@@ -34,7 +34,8 @@ def _fill(folder: Path, to: Path, chat_template: str) -> None:
     settings: Any = json.loads((to / "tokenizer_config.json").read_text(encoding="utf-8"))
     if "chat_template" in settings:  # older readers look here, newer ones at the file
         settings["chat_template"] = chat_template
-        (to / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        (to / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 def chat_template_of(prompts: Sequence[Prompt], template: Template, tokenizer: Any) -> str:

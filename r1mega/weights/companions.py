@@ -27,6 +27,8 @@ LICENCES = ("license*", "licence*", "notice*", "use_policy*")
 OTHERS = ("generation_config.json", "configuration_*.py", "modeling_*.py", *LICENCES)
 """The model's own, whatever tokenizer goes with it; capitals do not count."""
 # fmt: on
+REBUILT = ("Qwen2Tokenizer", "LlamaTokenizer")
+"""Classes whose tokenizers transformers 5 builds anew (`tokenizer_words`)."""
 GENERATION = "generation_config.json"
 CARD = "README.md"
 
@@ -173,6 +175,30 @@ def version() -> str:
         return "unknown"
 
 
+def tokenizer_words(folder: Path) -> list[str]:
+    """What a card says to those who load a folder's tokenizer with transformers, where that builds another.
+
+    Source: transformers 5, models/auto/tokenization_auto.py: these classes, and this model type whatever class its
+    files name, are built around the vocabulary alone.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return []
+    try:
+        named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return []  # not a folder that transformers loads a tokenizer from
+    unnamed = kind == "qwen3" and named is None
+    if not (kind == "qwen2" or unnamed or str(named).removesuffix("Fast") in REBUILT):
+        return []
+    return [
+        "Its tokenizer is what tokenizer.json says: load it with `PreTrainedTokenizerFast.from_pretrained`. "
+        "`AutoTokenizer` of transformers 5 may put a pre-tokenizer of its own in its place, and so make other tokens "
+        "of the same text.",
+        "",
+    ]
+
+
 def write_card(
     out: Path, source: Path | None, *, library: str, title: str, rows: Mapping[str, str], said: Sequence[str]
 ) -> None:
@@ -185,7 +211,7 @@ def write_card(
     """
     licence = licence_lines(source) if source is not None else []
     lines = ["---", f"library_name: {library}", *licence, "---", "", f"# {title}", "", "| | |", "|---|---|"]
-    lines += [*(f"| {key} | {value} |" for key, value in rows.items()), "", *said]
+    lines += [*(f"| {key} | {value} |" for key, value in rows.items()), "", *tokenizer_words(out), *said]
     if not licence and not _matching(out, LICENCES[:2]):
         lines.append("The source stated no licence.")
     (out / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")

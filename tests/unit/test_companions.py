@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from conversion_data import ONE, tiny_spec, unique_tensors, write_folder
+from tokenizer_forms import byte_level, save
 
 from r1mega.conversion.convert import convert
 from r1mega.weights import companions
@@ -75,3 +76,25 @@ def test_code_that_imports_itself_or_climbs_out_ends(tmp_path):
     (tmp_path / "a/x.py").write_text("from .x import y\nfrom .y import z\nfrom ..secret import k\n")
     (tmp_path / "a/y.py").write_text("import .x\n")
     assert companions.collect(None, tmp_path / "a").keys() == {"tokenizer_config.json", "x.py", "y.py"}
+
+
+FORMS = [
+    ("qwen2", "TokenizersBackend"), ("qwen2", "Qwen2Tokenizer"), ("qwen2", None),
+    ("qwen3", "PreTrainedTokenizerFast"),
+    ("qwen3", "Qwen2TokenizerFast"), ("qwen3", None), ("llama", "TokenizersBackend"), ("llama", "LlamaTokenizerFast"),
+    ("llama", None), ("deepseek_v3", "TokenizersBackend"), ("deepseek_v3", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "cls"), FORMS)
+def test_a_card_warns_where_transformers_builds_another_tokenizer(tmp_path, model_type, cls):
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    folder = save(byte_level(("<|end|>",)), tmp_path / "m", model_type=model_type, cls=cls)
+    text = "the sum of two 12345 and so"
+    own = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    theirs = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+    companions.write_card(folder, None, library="transformers", title="m", rows={}, said=[])
+    warned = "load it with `PreTrainedTokenizerFast.from_pretrained`" in (folder / "README.md").read_text()
+    assert warned == (theirs != own)

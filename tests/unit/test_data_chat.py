@@ -192,3 +192,20 @@ def test_tags_of_reasoning_and_tokens_that_steer_nothing_are_text(tokenizer):
     (tokens,) = Chat(tokenizer, [2], TEMPLATES / "qwen.jinja").encode([conversation(row, "a, line 1")])
     ((start, stop),) = tokens.spans
     assert tokenizer.decode(tokens.ids[start:stop]) == content + "<|eos|>"
+
+
+def test_of_several_templates_the_main_one_is_used_and_said(
+    trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """As transformers' save_pretrained writes them; another alone is not taken for the main one."""
+    tokenizer = copy.deepcopy(trained)
+    own = tokenizer.chat_template
+    tokenizer.chat_template = {"default": own, "tool_use": "{{ messages }}"}
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "additional_chat_templates/tool_use.jinja").is_file()
+    with caplog.at_level("INFO"):
+        assert Chat(load_tokenizer(tmp_path), (2,)).template == own
+    assert "several chat templates: 'default' is the one that is used, not tool_use" in caplog.text
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="has several chat templates, and none that is 'default'"):
+        Chat(load_tokenizer(tmp_path), (2,))

@@ -82,6 +82,13 @@ def test_control_tokens_must_be_the_templates_alone(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"special token <\|assistant\|>"):
         prompts([Question("a", "chain_sum", "1 + 1 =<|assistant|>", "2")], tokenizer, TINY)
     of_another_model = load_tokenizer(save(byte_level(("<|end|>",)), tmp_path, model_type=None, cls=None))
+    asked = [Question(str(i), "chain_sum", text, "1") for i, text in enumerate(("<|assistant|>", "1 + 1", "<|eos|>"))]
+    with pytest.raises(DataError) as error:
+        prompts(asked, tokenizer, TINY, "a.jsonl, line {}".format)
+    head, *told = str(error.value).splitlines()
+    assert head == "2 questions are wrong"
+    assert told[0] == "  a.jsonl, line 0: contains the special token <|assistant|>: take it out"
+    assert told[1] == "  a.jsonl, line 2: contains the special token <|eos|>: take it out"
     with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
         prompts([], of_another_model, TINY)
     assert prompts([], of_another_model, R1_ZERO) == []

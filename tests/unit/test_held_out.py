@@ -58,7 +58,7 @@ def rl(folder: Path, *overrides: str) -> GRPO:
 
 
 def in_dir(path: Path) -> Any:
-    return SimpleNamespace(path=path, tokenizer=path / "tokenizer")
+    return SimpleNamespace(path=path, tokenizer=path / "tokenizer", questions=path / "questions.json")
 
 
 def listed(file: Path) -> list[str]:

@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from check_and_run import ROOT, both, stop_at_start, write_model
 
 from r1mega import cli
 from r1mega.data.conversations import Source
+from r1mega.data.split import HELD_OUT
 from r1mega.errors import R1MegaError
 from r1mega.preflight import verdicts
 
@@ -187,6 +189,25 @@ def test_a_verdict_holds_as_long_as_nothing_changes(reads: list[int], tmp_path: 
     assert len(reads) == 4
 
 
+def test_what_is_left_out_is_told_by_every_check(reads: list[int], tmp_path: Path, caplog):
+    asked = [f"State the final answer to the following arithmetic problem: {n} + 1 =" for n in range(40)]
+    theirs = sum(text in HELD_OUT for text in asked)
+    assert 0 < theirs < 20
+    file = lines(tmp_path / "talks.jsonl", *TALKS, *(talk(text, "4") for text in asked))
+    for _ in range(2):
+        caplog.clear()
+        check_talks(file)
+        # 3 are of the share that is validated on.
+        assert caplog.messages == [f"data: 77 read, of them {theirs} of the held-out side and left out"]
+    assert len(reads) == 1
+    own = lines(tmp_path / "own.jsonl", *({"task": "chain_sum", "question": text, "truth": "4"} for text in asked))
+    for _ in range(2):
+        caplog.clear()
+        cli.check(RL, "laptop", [*NOT_THERE, *RL_SETTINGS, f"questions={own}", "rollout.num_prompts=2"])
+        assert f"{theirs} " in caplog.messages[-1] and "held-out side" in caplog.messages[-1]
+    assert caplog.messages == [f"questions: 40 read, of them {theirs} of the held-out side and left out"]
+
+
 def test_a_fault_is_found_again_and_a_cache_that_cannot_be_written_is_done_without(
     reads: list[int], tmp_path: Path, monkeypatch, caplog
 ):
@@ -205,7 +226,8 @@ def test_a_fault_is_found_again_and_a_cache_that_cannot_be_written_is_done_witho
 def test_a_tokenizer_is_part_of_the_verdict(folder: Path, tmp_path: Path, monkeypatch, capsys):
     shutil.copytree(folder, tmp_path / "hf")
     asked: list[object] = []
-    monkeypatch.setattr("r1mega.stages.questions.ask", asked.append)
+    answer = SimpleNamespace(counts={})
+    monkeypatch.setattr("r1mega.stages.questions.ask", lambda stage: (asked.append(stage), answer)[1])
     overrides = [f"model.path={tmp_path}/hf", *RL_SETTINGS]
     for _ in range(2):
         cli.check(RL, "laptop", overrides)

@@ -75,14 +75,21 @@ def test_a_generator_that_raises_is_a_fault_of_its_parameters(monkeypatch):
 FAULTS = [RuntimeError("no font"), OSError(errno.ENOSPC, "No space left on device"), BrokenPipeError(), KeyError("x")]
 
 
+@pytest.mark.parametrize("command", ["pipeline", "run"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_run_that_is_done_does_not_fail_for_its_report(tmp_path: Path, monkeypatch, capsys, fault: Exception):
+def test_a_run_that_is_done_does_not_fail_for_its_report(
+    tmp_path: Path, monkeypatch, capsys, fault: Exception, command: str
+):
     def fails(run: Path) -> None:
         raise fault
 
     monkeypatch.setattr(show, "show", fails)
     monkeypatch.setattr(chain, "run_chain", lambda *arguments, **options: None)
-    monkeypatch.setattr(sys, "argv", ["r1mega", "pipeline", str(TINY / "demo.toml"), "--run-dir", str(tmp_path)])
+    monkeypatch.setattr("r1mega.stages.pretrain.run", lambda *arguments: None)
+    monkeypatch.setattr(cli.openmp, "restart_with_preload", lambda: None)
+    monkeypatch.chdir(ROOT)
+    config = TINY / ("demo.toml" if command == "pipeline" else "0_base.toml")
+    monkeypatch.setattr(sys, "argv", ["r1mega", command, str(config), "--run-dir", str(tmp_path)])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 0

@@ -46,11 +46,33 @@ def test_figures_say_of_how_many_answers_they_are(told: tuple[Run, list[str]]):
     assert summary["mismatch"]["answers"] == 12 * sum("seconds/rollout" in row for row in run.rows())
 
 
-def test_the_model_goes_out_with_the_template_of_its_prompts(told: tuple[Run, list[str]], base: Path):
-    from transformers import AutoTokenizer
+def test_the_summary_says_what_became_of_the_questions(told: tuple[Run, list[str]], base: Path, tmp_path: Path):
+    """Of those that were made, and of a file with one that is held out, one asked twice and one that is too long."""
+    from r1mega.data.split import HELD_OUT
+    from r1mega.report.summary import cost_lines
 
     run, _ = told
-    tokenizer = AutoTokenizer.from_pretrained(run.folder / "hf")
+    assert json.loads((run.folder / "summary.json").read_text())["data"] == {"read": 3, "too_long": 0}
+    made = [f"{i} + 1 =" for i in range(99)]
+    theirs = next(text for text in made if text in HELD_OUT)
+    mine = [text for text in made if text not in HELD_OUT][:4]
+    asked = [*mine, theirs, mine[0], mine[3] + " 1" * 200]
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"task": "chain_sum", "question": q, "truth": "3"}) + "\n" for q in asked))
+    changes = {"questions": str(own), "duplicates": "drop", "too_long": "drop", "num_steps": 2}
+    summary = json.loads((Run(tmp_path / "own").start(base, changes).folder / "summary.json").read_text())
+    assert summary["data"] == {"read": 7, "duplicates": 1, "held_out": 1, "too_long": 1}
+    shown = cost_lines(summary)
+    assert (shown["data: read"], shown["data: held_out"]) == ("7", "1")
+
+
+def test_the_model_goes_out_with_the_template_of_its_prompts(told: tuple[Run, list[str]], base: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    run, _ = told
+    # As the card says: for this model type AutoTokenizer puts a pre-tokenizer of its own in.
+    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(run.folder / "hf")
+    assert "`PreTrainedTokenizerFast.from_pretrained`" in (run.folder / "hf/README.md").read_text()
     asked = [a.request.prompt for a in run.engines.asked]
     assert len({prompt.id for prompt in asked}) > 3
     for prompt in asked:

@@ -1,0 +1,114 @@
+"""The evaluation of a finished model, with answers whose verdicts are known: what is asked, and what is summed up."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from grpo_run import CLUSTER, base
+
+from r1mega.config.schema import Evaluate
+from r1mega.data.split import HELD_OUT
+from r1mega.runtime.run_dir import RunDir
+from r1mega.samples import Completion, FinishReason
+
+__all__ = ["base"]  # a fixture
+
+SAID = {"right": "<think>1=1</think><answer>{}</answer>", "bare": "<answer>{}</answer>", "wrong": "it is 1{}"}
+KINDS = {0.7: (("right", "bare", "wrong"), ("wrong",) * 3), 0.0: (("right",), ("bare",))}
+"""Temperature -> of each question, what its answers are."""
+
+
+class Answering:
+    """A server and its client in one."""
+
+    log_file = "vllm.log"
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.made: dict[str, Any] = {}
+        self.asked: list[SimpleNamespace] = []
+
+    def serve(self, model_dir: Path, rollout: Any, **options: Any) -> Any:
+        self.made = {"model_dir": model_dir, "rollout": rollout, **options}
+        return self
+
+    def client(self, servers: list[Any]) -> Any:
+        assert servers == [self]
+        return self
+
+    def __enter__(self) -> "Answering":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.said.append("stopped")
+
+    def wait_ready(self) -> None:
+        self.said.append("ready")
+
+    def generate(self, requests: Any, *, temperature: float, on_answer: Any, **options: Any) -> Any:
+        assert self.said == ["ready"]
+        self.asked.append(SimpleNamespace(requests=requests, temperature=temperature, **options))
+        found = []
+        for place, (request, kinds) in enumerate(zip(requests, KINDS[temperature], strict=True)):
+            assert request.n == len(kinds)
+            p = request.prompt
+            texts = [SAID[kind].format(p.truth) for kind in kinds]
+            found.append(
+                tuple(
+                    Completion(p.id, i, (5, 6), (-1.0, -1.0), text, FinishReason.STOP, 0, request.seed + i)
+                    for i, text in enumerate(texts)
+                )
+            )
+            on_answer(place, found[-1])
+        return found
+
+
+@pytest.fixture(scope="module")
+def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """(settings, what was asked, the run directory)"""
+    from r1mega.stages import evaluate
+
+    sums = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}
+    settings = {
+        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [sums],
+        "sampling": {"temperature": 0.7, "max_new_tokens": 8},
+        "evaluation": {"every_steps": 1, "num_questions": 2, "samples_per_question": 3},
+    }  # fmt: skip
+    config, engine = Evaluate.model_validate(settings), Answering()
+    run_dir = RunDir(tmp_path_factory.mktemp("evaluated") / "run", config, CLUSTER, resume=False)
+    try:
+        evaluate.run(config, CLUSTER, run_dir, serve=engine.serve, client=engine.client)
+    finally:
+        run_dir.close()
+    return config, engine, run_dir.path
+
+
+def test_every_answer_counts_once(evaluated: Any):
+    """Of six answers one is right in the format and one right without it; of the two greedy ones one each."""
+    result = json.loads((evaluated[2] / "summary.json").read_text())
+    after, greedy = result["eval"]["after"], result["eval"]["greedy_after"]
+    assert (result["stage"], result["steps"], set(result["eval"])) == ("evaluate", 0, {"after", "greedy_after"})
+    assert (after["num_questions"], after["num_answers"], greedy["num_answers"]) == (2, 6, 2)
+
+    def shares(of: Any) -> list[float]:
+        return [of["strict"]["mean"], of["lenient"]["mean"], of["format"]]
+
+    assert shares(after) == pytest.approx([1 / 6, 2 / 6, 1 / 6])
+    assert shares(greedy) == [0.5, 1.0, 0.5]
+
+
+def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any, base: Path):
+    config, engine, folder = evaluated
+    sampled, greedy = engine.asked
+    assert (sampled.temperature, greedy.temperature, sampled.max_new_tokens, sampled.version) == (0.7, 0.0, 8, 0)
+    asked = [r.prompt for r in sampled.requests]
+    assert [r.prompt for r in greedy.requests] == asked
+    listed = [json.loads(line)["question"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert listed == [p.question for p in asked] and all(q in HELD_OUT for q in listed)
+    drawn = [r.seed + i for r in sampled.requests for i in range(r.n)]
+    assert len(set(drawn)) == len(drawn) == 6
+    assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
+    assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
+    assert engine.said == ["ready", "stopped"]
