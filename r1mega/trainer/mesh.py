@@ -22,6 +22,9 @@ from r1mega.trainer.meeting import forming, meet
 
 T = TypeVar("T")
 
+_formed: tuple[Any, Any] | None = None
+"""What Megatron's groups were formed for, and the group of all ranks beside them."""
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -153,7 +156,8 @@ class Mesh:
 def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     """Join the trainer's ranks (torchrun's, or a world of one), form Megatron's groups, seed every generator.
 
-    Called again with another layout of as many ranks, it forms new groups over the same processes.
+    Called again with another layout of as many ranks, it forms new groups over the same processes, and the old ones
+    end; with the same axes and limits it keeps them.
 
     Args:
         layout: axes of the mesh, threads and dtype.
@@ -179,23 +183,7 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
     from megatron.core import tensor_parallel
 
     _join(layout, "gloo" if ours.type == "cpu" else "cpu:gloo,cuda:nccl")
-    state = _state()
-    if state.model_parallel_is_initialized():
-        state.destroy_model_parallel()
-    patient = dist.group.WORLD
-    with forming(layout):
-        state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tp,
-            pipeline_model_parallel_size=layout.pp,
-            virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
-            context_parallel_size=layout.cp,
-            expert_model_parallel_size=layout.ep,
-            expert_tensor_parallel_size=layout.expert_tp,
-            get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
-            distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
-        )
-        if dist.get_world_size() > 1 or ours.type != "cpu":
-            patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
+    patient = _form(layout, ours)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -239,6 +227,44 @@ def _join(layout: TrainerLayout, backend: str) -> None:
         )
 
 
+def _form(layout: TrainerLayout, ours: torch.device) -> Any:
+    """Megatron's groups for the layout, unless they are there; returns the group whose waits are the longest."""
+    global _formed
+    state = _state()
+    axes = (layout.tp, layout.pp, layout.vpp, layout.cp, layout.ep, layout.expert_tp, layout.dp, layout.pipeline)
+    wanted = (*axes, layout.collective_timeout_s, layout.first_rank_timeout_s, ours)
+    if _formed is not None and _formed[0] == wanted and state.model_parallel_is_initialized():
+        return _formed[1]
+    _part()
+    patient = dist.group.WORLD
+    with forming(layout):
+        state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tp,
+            pipeline_model_parallel_size=layout.pp,
+            virtual_pipeline_model_parallel_size=layout.vpp if layout.vpp > 1 else None,
+            context_parallel_size=layout.cp,
+            expert_model_parallel_size=layout.ep,
+            expert_tensor_parallel_size=layout.expert_tp,
+            get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
+            distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
+        )
+        if dist.get_world_size() > 1 or ours.type != "cpu":
+            patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
+    _formed = (wanted, patient)
+    return patient
+
+
+def _part() -> None:
+    """End the groups of the layout before. Megatron forgets them, and three threads of gloo's for each would stay."""
+    global _formed
+    _formed = None
+    _state().destroy_model_parallel()
+    groups = dist.distributed_c10d._world.pg_map
+    for group in [group for group in groups if group is not dist.group.WORLD]:
+        if group in groups:
+            dist.destroy_process_group(group)
+
+
 def _embedding_ranks(layout: TrainerLayout) -> Callable[[list[int]], list[int]] | None:
     """Which ranks of a pipeline keep copies of the embedding; None: the first and the last, as Megatron has it."""
     stages = expand(layout.pipeline) if layout.pipeline else []
@@ -260,5 +286,5 @@ def _state() -> Any:
 def stop() -> None:
     """Leave the process groups."""
     if dist.is_initialized():
-        _state().destroy_model_parallel()
+        _part()
         dist.destroy_process_group()

@@ -1,30 +1,24 @@
-"""What a rank says when another one is gone."""
+"""Groups of the trainer's ranks: kept where nothing changed, ended where it did."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
 
-import pytest
-import torch
-import torch.distributed as dist
-
+COUNT = """
+import os
 from r1mega.config.cluster import TrainerLayout
-from r1mega.errors import RanksLostError
-from r1mega.trainer.mesh import Mesh
-
-GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:5\nmore"
-
-
-@pytest.fixture
-def mesh() -> Iterator[Mesh]:
-    yield Mesh(TrainerLayout(collective_timeout_s=7), torch.device("cpu"), rank=3, world_size=4, patient=None)
+from r1mega.trainer import mesh
+for timeout_s in (600.0, 600.0, 500.0, 400.0):
+    mesh.start(TrainerLayout(threads=1, collective_timeout_s=timeout_s), device="cpu", seed=0)
+    print(len(os.listdir("/proc/self/task")))
+mesh.stop()
+print(len(os.listdir("/proc/self/task")))
+"""
 
 
-@pytest.mark.parametrize("error", [RuntimeError(GLOO), dist.DistBackendError("NCCL watchdog")])
-def test_a_lost_rank_is_told_with_what_was_waited_for(mesh: Mesh, error: RuntimeError) -> None:
-    said = r"rank 3 waited for rank 1's part of x: .*collective_timeout_s = 7 s"
-    with pytest.raises(RanksLostError, match=said), mesh.waiting("rank 1's part of x"):
-        raise error
-
-
-def test_our_own_faults_keep_their_traceback(mesh: Mesh) -> None:
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"), mesh.waiting("all ranks"):
-        torch.ones(2) @ torch.ones(3)
+def test_a_mesh_that_is_started_again_adds_no_threads():
+    """Each of Megatron's groups has three of gloo's, so a process that starts many stages would be full of them."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", COUNT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *again, stopped = map(int, done.stdout.split())
+    assert again == [first] * 3
+    assert stopped < first
