@@ -51,6 +51,8 @@ def body(request: Request, job: Job) -> dict[str, Any]:
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
     }
 
 

@@ -1,5 +1,7 @@
 """The client takes exactly what it asked for, and nothing else, from a stand-in for vLLM."""
 
+import ast
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,22 @@ def test_what_is_asked_for(stub: FakeServer) -> None:
     assert (body["prompt"], body["n"], body["seed"], body["max_tokens"]) == ([2], 3, 200, 5)
     assert (body["ignore_eos"], body["stop_token_ids"]) == (True, [EOS])  # the server's own ends are not asked
     assert (body["temperature"], body["top_p"], body["top_k"], body["logprobs"]) == (0.7, 1.0, 0, 0)
+
+
+def test_nothing_of_a_models_generation_config_changes_the_distribution(stub: FakeServer) -> None:
+    """vLLM takes it for whatever a request does not say of these; their neutral values are vLLM's own."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("vLLM is not installed")
+    source = Path(spec.origin).parent / "entrypoints/openai/completion/protocol.py"
+    neutral = next(
+        ast.literal_eval(node.value)
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_DEFAULT_SAMPLING_PARAMS" and node.value
+    )
+    assert {"temperature", "top_p", "repetition_penalty"} < neutral.keys()
+    generate(stub, request(2), temperature=1.0)
+    assert {name: stub.bodies[0].get(name) for name in neutral} == neutral
 
 
 def test_ends_of_generation_config_are_asked_for(stub: FakeServer) -> None:
