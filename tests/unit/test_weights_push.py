@@ -12,6 +12,7 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RanksLostError, RolloutError
+from r1mega.weights import push
 from r1mega.weights.push import Pusher, PushReport
 from r1mega.weights.servers import Watch
 from r1mega.weights.stream import SourceError
@@ -331,3 +332,20 @@ def test_waiting_for_a_restart_can_be_broken_off(rig: Rig) -> None:
     with pytest.raises(KeyboardInterrupt):
         rig.pusher.push(4, [server])
     assert rig.passes == [6] and stopped.is_set()
+
+
+@pytest.mark.parametrize(
+    ("routes", "told"),
+    [
+        (["127.0.0.1", "127.0.0.1"], "127.0.0.1"),
+        (["127.0.0.1", "10.0.0.1"], "10.0.0.1"),  # one server is on this host, whose loopback the other cannot reach
+        (["10.0.0.1", "192.168.0.1"], "10.0.0.1"),
+    ],
+)
+def test_the_sender_is_told_by_an_address_that_every_server_reaches(rig: Rig, monkeypatch, routes, told) -> None:
+    ways = dict(zip(("s0", "s1"), routes, strict=True))
+    monkeypatch.setattr(push.network, "local_address", ways.__getitem__)
+    link = rig.pusher._link(rig.servers)
+    assert (link.address, link.name, link.num_workers) == (told, told, 2)
+    rig.pusher._address = "trainer.example"
+    assert (rig.pusher._link(rig.servers).address, rig.pusher._link(rig.servers).name) == (told, "trainer.example")

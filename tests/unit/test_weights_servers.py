@@ -164,3 +164,25 @@ def test_what_a_server_said_is_told(status: int, kind: type[Exception]) -> None:
     error.response = SimpleNamespace(status_code=status, text="because")  # type: ignore[attr-defined]
     told = control._told("http://s0", error)
     assert type(told) is kind and str(told) == "http://s0: refused because"
+
+
+class Worker:
+    """What vLLM's own client asks of one server."""
+
+    def __init__(self, name: str) -> None:
+        self.base_url, self.told = f"http://{name}", list[dict[str, Any]]()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.told.append(init_info)
+
+
+def test_workers_of_every_server_have_ranks_of_their_own() -> None:
+    """The sender is rank 0; servers of 2, 1 and 4 workers follow: ranks 1 and 2, rank 3, ranks 4 to 7 of 8."""
+    workers = [Worker(name) for name in ("a", "b", "c")]
+    client = ServerClient.__new__(ServerClient)
+    client.watch, client.refused = Watch(()), set()
+    client._clients = {w: SimpleNamespace(world_size=n) for w, n in zip(workers, (2, 1, 4), strict=True)}  # type: ignore[misc]
+    client.init_weight_transfer_engine({"rank_offset": 1, "world_size": 8, "master_port": 5})
+    assert [w.told for w in workers] == [
+        [{"rank_offset": first, "world_size": 8, "master_port": 5}] for first in (1, 3, 4)
+    ]
