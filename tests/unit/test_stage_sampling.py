@@ -156,3 +156,16 @@ def test_rollouts_that_leave_nothing_to_learn_from_end_the_run(base: Path, tmp_p
     with pytest.raises(RolloutError, match="step 0: 10 rollouts in a row left fewer usable answers than the 2"):
         run.start(base, changes)
     assert len({a.request.prompt.id for a in run.engines.rollouts()[0]}) == 9  # others were tried
+
+
+def test_figures_are_of_all_answers_that_a_step_asked_for(base: Path, tmp_path: Path):
+    """Three questions that no answer differs in are dropped; three others come in their place, one of them useful."""
+    wrong = ("wrong",) * 4
+    engines = Engines(groups=[wrong] * 5 + [("right", "wrong", "wrong", "cut")] + [wrong] * 5)  # two are held out
+    changes = {**MANY, "objective": {"constant_groups": "drop"}, "num_steps": 2}
+    (row, _) = Run(tmp_path / "run", engines).start(base, changes).rows()
+    assert (row["rollout/answers"], row["rollout/learnt_from"], row["reward/scored"]) == (24, 4, 24)
+    assert (row["reward/accuracy"], row["reward/format"]) == (pytest.approx(1 / 24), pytest.approx(23 / 24))
+    assert (row["groups/constant"], row["response_length/truncated"]) == (pytest.approx(5 / 6), pytest.approx(1 / 24))
+    samples = (tmp_path / "run/samples/step_0.jsonl").read_text().splitlines()
+    assert len(samples) == 24

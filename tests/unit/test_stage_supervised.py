@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import recording
+import torch
 from recording import CONFIG, RecordingPolicy, stop_signal
 
 from r1mega.config import checks
@@ -162,6 +163,25 @@ def test_a_run_bounded_by_time_decays_with_it(base: Path, conversations: Path, t
     check_by_counting(policy, sines(), [1.0, 0.8, 0.6, 0.4], rows(tmp_path / "run"), by_document=False)
 
 
+def test_a_resumed_run_bounded_by_time_has_the_rest_of_it(
+    base: Path, conversations: Path, tmp_path: Path, monkeypatch
+):
+    from r1mega.stages import sft as stage
+    from r1mega.stages import supervised
+
+    class TwoSeconds(supervised.Stopwatch):
+        def __exit__(self, *error: object) -> None:
+            self.seconds = 2.0
+
+    monkeypatch.setattr(supervised, "Stopwatch", TwoSeconds)
+    config = sft(base, conversations, optimizer={"lr": 1.0, "schedule": "linear"}, max_seconds=8.0)
+    with pytest.raises(Interrupted):
+        run(stage, config, tmp_path / "run", after_step=lambda taken: stop_signal() if taken == 2 else None)
+    run(stage, config, tmp_path / "run", resume=True)
+    # Two steps of two seconds before, two after: of eight, 8, 6, 4 and 2 were left.
+    assert [row["lr"] for row in rows(tmp_path / "run")] == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
 def test_a_resumed_run_takes_up_schedule_and_data(base: Path, conversations: Path, tmp_path: Path):
     from r1mega.stages import sft as stage
 
@@ -190,6 +210,31 @@ def test_validation_is_the_mean_over_targets_and_falls_due(base: Path, conversat
     for row, passes in zip(found, zip(scored[::2], scored[1::2], strict=True), strict=True):
         now, learnt = log_p(thetas[row["step"]]), [t for documents in passes for d in documents for t in targets(d)]
         assert row["validation/loss"] == pytest.approx(-sum(now[t] for t in learnt) / len(learnt), rel=1e-5)
+
+
+def test_every_document_is_validated_once_however_many_there_are(monkeypatch):
+    """Two at a time: five documents of 1 to 5 targets, document i's being of log-probability -i each."""
+    from r1mega.stages import supervised
+
+    monkeypatch.setattr(supervised, "VALIDATION_DOCUMENTS", 2)
+    scored: list[list[int]] = []
+
+    class Texts:
+        lengths = num_targets = (2, 3, 4, 5, 6)
+
+        def document(self, i: int, weight: float) -> Document:
+            return Document((i,) * (i + 2))
+
+    def logprobs(documents: Sequence[Document], *, temperature: float) -> list[torch.Tensor]:
+        assert temperature == 1.0
+        scored.append([d.token_ids[0] for d in documents])
+        return [torch.full((d.num_targets,), -float(d.token_ids[0])) for d in documents]
+
+    mesh = SimpleNamespace(layout=SimpleNamespace(dp=1), data_rank=0, gather_over_data=lambda mine: [mine])
+    policy: Any = SimpleNamespace(mesh=mesh, logprobs=logprobs)
+    loss = supervised.Validation(policy, Texts(), 16, 1).loss()
+    assert scored == [[0, 1], [2, 3], [4]]
+    assert loss == (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4 + 4 * 5) / 15
 
 
 def test_the_policy_of_sft_is_built_as_the_config_says(base: Path, conversations: Path, tmp_path: Path):
@@ -259,3 +304,24 @@ def test_pretraining_learns_from_questions_that_are_not_held_out(learn: str, mes
     assert set(asked) == set(listed)
     prompts = {tokenizer.decode(d.token_ids[: d.learn_from]).endswith("<|assistant|>") for d in documents}
     assert prompts == {learn == "answers"}
+
+
+def test_another_part_is_other_text_of_the_same_kind(mesh, tmp_path: Path):
+    """What one stage has read, one that goes on with another `data.part` does not read again."""
+    from r1mega.stages import pretrain as stage
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    task = {"name": "chain_sum", "params": {"min_terms": 3, "max_terms": 3, "min_digits": 3, "max_digits": 3}}
+    styles = {"think": 0.0, "tags": 0.0, "steps": 0.0, "plain": 1.0}
+    settings = {
+        "stage": "pretrain", "model": {"config": str(tmp_path / "config.json")}, "tasks": [task], "optimizer": LINEAR,
+        "num_steps": 3, "documents_per_step": 20,
+    }  # fmt: skip
+    asked = []
+    for name, part, seed in (("a", 0, 1), ("b", 1, 1), ("c", 0, 2), ("again", 1, 1)):
+        data = {"num_documents": 60, "vocab_size": 300, "part": part, "styles": styles}
+        run(stage, Pretrain.model_validate({**COMMON, **settings, "data": data, "seed": seed}), tmp_path / name)
+        asked.append((tmp_path / name / "trained_on.jsonl").read_text().splitlines())
+    a, b, c, again = map(set, asked)
+    assert a.isdisjoint(b) and a.isdisjoint(c) and b.isdisjoint(c)  # of 10^9 questions
+    assert again == b and len(a) == len(b) == 60
