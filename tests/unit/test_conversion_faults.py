@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.conversion.verify import verify
 from r1mega.errors import ConfigError, ConversionError, WeightMappingError
+from r1mega.weights import companions
 from r1mega.weights.companions import find_tokenizer
 
 UP = "model.layers.1.mlp.experts.{}.up_proj.weight"
@@ -248,3 +250,19 @@ def test_copies_may_be_left_out(folder, whole, tmp_path):
     convert(folder, tmp_path / "hf", "hf", None, ONE)  # written anew
     assert verify(tmp_path / "megatron", whole, None).num_tensors == 135
     assert load_all(tmp_path / "hf").keys() == load_all(whole).keys()
+
+
+def test_a_source_that_changes_meanwhile_is_not_converted(folder, tmp_path, monkeypatch):
+    """One byte of a file that has been read, in the same length; the time says so."""
+    copy = companions.copy
+
+    def change(*arguments):
+        file = first_file(folder)
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        os.utime(file, ns=(time.time_ns(), time.time_ns()))
+        copy(*arguments)
+
+    monkeypatch.setattr(companions, "copy", change)
+    assert f"{folder}: changed while it was converted" in refused(folder, tmp_path, ConversionError)

@@ -98,3 +98,13 @@ def test_a_tolerance_is_kept_to(folder, megatron):
     with pytest.raises(WeightMappingError, match=r"lm_head.*up to 4, more than 3"):
         verify(folder, megatron, 3.0)
     assert verify(folder, megatron, 4.0).largest == 4.0
+
+
+@pytest.mark.parametrize("tolerance", [None, 4.0])
+def test_what_is_no_number_is_a_difference_at_any_tolerance(folder, megatron, tolerance):
+    def change(t):
+        t["model.norm.weight"][3] = float("nan")
+
+    rewrite(folder, change)
+    with pytest.raises(WeightMappingError, match=r"\(1 differences\):\n.*model\.norm\.weight: .*by up to nan"):
+        verify(folder, megatron, tolerance)
