@@ -43,14 +43,36 @@ def half_a_character(text: str) -> str | None:
     )
 
 
+def value_of(line: bytes) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+        ValueError: it is not JSON, or an object of it gives a field twice, of which a reader would drop one.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(line.decode("utf-8"), object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is given twice in one object: leave one out")
+    return found
+
+
 def _parsed(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line.decode("utf-8"))
+        return value_of(line)
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise DataError(
             f"{where}: byte {error.start + 1}, 0x{byte:02x}, is not UTF-8: write the file in UTF-8, as with "
             "`iconv -f LATIN1 -t UTF-8` where that is what it is in"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from r1mega.data.lines import half_a_character
+from r1mega.data.lines import half_a_character, value_of
 from r1mega.data.split import HELD_OUT, what_is_asked
 from r1mega.data.tasks import TASKS, Question, question_id
 from r1mega.errors import DataError
@@ -139,10 +139,10 @@ def _told(doubles: Sequence[Double]) -> list[str]:
 def _question(line: bytes) -> Question:
     """One row, checked. Raises ValueError with the fault."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = value_of(line)
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} is not UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row is a JSON object, not {type(row).__name__}")

@@ -204,7 +204,8 @@ def refuse_nothing_left(what: str, counts: Mapping[str, int], config: SFT) -> No
         f"{what}: no conversation to learn from or to validate on; of the {read} that were read none has "
         f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"
         if read
-        else f"{what}: no conversations; name files that have some, or another validation.share"
+        else f"{what}: no conversations in data.files or data.dataset"
+        f"{', or none on its side of validation.share' if config.validation else ''}: name some that have them"
     )
 
 

@@ -27,6 +27,10 @@ def test_both_forms_of_rows_are_read(tmp_path: Path):
     [
         ('{"messages": [', "not JSON"),
         ("[1]", "a row is an object, not list"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "content": "c"}]}',
+            "line 2: field 'content' is given twice in one object",
+        ),
         ('{"text": "a"}', "needs `messages`, a list, or `prompt` and `response`; its fields are 'text'"),
         ('{"messages": []}', "needs `messages`"),
         ('{"messages": ["a"]}', "message 0 is an object, not str"),

@@ -54,6 +54,7 @@ def test_a_file_is_read(tmp_path: Path):
         ([json.dumps(ROW), "{"], "line 2: not JSON"),
         (["[" * 100_000], "line 1: not JSON"),
         (["[1]"], "line 1: a row is a JSON object, not list"),
+        ([json.dumps(ROW)[:-1] + ', "question": "3"}'], "line 1: field 'question' is given twice in one object"),
         ([json.dumps({**ROW, "truth": 2})], "line 1: field 'truth' must be text"),
         ([json.dumps({**ROW, "question": " "})], "line 1: field 'question' must be text and not empty"),
         ([json.dumps({"task": "chain_sum", "question": "1"})], "line 1: field 'truth'"),
