@@ -125,6 +125,10 @@ def test_only_answers_are_targets_when_asked(tokenizer):
         DOCS[:50], tokenize(DOCS[:50], tokenizer, "all"), tokenize(DOCS[:50], tokenizer, "answers"), strict=True
     ):
         assert answer.token_ids == whole.token_ids
-        learnt = tokenizer.decode(answer.token_ids[answer.learn_from :], skip_special_tokens=True)
-        assert learnt == text.answer
+        read, learnt = (tokenizer.decode(x) for x in _cut(answer.token_ids, answer.learn_from))
+        assert (read, learnt) == (f"<|bos|>{text.prompt}", f"{text.answer}<|eos|>")  # special tokens and all
         assert whole.learn_from == 1
+
+
+def _cut(ids, place):
+    return ids[:place], ids[place:]

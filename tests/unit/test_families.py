@@ -95,6 +95,11 @@ def test_the_tiny_model_is_read(spec):
         ),
         ({"rope_scaling": {"type": "yarn", "factor": -2, "original_max_position_embeddings": 64}}, "factor = -2"),
         ({"topk_group": 2}, "topk_group"),
+        (
+            {"n_group": 2, "num_experts_per_tok": 4},
+            "num_experts_per_tok // topk_group = 4, but must be 2 when n_group",
+        ),
+        ({"n_group": 4, "topk_group": 2, "num_experts_per_tok": 2}, "topk_group = 1, but must be 2 when n_group"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
         ({"rope_scaling": {"type": "yarn", "factor": 2}}, "original_max_position_embeddings"),
@@ -292,3 +297,17 @@ def test_fp8_blocks_are_no_part_of_any_family(hf):
 def test_dimensions_that_are_null_are_left_out(write):
     spec = read_model(write(head_dim=None, qk_head_dim=None, num_key_value_heads=None, output_router_logits=False))
     assert "head_dim" not in spec.hf and spec.hf["num_key_value_heads"] == spec.num_heads
+
+
+def test_null_key_value_heads_are_as_many_as_heads_and_none_said_the_librarys_default():
+    """As transformers reads them."""
+    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+
+    heads = {"num_attention_heads": 64, "hidden_size": 8192}
+    for hf, config in ((QWEN25_05B, Qwen2Config), (QWEN3_06B, Qwen3Config), (LLAMA31_8B, LlamaConfig)):
+        absent = {**{k: v for k, v in hf.items() if k != "num_key_value_heads"}, **heads}
+        for fields in (absent, {**absent, "num_key_value_heads": None}, {**absent, "num_key_value_heads": 16}):
+            read = FAMILIES[hf["model_type"]](fields)
+            theirs = {k: v for k, v in fields.items() if k not in ("model_type", "architectures")}
+            assert read.attention.num_kv_heads == config(**theirs).num_key_value_heads
+            assert read.hf["num_key_value_heads"] == read.attention.num_kv_heads

@@ -249,6 +249,18 @@ def test_the_source_streams_what_its_metadata_says(trained):
     assert bias.dtype is torch.float32
 
 
+def test_the_expert_bias_stays_fp32_beside_weights_in_bf16(make_policy, monkeypatch):
+    """The routers' choices hang on it: engines are told that it comes in fp32, whatever the weights are in."""
+    from r1mega.weights.source import PolicySource
+
+    policy = make_policy(mtp="joint")
+    monkeypatch.setattr(policy.network.config, "params_dtype", torch.bfloat16)
+    told = {name: dtype for name, dtype, _ in PolicySource(policy, include_mtp=True).metadata()}
+    biases = {name for name in told if name.endswith("e_score_correction_bias")}
+    assert {told[name] for name in biases} == {torch.float32}
+    assert {told[name] for name in told.keys() - biases} == {torch.bfloat16}
+
+
 def test_several_files_are_written_as_they_fill(trained, folder, tmp_path, monkeypatch):
     from r1mega.weights import hf_io
 
