@@ -45,6 +45,8 @@ def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
         "layer a: expert 0 is chosen by 100% of the tokens",
     ]
     assert [watch.see(load(a=COLLAPSED, b=EVEN)) for _ in range(5)] == [[]] * 5
+    assert watch.see(load(a=EVEN, b=EVEN)) == []  # it recovers: another collapse is said again
+    assert [len(watch.see(load(a=COLLAPSED, b=EVEN))) for _ in range(4)] == [0, 0, 2, 0]
     assert Watch(Experts(patience=1, min_load=0, max_share=1)).see(load(a=COLLAPSED)) == []
 
 

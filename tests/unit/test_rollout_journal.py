@@ -91,6 +91,17 @@ def test_a_torn_tail_of_any_length_is_dropped_and_cut_off(journal: Journal) -> N
             assert [entry(again, i) for i in (0, 1, 7)] == [completions(i) for i in (0, 1, 7)]
 
 
+def test_nothing_of_a_torn_tail_stays_behind_a_shorter_line(journal: Journal) -> None:
+    """Whoever else reads the file finds whole lines."""
+    journal.add(key(0), completions(0))
+    journal.close()
+    file = journal.folder / "version_3.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"ids": [' + b"1, " * 10_000)
+    with Journal(journal.folder) as torn:
+        torn.add(key(1), completions(1))
+    assert [json.loads(line)["prompt_id"] for line in file.read_text().splitlines()] == ["p0", "p1"]
+
+
 def test_reading_alone_changes_nothing(journal: Journal) -> None:
     journal.add(key(1), completions(1))
     file = journal.folder / "version_3.jsonl"
