@@ -1,0 +1,47 @@
+"""Which settings a resumed run may have changed: those that alter no step, by name, and no others."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from r1mega.config.load import load_stage
+from r1mega.runtime.resume import flat, recipe
+
+CONFIGS = Path(__file__).parents[2] / "configs/tiny"
+SECTIONS = {"save", "wandb", "batch", "experts"}
+"""All of these: how a run is kept, watched and laid out in memory."""
+RL = {"rollout.replay", "rollout.keep_journal"}
+SFT = {"validation.every_steps"}
+START = {"model.path", "model.config"}
+"""What a run begins as is compared by its content (`provenance.start_of`), and is no part of a recipe."""
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize(
+    ("config", "own", "length"),
+    [("r1_zero/1_rl.toml", RL, {"num_steps"}), ("sft/1_qwen2.toml", SFT, {"num_epochs", "max_steps"})],
+)
+def test_a_recipe_has_every_setting_that_alters_a_step(config, own: set[str], length: set[str], schedule: str):
+    settings = load_stage(CONFIGS / config).model_dump(mode="json")
+    settings["optimizer"]["schedule"] = schedule
+
+    def made(settings: dict[str, Any]) -> str:
+        stage: Any = SimpleNamespace(model_dump=lambda mode: settings)
+        return recipe(stage, {})
+
+    kept = set[str]()
+    for name in flat(settings):
+        changed = copy.deepcopy(settings)
+        *sections, last = name.split(".")
+        section = changed
+        for inner in sections:
+            section = section[inner]
+        section[last] = ["another", section[last]]
+        if name != "optimizer.schedule" and made(changed) == made(settings):
+            kept.add(name)
+    allowed = {name for name in flat(settings) if name.partition(".")[0] in SECTIONS} | own | START
+    # How long a run is decides its learning rates, unless those are constant.
+    assert kept == allowed | (length if schedule == "constant" else set())
