@@ -46,11 +46,18 @@ def ends(tokenizer: Any, stated: Iterable[int] = ()) -> tuple[int, ...]:
         stated: by a config, where the tokenizer's folder has none that says.
 
     Raises:
-        DataError: a file that cannot be read, or an eos_token_id that is none.
+        DataError: a file that cannot be read, or an eos_token_id that is none, or none of the tokenizer's.
     """
     own = tokenizer.eos_token_id
     found = list(dict.fromkeys(_stated(folder_of(tokenizer)) or stated))
-    return (own, *(i for i in found if i != own)) if own in found else (own,)
+    decided = (own, *(i for i in found if i != own)) if own in found else (own,)
+    for i in decided:
+        if tokenizer.convert_ids_to_tokens(i) is None:
+            raise DataError(
+                f"{folder_of(tokenizer) or 'the model'}: eos_token_id {i} of {CONFIG} or {GENERATION_CONFIG} is no "
+                "token of the tokenizer: no answer could end with it; take it out, or fetch the files again together"
+            )
+    return decided
 
 
 def with_ends(spec: ModelSpec, tokenizer: Any) -> ModelSpec:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Evaluate
 from r1mega.data.prompts import held_out_prompts
+from r1mega.data.special_tokens import ends
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
@@ -37,6 +38,7 @@ def run(
     assert config.model.path is not None, "config.checks demands it"
     tokenizer = load_tokenizer(config.model.path)
     check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
+    ends(tokenizer)  # refused here, before the engine starts
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, template(config.template))
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
     server = serve(

@@ -82,6 +82,15 @@ def test_ends_that_are_none_are_refused_by_file(tmp_path: Path, value: Any):
         ends(tokenizer)
 
 
+def test_an_end_that_is_no_token_is_refused(tmp_path: Path):
+    """As the engine could never answer with it; where the tokenizer's is the one end nobody asks."""
+    tokenizer = load_tokenizer(folder(tmp_path / "a", config=2, generation=[2, 99_999]))
+    with pytest.raises(DataError, match=r"eos_token_id 99999 of config\.json or .* is no token of the tokenizer"):
+        ends(tokenizer)
+    assert ends(load_tokenizer(folder(tmp_path / "b", config=2, generation=[2, 4]))) == (2, 4)
+    assert ends(load_tokenizer(folder(tmp_path / "c", config=99_999))) == (2,)
+
+
 def test_a_turn_that_quotes_an_end_of_generation_config_alone_is_refused(tmp_path: Path):
     """Whoever makes the Chat, and whatever ends it knows of."""
     tokenizer = load_tokenizer(folder(tmp_path, config=2, generation=[2, 4]))

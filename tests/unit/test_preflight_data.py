@@ -237,6 +237,16 @@ def test_a_tokenizer_is_part_of_the_verdict(folder: Path, tmp_path: Path, monkey
     assert len(asked) == 2
 
 
+@pytest.mark.parametrize(("end", "said"), [("x", "eos_token_id = ["), (99_999, "eos_token_id 99999 of")])
+def test_ends_that_are_none_are_refused_before_an_engine_starts(folder: Path, tmp_path: Path, capsys, end, said):
+    shutil.copytree(folder, tmp_path / "hf")
+    stated = json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"]
+    (tmp_path / "hf/generation_config.json").write_text(json.dumps({"eos_token_id": [stated, end]}))
+    overrides = [f"model.path={tmp_path}/hf", *RL_SETTINGS]
+    checked, ran = both(RL, overrides, tmp_path / "run", capsys)
+    assert checked == ran and checked[0] == 2 and said in checked[1]
+
+
 def test_a_dataset_by_name_is_said_to_be_unseen(tmp_path: Path, capsys):
     overrides = [*NOT_THERE, "data.files=[]", "data.dataset=org/name"]
     checked, _ = both(SFT, overrides, tmp_path / "run", capsys)
