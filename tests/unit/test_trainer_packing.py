@@ -1,5 +1,7 @@
 """Packed documents train as they do one by one: loss and gradient, for both families, with several turns learnt."""
 
+import json
+import math
 import random
 
 import pytest
@@ -8,7 +10,9 @@ from rounding import LAST_BITS, LOSS, furthest, last_bits, with_last_bits
 from sft_data import TINY
 from trainer_data import nll
 
+from r1mega.config.training import Batch
 from r1mega.errors import DataError
+from r1mega.families.deepseek_v3 import read
 from r1mega.families.registry import read_model
 from r1mega.samples import Document
 
@@ -63,3 +67,34 @@ def test_spans_are_the_targets_and_nothing_else_is(make_policy):
 def test_spans_that_are_no_ranges_of_the_document_are_refused(make_policy, spans):
     with pytest.raises(DataError, match="document 0: spans"):
         make_policy().logprobs([Document((1,) * 8, spans=spans)], temperature=1.0)
+
+
+def test_padding_is_where_no_document_is_and_not_where_a_token_is_0():
+    """A chunk of 8 with documents of 4 and 2 tokens, zeros among them, and a chunk of 7."""
+    documents = [Document((0, 5, 0, 7)), Document((9, 0)), Document((0,) * 7)]
+    from r1mega.trainer.batch import micro_batches
+
+    batches = micro_batches(documents, Batch(chunk_tokens=8, chunks_per_micro_batch=2), mtp_depths=1)
+    (batch,) = batches
+    lengths = {7: [False] * 7 + [True], 6: [False] * 6 + [True] * 2}
+    assert sorted(batch.padding_mask.tolist()) == sorted(lengths.values())
+    # One token ahead there is none behind each document's last.
+    ahead = batch.ahead[0].padding.tolist()
+    assert sorted(ahead) == sorted([[False] * 6 + [True] * 2, [False] * 3 + [True, False] + [True] * 3])
+
+
+def test_yarn_scales_the_attention_scores(make_policy):
+    """DeepSeek's factor, 0.1 x mscale_all_dim x ln(factor) + 1, twice: on queries and on keys."""
+    yarn = {
+        "type": "yarn",
+        "factor": 40,
+        "original_max_position_embeddings": 64,
+        "mscale": 0.7,
+        "mscale_all_dim": 0.7,
+    }
+    spec = read(json.loads((TINY / "deepseek_v3.json").read_text()) | {"rope_scaling": yarn})
+    expected = (0.1 * 0.7 * math.log(40) + 1) ** 2 / math.sqrt(
+        spec.attention.qk_nope_dim + spec.attention.qk_rope_dim
+    )
+    attention = make_policy(spec=spec).network.decoder.layers[0].self_attention
+    assert attention.core_attention.softmax_scale == pytest.approx(expected)
