@@ -1,5 +1,6 @@
 """What an RL run asks its engine: how many answers, how warm, with which seeds, and what again when it resumes."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,14 @@ def test_figures_are_of_all_answers_that_a_step_asked_for(base: Path, tmp_path: 
     assert (row["groups/constant"], row["response_length/truncated"]) == (pytest.approx(5 / 6), pytest.approx(1 / 24))
     samples = (tmp_path / "run/samples/step_0.jsonl").read_text().splitlines()
     assert len(samples) == 24
+
+
+def test_the_seed_decides_in_which_order_a_files_questions_are_asked(base: Path, tmp_path: Path):
+    rows = [{"task": "chain_sum", "question": f"{i} + {i} =", "truth": str(2 * i)} for i in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    orders = []
+    for seed in (0, 5):
+        changes = {"questions": str(tmp_path / "rows.jsonl"), "seed": seed, "num_steps": 2}
+        run = Run(tmp_path / f"{seed}").start(base, changes)
+        orders.append([a.request.prompt.question for a in run.engines.rollouts()[0]])
+    assert len(orders[0]) == len(orders[1]) == 3 and orders[0] != orders[1]
