@@ -122,8 +122,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
 def test_all_is_well(rig: Rig) -> None:
     report = rig.pusher.push(4)
     assert report == PushReport(report.seconds, 24, 6, 7, ())
-    assert rig.versions == ["incomplete push of 4", "4"]
-    assert (rig.passes, rig.announced, rig.closed) == ([6], 1, 0)
+    assert (rig.versions, rig.passes, rig.announced, rig.closed) == (["incomplete push of 4", "4"], [6], 1, 0)
 
 
 PUSHED = ["version incomplete push of 4", "weights", "reset", "version 4", "check 4"]
