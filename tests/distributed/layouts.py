@@ -50,10 +50,17 @@ def parse(text: str) -> TrainerLayout:
     for name, value in (part.split("=") for part in text.split(",") if part):
         section, _, inner = name.rpartition(".")
         within = fields.setdefault(section, {}) if section else fields
-        within[inner] = value.split("+") if inner == "modules" else value
+        within[inner] = value.split("+") if inner == "modules" else _value(value)
     layout = TrainerLayout.model_validate(fields)
     assert not layout_faults(Cluster(device="cpu", trainer=layout))
     return layout
+
+
+def _value(text: str) -> int | bool | str:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def samples(num: int, seed: int) -> list[Sample]:
