@@ -33,14 +33,14 @@ SETTINGS = (
     "num_steps=16", "rollout.num_prompts=4", "rollout.num_minibatches=4", "objective.group_size=4",
     "objective.reference_refresh_steps=8", f"sampling.max_new_tokens={MAX_NEW_TOKENS}", "evaluation.num_questions=6",
     "evaluation.every_steps=8", "save.every_steps=3", "optimizer.warmup_steps=1", "num_questions=40",
-    "objective.constant_groups=keep",
+    "objective.constant_groups=keep", "wandb.mode=disabled",
 )  # fmt: skip
 LAUNCH_TIME = TIMING | {"rollout/replayed_requests"}
 
 
 # Enough for answers in the format to come up: without rewards that differ, only rounding would move the weights.
 BASE = [str(TINY / "0_base.toml"), "--set", "num_steps=120", "--set", "data.num_documents=8000", "--set",
-        "optimizer.warmup_steps=20", "--set", "save.every_steps=120"]  # fmt: skip
+        "optimizer.warmup_steps=20", "--set", "save.every_steps=120", "--set", "wandb.mode=disabled"]  # fmt: skip
 
 
 def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
