@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from r1mega.diagnostics import load_balance
 from r1mega.errors import DataError
-from r1mega.evaluation import experts
 from r1mega.evaluation.metrics import EvalResult
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary, series
 from r1mega.report.text import cut, visible
@@ -112,7 +112,7 @@ def so_far(run_dir: Path) -> Row:
             "max": max(series(train, "train", "step", "mismatch/max")[1], default=None),
             "answers": _total(sampled, "mismatch/answers") or None,
         },
-        "experts": experts.summarise(train),
+        "experts": load_balance.summarise(train),
         "eval": evals,
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1mega.config.training import Experts
-from r1mega.evaluation.experts import Watch, metrics
+from r1mega.diagnostics.load_balance import CollapseWatch, metrics
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker
 from r1mega.samples import ExpertLoad
@@ -19,7 +19,7 @@ class ExpertLog:
 
     def __init__(self, run_dir: RunDir, settings: Experts, tracker: Tracker) -> None:
         self._file, self._settings, self._tracker = run_dir.expert_loads, settings, tracker
-        self._watch = Watch(settings)
+        self._watch = CollapseWatch(settings)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint carries of it."""

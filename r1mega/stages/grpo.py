@@ -23,7 +23,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.evaluation.mismatch import answers_past, measure, mismatch
+from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.rollout.engine import derived_seed
 from r1mega.runtime import files
@@ -229,7 +229,7 @@ class Trainer:
         return [[_with_logprobs(s, *next(both)) for s in m] for m in minibatches]
 
     def mismatch(self, samples: list[Sample]) -> Metrics:
-        """Engine against trainer on every sampled token of all ranks (evaluation/mismatch.py)."""
+        """Engine against trainer on every sampled token of all ranks (diagnostics/mismatch.py)."""
         bounds = self.config.mismatch
         past = answers_past(samples, bounds.max_abs)
         margins: list[list[float]] = []

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from r1mega.evaluation.experts import summarise
+from r1mega.diagnostics.load_balance import summarise
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages.sampling import Metrics
 

@@ -15,9 +15,9 @@ from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
 from r1mega.data.prompts import PromptStream
+from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.evaluation.metrics import evaluate
-from r1mega.evaluation.rollouts import rollout_metrics, transcripts
 from r1mega.rewards.rubric import judge
 from r1mega.rollout.engine import OnAnswer, Request, derived_seed
 from r1mega.rollout.fleet import Fleet

@@ -12,7 +12,7 @@ from r1mega.algos.schedule import learning_rate
 from r1mega.config.schema import SFT, Pretrain
 from r1mega.data.epochs import Epochs
 from r1mega.data.packing import spread
-from r1mega.evaluation.experts import summarise
+from r1mega.diagnostics.load_balance import summarise
 from r1mega.runtime.interrupt import Interrupt, Interrupted
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir, checkpoint_step

@@ -24,8 +24,8 @@ from r1mega.config.training import Batch, Optimizer
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.tokenizer import train_tokenizer
+from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.errors import MismatchError
-from r1mega.evaluation.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.rollout.engine import Request
 from r1mega.rollout.fleet import Fleet

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from r1mega.diagnostics.mismatch import answers_past, measure
+from r1mega.diagnostics.mismatch import mismatch as verdict
 from r1mega.errors import MismatchError
-from r1mega.evaluation.mismatch import answers_past, measure
-from r1mega.evaluation.mismatch import mismatch as verdict
 from r1mega.samples import Sample
 from r1mega.trainer.routing import selection_margin
 

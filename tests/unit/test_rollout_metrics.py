@@ -1,6 +1,6 @@
 """What a rollout's figures are of: the answers with a verdict, those that are compared, all that were sampled."""
 
-from r1mega.evaluation.rollouts import rollout_metrics
+from r1mega.diagnostics.rollout import rollout_metrics
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 
 

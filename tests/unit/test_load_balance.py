@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from r1mega.config.training import Experts
+from r1mega.diagnostics.load_balance import CollapseWatch, metrics, summarise
 from r1mega.errors import DataError
-from r1mega.evaluation.experts import Watch, metrics, summarise
 from r1mega.report import heatmap
 from r1mega.samples import ExpertLoad, LayerLoad
 from r1mega.stages.experts import ExpertLog
@@ -36,7 +36,7 @@ def test_figures_are_means_and_the_worst_layer():
 
 
 def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
-    watch = Watch(Experts(patience=3, min_load=0.05, max_share=0.9))
+    watch = CollapseWatch(Experts(patience=3, min_load=0.05, max_share=0.9))
     assert [watch.see(load(a=COLLAPSED, b=EVEN)) for _ in range(2)] == [[], []]
     assert watch.see(load(a=EVEN, b=EVEN)) == []  # it recovers: the count begins anew
     assert [watch.see(load(a=COLLAPSED, b=EVEN)) for _ in range(2)] == [[], []]
@@ -47,7 +47,7 @@ def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
     assert [watch.see(load(a=COLLAPSED, b=EVEN)) for _ in range(5)] == [[]] * 5
     assert watch.see(load(a=EVEN, b=EVEN)) == []  # it recovers: another collapse is said again
     assert [len(watch.see(load(a=COLLAPSED, b=EVEN))) for _ in range(4)] == [0, 0, 2, 0]
-    assert Watch(Experts(patience=1, min_load=0, max_share=1)).see(load(a=COLLAPSED)) == []
+    assert CollapseWatch(Experts(patience=1, min_load=0, max_share=1)).see(load(a=COLLAPSED)) == []
 
 
 def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Health of a mixture of experts: how evenly each layer's experts are used, and when a router has collapsed.
+"""Load balance of a mixture of experts: how evenly each layer's experts are used, and when a router has collapsed.
 
 The report's routers are balanced by a bias alone (V3 report 2.1.2), so what shows that balancing has failed is the
 load itself. Load is relative: 1 is the even share, tokens x top_k / experts.
@@ -82,7 +82,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-class Watch:
+class CollapseWatch:
     """Notices a router that has collapsed: the same fault of the same layer for `patience` steps in a row."""
 
     def __init__(self, settings: Experts) -> None:
