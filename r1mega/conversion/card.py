@@ -8,7 +8,7 @@ import torch
 
 from r1mega.conversion.folders import Folder
 from r1mega.families.spec import Kind
-from r1mega.weights import companions
+from r1mega.formats import companions
 
 
 def num_parameters(folder: Folder) -> int:

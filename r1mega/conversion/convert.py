@@ -21,11 +21,11 @@ from r1mega.conversion.folders import Folder, HFFolder, check_copies, open_folde
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
+from r1mega.formats import companions, fp8
+from r1mega.formats.hf_files import SHARD_BYTES
 from r1mega.runtime import locks
 from r1mega.runtime.files import make_folder, sync, write_json
 from r1mega.runtime.progress import Bar, Stopwatch
-from r1mega.weights import companions, fp8
-from r1mega.weights.hf_files import SHARD_BYTES
 
 PART_BYTES = 512 * 2**20
 """What one process writes, syncs and records at once: what a kill costs at most, times the processes."""

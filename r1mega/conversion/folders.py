@@ -12,12 +12,12 @@ from torch import Tensor
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import ModelSpec, Row
+from r1mega.formats import torch_dist
+from r1mega.formats.hf_folder import FLOATS, HFFolder, names_of
+from r1mega.formats.manifest import MANIFEST, METADATA, read_model_fields, saved_tp
+from r1mega.formats.mapping import to_hf
 from r1mega.layout.sharded import places, roots
 from r1mega.runtime.mapped import MappedFiles
-from r1mega.trainer import torch_dist
-from r1mega.trainer.manifest import MANIFEST, METADATA, read_model_fields, saved_tp
-from r1mega.weights.convert import to_hf
-from r1mega.weights.hf_folder import FLOATS, HFFolder, names_of
 
 
 class Folder(Protocol):

@@ -10,8 +10,8 @@ from torch import Tensor
 from r1mega.conversion.folders import Folder, HFFolder, open_folder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.formats.hf_folder import equal
 from r1mega.runtime.progress import Bar
-from r1mega.weights.hf_folder import equal
 
 STEP = 1 << 22
 """Elements compared at a time."""

@@ -19,15 +19,14 @@ from torch import Tensor
 from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
+from r1mega.formats import fp8, torch_dist
+from r1mega.formats.hf_files import shard_names, write_config, write_index
+from r1mega.formats.manifest import write_weights_only
+from r1mega.formats.mapping import to_hf, to_megatron
+from r1mega.formats.safetensors import Entry, lay_out
 from r1mega.layout.sharded import boxes, extra_states, places
 from r1mega.runtime.files import LargeFile
 from r1mega.runtime.mapped import raw
-from r1mega.trainer import torch_dist
-from r1mega.trainer.manifest import write_weights_only
-from r1mega.weights import fp8
-from r1mega.weights.convert import to_hf, to_megatron
-from r1mega.weights.hf_files import shard_names, write_config, write_index
-from r1mega.weights.safetensors import Entry, lay_out
 
 Form = Literal["hf", "megatron"]
 DType = Literal["bf16", "fp8-block", "fp8-block-ue8m0"]

@@ -33,7 +33,7 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         return
     absent = missing_tokenizer(stage, folder)
     if (folder / ".metadata").is_file():
-        from r1mega.trainer.manifest import read_model_fields
+        from r1mega.formats.manifest import read_model_fields
 
         read_model_fields(folder)
     elif not any(folder.glob("*.safetensors")):
@@ -55,12 +55,12 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
     if verdicts.known(key):
         return
     if isinstance(stage, Evaluate):  # the engine alone reads it, which may do with less than the trainer
-        from r1mega.weights.hf_files import read_files
+        from r1mega.formats.hf_files import read_files
 
         if faults := read_files(folder)[1]:
             raise WeightMappingError("\n  ".join([f"{folder}: {len(faults)} fault(s) of its index", *faults]))
     else:
-        from r1mega.weights.hf_folder import HFFolder
+        from r1mega.formats.hf_folder import HFFolder
 
         HFFolder(folder, spec)
     verdicts.keep(key, f"weights of {folder}")

@@ -141,7 +141,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a model's weights, of a Hugging Face folder or a distributed checkpoint; [] in any other.
 
     Those that the index names and others called model*, or without an index all safetensors files: as
-    `weights.hf_files` reads them.
+    `formats.hf_files` reads them.
     """
     if (folder / MEGATRON).is_file():
         return [folder / MEGATRON, *sorted(folder.glob("*.distcp"))]

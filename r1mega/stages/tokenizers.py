@@ -8,9 +8,9 @@ from typing import Any
 
 from r1mega.data.template import Template, render_prompt
 from r1mega.errors import DataError
+from r1mega.formats import companions
 from r1mega.runtime import files
 from r1mega.samples import Prompt
-from r1mega.weights import companions
 
 
 def write(folder: Path, to: Path, chat_template: str) -> None:

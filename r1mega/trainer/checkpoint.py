@@ -22,9 +22,9 @@ import torch
 from megatron.core import tensor_parallel
 
 from r1mega.errors import CheckpointError, RanksLostError
+from r1mega.formats.manifest import FORMAT, MANIFEST, digest, read_manifest
 from r1mega.runtime.files import put_folder, sync
 from r1mega.trainer.holdings import REFERENCE, holdings
-from r1mega.trainer.manifest import FORMAT, MANIFEST, digest, read_manifest
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.part import (
     Contents,

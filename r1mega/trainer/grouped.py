@@ -12,8 +12,8 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from r1mega.families.spec import Rope
+from r1mega.formats.rotary import frequencies
 from r1mega.trainer.attention import Segments
-from r1mega.trainer.rotary import frequencies
 from r1mega.trainer.thd import Packed
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from r1mega.errors import CheckpointError
+from r1mega.formats.torch_dist import Chunk, read_chunk, read_metadata
 from r1mega.runtime.mapped import MappedFiles
 from r1mega.trainer.holdings import Box
-from r1mega.trainer.torch_dist import Chunk, read_chunk, read_metadata
 
 
 class Reader:

@@ -1,20 +1,23 @@
 """Hugging Face folders: export of a policy, and the inverse through the same table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from r1mega.errors import CheckpointError
+from r1mega.families.spec import Kind, Row
+from r1mega.formats import companions
+from r1mega.formats.hf_files import SHARD_BYTES, shard_names, write_config, write_index
+from r1mega.formats.hf_folder import HFFolder
+from r1mega.formats.mapping import raise_faults, to_megatron
 from r1mega.runtime.background import Background
 from r1mega.runtime.files import write_folder
+from r1mega.trainer.initial import local_part
 from r1mega.trainer.policy import Policy
-from r1mega.weights import companions
-from r1mega.weights.convert import fill
-from r1mega.weights.hf_files import SHARD_BYTES, shard_names, write_config, write_index
-from r1mega.weights.hf_folder import HFFolder
 from r1mega.weights.source import PolicySource
 
 
@@ -124,6 +127,38 @@ def load_into(policy: Policy, folder: Path) -> None:
     files = HFFolder(folder, policy.spec)
     fill(files.table, files.tensor, policy.state(), files.release)
     policy.weights_changed()
+
+
+def fill(
+    table: Sequence[Row],
+    read: Callable[[str], Tensor | None],
+    state: Mapping[str, Tensor],
+    done: Callable[[], None] = lambda: None,
+) -> None:
+    """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
+
+    Args:
+        read: a tensor by its Hugging Face name, None for an absent copy (`check_files` says what may be absent).
+        state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
+        done: called after each row, whose tensors are needed no more.
+
+    Raises:
+        WeightMappingError: a repeated embedding or head differs from its original.
+    """
+    faults = []
+    with torch.no_grad():
+        # Originals first: copies are compared with them.
+        for row in sorted((r for r in table if r.megatron in state), key=lambda r: r.kind is Kind.COPY):
+            target = state[row.megatron]
+            if row.kind is not Kind.COPY:
+                parts = [part for name in row.hf if (part := read(name)) is not None]
+                target.copy_(local_part(row, to_megatron(row, parts)))
+            for name in row.hf if row.kind is Kind.COPY else row.also:
+                copy = read(name)
+                if copy is not None and not torch.equal(local_part(row, copy).to(target), target):
+                    faults.append(f"{name}: differs from {row.megatron}, which it should repeat")
+            done()
+    raise_faults(faults, "the folder contradicts itself")
 
 
 def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:

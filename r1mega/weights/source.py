@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mega.families.spec import Kind, Row
+from r1mega.formats.mapping import check_state, to_hf
 from r1mega.layout.shards import Axis, axis, part_shape, pieces
 from r1mega.trainer.initial import place_on
 from r1mega.trainer.policy import Policy
-from r1mega.weights.convert import check_state, to_hf
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def exports(run: Path) -> dict[str, list[float]]:
     Raises:
         R1MegaError: one is not whole.
     """
-    from r1mega.weights.hf_folder import HFFolder
+    from r1mega.formats.hf_folder import HFFolder
 
     found = {}
     for path in sorted((run / "hf_steps").glob("step_*")):

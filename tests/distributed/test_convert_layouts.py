@@ -19,8 +19,8 @@ from rank_pool import Pool
 from r1mega.conversion.convert import convert
 from r1mega.conversion.verify import verify
 from r1mega.families.registry import model_of
+from r1mega.formats.torch_dist import read_metadata
 from r1mega.layout.sharded import places
-from r1mega.trainer.torch_dist import read_metadata
 
 SPECS = {"tiny": spec(), **{name: model_of(fields, Path(name)) for name, fields in MODELS.items()}}
 EVERY = [("dp=2", "tiny"), ("dp=2,ep=2", "tiny"), ("tp=2,ep=2", "tiny"), ("dp=2", "llama3"), ("dp=2", "qwen2_tied")]

@@ -138,7 +138,7 @@ class RecordingPolicy:
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """A folder that `checkpoint.newest_whole` finds whole."""
-        from r1mega.trainer.manifest import FORMAT, MANIFEST, digest
+        from r1mega.formats.manifest import FORMAT, MANIFEST, digest
         from r1mega.trainer.part import file_digest
 
         to = folder.with_name(f".{folder.name}.tmp")
@@ -153,7 +153,7 @@ class RecordingPolicy:
         then()
 
     def load(self, folder: Path, *, verified: bool = False) -> dict[str, Any]:
-        from r1mega.trainer.manifest import read_manifest
+        from r1mega.formats.manifest import read_manifest
 
         saved = torch.load(folder / "theta.pt")
         self.theta.copy_(saved["theta"])

@@ -8,7 +8,7 @@ from conversion_data import ONE, tiny_spec, unique_tensors, write_folder
 from tokenizer_forms import byte_level, save
 
 from r1mega.conversion.convert import convert
-from r1mega.weights import companions
+from r1mega.formats import companions
 
 FILES = {
     "tokenizer.model": b"x",

@@ -172,7 +172,7 @@ def test_finished_parts_are_kept_and_a_changed_source_starts_over(source, tmp_pa
 
 
 def test_the_audit_sees_what_was_written_wrongly(source, tmp_path, monkeypatch):
-    from r1mega.trainer import torch_dist
+    from r1mega.formats import torch_dist
 
     original = torch_dist.write_chunk
 

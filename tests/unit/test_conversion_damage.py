@@ -16,7 +16,7 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.conversion.verify import verify
 from r1mega.errors import CheckpointError, WeightMappingError
-from r1mega.trainer.manifest import digest
+from r1mega.formats.manifest import digest
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_hostile_metadata_runs_nothing(megatron, tmp_path, pickled, monkeypatc
 
 
 def test_only_the_names_that_a_checkpoint_has_are_looked_up(megatron):
-    from r1mega.trainer.torch_dist import _Shell, _Unpickler
+    from r1mega.formats.torch_dist import _Shell, _Unpickler
 
     for module, name in (("torch", "load"), ("torch.serialization", "os"), ("collections", "namedtuple")):
         assert _Unpickler(io.BytesIO()).find_class(module, name) is _Shell

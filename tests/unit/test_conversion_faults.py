@@ -15,8 +15,8 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.conversion.verify import verify
 from r1mega.errors import ConfigError, ConversionError, WeightMappingError
-from r1mega.weights import companions
-from r1mega.weights.companions import find_tokenizer
+from r1mega.formats import companions
+from r1mega.formats.companions import find_tokenizer
 
 UP = "model.layers.1.mlp.experts.{}.up_proj.weight"
 

@@ -12,7 +12,7 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.folders import open_folder
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.registry import model_of
-from r1mega.weights import fp8
+from r1mega.formats import fp8
 
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 """Every e4m3 number; two of them are not numbers."""

@@ -18,7 +18,7 @@ from r1mega.data.template import R1_ZERO
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
 from r1mega.families.registry import model_of, read_model
-from r1mega.weights.companions import write_generation_config
+from r1mega.formats.companions import write_generation_config
 
 TINY = Path(__file__).parents[2] / "configs/tiny"
 NAMES = ("<|pad|>", "<|begin|>", "<|end|>", "<|turn|>", "<|text|>")

@@ -10,7 +10,7 @@ from r1mega.conversion.convert import convert
 from r1mega.conversion.describe import describe
 from r1mega.errors import WeightMappingError
 from r1mega.families.registry import FAMILIES
-from r1mega.weights.hf_folder import HFFolder
+from r1mega.formats.hf_folder import HFFolder
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -89,8 +89,8 @@ def test_packed_documents_equal_single_ones(make_policy, documents, scaling):
 
 
 def test_the_rotation_keeps_lengths_and_depends_on_distance(mesh):
+    from r1mega.formats.rotary import frequencies
     from r1mega.trainer.grouped import rotate_halves
-    from r1mega.trainer.rotary import frequencies
 
     inverse, factor = frequencies(Rope(10000.0), 8)
     assert factor == 1.0
@@ -121,8 +121,8 @@ def test_a_weightless_bias_starts_at_zero_and_learns(make_policy, documents):
 
 
 def test_a_table_of_angles_grows_with_positions(mesh):
+    from r1mega.formats.rotary import frequencies
     from r1mega.trainer.grouped import GroupedAttention
-    from r1mega.trainer.rotary import frequencies
 
     inverse, factor = frequencies(Rope(10000.0), 8)
     state = SimpleNamespace(_frequencies=inverse, _factor=factor, _table=torch.empty(2, 0, 4))

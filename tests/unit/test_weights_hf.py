@@ -187,7 +187,7 @@ def test_a_stage_reads_a_folder_as_strictly_as_a_conversion(make_policy, folder,
 
 
 def test_a_stage_starts_from_fp8_blocks_as_deepseek_publishes_them(make_policy, spec, folder, tmp_path):
-    from r1mega.weights import fp8
+    from r1mega.formats import fp8
     from r1mega.weights.hf_io import load_into
 
     tensors = load_file(folder / "model.safetensors")

@@ -23,7 +23,7 @@ def numbered(*shape: int, start: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("row", [QKV, BIAS, GATED, Row("x", ("x",), ((6, 5),), Kind.DIRECT, Shard.ROWS)])
 def test_rows_are_bitwise_both_ways(mesh, row):
-    from r1mega.weights.convert import to_hf, to_megatron
+    from r1mega.formats.mapping import to_hf, to_megatron
 
     parts = [numbered(*shape, start=1000 * i) for i, shape in enumerate(row.hf_shapes)]
     whole = to_megatron(row, parts)
@@ -37,7 +37,7 @@ def test_rows_are_bitwise_both_ways(mesh, row):
 
 def test_a_fused_row_goes_by_key_value_heads(mesh):
     """Six query heads of 4 channels over 2 key-value heads: q0 q1 q2 k0 v0 q3 q4 q5 k1 v1."""
-    from r1mega.weights.convert import to_megatron
+    from r1mega.formats.mapping import to_megatron
 
     row = Row("qkv", ("q", "k", "v"), ((24,), (8,), (8,)), Kind.QKV, Shard.ROWS, groups=2)
     whole = to_megatron(row, [numbered(24), numbered(8, start=100), numbered(8, start=200)])
@@ -90,7 +90,8 @@ def test_the_vocabulary_is_padded_to_equal_shares(hf, tp, share):
 
 def test_a_repeated_tied_head_is_read_and_must_be_equal(mesh):
     from r1mega.errors import WeightMappingError
-    from r1mega.weights.convert import check_files, fill
+    from r1mega.formats.mapping import check_files
+    from r1mega.weights.hf_io import fill
 
     row = Row("embedding", ("embed",), ((4, 3),), Kind.DIRECT, Shard.VOCAB, also=("lm_head",))
     check_files([row], [("embed", (4, 3))])

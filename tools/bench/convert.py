@@ -25,9 +25,9 @@ import torch
 from r1mega.conversion.convert import Options, convert
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec
+from r1mega.formats.safetensors import lay_out
 from r1mega.runtime.files import write_json
 from r1mega.runtime.mapped import raw
-from r1mega.weights.safetensors import lay_out
 
 TINY = harness.ROOT / "configs/tiny/deepseek_v3.json"
 SOURCES = sorted((harness.ROOT / "r1mega/conversion").glob("*.py"))

@@ -13,12 +13,12 @@ from torch import Tensor
 from r1mega.errors import WeightMappingError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.formats import fp8
+from r1mega.formats.hf_files import read_config, read_files
+from r1mega.formats.inverse_frequencies import difference, is_buffer
+from r1mega.formats.mapping import check_files, to_megatron
+from r1mega.formats.safetensors import DTYPE_REMEDY, NAMES, Entry
 from r1mega.runtime.mapped import MappedFiles
-from r1mega.weights import fp8
-from r1mega.weights.convert import check_files, to_megatron
-from r1mega.weights.hf_files import read_config, read_files
-from r1mega.weights.inverse_frequencies import difference, is_buffer
-from r1mega.weights.safetensors import DTYPE_REMEDY, NAMES, Entry
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """What weights may be stored as, FP8 blocks aside."""

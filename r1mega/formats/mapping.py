@@ -1,6 +1,6 @@
 """Both directions between Megatron tensors and Hugging Face tensors, row by row of a family's table."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def check_state(table: Sequence[Row], shapes: Mapping[str, Sequence[int]], sizes
         for name, row in rows.items()
         if name in shapes and tuple(shapes[name]) != part_shape(row, sizes[axis(row)])
     ]
-    _raise(faults, "the model and its family's table disagree")
+    raise_faults(faults, "the model and its family's table disagree")
 
 
 def check_files(table: Sequence[Row], shapes: Sequence[tuple[str, tuple[int, ...]]]) -> None:
@@ -72,43 +72,10 @@ def check_files(table: Sequence[Row], shapes: Sequence[tuple[str, tuple[int, ...
             faults.append(f"{name}: shape {shape}, the table says {wanted[name]}")
     faults += [f"{name}: duplicate, found {n} times" for name, n in seen.items() if n > 1]
     faults += [f"{name}: missing" for name in wanted if name not in seen and name not in optional]
-    _raise(faults, "the folder and the model do not map one to one")
+    raise_faults(faults, "the folder and the model do not map one to one")
 
 
-def fill(
-    table: Sequence[Row],
-    read: Callable[[str], Tensor | None],
-    state: Mapping[str, Tensor],
-    done: Callable[[], None] = lambda: None,
-) -> None:
-    """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
-
-    Args:
-        read: a tensor by its Hugging Face name, None for an absent copy (`check_files` says what may be absent).
-        state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
-        done: called after each row, whose tensors are needed no more.
-
-    Raises:
-        WeightMappingError: a repeated embedding or head differs from its original.
-    """
-    from r1mega.trainer.initial import local_part  # it imports megatron, which the rest of this file does without
-
-    faults = []
-    with torch.no_grad():
-        # Originals first: copies are compared with them.
-        for row in sorted((r for r in table if r.megatron in state), key=lambda r: r.kind is Kind.COPY):
-            target = state[row.megatron]
-            if row.kind is not Kind.COPY:
-                parts = [part for name in row.hf if (part := read(name)) is not None]
-                target.copy_(local_part(row, to_megatron(row, parts)))
-            for name in row.hf if row.kind is Kind.COPY else row.also:
-                copy = read(name)
-                if copy is not None and not torch.equal(local_part(row, copy).to(target), target):
-                    faults.append(f"{name}: differs from {row.megatron}, which it should repeat")
-            done()
-    _raise(faults, "the folder contradicts itself")
-
-
-def _raise(faults: list[str], summary: str) -> None:
+def raise_faults(faults: list[str], summary: str) -> None:
+    """Raise one WeightMappingError that lists them all, if there are any."""
     if faults:
         raise WeightMappingError(f"{summary} ({len(faults)} faults):\n  " + "\n  ".join(faults))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1mega.families.spec import Grouped, ModelSpec
-from r1mega.trainer.rotary import frequencies
+from r1mega.formats.rotary import frequencies
 
 NAME = re.compile(r"model\.(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
 TOLERANCE = 1e-5

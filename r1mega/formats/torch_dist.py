@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 
 from r1mega.errors import CheckpointError
 from r1mega.families.spec import Shape
+from r1mega.formats.manifest import METADATA
 from r1mega.runtime.mapped import MappedFiles, raw, read_only
-from r1mega.trainer.manifest import METADATA
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 _DTYPES += ("int64", "int32", "int16", "int8", "uint8", "bool")

@@ -9,8 +9,8 @@ import torch
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.fields import read_json
 from r1mega.families.quantization import quantization_faults
+from r1mega.formats.safetensors import Entry, read_header
 from r1mega.runtime.files import dump_json
-from r1mega.weights.safetensors import Entry, read_header
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
