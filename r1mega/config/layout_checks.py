@@ -48,7 +48,7 @@ def layout_faults(cluster: Cluster) -> list[str]:
 
 
 def layout_runs_transformer_engine(cluster: Cluster) -> bool:
-    """Whether the trainer's layers are Transformer Engine's; `trainer.layer_spec` finds out if it is installed."""
+    """Whether layers are Transformer Engine's; `trainer.network.layer_spec` finds out if that is installed."""
     return cluster.device == "cuda" and cluster.trainer.transformer_engine == "auto"
 
 

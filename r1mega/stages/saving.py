@@ -10,7 +10,7 @@ from r1mega.config.training import Save
 from r1mega.errors import CheckpointError
 from r1mega.runtime.background import Background
 from r1mega.runtime.run_dir import RunDir
-from r1mega.trainer.checkpoint import newest_whole
+from r1mega.trainer.checkpoint.checkpointer import newest_whole
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io

@@ -16,9 +16,9 @@ from r1mega.config.training import Batch
 from r1mega.data.packing import pack
 from r1mega.errors import DataError
 from r1mega.samples import Document
-from r1mega.trainer.attention import Segments, segments
 from r1mega.trainer.context import zigzag
-from r1mega.trainer.thd import Packed, document_multiple, packed, padded, to_device
+from r1mega.trainer.network.attention import Segments, segments
+from r1mega.trainer.network.thd import Packed, document_multiple, packed, padded, to_device
 
 PADDING_RUN = 32
 """Padding attends to itself in runs of this length, which keeps it cheap."""

@@ -18,17 +18,18 @@ from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime.background import Background
 from r1mega.samples import Document, ExpertLoad
-from r1mega.trainer import checkpoint, forward
+from r1mega.trainer import forward
 from r1mega.trainer.balance import Balance
 from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
-from r1mega.trainer.build import build_chunks
+from r1mega.trainer.checkpoint import checkpointer as checkpoint
+from r1mega.trainer.checkpoint.slices import Holdings
 from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
-from r1mega.trainer.holdings import Holdings
-from r1mega.trainer.layer_spec import choose_layers
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.model import MTP, PolicyModel
-from r1mega.trainer.names import by_whole_model_names, own_tensors
+from r1mega.trainer.network.build import build_chunks
+from r1mega.trainer.network.layer_spec import choose_layers
+from r1mega.trainer.network.model import MTP, PolicyModel
+from r1mega.trainer.network.names import by_whole_model_names, own_tensors
 from r1mega.trainer.offload import DeviceMemory, host_copy
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.routing import recorded_margins
@@ -64,7 +65,7 @@ class Policy:
         """Writes checkpoints beside the training loop."""
         self._saver, self._num_saves = "", 0
         self.held: tuple[tuple[int, ...], Holdings] | None = None
-        """What `trainer.holdings` has found, and where in memory."""
+        """What `trainer.checkpoint.slices` has found, and where in memory."""
         self.expert_load: ExpertLoad | None = None
         """What the routers did in the last optimiser step; None before the first, and in a dense model."""
         modules = [module for network in self.networks for module in network.modules()]
@@ -86,7 +87,7 @@ class Policy:
         """A policy with random weights.
 
         Args:
-            mtp: whether the MTP layers run, and how far their gradient reaches (`trainer.model.MTP`).
+            mtp: whether the MTP layers run, and how far their gradient reaches (`trainer.network.model.MTP`).
             mtp_loss_weight: lambda of the V3 report's Eq. 25.
             expert_bias_rate: gamma of the load-balancing bias; 0 freezes it.
             seed: of the initial weights; the random state of the process is left as it was.

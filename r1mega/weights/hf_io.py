@@ -16,7 +16,7 @@ from r1mega.formats.hf_folder import HFFolder
 from r1mega.formats.mapping import raise_faults, to_megatron
 from r1mega.runtime.background import Background
 from r1mega.runtime.files import write_folder
-from r1mega.trainer.initial import local_part
+from r1mega.trainer.network.initial import local_part
 from r1mega.trainer.policy import Policy
 from r1mega.weights.source import PolicySource
 

@@ -6,9 +6,9 @@ from r1mega.errors import CheckpointError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec
 from r1mega.formats.manifest import MANIFEST, read_model_fields
-from r1mega.trainer.holdings import holdings
+from r1mega.formats.reader import Reader
+from r1mega.trainer.checkpoint.slices import holdings
 from r1mega.trainer.policy import Policy
-from r1mega.trainer.reading import Reader
 from r1mega.weights import hf_io
 
 

@@ -20,7 +20,7 @@ def loaded_by_megatron(policy, folder: Path) -> dict:
     """This rank's tensors by the names of `Policy.state`."""
     from megatron.core import dist_checkpointing, parallel_state
 
-    from r1mega.trainer.names import by_whole_model_names
+    from r1mega.trainer.network.names import by_whole_model_names
 
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
 
-from r1mega.trainer import layer_spec, policy
+from r1mega.trainer import policy
 from r1mega.trainer.batch import Form
 from r1mega.trainer.context import unzigzag, zigzag
+from r1mega.trainer.network import layer_spec
 
 
 class _AllRows(torch.autograd.Function):

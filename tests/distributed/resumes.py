@@ -57,7 +57,7 @@ def train(policy, steps: range) -> dict:
 
 def fail(out: Path, policy) -> None:
     from r1mega.errors import CheckpointError
-    from r1mega.trainer import checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as checkpoint
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -59,7 +59,7 @@ def set_all(policy, step: int) -> None:
 
 
 def everything(policy) -> list:
-    from r1mega.trainer.holdings import holdings
+    from r1mega.trainer.checkpoint.slices import holdings
 
     found = holdings(policy)
     return [*found.weights(policy), *(box for part in found.held for box in part.moments())]

@@ -139,7 +139,7 @@ class RecordingPolicy:
     ) -> None:
         """A folder that `checkpoint.newest_whole` finds whole."""
         from r1mega.formats.manifest import FORMAT, MANIFEST, digest
-        from r1mega.trainer.part import file_digest
+        from r1mega.trainer.checkpoint.writing import file_digest
 
         to = folder.with_name(f".{folder.name}.tmp")
         to.mkdir(parents=True)

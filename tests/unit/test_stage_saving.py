@@ -17,7 +17,7 @@ from r1mega.runtime.run_dir import RunDir
 if TYPE_CHECKING:
     from r1mega.formats.hf_folder import HFFolder
     from r1mega.stages.saving import Saves
-    from r1mega.trainer.part import collect_parts
+    from r1mega.trainer.checkpoint.writing import collect_parts
     from r1mega.weights import hf_io
 
 BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
@@ -29,7 +29,7 @@ def megatron(mesh):
     global HFFolder, Saves, collect_parts, hf_io
     from r1mega.formats.hf_folder import HFFolder
     from r1mega.stages.saving import Saves
-    from r1mega.trainer.part import collect_parts
+    from r1mega.trainer.checkpoint.writing import collect_parts
     from r1mega.weights import hf_io
 
 
@@ -89,7 +89,7 @@ def test_a_rank_is_waited_for_while_it_writes_and_not_for_ever(tmp_path: Path):
 
 def test_a_rank_too_slow_for_the_first_one_has_lost_it_and_made_no_mistake(make_policy, tmp_path: Path, monkeypatch):
     """The first rank has given the checkpoint up, and its folder is gone under the hands of the other."""
-    from r1mega.trainer import checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as checkpoint
 
     policy = make_policy(mtp="joint")
     write_part = checkpoint.write_part

@@ -6,8 +6,8 @@ from test_trainer_grouped import assert_attends_as_torch
 
 def test_segments_equal_a_masked_chunk(mesh, spec):
     from r1mega.config.cluster import TrainerLayout
-    from r1mega.trainer.attention import Attention, segments
-    from r1mega.trainer.model import megatron_config
+    from r1mega.trainer.network.attention import Attention, segments
+    from r1mega.trainer.network.model import megatron_config
 
     torch.manual_seed(0)
     size, chunks, heads = 40, 2, 4
@@ -25,7 +25,7 @@ def test_segments_equal_a_masked_chunk(mesh, spec):
 
 
 def test_every_row_has_a_slot_and_padding_has_none():
-    from r1mega.trainer.attention import segments
+    from r1mega.trainer.network.attention import segments
 
     segs = segments([range(0, 20), range(20, 25), range(25, 60)], (60, 1))
     assert segs.batches == ((1, 16), (1, 32), (1, 48))

@@ -21,8 +21,8 @@ from r1mega.errors import CheckpointError
 if TYPE_CHECKING:
     from megatron.core import dist_checkpointing
 
-    from r1mega.trainer import checkpoint
-    from r1mega.trainer.names import own_tensors
+    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.network.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
 
@@ -32,8 +32,8 @@ def megatron(mesh):
     global checkpoint, dist_checkpointing, load_weights, own_tensors
     from megatron.core import dist_checkpointing
 
-    from r1mega.trainer import checkpoint
-    from r1mega.trainer.names import own_tensors
+    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.network.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
 

@@ -13,7 +13,8 @@ from r1mega.samples import Document
 @pytest.fixture(scope="module")
 def built(mesh):
     """The modules under test: they meet Megatron, hence not before the mesh has mended it."""
-    from r1mega.trainer import batch, context, thd
+    from r1mega.trainer import batch, context
+    from r1mega.trainer.network import thd
 
     return batch, context, thd
 

@@ -50,8 +50,8 @@ def test_queries_and_keys_equal_megatrons(make_policy):
 
 def test_grouped_heads_share_keys_and_values(mesh, spec):
     from r1mega.config.cluster import TrainerLayout
-    from r1mega.trainer.attention import Attention, segments
-    from r1mega.trainer.model import megatron_config
+    from r1mega.trainer.network.attention import Attention, segments
+    from r1mega.trainer.network.model import megatron_config
 
     torch.manual_seed(0)
     segs = segments([range(0, 17), range(17, 40)], (40, 1))
@@ -90,7 +90,7 @@ def test_packed_documents_equal_single_ones(make_policy, documents, scaling):
 
 def test_the_rotation_keeps_lengths_and_depends_on_distance(mesh):
     from r1mega.formats.rotary import frequencies
-    from r1mega.trainer.grouped import rotate_halves
+    from r1mega.trainer.network.grouped import rotate_halves
 
     inverse, factor = frequencies(Rope(10000.0), 8)
     assert factor == 1.0
@@ -122,7 +122,7 @@ def test_a_weightless_bias_starts_at_zero_and_learns(make_policy, documents):
 
 def test_a_table_of_angles_grows_with_positions(mesh):
     from r1mega.formats.rotary import frequencies
-    from r1mega.trainer.grouped import GroupedAttention
+    from r1mega.trainer.network.grouped import GroupedAttention
 
     inverse, factor = frequencies(Rope(10000.0), 8)
     state = SimpleNamespace(_frequencies=inverse, _factor=factor, _table=torch.empty(2, 0, 4))

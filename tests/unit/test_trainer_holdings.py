@@ -14,16 +14,16 @@ from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from r1mega.trainer.holdings import Box, boxes, holdings
-    from r1mega.trainer.reading import Reader
+    from r1mega.formats.reader import Reader
+    from r1mega.trainer.checkpoint.slices import Box, boxes, holdings
 
 
 @pytest.fixture(autouse=True, scope="module")
 def megatron(mesh):
     """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
     global Box, Reader, boxes, holdings
-    from r1mega.trainer.holdings import Box, boxes, holdings
-    from r1mega.trainer.reading import Reader
+    from r1mega.formats.reader import Reader
+    from r1mega.trainer.checkpoint.slices import Box, boxes, holdings
 
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)

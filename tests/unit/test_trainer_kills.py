@@ -28,7 +28,7 @@ BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
 
 def set_all(policy, step: int) -> None:
     """A state that is all of one step: the number stands in every weight and moment."""
-    from r1mega.trainer.holdings import holdings
+    from r1mega.trainer.checkpoint.slices import holdings
 
     with torch.no_grad():
         for box in holdings(policy).live:
@@ -36,7 +36,7 @@ def set_all(policy, step: int) -> None:
 
 
 def only_number(policy) -> float:
-    from r1mega.trainer.holdings import holdings
+    from r1mega.trainer.checkpoint.slices import holdings
 
     found = {float(t) for box in holdings(policy).live for t in (box.values.min(), box.values.max())}
     assert len(found) == 1, found

@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
 @pytest.fixture
 def layer_spec(mesh):
-    from r1mega.trainer import layer_spec
+    from r1mega.trainer.network import layer_spec
 
     return layer_spec
 
@@ -62,8 +62,8 @@ def test_both_kinds_of_layers_have_the_same_places(layer_spec, spec, monkeypatch
     """Transformer Engine's stand in every place that has weights; norms apart from matrices, as in the table."""
     from megatron.core.transformer.moe.experts import TEGroupedMLP
 
-    from r1mega.trainer.latent import LatentAttention
-    from r1mega.trainer.model import MTPLayer, megatron_config
+    from r1mega.trainer.network.latent import LatentAttention
+    from r1mega.trainer.network.model import MTPLayer, megatron_config
 
     te = layer_spec.te
     for name in ("TEColumnParallelGroupedLinear", "TERowParallelGroupedLinear"):
@@ -101,7 +101,7 @@ def test_both_kinds_of_layers_have_the_same_places(layer_spec, spec, monkeypatch
 
 
 def test_grouped_experts_bear_the_tables_names(make_policy):
-    from r1mega.trainer.names import whole_model_name
+    from r1mega.trainer.network.names import whole_model_name
 
     config = make_policy().network.config
     name = whole_model_name("decoder.layers.1.mlp.experts.linear_fc1.weight11", config, tied=False)
@@ -147,7 +147,7 @@ def test_packed_rows_train_as_chunks_beside_each_other(make_policy, documents, f
 )
 def test_recipes_become_megatrons(mesh, spec, recipe, fp8, name):
     from r1mega.trainer import precision
-    from r1mega.trainer.model import megatron_config
+    from r1mega.trainer.network.model import megatron_config
 
     layout = TrainerLayout(dtype="bf16", precision=Precision(fp8=recipe, bf16_layers_at_end=1))
     fields = precision.model_fields(layout)
@@ -214,7 +214,8 @@ def test_a_recipe_the_gpu_lacks_is_refused_in_the_librarys_words(mesh, monkeypat
 def test_a_gpu_without_attention_over_packed_rows_is_refused(
     mesh, spec, monkeypatch, capability, cudnn, grouped, refused
 ):
-    from r1mega.trainer import build, precision
+    from r1mega.trainer import precision
+    from r1mega.trainer.network import build
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Some")
@@ -235,7 +236,7 @@ def test_everything_is_on_the_device_before_it_is_wrapped(mesh, spec, monkeypatc
     """Routers, norms, whole matrices and frozen layers too, with the meta device in a GPU's place."""
     import dataclasses
 
-    from r1mega.trainer import build
+    from r1mega.trainer.network import build
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))
     monkeypatch.setattr(build, "DistributedDataParallel", lambda config, ddp_config, module: module)
@@ -319,7 +320,7 @@ def test_weights_in_bf16_have_main_parameters_in_fp32(mesh, spec, documents):
     import dataclasses
 
     from r1mega.config.training import Batch, Optimizer
-    from r1mega.trainer.holdings import holdings
+    from r1mega.trainer.checkpoint.slices import holdings
     from r1mega.trainer.offload import optimizer_tensors
     from r1mega.trainer.policy import Policy
 

@@ -8,7 +8,7 @@ from rounding import assert_as_close
 
 
 def test_values_and_gradients_equal_torch():
-    from r1mega.trainer.norm import RMSNorm
+    from r1mega.trainer.network.norm import RMSNorm
 
     torch.manual_seed(0)
     norm = RMSNorm(SimpleNamespace(params_dtype=torch.float32, sequence_parallel=True), 16, eps=1e-6)

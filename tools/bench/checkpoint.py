@@ -1,4 +1,4 @@
-"""How long a save stops training (r1mega/trainer/checkpoint.py) against a plain copy of the same state.
+"""How long a save stops training (r1mega/trainer/checkpoint/checkpointer.py) against a plain copy of the same state.
 
 In turn in one process: `copy` clones every tensor that is saved, `save` is an asynchronous `Policy.save` until it
 returns. Beside them, not as ratios to it: the whole of the writing, and an update step alone and while a checkpoint
@@ -56,7 +56,7 @@ def update(policy: Any) -> float:
 
 
 def measure(mib: int, threads: int, repetitions: int, folder: Path) -> dict[str, Any]:
-    from r1mega.trainer.holdings import holdings
+    from r1mega.trainer.checkpoint.slices import holdings
 
     policy = build(mib, threads)
     tensors = [box.values for box in holdings(policy).live]
@@ -107,8 +107,8 @@ def main() -> None:
     preload = openmp.preload()
     if preload:  # as the trainer does it
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **preload})
-    trainer = harness.ROOT / "r1mega/trainer"
-    sources = [Path(__file__).resolve(), *(trainer / n for n in ("checkpoint.py", "holdings.py", "part.py"))]
+    trainer = harness.ROOT / "r1mega/trainer/checkpoint"
+    sources = [Path(__file__).resolve(), *(trainer / n for n in ("checkpointer.py", "slices.py", "writing.py"))]
     about = {"about": " ".join((__doc__ or "").split())}
     about |= harness.provenance(["torch", "megatron-core", "r1mega"], sources)
     cases: list[dict[str, Any]] = []

@@ -74,7 +74,7 @@ def nll(logp: torch.Tensor, fields: Any, _: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def draw_in_place(spec: ModelSpec, state: Any, seed: int) -> None:
-    """Weights of `trainer.initial`'s distribution, drawn where they lie: billions of numbers from one core of the
+    """Weights of `network.initial`'s distribution, drawn where they lie: billions of numbers from one core of the
     host take longer than all that is measured, and speed asks for no particular ones."""
     torch.manual_seed(seed)
     kinds = {row.megatron: row.kind for row in spec.tensors()}
@@ -115,7 +115,7 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     drawn = documents(options.tokens, options.chunk, spec.vocab_size)
     try:
         mesh = meshes.start(layout, device=options.device, seed=0)
-        from r1mega.trainer import build
+        from r1mega.trainer.network import build
         from r1mega.trainer.policy import Policy
 
         build.initialise = draw_in_place
@@ -223,7 +223,7 @@ def main() -> int:
     cuda, trainer = options.device == "cuda", harness.ROOT / "r1mega/trainer"
     sources = [
         Path(__file__).resolve(),
-        *(trainer / n for n in ("model.py", "layer_spec.py", "forward.py", "thd.py")),
+        *(trainer / n for n in ("network/model.py", "network/layer_spec.py", "forward.py", "network/thd.py")),
     ]
     packages = ["torch", "megatron-core", *(["transformer-engine"] if cuda else [])]
     result = {"about": " ".join((__doc__ or "").split()), **harness.provenance(packages, sources)}

@@ -1,7 +1,7 @@
 """megatron-core 0.16.1: what is computed again may be given tensors and None alone.
 
 What breaks: `tensor_parallel.checkpoint` hands all arguments to `save_for_backward`: a TypeError for ours, which
-says with a dataclass which rows attend to each other (`trainer.attention.Segments`).
+says with a dataclass which rows attend to each other (`trainer.network.attention.Segments`).
 Not about CPUs. Goes when: `CheckpointFunction` keeps other arguments beside the saved tensors, as torch's own does.
 """
 

@@ -118,7 +118,7 @@ def main() -> None:
     mesh.start(bench.TrainerLayout(), device=report.device, seed=0)
     from policies import make
 
-    from r1mega.trainer import build
+    from r1mega.trainer.network import build
 
     build.initialise = bench.draw_in_place
     policy = make(

@@ -42,10 +42,10 @@ def policy(fp8: str, *, mtp: str = "joint", **layout: Any) -> Any:
 
     asked = TrainerLayout(dtype="bf16", precision=Precision(fp8=fp8, moments="bf16"), **layout)  # type: ignore[arg-type]
     ours = dataclasses.replace(mesh.start(TrainerLayout(), device="cpu", seed=0), layout=asked)
-    from r1mega.trainer import build
     from r1mega.trainer import policy as policies
-    from r1mega.trainer.layer_spec import choose_layers
-    from r1mega.trainer.model import megatron_config
+    from r1mega.trainer.network import build
+    from r1mega.trainer.network.layer_spec import choose_layers
+    from r1mega.trainer.network.model import megatron_config
 
     def for_cuda(*arguments: Any, **others: Any) -> Any:
         config = megatron_config(*arguments, **{**others, "device": "cuda"})

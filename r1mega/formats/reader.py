@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +11,20 @@ from torch import Tensor
 from r1mega.errors import CheckpointError
 from r1mega.formats.torch_dist import Chunk, read_chunk, read_metadata
 from r1mega.runtime.mapped import MappedFiles
-from r1mega.trainer.holdings import Box
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of a tensor of the whole model, and this rank's values of it."""
+
+    key: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offset: tuple[int, ...]
+    values: Tensor
+    """A view of live memory unless the box was copied; its shape is the box's."""
+    padded: bool = False
+    """Whether the last rows are padding, of which another layout may have another number."""
 
 
 class Reader:

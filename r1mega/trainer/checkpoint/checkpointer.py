@@ -1,6 +1,6 @@
 """Checkpoints of a policy: everything that a resumed run needs to continue bit for bit at the layout that saved them.
 
-A folder holds a Megatron distributed checkpoint of weights, reference and optimiser (`trainer/part.py`), each rank's
+A folder holds a Megatron distributed checkpoint of weights, reference and optimiser (`writing.py`), each rank's
 random states and other files of its own, and `policy.json`, with every file's length and digest. Saving stops the
 training loop for a copy in memory; threads write the copy, and rename the folder into place when all is on disk.
 Loading at another layout of ranks continues the same training, up to rounding.
@@ -23,10 +23,10 @@ from megatron.core import tensor_parallel
 
 from r1mega.errors import CheckpointError, RanksLostError
 from r1mega.formats.manifest import FORMAT, MANIFEST, digest, read_manifest
+from r1mega.formats.reader import Reader
 from r1mega.runtime.files import put_folder, sync
-from r1mega.trainer.holdings import REFERENCE, holdings
-from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.part import (
+from r1mega.trainer.checkpoint.slices import REFERENCE, holdings
+from r1mega.trainer.checkpoint.writing import (
     Contents,
     collect_parts,
     file_digest,
@@ -36,7 +36,7 @@ from r1mega.trainer.part import (
     write_metadata,
     write_part,
 )
-from r1mega.trainer.reading import Reader
+from r1mega.trainer.mesh import Mesh
 
 if TYPE_CHECKING:
     from r1mega.trainer.policy import Policy

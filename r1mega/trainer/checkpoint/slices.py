@@ -16,7 +16,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from r1mega.trainer.names import by_whole_model_names
+from r1mega.formats.reader import Box
+from r1mega.trainer.network.names import by_whole_model_names
 
 if TYPE_CHECKING:
     from r1mega.trainer.policy import Policy
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 REFERENCE = "reference."
 MOMENTS = "optimizer.state."
 """Before the name of a state of the optimiser's, which stands before a weight's key, as Megatron has it."""
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box of a tensor of the whole model, and this rank's values of it."""
-
-    key: str
-    shape: tuple[int, ...]
-    """Of the whole tensor."""
-    offset: tuple[int, ...]
-    values: Tensor
-    """A view of live memory unless the box was copied; its shape is the box's."""
-    padded: bool = False
-    """Whether the last rows are padding, of which another layout may have another number."""
 
 
 @dataclass(frozen=True)

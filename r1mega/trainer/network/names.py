@@ -40,7 +40,7 @@ def whole_model_name(name: str, config: Any, *, tied: bool, chunk: int | None = 
 
 
 def by_whole_model_names(network: Any, tensors: Mapping[str, T]) -> dict[str, T]:
-    """What a network (`trainer.model.PolicyModel`) has by names of its own, by the names of the family's table."""
+    """What a network (`network.model.PolicyModel`) has by names of its own, by the names of the family's table."""
     tied, chunk = network.share_embeddings_and_output_weights, network.vp_stage
     return {whole_model_name(n, network.config, tied=tied, chunk=chunk): t for n, t in tensors.items()}
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from r1mega.families.spec import Rope
 from r1mega.formats.rotary import frequencies
-from r1mega.trainer.attention import Segments
-from r1mega.trainer.thd import Packed
+from r1mega.trainer.network.attention import Segments
+from r1mega.trainer.network.thd import Packed
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

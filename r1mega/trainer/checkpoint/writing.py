@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from r1mega.errors import CheckpointError, RanksLostError
+from r1mega.formats.reader import Box
 from r1mega.formats.torch_dist import Chunk, Stored, cover_faults, empty_object, metadata_files, write_chunk
-from r1mega.trainer.holdings import Box
 
 POLL_S = 0.05
 READ_BYTES = 4 * 2**20

@@ -13,8 +13,8 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, gather_from_sequ
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from torch import Tensor
 
-from r1mega.trainer.attention import Segments
-from r1mega.trainer.thd import Packed
+from r1mega.trainer.network.attention import Segments
+from r1mega.trainer.network.thd import Packed
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:

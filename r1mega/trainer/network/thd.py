@@ -19,7 +19,7 @@ from r1mega.trainer.context import zigzag
 
 @dataclass(frozen=True)
 class Packed:
-    """Which rows of a micro-batch attend to each other; takes the place of `trainer.attention.Segments`."""
+    """Which rows of a micro-batch attend to each other; takes the place of `trainer.network.attention.Segments`."""
 
     cu_seqlens: Tensor
     """[D + 1] int32: where each run begins, padding counted, over all context-parallel ranks; the last is T."""

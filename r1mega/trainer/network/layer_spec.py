@@ -2,7 +2,8 @@
 
 Both kinds have the same modules in the same places, and so the same weights under the same names: norms stand apart
 from the matrices after them, and one table of names serves either. Alone the experts differ, whose matrices
-Transformer Engine multiplies together (`trainer.names` knows). The rotation of queries and keys is ours in both.
+Transformer Engine multiplies together (`trainer.network.names` knows). Queries and keys are rotated by code of this
+package in both.
 """
 
 import importlib.util
@@ -24,11 +25,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import ConfigError
 from r1mega.families.spec import Latent, ModelSpec
-from r1mega.trainer.attention import Attention
 from r1mega.trainer.balance import count_in
-from r1mega.trainer.grouped import GroupedAttention
-from r1mega.trainer.latent import LatentAttention
-from r1mega.trainer.norm import RMSNorm
+from r1mega.trainer.network.attention import Attention
+from r1mega.trainer.network.grouped import GroupedAttention
+from r1mega.trainer.network.latent import LatentAttention
+from r1mega.trainer.network.norm import RMSNorm
 
 Layers = Literal["local", "transformer_engine"]
 

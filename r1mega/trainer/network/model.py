@@ -19,11 +19,11 @@ from torch import Tensor
 from r1mega.config.cluster import Recompute, TrainerLayout
 from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_contents
-from r1mega.trainer.attention import Segments
 from r1mega.trainer.batch import Ahead
-from r1mega.trainer.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
+from r1mega.trainer.network.attention import Segments
+from r1mega.trainer.network.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
+from r1mega.trainer.network.thd import Packed
 from r1mega.trainer.precision import model_fields
-from r1mega.trainer.thd import Packed
 
 MTP = Literal["off", "detached", "joint"]
 """off: MTP layers are neither run nor trained. detached: they learn, but nothing of their gradient reaches trunk,
@@ -259,7 +259,7 @@ def _stages(spec: ModelSpec, layout: TrainerLayout) -> list[list[str]] | None:
 def build_model(
     spec: ModelSpec, config: TransformerConfig, *, mtp: MTP, layers: Layers = "local", chunk: int | None = None
 ) -> PolicyModel:
-    """The model of this pipeline stage. `trainer.initial` gives it its first weights.
+    """The model of this pipeline stage. `trainer.network.initial` gives it its first weights.
 
     Args:
         chunk: which of this rank's, where it has several.

@@ -4,11 +4,11 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from r1mega.families.spec import Grouped, ModelSpec
-from r1mega.trainer.initial import initialise
-from r1mega.trainer.layer_spec import Layers
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.model import MTP, build_model, megatron_config
-from r1mega.trainer.names import by_whole_model_names, own_tensors
+from r1mega.trainer.network.initial import initialise
+from r1mega.trainer.network.layer_spec import Layers
+from r1mega.trainer.network.model import MTP, build_model, megatron_config
+from r1mega.trainer.network.names import by_whole_model_names, own_tensors
 from r1mega.trainer.precision import check_attention, check_device, gradient_fields
 
 
@@ -18,7 +18,7 @@ def build_chunks(
     """One for each virtual stage of the pipeline that the rank holds, in their order, with random weights.
 
     Args:
-        layers: what they are made of (`trainer.layer_spec.choose_layers`).
+        layers: what they are made of (`trainer.network.layer_spec.choose_layers`).
         mtp, expert_bias_rate, seed: as in `Policy.build`.
 
     Raises:
