@@ -34,12 +34,12 @@ tiny: $(STAMP)  ## all that the configs of configs/tiny start from: make demo, a
 	  --set min_digits=1 --set max_digits=1
 	$(BIN)/r1mega run configs/tiny/sft/1_qwen2.toml --cluster $(CLUSTER) --resume
 
-# Under R1MEGA_CI all tests are one session, so that servers and fixtures are made once.
+# Under R1MEGA_CI the slow tests are in the same sessions, so that servers and fixtures are made once.
 test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow
-	$(BIN)/python -m pytest $(if $(R1MEGA_CI),,-m "not slow") $(PYTEST)
+	$(BIN)/python tests/lanes.py $(if $(R1MEGA_CI),,-m "not slow") $(PYTEST)
 
 test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps)
-	$(BIN)/python -m pytest -m slow $(PYTEST)
+	$(BIN)/python tests/lanes.py -m slow $(PYTEST)
 
 test-soak: $(STAMP) smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
 	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
