@@ -17,8 +17,8 @@ class Prompt:
 
     id: str
     """Unique in the run, stable over restarts."""
-    task: str
-    """Name of the task, which also names its verifier."""
+    verifier: str
+    """Name of what judges its answers (`rewards.verifiers`); of a made question, the task it is of."""
     question: str
     truth: str
     """The reference answer."""
@@ -27,7 +27,9 @@ class Prompt:
     prefill: str = ""
     """Text of the answer that the template already wrote (such as `<think>`); judged with the completion."""
     entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The task's own record, passed to its verifier untouched."""
+    """The source's own record, passed to its verifier untouched."""
+    domain: str = "math"
+    """`data.question.Domain`, by which rewards are chosen."""
 
 
 class FinishReason(StrEnum):

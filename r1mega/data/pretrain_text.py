@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from r1mega.config import schema
+from r1mega.data.question import Question
 from r1mega.data.special_tokens import begin
-from r1mega.data.tasks import Question, apportion, draw, family
+from r1mega.data.tasks import apportion, draw, family
 from r1mega.data.template import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
@@ -43,7 +44,7 @@ class TextDocument:
 
 def write_answer(question: Question, style: Style) -> str:
     """The right answer to `question` in `style`; the styles are those of `schema.AnswerStyles`."""
-    steps = family(question.task).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
+    steps = family(question.verifier).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
     if style in ("think", "tags"):
         return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}"
     return f"{steps}. So it is {question.truth}." if steps else f"The answer is {question.truth}."
@@ -68,7 +69,7 @@ def documents(
     chosen: list[Style] = [style for style, num in zip(STYLES, apportion(n, shares), strict=True) for _ in range(num)]
     random.Random(f"{seed}/styles").shuffle(chosen)
     return [
-        TextDocument(q.text, render_prompt(template, q.text), write_answer(q, style), style, q.task)
+        TextDocument(q.text, render_prompt(template, q.text), write_answer(q, style), style, q.verifier)
         for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
     ]
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1mega.config import schema
+from r1mega.data.question import Question, question_id
 from r1mega.data.questions_file import listed
 from r1mega.data.special_tokens import begin, special_tokens
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import Question, question_id, questions
+from r1mega.data.tasks import questions
 from r1mega.data.template import TINY, Template, render_prompt
 from r1mega.errors import DataError
 from r1mega.samples import Prompt
@@ -68,7 +69,7 @@ def prompts(
             raise DataError(f"{where(question.id)}: is read as holding the special token {more}: take it out")
     bos = begin(tokenizer)
     return [
-        Prompt(q.id, q.task, q.text, q.truth, (*bos, *ids), template.prefill, q.entry)
+        Prompt(q.id, q.verifier, q.text, q.truth, (*bos, *ids), template.prefill, q.entry, q.domain)
         for q, ids in zip(asked, encoded, strict=True)
     ]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from r1mega.data.lines import half_a_character, value_of
+from r1mega.data.question import Question, question_id
 from r1mega.data.split import HELD_OUT, what_is_asked
-from r1mega.data.tasks import TASKS, Question, question_id
+from r1mega.data.tasks import TASKS
 from r1mega.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def read_jsonl(path: Path) -> list[tuple[int, Question]]:
         except ValueError as error:
             faults.append(f"line {number}: {error}")
             continue
-        by_text = question.id == question_id(question.task, question.text)
+        by_text = question.id == question_id(question.verifier, question.text)
         if question.id in first_line and not by_text:
             faults.append(f"line {number}: id {question.id!r} already stands in line {first_line[question.id]}")
         first_line.setdefault(question.id, number)

@@ -15,37 +15,13 @@ import io
 import random
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
 from r1mega.config import schema
+from r1mega.data.question import Question, question_id
 from r1mega.data.split import what_is_asked
 from r1mega.errors import ConfigError, DataError
-
-MAX_ANSWER_CHARS = 256
-"""A longer answer is wrong unread: a hostile text of many digits must not cost the verifier time."""
-
-# ASCII digits only: the library reads numbers with `Decimal`, to which "٣", "0_3" and "3e0" are all 3.
-# A sign directly after a digit is an operator ("5-3" ends in 3, "=-3" in -3).
-NUMBER = re.compile(r"(?:(?<![0-9])[+-])?[0-9][0-9,]*(?:\.[0-9]+)?", re.ASCII)
-
-MINUS = re.compile("[\u2010-\u2013\u2212\ufe63\uff0d](?=[0-9])")
-"""What people and models write for a minus: hyphens, the en dash, the sign itself, its small and its wide form.
-Before a digit they are read as one, or -5 would be taken for 5."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question with its reference answer."""
-
-    id: str
-    """Hash of task and text unless a file states another; the same in every run."""
-    task: str
-    text: str
-    truth: str
-    entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The library's record of it, for the verifier."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +34,6 @@ class TaskFamily:
     """Metadata of a question -> its worked steps, which end in the right answer."""
     wording: re.Pattern[str]
     """The library's wording of a question, whatever its numbers."""
-    answer_form: re.Pattern[str] = NUMBER
-    """What an answer looks like; anything else is wrong before the verifier sees it."""
-
-    def last_answer(self, text: str) -> str:
-        """The last thing in `text` that looks like an answer; "" where nothing does. Linear in the text."""
-        found = ""
-        for match in self.answer_form.finditer(_with_minus(text)):
-            found = match.group()
-        return found
-
-    def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
-        """Whether `answer`, stripped, is right by reasoning-gym's own rule.
-
-        The rule gives partial credit (a sentence that holds the answer scores about 0.1), so only a full 1.0
-        counts. Raises whatever the library raises: the caller must not read that as a wrong answer.
-        """
-        answer = answer.strip()
-        if len(answer) > MAX_ANSWER_CHARS or not self.answer_form.fullmatch(answer := _with_minus(answer)):
-            return False
-        return _verifier(self.name)(answer=answer, entry={**entry, "answer": _with_minus(truth)}) >= 1.0
-
-
-def _with_minus(text: str) -> str:
-    return MINUS.sub("-", text)
 
 
 def _tape(metadata: Mapping[str, Any]) -> str:
@@ -151,11 +103,6 @@ def questions_in(text: str) -> Iterator[str]:
     seen = what_is_asked(text)
     for row in TASKS.values():
         yield from row.wording.findall(seen)
-
-
-def question_id(task: str, text: str) -> str:
-    """16 hexadecimal digits that name a question in every run."""
-    return hashlib.sha256(f"{task}\0{text}".encode()).hexdigest()[:16]
 
 
 def family(name: str) -> TaskFamily:
@@ -264,10 +211,3 @@ def _parameter_faults(config: type[Any], params: Mapping[str, Any]) -> Iterator[
         if wanted and not any(fits):
             kinds = " or ".join(kind.__name__ for kind in wanted)
             yield f"has a parameter {name} of kind {kinds}, not {value!r}"
-
-
-@cache
-def _verifier(name: str) -> Callable[..., float]:
-    from reasoning_gym.factory import create_dataset
-
-    return create_dataset(name, seed=0, size=1).score_answer

@@ -9,9 +9,9 @@ from r1mega.samples import Group
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Means over the rollout's answers, `rollout/answers` in number; shares are in [0, 1], lengths in tokens.
 
-    Rewards are means over the `reward/scored` scored answers alone, and absent where there are none;
-    `reward/unscored` is the share of the others. `groups/constant` is the share of groups whose scored answers all
-    have the same reward: they carry no preference.
+    Rewards are means over the `reward/scored` scored answers alone, a part's over those that have it, and absent
+    where there are none; `reward/unscored` is the share of the others. `groups/constant` is the share of groups whose
+    scored answers all have the same reward: they carry no preference.
     """
     verdicts = [v for g in groups for v in g.verdicts]
     scored = [v for v in verdicts if v.scored]
@@ -31,7 +31,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     if scored:
         metrics["reward/total"] = _mean([v.reward for v in scored])
     for part in sorted({part for v in scored for part in v.parts}):
-        metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored])
+        metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored if part in v.parts])
     return metrics
 
 

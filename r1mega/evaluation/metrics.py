@@ -112,7 +112,7 @@ def grade(prompt: Prompt, completion: Completion) -> Graded:
     try:
         strict, lenient = formatted and is_right(prompt, text), ends_right(prompt, text)
     except Exception as error:
-        raise RewardError(f"the verifier of {prompt.task} broke on question {prompt.id}: {error!r}") from error
+        raise RewardError(f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}") from error
     tokens = len(completion.token_ids)
     return Graded(prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens)
 

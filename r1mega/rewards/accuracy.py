@@ -1,19 +1,35 @@
-"""Accuracy: the answer is right by its task's own verifier."""
+"""Accuracy: the answer is right by its question's own verifier (report 2.2.2)."""
 
-from r1mega.data.tasks import Question, family
+from collections.abc import Sequence
+from typing import Literal
+
+from r1mega.data.question import Question
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN
 from r1mega.errors import ConfigError
 from r1mega.rewards.format import find_answer
+from r1mega.rewards.reward import Answer, RuleReward, Score, scored, unscorable
+from r1mega.rewards.verifiers import verifier
 from r1mega.samples import Prompt
+
+
+class Accuracy(RuleReward):
+    """1 for the right answer inside the answer tags, 0 for any other; unscorable where there is no truth."""
+
+    kind: Literal["accuracy"] = "accuracy"
+
+    def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+        if not prompt.truth.strip():
+            return unscorable("the prompt has no reference answer")
+        return scored(float(is_right(prompt, answer.text)))
 
 
 def is_right(prompt: Prompt, text: str) -> bool:
     """Whether the answer inside the answer tags of `text` is right; an answer anywhere else does not count.
 
-    Raises ConfigError on an unknown task, and whatever the verifier raises.
+    Raises ConfigError on an unknown verifier, and whatever the verifier raises.
     """
-    answer = find_answer(text)
-    return answer is not None and family(prompt.task).verify(answer, prompt.truth, prompt.entry)
+    judged_by, answer = verifier(prompt.verifier), find_answer(text)
+    return answer is not None and judged_by.verify(answer, prompt.truth, prompt.entry)
 
 
 def ends_right(prompt: Prompt, text: str) -> bool:
@@ -21,16 +37,16 @@ def ends_right(prompt: Prompt, text: str) -> bool:
 
     For evaluation alone, to tell skill from format: as a reward it would pay for any number written last.
     """
-    task = family(prompt.task)
-    return task.verify(task.last_answer(text), prompt.truth, prompt.entry)
+    judged_by = verifier(prompt.verifier)
+    return judged_by.verify(judged_by.last_answer(text), prompt.truth, prompt.entry)
 
 
 def can_be_right(question: Question) -> bool:
     """Whether a question's own truth, given back word for word as the answer, is right: otherwise none ever is.
 
-    Raises ConfigError on an unknown task. A verifier that raises has no right answer either.
+    Raises ConfigError on an unknown verifier. One that raises has no right answer either.
     """
-    prompt = Prompt(question.id, question.task, question.text, question.truth, (), "", question.entry)
+    prompt = Prompt(question.id, question.verifier, question.text, question.truth, (), "", question.entry)
     try:
         return is_right(prompt, f"{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}")
     except ConfigError:

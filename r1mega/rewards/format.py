@@ -4,13 +4,25 @@ The text is the template's prefill and the completion together, as the engine de
 Tags are matched to the letter, and each rule is a few scans of the text.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
+from r1mega.rewards.reward import Answer, RuleReward, Score, scored
+from r1mega.samples import Prompt
 
 Style = Literal["think", "tags", "steps", "plain", "other"]
 """think: a thought in the tags of the format. tags: the tags around none. steps: worked steps in prose. plain: the
 bare sentence of the pretraining text. other: none of these (broken tags, no sentence)."""
+
+
+class Format(RuleReward):
+    """1 for an answer in the required format, 0 for any other."""
+
+    kind: Literal["format"] = "format"
+
+    def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+        return scored(float(is_formatted(answer.text)))
 
 
 def is_formatted(text: str) -> bool:

@@ -107,7 +107,7 @@ def _read(config: GRPO, file: Path) -> TrainingQuestions:
     read = training_questions(file, duplicates=config.duplicates, least=config.rollout.num_prompts)
     hopeless = [q for q in read.questions if not can_be_right(q)]
     if hopeless:
-        told = [f"line {read.lines[q.id]}: truth {q.truth[:60]!r} of task {q.task}" for q in hopeless]
+        told = [f"line {read.lines[q.id]}: truth {q.truth[:60]!r} of task {q.verifier}" for q in hopeless]
         raise DataError(
             listed(
                 f"{file}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are wrong "

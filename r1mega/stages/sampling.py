@@ -18,7 +18,9 @@ from r1mega.data.prompts import PromptStream
 from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.evaluation.metrics import evaluate
-from r1mega.rewards.rubric import judge
+from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.format import Format
+from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.engine import OnAnswer, Request, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.journal import Journal
@@ -174,6 +176,9 @@ class Sampling:
         self.tracker = Tracker(run_dir.path, config.wandb, config)
         self.say: Callable[[str, str], None] = lambda what, text: None
         """Tells people what is waited for (`progress.Bar.say`)."""
+        weights = config.rewards
+        rewards = {"accuracy": Accuracy(weight=weights.accuracy), "format": Format(weight=weights.format)}
+        self.rubric = Rubric(rewards, config.objective.truncated)
         self.stream = PromptStream(questions.train, config.seed)
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
@@ -255,10 +260,7 @@ class Sampling:
         config = self.config
         asked = [Request(p, config.objective.group_size, self._seed("rollout", step, p.id)) for p in prompts]
         answers = self._ask("rollout", asked, config.sampling.temperature, step)
-        return [
-            Group(p, cs, tuple(judge(p, c, config.rewards, config.objective.truncated) for c in cs))
-            for p, cs in zip(prompts, answers, strict=True)
-        ]
+        return [Group(p, cs, self.rubric.judge(p, cs, step)) for p, cs in zip(prompts, answers, strict=True)]
 
     def _ask(
         self, what: str, asked: Sequence[Request], temperature: float, step: int

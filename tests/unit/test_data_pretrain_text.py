@@ -4,13 +4,15 @@ from collections import Counter
 
 import pytest
 
-from r1mega.config.schema import AnswerStyles, Rewards, Task
+from r1mega.config.schema import AnswerStyles, Task
 from r1mega.data.pretrain_text import STYLES, documents
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tasks import TASKS, questions
 from r1mega.errors import ConfigError
 from r1mega.evaluation.metrics import grade
-from r1mega.rewards.rubric import judge
+from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.format import Format
+from r1mega.rewards.rubric import Rubric
 from r1mega.samples import Completion, FinishReason, Prompt
 
 MIX = AnswerStyles(think=0.35, tags=0.35, steps=0.15, plain=0.15)
@@ -36,12 +38,13 @@ def test_every_document_is_right_and_in_its_style(task):
     assert len(docs) > 100
     for doc in docs:
         question = truth[doc.question]
-        prompt = Prompt(question.id, question.task, question.text, question.truth, (), entry=question.entry)
+        prompt = Prompt(question.id, question.verifier, question.text, question.truth, (), entry=question.entry)
         completion = Completion(question.id, 0, (1,), (0.0,), doc.answer, FinishReason.STOP, 0, 0)
         graded = grade(prompt, completion)
         assert (graded.lenient, graded.style) == (True, doc.style)
         tagged = float(doc.style in ("think", "tags"))
-        assert judge(prompt, completion, Rewards(), "zero").parts == {"accuracy": tagged, "format": tagged}
+        (verdict,) = Rubric({"accuracy": Accuracy(), "format": Format()}, "zero").judge(prompt, [completion], 0)
+        assert verdict.parts == {"accuracy": tagged, "format": tagged}
 
 
 def test_one_document_of_each_style_to_the_letter():

@@ -42,7 +42,7 @@ def test_a_file_is_read(tmp_path: Path):
     rows = [ROW, {**ROW, "question": "2 + 0 =", "id": "mine", "entry": {"answer": "2"}}]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode() + b"\r\n\r\n")
     (one, first), (two, second) = read_jsonl(path)
-    assert (one, first.text, first.truth, first.task, len(first.id)) == (1, "1 + 1 =", "2", "chain_sum", 16)
+    assert (one, first.text, first.truth, first.verifier, len(first.id)) == (1, "1 + 1 =", "2", "chain_sum", 16)
     assert (two, second.id, second.entry) == (2, "mine", {"answer": "2"})
 
 

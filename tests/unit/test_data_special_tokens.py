@@ -12,8 +12,8 @@ from r1mega.data.chat import Chat
 from r1mega.data.conversations import conversation
 from r1mega.data.pretrain_text import TextDocument, tokenize
 from r1mega.data.prompts import prompts
+from r1mega.data.question import Question
 from r1mega.data.special_tokens import begin, ends, special_tokens, with_ends
-from r1mega.data.tasks import Question
 from r1mega.data.template import R1_ZERO
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError

@@ -64,57 +64,13 @@ def test_every_line_of_euclid_and_of_bit_counting_is_true_and_the_last_is_the_an
         assert tape_end(re.sub(r"\[\d+\]", "", steps)) == 0
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_library_accepts_its_own_answer_and_no_neighbour(task):
-    for question in questions([Task(name=task, params=SMALL[task])], 30, 0):
-        verify = TASKS[task].verify
-        assert verify(f" {question.truth}\n", question.truth, question.entry)
-        assert not verify(str(int(question.truth) + 1), question.truth, question.entry)
-
-
-@pytest.mark.parametrize(
-    "answer", ["٣", "３", "0_3", "3e0", "", "3 apples", "= 3", "3\u200b", "--3", "NaN", "0" * 300 + "3", "9" * 10**6]
-)
-def test_an_answer_must_be_written_in_plain_digits(answer):
-    assert not TASKS["chain_sum"].verify(answer, "3", {})
-
-
-@pytest.mark.parametrize(
-    ("text", "last"),
-    [
-        ("4-1=3-7=-4+7=3", "3"),
-        ("4-1=3-7=-4", "-4"),
-        ("4-1=3-7", "7"),
-        ("So it is -12.", "-12"),
-        ("<answer>1,000.50</answer>", "1,000.50"),
-        ("no number, not even ٣", ""),
-        ("it is \u22125", "-5"),
-        ("x = \u20135", "-5"),
-        ("=\u20115.", "-5"),
-        ("\uff0d5", "-5"),
-        ("pages 3\u20135", "5"),
-        ("7\u22125=2", "2"),
-        ("so \u2014 5", "5"),
-    ],
-)
-def test_last_answer(text, last):
-    assert TASKS["chain_sum"].last_answer(text) == last
-
-
-def test_a_minus_sign_that_is_no_hyphen_is_a_minus():
-    verify = TASKS["chain_sum"].verify
-    for minus in "-\u2212\u2013\u2010\u2011\u2012\ufe63\uff0d":
-        assert not verify(f"{minus}5", "5", {}) and verify(f"{minus}5", "-5", {}) and verify("-5", f"{minus}5", {})
-    assert not verify("\u2212\u22125", "5", {}) and not verify("\u2212", "0", {}) and not verify("5\u2212", "5", {})
-
-
 def test_questions_are_different_and_repeatable_and_follow_the_weights(capsys):
     tasks = [Task(name="chain_sum", weight=3, params=SMALL["chain_sum"]), Task(name="gcd", params=SMALL["gcd"])]
     drawn = questions(tasks, 200, 7)
     assert drawn == questions(tasks, 200, 7)
     assert len({q.text for q in drawn}) == len({q.id for q in drawn}) == 200
-    assert sum(q.task == "chain_sum" for q in drawn) == 150
-    assert {q.task for q in drawn[:40]} == {"chain_sum", "gcd"}, "tasks stand in blocks"
+    assert sum(q.verifier == "chain_sum" for q in drawn) == 150
+    assert {q.verifier for q in drawn[:40]} == {"chain_sum", "gcd"}, "tasks stand in blocks"
     assert capsys.readouterr().out == ""
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mega.data import tasks
 from r1mega.data.template import TAGS
 from r1mega.errors import DataError, RewardError
 from r1mega.evaluation.metrics import EvalResult, Graded, clustered_rate, evaluate, grade, summarise
+from r1mega.rewards import reasoning_gym
 from r1mega.samples import Completion, FinishReason, Prompt
 
 PROMPTS = [Prompt(f"p{i}", "chain_sum", f"{i} - 1 =", str(i - 1), (1,)) for i in range(3)]
@@ -95,7 +95,7 @@ def test_a_broken_verifier_stops_the_evaluation(monkeypatch):
     def broken(answer, entry):
         raise OSError("gone")
 
-    monkeypatch.setattr(tasks, "_verifier", lambda name: broken)
+    monkeypatch.setattr(reasoning_gym, "_rule", lambda name: broken)
     with pytest.raises(RewardError, match="verifier of chain_sum broke on question p0"):
         grade(PROMPTS[0], completion(PROMPTS[0], "The answer is -1."))
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mega.data.tasks import TASKS
 from r1mega.data.template import TAGS
 from r1mega.rewards.format import find_answer, is_formatted, style_of
+from r1mega.rewards.verifiers import VERIFIERS
 
 GOOD = "<think>4-1=3</think><answer>3</answer>"
 
@@ -123,7 +123,7 @@ def test_one_more_tag_never_keeps_the_format(text, more):
 def cpu_s(text: str) -> float:
     """Of this thread, for all rules together."""
     begin = time.thread_time()
-    is_formatted(text), find_answer(text), style_of(text), TASKS["chain_sum"].last_answer(text)
+    is_formatted(text), find_answer(text), style_of(text), VERIFIERS["chain_sum"].last_answer(text)
     return time.thread_time() - begin
 
 

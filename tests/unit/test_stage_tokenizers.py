@@ -10,7 +10,7 @@ import pytest
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import load_stage
 from r1mega.data.prompts import prompts
-from r1mega.data.tasks import Question
+from r1mega.data.question import Question
 from r1mega.data.template import R1_ZERO, TINY, Template
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError

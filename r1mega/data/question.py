@@ -1,0 +1,30 @@
+"""A question with what judges its answers, wherever it comes from."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Domain = Literal["math", "code", "stem", "logic", "general"]
+"""Kinds of RL prompts, as the report lists them; rewards are chosen by it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`Question("9f...", "chain_sum", "State the final answer ...: 4 - 1 =", truth="3")`."""
+
+    id: str
+    """Hash of verifier and text unless a file states another; the same in every run."""
+    verifier: str
+    """Name of what judges its answers (`rewards.accuracy.VERIFIERS`); of a made question, the task it is of."""
+    text: str
+    truth: str
+    """The reference answer."""
+    entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The source's own record of it, for the verifier."""
+    domain: Domain = "math"
+
+
+def question_id(verifier: str, text: str) -> str:
+    """16 hexadecimal digits that name a question in every run."""
+    return hashlib.sha256(f"{verifier}\0{text}".encode()).hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""What a reward is: settings that judge. Two kinds, told apart by when they can be asked.
+
+A *rule* judges an answer as it arrives, while others are still being sampled: by its text, its question and, where
+it needs them, the other answers to the question. A *model* needs the trainer's ranks: it scores a rollout's answers
+in one forward pass that all ranks take part in, between rollout and update, by a scorer that is handed in.
+
+    class Brevity(RuleReward):
+        kind: Literal["brevity"] = "brevity"
+        max_chars: int = Field(default=200, gt=0)
+
+        def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+            return scored(float(len(answer.text) <= self.max_chars))
+
+Its settings class is the reward: frozen, checked without its library, and sent to a worker process as it is. So a
+file of a reward imports pydantic alone; the library that it judges with is imported inside `judge`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from pydantic import Field
+
+from r1mega.config.section import Section
+from r1mega.data.question import Domain
+from r1mega.samples import Completion, Document, Prompt, VerdictStatus
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as a rule sees it: `Answer("<think>1+1=2</think><answer>2</answer>", num_tokens=14)`."""
+
+    text: str
+    """The template's prefill and the completion together. Untrusted."""
+    num_tokens: int
+    """Length of the completion, the end token included."""
+    truncated: bool = False
+    """Whether it was cut at the length limit."""
+
+
+def answer_of(prompt: Prompt, completion: Completion) -> Answer:
+    """A completion as rules see it."""
+    return Answer(prompt.prefill + completion.text, len(completion.token_ids), completion.truncated)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one reward says of one answer; made by `scored`, `unscorable` or `failed`."""
+
+    status: VerdictStatus
+    value: float = 0.0
+    """Before weighting; counts only where `status` is scored."""
+    reason: str = ""
+
+
+def scored(value: float, reason: str = "") -> Score:
+    """The answer is worth `value`. All that the answer itself causes is scored, 0 with a reason where it must be:
+    unreadable, too deep, too slow. A policy must not escape a bad reward by being hard to judge."""
+    return Score(VerdictStatus.SCORED, value, reason)
+
+
+def unscorable(reason: str) -> Score:
+    """The question or its truth cannot be judged, whatever the answer."""
+    return Score(VerdictStatus.UNSCORABLE, reason=reason)
+
+
+def failed(reason: str) -> Score:
+    """The infrastructure broke: a worker, a sandbox, an endpoint. Never a zero."""
+    return Score(VerdictStatus.FAILED, reason=reason)
+
+
+class Reward(Section):
+    """Settings of every reward; a table [rewards.NAME], or a number where the weight is all there is to say."""
+
+    kind: Any
+    """Which reward: a name of `rewards.registry`. Its table's name where left out."""
+    weight: float = Field(default=1.0, ge=0)
+    """What its value is multiplied by in the sum; at 0 it is measured and logged, and adds nothing."""
+    domains: tuple[Domain, ...] = ()
+    """Domains of the questions whose answers it judges; none named: all."""
+    from_step: int = Field(default=0, ge=0)
+    """Optimiser steps of the run before it is asked at all (report: preference rewards only in the last 400 of 1,700,
+    since longer led to reward hacking)."""
+
+    def asked(self, prompt: Prompt, step: int) -> bool:
+        """Whether it judges answers to `prompt` after `step` optimiser steps."""
+        return step >= self.from_step and (not self.domains or prompt.domain in self.domains)
+
+
+class RuleReward(Reward):
+    """A reward that judges each answer as it arrives, in any thread or process; deterministic."""
+
+    whole_group: ClassVar[bool] = False
+    """Whether it needs all answers to the question at once; others may be asked before the rest have come."""
+
+    def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+        """What `answer` is worth.
+
+        Args:
+            group: all answers to the prompt, this one among them, where `whole_group` asks for them; otherwise
+                empty.
+
+        Raises:
+            ConfigError: the question names something that there is not, such as an unknown verifier.
+            Exception: anything else counts as `failed`; what the answer itself causes must be caught and scored.
+        """
+        raise NotImplementedError
+
+
+class ModelReward(Reward):
+    """A reward that a model gives; all ranks of the trainer take part (`trainer.scoring`)."""
+
+    def document(self, prompt: Prompt, completion: Completion) -> Document | Score:
+        """What the model reads of an answer, or the score of one that has nothing to read.
+
+        By default prompt and completion whole; the targets, from `learn_from` on, are the completion.
+        """
+        return Document((*prompt.token_ids, *completion.token_ids), len(prompt.token_ids))
+
+
+class Scorer(Protocol):
+    """The model of a `ModelReward`, on the trainer's ranks."""
+
+    def score(self, documents: Sequence[Document]) -> Sequence[float]:
+        """One value for each document, in order; not finite where the model broke.
+
+        A collective: every rank calls it with the documents of its data-parallel share, which may be none, and has
+        the same values as the other ranks of its copy of the model.
+        """
+        ...

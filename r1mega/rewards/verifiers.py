@@ -1,0 +1,34 @@
+"""Who tells right answers from wrong ones: the table of verifiers, by the name that a question gives."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from r1mega.data.tasks import TASKS
+from r1mega.errors import ConfigError
+from r1mega.rewards.reasoning_gym import ReasoningGym
+
+
+class Verifier(Protocol):
+    """Judges a bare answer; deterministic."""
+
+    def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
+        """Whether `answer` is right.
+
+        Raises whatever its library raises: the caller must not read that as a wrong answer.
+        """
+        ...
+
+    def last_answer(self, text: str) -> str:
+        """The last thing in `text` that looks like an answer; "" where nothing does. Linear in the text."""
+        ...
+
+
+VERIFIERS: Mapping[str, Verifier] = {name: ReasoningGym(name) for name in TASKS}
+"""Name in a question -> its verifier."""
+
+
+def verifier(name: str) -> Verifier:
+    """The row of `VERIFIERS`. Raises ConfigError with the known names."""
+    if name not in VERIFIERS:
+        raise ConfigError(f"unknown verifier {name!r}: the known ones are {', '.join(VERIFIERS)}")
+    return VERIFIERS[name]
