@@ -5,13 +5,18 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from r1mega.config.schema import Stage
 from r1mega.config.training import Wandb
 from r1mega.runtime.mirror import Mirror, choose_mode
 
 log = logging.getLogger(__name__)
+
+
+class Settings(Protocol):
+    """Of any stage."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 class Tracker:
@@ -21,7 +26,7 @@ class Tracker:
     written as null, since NaN is not JSON.
     """
 
-    def __init__(self, run_dir: Path, wandb: Wandb, stage: Stage) -> None:
+    def __init__(self, run_dir: Path, wandb: Wandb, stage: Settings) -> None:
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         mode, said = choose_mode(wandb.mode, os.environ)
         if said:

@@ -37,11 +37,11 @@ from r1mega.stages.lead import Lead
 from r1mega.stages.outcome import note, summary
 from r1mega.stages.questions import make_questions
 from r1mega.stages.sampling import LiveEngine, Metrics, Sampling
-from r1mega.stages.saving import Saves, last_checkpoint, refuse_another_runs
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
 from r1mega.weights import hf_io
+from r1mega.weights.saves import Saves, last_checkpoint, refuse_another_runs
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,13 @@ loss; the learning rate follows one cosine instead of the report's stages.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from r1mega.algos.likelihood import likelihood_loss
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Pretrain
+from r1mega.data.batches import Batches
 from r1mega.data.epochs import Epochs
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.special_tokens import with_ends
@@ -18,15 +21,13 @@ from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.families.registry import check_lengths, check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt
-from r1mega.runtime.resources import peak_rss_gib
+from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
-from r1mega.stages.saving import Saves
-from r1mega.stages.supervised import Batches, Loop, restore, summary
-from r1mega.trainer import mesh
+from r1mega.stages.records import Carried
+from r1mega.stages.run import TrainingRun
+from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
-from r1mega.weights import hf_io
 from r1mega.weights.megatron_io import load_weights
 
 TOKENIZER_DOCUMENTS = 5_000
@@ -45,21 +46,52 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
-    ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
-    spec, tokenized = ours.from_first(lambda: _corpus(config, run_dir))
+    mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
+    spec, tokenized = mesh.from_first(lambda: _corpus(config, run_dir))
     corpus = Corpus(tokenized)
     epochs = Epochs(corpus.lengths, config.documents_per_step, seed=config.seed, keep_rest=False)
-    with Interrupt() as interrupt:
-        policy, state = _policy(config, ours, run_dir, spec, build)
-        tokenizer_dir = config.model.path or run_dir.path / "tokenizer"
-        batches = Batches(corpus, epochs, ours, config.batch.chunk_tokens)
-        with Saves(policy, run_dir, config.save, tokenizer_dir) as saves:
-            loop = Loop(config, run_dir, policy, batches, state, saves, config.num_steps)
-            loop.run(interrupt)
-        rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, tokenizer_dir, identity=run_dir.lineage.policy(loop.step))
-    if ours.first:
-        files.write_json(run_dir.path / "summary.json", summary("pretrain", run_dir, rss))
+    batches = Batches(
+        corpus,
+        epochs,
+        rank=mesh.data_rank,
+        num_ranks=mesh.layout.dp,
+        chunk_tokens=config.batch.chunk_tokens,
+    )
+    with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, max_seconds=config.max_seconds) as run:
+        policy = build(
+            spec,
+            mesh,
+            config.optimizer,
+            config.batch,
+            mtp="joint",
+            mtp_loss_weight=config.mtp_loss_weight,
+            expert_bias_rate=config.expert_bias_rate,
+            seed=config.seed,
+        )
+        run.begin(
+            policy,
+            first_weights=lambda: _first_weights(policy, config.model.path),
+            tokenizer=config.model.path or run_dir.tokenizer,
+            carried=[Place(epochs)],
+        )
+        for step in run.steps():
+            with Stopwatch() as watch:
+                documents, tokens = batches.share(step)
+                lr = run.learning_rate()
+                learned = policy.forward_backward(documents, likelihood_loss)
+                grad_norm = policy.optim_step(lr)
+            run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+    run.finish()
+
+
+class Place(Carried):
+    """Where in the text a run stands."""
+
+    def __init__(self, epochs: Epochs) -> None:
+        self._epochs = epochs
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"place": self._epochs.place(step)}
 
 
 def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document]]:
@@ -81,7 +113,7 @@ def _tokenizer(config: Pretrain, texts: list[TextDocument], run_dir: RunDir) -> 
     if config.model.path is not None:
         return load_tokenizer(config.model.path)
     sample = [t.prompt + t.answer for t in texts[:TOKENIZER_DOCUMENTS]]
-    return train_tokenizer(sample, config.data.vocab_size, run_dir.path / "tokenizer")
+    return train_tokenizer(sample, config.data.vocab_size, run_dir.tokenizer)
 
 
 def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
@@ -96,25 +128,10 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     )
 
 
-def _policy(
-    config: Pretrain, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec, build: Callable[..., Policy]
-) -> tuple[Policy, dict[str, Any]]:
-    """The policy at the run's last checkpoint, or at its initial weights; and where the run stands."""
-    policy = build(
-        spec,
-        ours,
-        config.optimizer,
-        config.batch,
-        mtp="joint",
-        mtp_loss_weight=config.mtp_loss_weight,
-        expert_bias_rate=config.expert_bias_rate,
-        seed=config.seed,
-    )
-    if (state := restore(policy, run_dir)) is not None:
-        return policy, state
-    if config.model.path is not None:
-        load_weights(policy, config.model.path)
-    return policy, {"step": 0, "seconds": 0.0}
+def _first_weights(policy: Policy, base: Path | None) -> None:
+    """Those of the base where there is one, and otherwise the random ones that the policy was built with."""
+    if base is not None:
+        load_weights(policy, base)
 
 
 class Corpus:

@@ -8,11 +8,15 @@ Deviations from the report are in what it leaves open, each by name: the batch c
 so that every conversation comes once in each.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from r1mega.algos.likelihood import likelihood_loss
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import SFT
+from r1mega.data.batches import Batches
 from r1mega.data.chat import Chat
 from r1mega.data.epochs import Epochs
 from r1mega.data.sft_data import opened, prepare
@@ -22,17 +26,17 @@ from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
 from r1mega.families.registry import check_lengths, check_tokenizer, read_stage_model, with_positions
 from r1mega.families.spec import ModelSpec
-from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt
-from r1mega.runtime.resources import peak_rss_gib
+from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages import tokenizers
-from r1mega.stages.saving import Saves
-from r1mega.stages.supervised import Batches, Loop, Validation, restore, summary
-from r1mega.trainer import mesh
+from r1mega.stages.records import Carried, Records
+from r1mega.stages.run import TrainingRun
+from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
-from r1mega.weights import hf_io
+from r1mega.trainer.validation import mean_loss
 from r1mega.weights.megatron_io import load_weights
+
+log = logging.getLogger(__name__)
 
 
 def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., Policy] = Policy.build) -> None:
@@ -44,8 +48,8 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
-    ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
-    spec = ours.from_first(lambda: _prepare(config, run_dir))
+    mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
+    spec = mesh.from_first(lambda: _prepare(config, run_dir))
     data = opened(run_dir.path / "data", "train")
     epochs = Epochs(
         data.lengths,
@@ -54,28 +58,82 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
         unit=config.batch_unit,
         chunk_tokens=config.data.max_tokens,
     )
+    batches = Batches(
+        data,
+        epochs,
+        rank=mesh.data_rank,
+        num_ranks=mesh.layout.dp,
+        chunk_tokens=config.batch.chunk_tokens,
+        reduction=config.reduction,
+    )
     num_steps = _num_steps(config, epochs)
-    chunk_tokens = config.batch.chunk_tokens
-    with Interrupt() as interrupt:
-        policy, state = _policy(config, ours, run_dir, spec, data, build)
-        batches = Batches(data, epochs, ours, chunk_tokens, config.reduction)
-        validation = None
-        if config.validation is not None:
-            held_out = opened(run_dir.path / "data", "validation")
-            validation = Validation(policy, held_out, chunk_tokens, config.validation.every_steps)
-        with Saves(policy, run_dir, config.save, run_dir.tokenizer) as saves:
-            loop = Loop(config, run_dir, policy, batches, state, saves, num_steps, validation)
-            loop.run(interrupt)
-        rss = sum(ours.gather(peak_rss_gib()))
-    hf_io.export(policy, run_dir.hf, run_dir.tokenizer, identity=run_dir.lineage.policy(loop.step))
-    if ours.first:
-        files.write_json(run_dir.path / "summary.json", _summary(run_dir, rss, data, epochs))
+    with TrainingRun(config, run_dir, mesh, num_steps=num_steps, max_seconds=config.max_seconds) as run:
+        policy = _policy(config, mesh, spec, build)
+        run.begin(
+            policy,
+            first_weights=lambda: load_weights(policy, _base(config)),
+            tokenizer=run_dir.tokenizer,
+            carried=[Place(data, epochs, run_dir)],
+            evaluation=Validation(config, policy, run_dir, run.records) if config.validation else None,
+        )
+        for step in run.steps():
+            with Stopwatch() as watch:
+                documents, tokens = batches.share(step)
+                lr = run.learning_rate()
+                learned = policy.forward_backward(documents, likelihood_loss)
+                grad_norm = policy.optim_step(lr)
+            run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+    run.finish(lambda: _summary(run.summary(), run_dir, data, epochs))
+
+
+class Place(Carried):
+    """Where in which data a run stands."""
+
+    def __init__(self, data: TokenStore, epochs: Epochs, run_dir: RunDir) -> None:
+        self._digest, self._epochs, self._run_dir = data.about["digest"], epochs, run_dir
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {"data": self._digest, "place": self._epochs.place(step)}
+
+    def restore(self, state: Mapping[str, Any], checkpoint: Path) -> None:
+        """Raises DataError: the checkpoint's place is one in other data."""
+        if state["data"] != self._digest:
+            raise DataError(
+                f"{self._run_dir.path}: --resume with other conversations, template or tokenizer than the run's own "
+                f"(their tokens have digest {self._digest}, the checkpoint's {state['data']}): put them back, or "
+                "start a new run"
+            )
+
+
+class Validation:
+    """Mean loss of conversations that are not trained on."""
+
+    def __init__(self, config: SFT, policy: Policy, run_dir: RunDir, records: Records) -> None:
+        assert config.validation is not None
+        self._every, self._chunk_tokens = config.validation.every_steps, config.batch.chunk_tokens
+        self._texts = opened(run_dir.path / "data", "validation")
+        self._policy, self._run_dir, self._records = policy, run_dir, records
+
+    def due(self, step: int, *, last: bool) -> bool:
+        return last or step % self._every == 0
+
+    def run(self, step: int) -> None:
+        """Unless a run that this one resumes has done so at this step."""
+        if self._policy.mesh.from_first(lambda: self._logged(step)):
+            return
+        with Stopwatch() as watch:
+            loss = mean_loss(self._policy, self._texts, self._chunk_tokens)
+        self._records.log("validation", step, {"validation/loss": loss, "seconds/validation": watch.seconds})
+        if self._policy.mesh.first:
+            log.info("step %d: validation loss %.4f", step, loss)
+
+    def _logged(self, step: int) -> bool:
+        return any(row["kind"] == "validation" and row["step"] == step for row in self._run_dir.metrics())
 
 
 def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     """The model; leaves the tokenised data, the tokenizer with the template it was written by, and the questions."""
-    folder = config.model.path
-    assert folder is not None, "config.checks demands it"
+    folder = _base(config)
     spec = with_positions(read_stage_model(config.model), config.max_positions)
     check_lengths(config.data.max_tokens, spec, config.batch, "data.max_tokens")
     tokenizer = load_tokenizer(folder)
@@ -100,17 +158,10 @@ def _num_steps(config: SFT, epochs: Epochs) -> int:
     return num_steps
 
 
-def _policy(
-    config: SFT, ours: mesh.Mesh, run_dir: RunDir, spec: ModelSpec, data: TokenStore, build: Callable[..., Policy]
-) -> tuple[Policy, dict[str, Any]]:
-    """The policy at the run's last checkpoint, or at its initial weights; and where the run stands.
-
-    Raises:
-        DataError: the checkpoint's place is one in other data.
-    """
-    policy = build(
+def _policy(config: SFT, mesh: meshes.Mesh, spec: ModelSpec, build: Callable[..., Policy]) -> Policy:
+    return build(
         spec,
-        ours,
+        mesh,
         config.optimizer,
         config.batch,
         mtp=config.mtp,
@@ -118,21 +169,15 @@ def _policy(
         expert_bias_rate=config.expert_bias_rate if config.expert_bias == "update" else 0.0,
         seed=config.seed,
     )
-    digest = data.about["digest"]
-    if (state := restore(policy, run_dir)) is not None:
-        if state["data"] != digest:
-            raise DataError(
-                f"{run_dir.path}: --resume with other conversations, template or tokenizer than the run's own (their "
-                f"tokens have digest {digest}, the checkpoint's {state['data']}): put them back, or start a new run"
-            )
-        return policy, state
+
+
+def _base(config: SFT) -> Path:
     assert config.model.path is not None, "config.checks demands it"
-    load_weights(policy, config.model.path)
-    return policy, {"step": 0, "seconds": 0.0, "data": digest}
+    return config.model.path
 
 
-def _summary(run_dir: RunDir, rss: float, data: TokenStore, epochs: Epochs) -> dict[str, Any]:
-    result = summary("sft", run_dir, rss)
+def _summary(result: dict[str, Any], run_dir: RunDir, data: TokenStore, epochs: Epochs) -> dict[str, Any]:
+    """`result`, and what is SFT's own: epochs, what became of the conversations, validation."""
     counted = ("conversations", "truncated", "dropped", "held_out", "documents", "tokens", "targets")
     validated = [row["validation/loss"] for row in run_dir.metrics() if row["kind"] == "validation"]
     return {

@@ -29,7 +29,7 @@ STRAGGLER_S = 300.0
 LOST_S = 30.0
 """What they get once one has died: mostly they say that they lost it, and end as well."""
 LOG_BYTES = 6000
-PRELOADED = ("r1mega.stages.saving", "r1mega.weights.hf_io", "r1mega.weights.source", "r1mega.trainer.scatter",
+PRELOADED = ("r1mega.weights.saves", "r1mega.weights.hf_io", "r1mega.weights.source", "r1mega.trainer.scatter",
              "megatron.core.dist_checkpointing")  # fmt: skip
 
 

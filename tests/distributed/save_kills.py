@@ -73,7 +73,7 @@ def numbers(policy) -> list[float]:
 
 def save_on_and_on(out: Path, layout: str, moment: str) -> None:
     """What a stage does, without the training."""
-    from r1mega.stages.saving import Saves, last_checkpoint
+    from r1mega.weights.saves import Saves, last_checkpoint
 
     policy = build(parse(",".join(filter(None, (layout, LIMITS)))), seed=5)
     mesh = policy.mesh
@@ -259,7 +259,7 @@ def main(out: Path, rounds: list[str]) -> None:
     torch.set_num_threads(1)
     torch._dynamo.config.disable = True
     shims.install_megatron_cpu()
-    import r1mega.stages.saving  # noqa: F401 (what the ranks will need, imported once)
+    import r1mega.weights.saves  # noqa: F401 (what the ranks will need, imported once)
 
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
     for text in rounds:

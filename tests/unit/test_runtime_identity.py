@@ -17,7 +17,7 @@ from r1mega.errors import CheckpointError, RanksLostError, RunDirError
 from r1mega.runtime import digests, run_dir
 from r1mega.runtime.provenance import Lineage
 from r1mega.runtime.run_dir import RunDir
-from r1mega.stages.saving import refuse_another_runs
+from r1mega.weights.saves import refuse_another_runs
 
 ROOT = Path(__file__).parents[2]
 BASE, RL, SFT_CONFIG = (

@@ -16,9 +16,9 @@ from r1mega.runtime.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1mega.formats.hf_folder import HFFolder
-    from r1mega.stages.saving import Saves
     from r1mega.trainer.checkpoint.writing import collect_parts
     from r1mega.weights import hf_io
+    from r1mega.weights.saves import Saves
 
 BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
 
@@ -28,9 +28,9 @@ def megatron(mesh):
     """Imported after the mesh, and not while other tests are collected."""
     global HFFolder, Saves, collect_parts, hf_io
     from r1mega.formats.hf_folder import HFFolder
-    from r1mega.stages.saving import Saves
     from r1mega.trainer.checkpoint.writing import collect_parts
     from r1mega.weights import hf_io
+    from r1mega.weights.saves import Saves
 
 
 def test_an_export_that_a_kill_took_is_made_up_where_the_run_resumes(make_policy, tmp_path: Path):

@@ -21,8 +21,10 @@ from recording import CONFIG, RecordingPolicy, stop_signal
 from r1mega.config import checks
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import SFT, Pretrain
+from r1mega.data.batches import Batches
 from r1mega.data.epochs import Epochs
 from r1mega.runtime.interrupt import Interrupted
+from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
 
@@ -148,15 +150,13 @@ def test_a_cosine_a_constant_and_a_bounded_run(base: Path, conversations: Path, 
 
 
 def test_a_run_bounded_by_time_decays_with_it(base: Path, conversations: Path, tmp_path: Path, monkeypatch):
-    from r1mega.runtime.progress import Stopwatch
     from r1mega.stages import sft as stage
-    from r1mega.stages import supervised
 
     class TwoSeconds(Stopwatch):
         def __exit__(self, *error: object) -> None:
             self.seconds = 2.0
 
-    monkeypatch.setattr(supervised, "Stopwatch", TwoSeconds)
+    monkeypatch.setattr(stage, "Stopwatch", TwoSeconds)
     optimizer = {"lr": 1.0, "schedule": "linear", "min_lr_ratio": 0.2}
     policy = run(stage, sft(base, conversations, optimizer=optimizer, max_seconds=8.0), tmp_path / "run")
     # Four of six steps, at 0.2 + 0.8 x what is left of the time.
@@ -167,13 +167,12 @@ def test_a_resumed_run_bounded_by_time_has_the_rest_of_it(
     base: Path, conversations: Path, tmp_path: Path, monkeypatch
 ):
     from r1mega.stages import sft as stage
-    from r1mega.stages import supervised
 
-    class TwoSeconds(supervised.Stopwatch):
+    class TwoSeconds(Stopwatch):
         def __exit__(self, *error: object) -> None:
             self.seconds = 2.0
 
-    monkeypatch.setattr(supervised, "Stopwatch", TwoSeconds)
+    monkeypatch.setattr(stage, "Stopwatch", TwoSeconds)
     config = sft(base, conversations, optimizer={"lr": 1.0, "schedule": "linear"}, max_seconds=8.0)
     with pytest.raises(Interrupted):
         run(stage, config, tmp_path / "run", after_step=lambda taken: stop_signal() if taken == 2 else None)
@@ -214,9 +213,9 @@ def test_validation_is_the_mean_over_targets_and_falls_due(base: Path, conversat
 
 def test_every_document_is_validated_once_however_many_there_are(monkeypatch):
     """Two at a time: five documents of 1 to 5 targets, document i's being of log-probability -i each."""
-    from r1mega.stages import supervised
+    from r1mega.trainer import validation
 
-    monkeypatch.setattr(supervised, "VALIDATION_DOCUMENTS", 2)
+    monkeypatch.setattr(validation, "VALIDATION_DOCUMENTS", 2)
     scored: list[list[int]] = []
 
     class Texts:
@@ -232,7 +231,7 @@ def test_every_document_is_validated_once_however_many_there_are(monkeypatch):
 
     mesh = SimpleNamespace(layout=SimpleNamespace(dp=1), data_rank=0, gather_over_data=lambda mine: [mine])
     policy: Any = SimpleNamespace(mesh=mesh, logprobs=logprobs)
-    loss = supervised.Validation(policy, Texts(), 16, 1).loss()
+    loss = validation.mean_loss(policy, Texts(), 16)
     assert scored == [[0, 1], [2, 3], [4]]
     assert loss == (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4 + 4 * 5) / 15
 
@@ -251,8 +250,6 @@ def test_the_policy_of_sft_is_built_as_the_config_says(base: Path, conversations
 
 def test_the_means_are_over_the_documents_of_all_ranks():
     """Two data-parallel ranks: what each document's targets weigh does not depend on the rank that has it."""
-    from r1mega.stages.supervised import Batches
-
     sizes = {0: 12, 1: 3, 2: 7, 3: 2, 4: 9, 5: 4}
 
     class Texts:
@@ -265,8 +262,8 @@ def test_the_means_are_over_the_documents_of_all_ranks():
     for reduction, weight in (("token_mean", lambda i: 1 / 37), ("sequence_mean", lambda i: 1 / (6 * sizes[i]))):
         epochs, found = Epochs(Texts.lengths, 6, seed=0), {}
         for rank in range(2):
-            mesh: Any = SimpleNamespace(layout=SimpleNamespace(dp=2), data_rank=rank)
-            documents, tokens = Batches(Texts(), epochs, mesh, 16, reduction).share(0)  # type: ignore[arg-type]
+            batches = Batches(Texts(), epochs, rank=rank, num_ranks=2, chunk_tokens=16, reduction=reduction)  # type: ignore[arg-type]
+            documents, tokens = batches.share(0)
             assert 0 < len(documents) < 6 and tokens == 43
             assert not found.keys() & {d.token_ids[0] for d in documents}
             found |= {d.token_ids[0]: d.fields["weight"] for d in documents}

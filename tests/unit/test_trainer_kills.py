@@ -45,7 +45,7 @@ def only_number(policy) -> float:
 
 def save_on_and_on(policy, run: RunDir, step: int) -> None:
     """What a stage does, as fast as it can, in a process that is going to be killed."""
-    from r1mega.stages.saving import Saves
+    from r1mega.weights.saves import Saves
 
     saves = Saves(policy, run, Save(every_steps=1, keep_last=2), None)
     while True:
@@ -71,7 +71,7 @@ def ended(child: int) -> bool:
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_a_whole_checkpoint_each_time(make_policy, mesh, tmp_path: Path):
-    from r1mega.stages.saving import last_checkpoint
+    from r1mega.weights.saves import last_checkpoint
 
     policy = make_policy(mtp="joint")
     run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)
@@ -110,7 +110,7 @@ def test_kills_at_random_moments_leave_a_whole_checkpoint_each_time(make_policy,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_before_any_change_of_a_save_the_old_or_the_new_checkpoint_is_the_newest(make_policy, mesh, tmp_path):
-    from r1mega.stages.saving import Saves, last_checkpoint
+    from r1mega.weights.saves import Saves, last_checkpoint
 
     policy = make_policy(mtp="joint")
     run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)

@@ -1,4 +1,4 @@
-"""What a stage leaves on disk on its way: checkpoints, Hugging Face folders, and which of them stay."""
+"""What a run writes beside its training: checkpoints and Hugging Face folders, and which checkpoints stay."""
 
 import threading
 from collections.abc import Mapping
