@@ -1,0 +1,65 @@
+"""On every rank: answers scored by a toy model.
+
+`of(FOLDER, AXIS)`, with two ranks on that axis of the mesh: rank 0's verdicts go to FOLDER/AXIS.json, and the number
+of documents that each rank's model has read to FOLDER/AXIS.RANK.json.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch.distributed as dist
+
+from r1mega.config.cluster import TrainerLayout
+from r1mega.rewards.format import Format
+from r1mega.rewards.reward import ModelReward
+from r1mega.rewards.rubric import Rubric
+from r1mega.samples import Completion, Document, FinishReason, Group, Prompt
+from r1mega.trainer import mesh as meshes
+
+
+class Taste(ModelReward):
+    """By default, the whole answer is read."""
+
+    kind: Literal["taste"] = "taste"
+
+
+class Sums:
+    """A model that gives the sum of a document's targets, whatever else is scored with it."""
+
+    def __init__(self) -> None:
+        self.num_read: list[int] = []
+
+    def score(self, documents: Sequence[Document]) -> list[float]:
+        self.num_read.append(len(documents))
+        return [float(sum(int(i) for i in d.token_ids[d.learn_from :])) for d in documents]
+
+
+def groups(rubric: Rubric, num: int) -> list[Group]:
+    """`num` groups of three answers: of 1 to 19 tokens, all of them the answer's place in the rollout."""
+    found = []
+    for i in range(num):
+        prompt = Prompt(str(i), "chain_sum", "4 - 1 =", "3", (1, 2, 3))
+        completions = tuple(
+            Completion(str(i), j, tokens, (-0.5,) * len(tokens), "bare", FinishReason.STOP, 0, j)
+            for j in range(3)
+            if (tokens := (3 * i + j,) * (1 + 7 * (3 * i + j) % 19))
+        )
+        found.append(Group(prompt, completions, rubric.judge(prompt, completions, 0)))
+    return found
+
+
+def of(folder: Path, axis: str) -> None:
+    from r1mega.trainer.scoring import scored_by_models
+
+    mesh = meshes.start(TrainerLayout.model_validate({"threads": 1, axis: 2}), device="cpu", seed=0)
+    rubric, model, told = Rubric({"format": Format(), "taste": Taste(weight=0.5)}, "zero"), Sums(), []
+    for num in (5, 0, 1):  # the second has nothing to read, and of the third one rank has little
+        asked = groups(rubric, num) if mesh.first else None
+        judged = scored_by_models(mesh, asked, rubric, {"taste": model}, step=0, chunk_tokens=32)
+        assert (judged is None) == (not mesh.first)
+        told.append([[v.reward for v in group.verdicts] for group in judged or []])
+    (folder / f"{axis}.{dist.get_rank()}.json").write_text(json.dumps(model.num_read))
+    if mesh.first:
+        (folder / f"{axis}.json").write_text(json.dumps(told))
