@@ -35,13 +35,19 @@ class Prompt:
 class FinishReason(StrEnum):
     STOP = "stop"
     """The model ended its answer."""
+    STOP_STRING = "stop_string"
+    """A stop string of the settings ended it: whole, though the model wrote no end token."""
     LENGTH = "length"
     """The answer was cut at the token limit: truncated."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `len(token_ids) == len(logp)`; the stop token is included."""
+    """One sampled answer. `len(token_ids) == len(logp)`; the end token is included.
+
+    An answer that ended with a stop string has every token through the one that completes it, which may go past the
+    string; its text ends with the string.
+    """
 
     prompt_id: str
     index: int

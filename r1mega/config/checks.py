@@ -37,6 +37,8 @@ def stage_faults(stage: Stage) -> list[str]:
             f"save.keep_every: {stage.save.keep_every} is no multiple of save.every_steps = "
             f"{stage.save.every_steps}, so that not all of these steps are saved"
         )
+    if isinstance(stage, GRPO | Evaluate):
+        faults += _stop_faults(stage.sampling.stop)
     if isinstance(stage, Pretrain):
         faults += _pretrain_faults(stage)
     elif isinstance(stage, SFT):
@@ -113,9 +115,30 @@ def _sft_faults(stage: SFT) -> list[str]:
     return faults
 
 
+def _stop_faults(stop: tuple[str, ...]) -> list[str]:
+    """Stop strings that end every answer at once, or none; what needs the tokenizer: `data.special_tokens`."""
+    faults: list[str] = []
+    if "" in stop:
+        faults.append("sampling.stop: an empty string would end every answer at once; leave it out")
+    for place, string in enumerate(stop):
+        others = [o for i, o in enumerate(stop) if o and o in string and i != place and (o != string or i < place)]
+        if others:
+            faults.append(
+                f"sampling.stop: {string!r} ends no answer, since it contains {others[0]!r}, which ends it no later; "
+                "take one of them out"
+            )
+    return faults
+
+
 def _grpo_faults(stage: GRPO) -> list[str]:
     faults: list[str] = []
     rollout, objective = stage.rollout, stage.objective
+    if stage.sampling.top_p < 1:
+        faults.append(
+            f"sampling.top_p: {stage.sampling.top_p} renormalises the engine's log-probabilities over the tokens it "
+            "keeps, so they would be of another distribution than the policy's, which GRPO compares with them token "
+            "by token; leave it at 1 here (an evaluate stage takes it)"
+        )
     outputs = rollout.num_prompts * objective.group_size
     if outputs % rollout.num_minibatches:
         faults.append(

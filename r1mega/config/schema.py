@@ -41,13 +41,20 @@ class Task(Section):
 
 
 class Sampling(Section):
-    """How answers are drawn from the engine. top-p and top-k stay off: they would renormalise the logprobs."""
+    """How answers are drawn from the engine (`rollout.engine.SamplingParams`, which has the same fields)."""
 
     temperature: float = Field(default=1.0, ge=0.01)
     """T, no less than the engine takes (0.01). The engine's logprobs and the policy's, old and reference logprobs
     are all of logits / T."""
     max_new_tokens: int = Field(gt=0)
     """Length limit of an answer; one that reaches it is truncated."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the fewest tokens whose probabilities sum to this (report's evaluations: 0.95). GRPO takes 1 alone:
+    below it the engine's logprobs are of another distribution than the policy's."""
+    stop: tuple[str, ...] = ()
+    """Strings of an answer's text that end it as well; such an answer counts as ended, not as truncated. Its text
+    ends with the string. Its tokens end with the one that completes it, and in GRPO all of them are learnt: but no
+    end token, so that the policy does not learn from these answers to end without the string."""
 
 
 class Evaluation(Section):

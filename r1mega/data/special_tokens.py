@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from r1mega.errors import DataError
+from r1mega.errors import ConfigError, DataError
 from r1mega.families.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,25 @@ def ends(tokenizer: Any, stated: Iterable[int] = ()) -> tuple[int, ...]:
                 "token of the tokenizer: no answer could end with it; take it out, or fetch the files again together"
             )
     return decided
+
+
+def refuse_ends_as_stops(stop: Sequence[str], tokenizer: Any, decided: Iterable[int]) -> None:
+    """Refuse stop strings that have an end token in them: it ends the answer before it is any text.
+
+    Args:
+        decided: as `ends` returns them.
+
+    Raises:
+        ConfigError: names string and token.
+    """
+    for i in decided:
+        token = str(tokenizer.convert_ids_to_tokens(i))
+        for string in stop:
+            if token in string:
+                raise ConfigError(
+                    f"sampling.stop: {string!r} ends no answer, since it contains the end token {token!r} ({i}), "
+                    "which ends every answer and is no part of its text; take it out"
+                )
 
 
 def with_ends(spec: ModelSpec, tokenizer: Any) -> ModelSpec:

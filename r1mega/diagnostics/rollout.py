@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from r1mega.samples import Group
+from r1mega.samples import FinishReason, Group
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -11,7 +11,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
     Rewards are means over the `reward/scored` scored answers alone, a part's over those that have it, and absent
     where there are none; `reward/unscored` is the share of the others. `groups/constant` is the share of groups whose
-    scored answers all have the same reward: they carry no preference.
+    scored answers all have the same reward: they carry no preference. `response_length/stop_string` is
+    the share of answers that a stop string ended, absent where none was.
     """
     verdicts = [v for g in groups for v in g.verdicts]
     scored = [v for v in verdicts if v.scored]
@@ -28,6 +29,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/truncated": _mean([float(c.truncated) for c in completions]),
         "rollout/tokens": float(sum(lengths)),
     }
+    if stopped := sum(c.finish_reason is FinishReason.STOP_STRING for c in completions):
+        metrics["response_length/stop_string"] = stopped / len(completions)
     if scored:
         metrics["reward/total"] = _mean([v.reward for v in scored])
     for part in sorted({part for v in scored for part in v.parts}):

@@ -9,8 +9,10 @@ from typing import Any
 
 from r1mega.config.schema import GRPO, SFT, Conversations, Evaluate, Pretrain, Stage
 from r1mega.data.conversations import Conversation, Source
+from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import questions
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
@@ -83,6 +85,9 @@ def _questions(stage: Pretrain | GRPO | Evaluate, tokenizer: Path | None) -> Non
                 questions([task], 1, stage.seed, exclude=HELD_OUT)
         elif isinstance(stage, Evaluate):
             questions(stage.tasks, stage.evaluation.num_questions, stage.evaluation.seed, exclude=TRAINED_ON)
+            if tokenizer is not None and stage.sampling.stop:
+                loaded = load_tokenizer(tokenizer)
+                refuse_ends_as_stops(stage.sampling.stop, loaded, ends(loaded))
         else:
             from r1mega.stages.questions import ask, ask_without_tokens
 
@@ -152,7 +157,6 @@ def _conversations(stage: SFT, spec: ModelSpec | None, tokenizer: Path | None, *
 
 def _chat(stage: SFT, spec: ModelSpec, tokenizer: Path) -> Any:
     from r1mega.data.chat import Chat
-    from r1mega.data.tokenizer import load_tokenizer
 
     return Chat(load_tokenizer(tokenizer), spec.ends, stage.chat_template)
 

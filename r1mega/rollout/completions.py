@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from r1mega.errors import RolloutError
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.samples import Completion, FinishReason
 
 
@@ -15,8 +15,7 @@ from r1mega.samples import Completion, FinishReason
 class Job:
     """What all requests of one `generate` share."""
 
-    temperature: float
-    max_new_tokens: int
+    params: SamplingParams
     version: int
     ends: tuple[int, ...]
     """Tokens at which an answer ends (`data.special_tokens.ends`)."""
@@ -24,9 +23,12 @@ class Job:
 
 def describe(request: Request, job: Job) -> str:
     """A request, for error messages."""
+    params = job.params
     return (
-        f"{request.n} answers of at most {job.max_new_tokens} tokens to prompt {request.prompt.id!r} "
-        f"({len(request.prompt.token_ids)} tokens), temperature {job.temperature}, seed {request.seed}"
+        f"{request.n} answers of at most {params.max_new_tokens} tokens to prompt {request.prompt.id!r} "
+        f"({len(request.prompt.token_ids)} tokens), temperature {params.temperature}, seed {request.seed}"
+        + (f", top_p {params.top_p}" if params.top_p < 1 else "")
+        + (f", stop strings {list(params.stop)}" if params.stop else "")
     )
 
 
@@ -37,8 +39,9 @@ def body(request: Request, job: Job) -> dict[str, Any]:
         "prompt": list(request.prompt.token_ids),
         "n": _num_draws(request, job),
         "seed": request.seed,
-        "temperature": job.temperature,
-        "max_tokens": job.max_new_tokens,
+        "temperature": job.params.temperature,
+        "top_p": job.params.top_p,
+        "max_tokens": job.params.max_new_tokens,
         "logprobs": 0,  # of the sampled token alone
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
@@ -46,8 +49,10 @@ def body(request: Request, job: Job) -> dict[str, Any]:
         # of generation_config.json, or of config.json where that file is not there.
         "ignore_eos": True,
         "stop_token_ids": list(job.ends),
+        "stop": list(job.params.stop),
+        # Stop strings are looked for in the text that is judged; the server's own would have no special tokens.
+        "skip_special_tokens": False,
         # What a model's generation_config.json may set otherwise, and would change the distribution:
-        "top_p": 1.0,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
@@ -58,7 +63,7 @@ def body(request: Request, job: Job) -> dict[str, Any]:
 
 def _num_draws(request: Request, job: Job) -> int:
     """How many answers to ask for: greedy ones are all equal, and vLLM refuses n > 1 of them."""
-    return request.n if job.temperature > 0 else 1
+    return request.n if job.params.temperature > 0 else 1
 
 
 class Reader:
@@ -85,8 +90,8 @@ class Reader:
 
     def _completion(self, index: int, choice: dict[str, Any], request: Request, job: Job) -> Completion:
         ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-        finish = FinishReason(choice["finish_reason"])
-        limit = job.max_new_tokens
+        finish, string = _finish(choice, job)
+        limit = job.params.max_new_tokens
         if len(ids) != len(logp):
             raise ValueError(f"answer {index} has {len(ids)} tokens and {len(logp)} logprobs")
         if not 1 <= len(ids) <= limit:
@@ -107,9 +112,35 @@ class Reader:
             index=index,
             token_ids=tuple(ids),
             logp=tuple(map(float, logp)),
-            # Special tokens are kept: the answer's tags may be such. The stop token is no part of the text.
-            text=self._tokenizer.decode(ids[:-1] if finish is FinishReason.STOP else ids, skip_special_tokens=False),
+            text=self._text(ids[:-1] if finish is FinishReason.STOP else ids, string),  # without the end token
             finish_reason=finish,
             weight_version=job.version,
             seed=request.seed + index,
         )
+
+    def _text(self, ids: list[int], string: str) -> str:
+        """What the tokens say, up to the end of the stop string where there is one.
+
+        Special tokens are kept: the answer's tags may be such. Where the string does not stand in the text (a
+        tokenizer that strips the first space of what it decodes, and a string that begins with it), all of it counts.
+        """
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        before, found, _ = text.partition(string) if string else (text, "", "")
+        return before + found
+
+
+def _finish(choice: dict[str, Any], job: Job) -> tuple[FinishReason, str]:
+    """How an answer ended, and the stop string where it was one.
+
+    The server calls that a stop as well; its reason is then the string, otherwise the end token or nothing. A string
+    that the last token allowed completes is a stop, not a cut.
+
+    Raises:
+        ValueError: it ended in another way, or with a string that was not asked for.
+    """
+    finish, reason = FinishReason(choice["finish_reason"]), choice.get("stop_reason")
+    if not isinstance(reason, str):
+        return finish, ""
+    if finish is not FinishReason.STOP or reason not in job.params.stop:
+        raise ValueError(f"an answer ended ({finish}) with {reason!r}, which is none of {list(job.params.stop)}")
+    return FinishReason.STOP_STRING, reason

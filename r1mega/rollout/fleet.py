@@ -20,7 +20,7 @@ from r1mega.data.special_tokens import ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
 from r1mega.rollout.completions import Job, Reader, body, describe
-from r1mega.rollout.engine import OnAnswer, Request
+from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
 from r1mega.samples import Completion
@@ -88,14 +88,13 @@ class Fleet:
     def generate(
         self,
         requests: Sequence[Request],
+        params: SamplingParams,
         *,
-        temperature: float,
-        max_new_tokens: int,
         version: int,
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`."""
-        job = Job(temperature, max_new_tokens, version, self._ends)
+        job = Job(params, version, self._ends)
         return asyncio.run(self._generate(requests, job, on_answer)) if requests else []
 
     async def _generate(

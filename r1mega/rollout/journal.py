@@ -9,7 +9,7 @@ writing when it died is a torn last line: it is dropped on reading and cut off b
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +22,9 @@ from r1mega.samples import Completion, FinishReason
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-"""Of entries; those of the first named a prompt by its id and did not say whose weights answered."""
+FORMAT = 3
+"""Of entries. Those of form 1 named a prompt by its id and did not say whose weights answered; those of form 2 knew
+temperature and length alone of the sampling settings."""
 
 VERSION = re.compile(r"version_(0|[1-9][0-9]*)\.jsonl", re.ASCII)
 
@@ -31,11 +32,15 @@ VERSION = re.compile(r"version_(0|[1-9][0-9]*)\.jsonl", re.ASCII)
 class Journal:
     """The answered requests of a run; of two entries with one key the later counts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, set_older_aside: bool = False) -> None:
         """Open or create; held by one process at a time.
 
+        Args:
+            set_older_aside: what becomes of a journal of an older form, whose entries do not say all of what was
+                asked: it is moved to a folder beside, and its answers are sampled anew; otherwise it is refused.
+
         Raises:
-            RunDirError: another process has it open, the folder cannot be written, or a newer version wrote it.
+            RunDirError: another process has it open, the folder cannot be written, or another version wrote it.
         """
         self.folder = folder
         try:
@@ -48,17 +53,11 @@ class Journal:
             raise RunDirError(f"{folder}: another process writes this journal; wait for it or stop it")
         self._segments: dict[int, Segment] = {}
         self._pruned_file, self._about_file = folder / "pruned.json", folder / "about.json"
-        self._about: dict[str, Any] = {"format": FORMAT}
-        if self._about_file.exists():
-            self._about = json.loads(self._about_file.read_text())
-            if self._about["format"] != FORMAT:
-                raise RunDirError(
-                    f"{folder}: a journal of format {self._about['format']}, this version reads {FORMAT}; continue "
-                    "with the version that wrote it, or choose another --run-dir"
-                )
-        else:
-            self._set_older_form_aside()
-            files.write_json(self._about_file, self._about)
+        try:
+            self._about = self._read_about(set_older_aside=set_older_aside)
+        except RunDirError:
+            self._lock.close()
+            raise
 
     @property
     def lineage(self) -> Lineage | None:
@@ -97,7 +96,7 @@ class Journal:
         ]
         # repr of a float, which json uses, reads back as the same float.
         names = {"prompt_id": completions[0].prompt_id} if completions else {}
-        line = json.dumps({**key._asdict(), **names, "answers": answers}, allow_nan=False)
+        line = json.dumps({**key.to_json(), **names, "answers": answers}, allow_nan=False)
         for version, segment in self._segments.items():
             if version != key.weight_version and segment.is_open:  # or a long run keeps a file open for every version
                 segment.sync()
@@ -186,20 +185,36 @@ class Journal:
     ) -> None:
         self.close()
 
-    def _set_older_form_aside(self) -> None:
-        """Move what an older version journalled out of the way: its entries do not say what was asked."""
-        old = [self._path(v) for v in self._versions()]
-        others = [self._pruned_file, self.folder / "model.json"]
-        if not old:
-            return
-        num = sum(file.read_bytes().count(b"\n") for file in old)
-        aside = self.folder / "older_form"
+    def _read_about(self, *, set_older_aside: bool) -> dict[str, Any]:
+        """about.json, of this form; written where there was none or an older one."""
+        entries = [self._path(v) for v in self._versions()]
+        about = json.loads(self._about_file.read_text()) if self._about_file.exists() else None
+        form = about["format"] if about is not None else 1  # which had no such file
+        if about is not None and form == FORMAT:
+            return about
+        if form > FORMAT or (entries and not set_older_aside):
+            aside = "; or sample its answers anew with --set 'rollout.replay=\"live\"'" if form < FORMAT else ""
+            raise RunDirError(
+                f"{self.folder}: a journal of form {form}, this version reads form {FORMAT}: continue with the "
+                f"version that wrote it, or choose another --run-dir{aside}"
+            )
+        if entries:
+            self._set_aside(form, entries)
+        about = {"format": FORMAT}
+        files.write_json(self._about_file, about)
+        return about
+
+    def _set_aside(self, form: int, entries: Sequence[Path]) -> None:
+        """Move what an older version journalled out of the way."""
+        num = sum(file.read_bytes().count(b"\n") for file in entries)
+        aside = self.folder / f"form_{form}"
         aside.mkdir(exist_ok=True)
-        for file in (*old, *(f for f in others if f.exists())):
+        others = [self._pruned_file, self.folder / "model.json"]
+        for file in (*entries, *(f for f in others if f.exists())):
             file.rename(aside / file.name)
         log.warning(
-            "%s: %d answers journalled by an older version do not say which prompt and weights they are of: set "
-            "aside in %s, and asked for again where they are needed", self.folder, num, aside.name,
+            "%s: %d answers journalled by an older version do not say all of what was asked: set aside in %s, and "
+            "sampled anew where they are needed", self.folder, num, aside.name,
         )  # fmt: skip
 
     def _path(self, version: int) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from r1mega.rollout.engine import Engine, OnAnswer, Request
+from r1mega.rollout.engine import Engine, OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 from r1mega.samples import Completion
@@ -71,18 +71,14 @@ class JournalledEngine:
     def generate(
         self,
         requests: Sequence[Request],
+        params: SamplingParams,
         *,
-        temperature: float,
-        max_new_tokens: int,
         version: int,
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`; answers from the journal arrive before all others."""
         keys, *earlier = (
-            [
-                Key.of(r, temperature=temperature, max_new_tokens=max_new_tokens, version=version, policy=policy)
-                for r in requests
-            ]
+            [Key.of(request, params, version=version, policy=policy) for request in requests]
             for policy in self._policies(version)
         )
 
@@ -125,13 +121,8 @@ class JournalledEngine:
             )  # fmt: skip
         self._before_sampling(version)
         try:
-            self._engine.generate(
-                [requests[index] for index in missing],
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                version=version,
-                on_answer=record,
-            )
+            asked = [requests[index] for index in missing]
+            self._engine.generate(asked, params, version=version, on_answer=record)
         finally:
             if self.comparison.identical_answers < self.comparison.answers:
                 self._journal.resampled(version)

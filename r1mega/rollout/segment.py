@@ -7,14 +7,14 @@ import array
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import xxhash
 
 from r1mega.errors import CheckpointError
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.samples import FinishReason
 
 
@@ -28,18 +28,33 @@ class Key(NamedTuple):
     """Digest of the prompt's tokens."""
     seed: int
     n: int
-    temperature: float
-    max_new_tokens: int
+    sampling: SamplingParams
+    """All of them, whatever is added to them."""
 
     @classmethod
-    def of(cls, request: Request, *, temperature: float, max_new_tokens: int, version: int, policy: str) -> Self:
-        prompt = tokens_digest(request.prompt.token_ids)
-        return cls(version, policy, prompt, request.seed, request.n, temperature, max_new_tokens)
+    def of(cls, request: Request, params: SamplingParams, *, version: int, policy: str) -> Self:
+        return cls(version, policy, tokens_digest(request.prompt.token_ids), request.seed, request.n, params)
 
     @property
-    def slot(self) -> tuple[int, int, float, int]:
+    def slot(self) -> "Slot":
         """By which another config's request may be taken for this one: seeds follow from a prompt's id."""
-        return self.seed, self.n, self.temperature, self.max_new_tokens
+        return self.seed, self.n, self.sampling
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them back."""
+        return {**self._asdict(), "sampling": self.sampling.to_json()}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError where `row` lacks a field or has one of another kind."""
+        fields = {name: row[name] for name in cls._fields}
+        key = cls(**{**fields, "sampling": SamplingParams.from_json(row["sampling"])})
+        hash(key)  # TypeError where a value can be no part of a key
+        return key
+
+
+Slot = tuple[int, int, SamplingParams]
+"""Seed, n, sampling."""
 
 
 def tokens_digest(ids: Sequence[int]) -> str:
@@ -57,7 +72,7 @@ class Segment:
         self.path = path
         self.index: dict[Key, tuple[int, int]] = {}
         """Offset and length of the line, in bytes."""
-        self.slots: set[tuple[int, int, float, int]] = set()
+        self.slots: set[Slot] = set()
         """Of all keys; `Key.slot`."""
         self._end = 0
         """Of the last whole line; a torn one may follow."""
@@ -128,10 +143,9 @@ def _key(line: bytes) -> Key | None:
         return None
     try:
         row = json.loads(line)
-        key = Key(*(row[name] for name in Key._fields))
-        hash(key)
+        key = Key.from_json(row)
         whole = len(row["answers"]) == key.n and all(_is_whole(answer) for answer in row["answers"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return key if whole else None
 

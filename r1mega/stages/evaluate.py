@@ -8,12 +8,12 @@ from collections.abc import Callable
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Evaluate
 from r1mega.data.prompts import held_out_prompts
-from r1mega.data.special_tokens import ends
+from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
 from r1mega.families.registry import check_tokenizer, read_model
-from r1mega.rollout.engine import Engine, Request, derived_seed
+from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.runtime import files
@@ -38,7 +38,7 @@ def run(
     assert config.model.path is not None, "config.checks demands it"
     tokenizer = load_tokenizer(config.model.path)
     check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
-    ends(tokenizer)  # refused here, before the engine starts
+    refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, template(config.template))
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in held_out))
     server = serve(
@@ -54,19 +54,19 @@ def run(
         server.wait_ready()
         engine = client([server])
 
-        def ask(temperature: float, num_samples: int) -> EvalResult:
+        def ask(params: SamplingParams, num_samples: int) -> EvalResult:
             answers = engine.generate(
                 [Request(p, num_samples, derived_seed(config.seed, "eval", 0, p.id)) for p in held_out],
-                temperature=temperature,
-                max_new_tokens=config.sampling.max_new_tokens,
+                params,
                 version=0,
                 on_answer=lambda _, come: bar.advance(len(come)),
             )
             return evaluate(held_out, [c for group in answers for c in group])
 
         with Stopwatch() as watch:
-            sampled = ask(config.sampling.temperature, config.evaluation.samples_per_question)
-            greedy = ask(0.0, 1)
+            params = SamplingParams(**dict(config.sampling))
+            sampled = ask(params, config.evaluation.samples_per_question)
+            greedy = ask(params.greedy(), 1)
     result = {"after": sampled.to_json(), "greedy_after": greedy.to_json()}
     files.write_json(
         run_dir.path / "summary.json", {"stage": "evaluate", "seconds": watch.seconds, "steps": 0, "eval": result}

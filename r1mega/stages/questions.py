@@ -8,7 +8,7 @@ from pathlib import Path
 from r1mega.config.schema import GRPO
 from r1mega.data.prompts import held_out_prompts, prompts, train_prompts
 from r1mega.data.questions_file import TrainingQuestions, listed, refuse_too_few, training_questions
-from r1mega.data.special_tokens import ends
+from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import questions
 from r1mega.data.template import template
@@ -69,7 +69,7 @@ def ask(config: GRPO) -> Questions:
     put = template(config.template)
     spec = read_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
-    ends(tokenizer, spec.ends)  # refused here, before anything starts
+    refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer, spec.ends))  # before anything starts
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
     if config.questions is not None:
         read = _read(config, config.questions)

@@ -21,7 +21,7 @@ from r1mega.evaluation.metrics import evaluate
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.rubric import Rubric
-from r1mega.rollout.engine import OnAnswer, Request, derived_seed
+from r1mega.rollout.engine import OnAnswer, Request, SamplingParams, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
@@ -106,18 +106,15 @@ class LiveEngine:
     def generate(
         self,
         requests: Sequence[Request],
+        params: SamplingParams,
         *,
-        temperature: float,
-        max_new_tokens: int,
         version: int,
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`; after `bring_to` of the same version."""
         assert self._fleet is not None, "bring_to comes first"
         with self._interrupt.at_once():
-            return self._fleet.generate(
-                requests, temperature=temperature, max_new_tokens=max_new_tokens, version=version, on_answer=on_answer
-            )
+            return self._fleet.generate(requests, params, version=version, on_answer=on_answer)
 
     def peak_rss_gib(self) -> float:
         return peak_rss_gib(self._server.pid, tree=True) if self._server is not None else 0.0
@@ -179,10 +176,12 @@ class Sampling:
         weights = config.rewards
         rewards = {"accuracy": Accuracy(weight=weights.accuracy), "format": Format(weight=weights.format)}
         self.rubric = Rubric(rewards, config.objective.truncated)
+        self._params = SamplingParams(**dict(config.sampling))
         self.stream = PromptStream(questions.train, config.seed)
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
-        self.journal = Journal(run_dir.path / "journal")
+        # Whoever asks for everything anew needs nothing of an older form.
+        self.journal = Journal(run_dir.path / "journal", set_older_aside=config.rollout.replay == "live")
         _take_over(self.journal, run_dir)
         self.live = engine(
             config.model.path,
@@ -259,11 +258,11 @@ class Sampling:
         """G answers to each prompt, each with its verdict."""
         config = self.config
         asked = [Request(p, config.objective.group_size, self._seed("rollout", step, p.id)) for p in prompts]
-        answers = self._ask("rollout", asked, config.sampling.temperature, step)
+        answers = self._ask("rollout", asked, self._params, step)
         return [Group(p, cs, self.rubric.judge(p, cs, step)) for p, cs in zip(prompts, answers, strict=True)]
 
     def _ask(
-        self, what: str, asked: Sequence[Request], temperature: float, step: int
+        self, what: str, asked: Sequence[Request], params: SamplingParams, step: int
     ) -> list[tuple[Completion, ...]]:
         """The engine's answers at the weights of `step`, counted aloud as they come."""
         total, come = sum(request.n for request in asked), 0
@@ -274,10 +273,7 @@ class Sampling:
             self.say(what, f"{come:,} of {total:,} answers")
 
         self.say(what, f"waiting for the first of {total:,} answers")
-        limit = self.config.sampling.max_new_tokens
-        return self.engine.generate(
-            asked, temperature=temperature, max_new_tokens=limit, version=step, on_answer=count
-        )
+        return self.engine.generate(asked, params, version=step, on_answer=count)
 
     def evaluate(self, step: int, *, greedy: bool) -> None:
         """Held-out questions with the weights of `step`, at the sampling temperature and, on request, greedily.
@@ -287,15 +283,15 @@ class Sampling:
         config, held_out = self.config, self.questions.held_out
         done = {row["kind"] for row in self.run_dir.metrics() if row["step"] == step}
         self.step = step
-        kinds = {"eval": (config.sampling.temperature, config.evaluation.samples_per_question)}
+        kinds = {"eval": (self._params, config.evaluation.samples_per_question)}
         if greedy:
-            kinds["eval_greedy"] = (0.0, 1)
-        for kind, (temperature, num_samples) in kinds.items():
+            kinds["eval_greedy"] = (self._params.greedy(), 1)
+        for kind, (params, num_samples) in kinds.items():
             if kind in done:
                 continue
             # The same seeds at every evaluation: the curve shows the weights, not the draw.
             asked = [Request(p, num_samples, self._seed("eval", 0, p.id)) for p in held_out]
-            answers = self._ask("evaluation", asked, temperature, step)
+            answers = self._ask("evaluation", asked, params, step)
             result = evaluate(held_out, [c for group in answers for c in group])
             self.tracker.log(kind, step, result.metrics() | {"result": result.to_json()})
 

@@ -14,7 +14,7 @@ def engine(folder: Path, _: str) -> None:
     from r1mega.config.cluster import RolloutLayout, TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
-    from r1mega.rollout.engine import Request
+    from r1mega.rollout.engine import Request, SamplingParams
     from r1mega.rollout.fleet import Fleet
     from r1mega.rollout.server import Server
     from r1mega.samples import Prompt
@@ -47,7 +47,7 @@ def engine(folder: Path, _: str) -> None:
             if version:
                 pusher.push(version)
             answers = Fleet([server]).generate(
-                requests, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, version=version
+                requests, SamplingParams(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS), version=version
             )
             found[str(version)] = [list(a.token_ids) for (a,) in answers]
     (folder / "pushed.json").write_text(json.dumps(found))

@@ -27,7 +27,7 @@ from r1mega.data.tokenizer import train_tokenizer
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.errors import MismatchError
 from r1mega.families.registry import read_model
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
 from r1mega.samples import Document, Sample
@@ -51,8 +51,9 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     held_out = held_out_prompts(TASKS, Evaluation(every_steps=1, num_questions=40), tokenizer)
     answers = fleet.generate(
         [Request(p, 8, 1000 * i) for i, p in enumerate(held_out)],
-        temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, version=version,
-    )  # fmt: skip
+        SamplingParams(temperature, MAX_NEW_TOKENS),
+        version=version,
+    )
     sampled = [(p, c) for p, cs in zip(held_out, answers, strict=True) for c in cs]
     docs = [Document(p.token_ids + c.token_ids, len(p.token_ids)) for p, c in sampled]
     samples = [

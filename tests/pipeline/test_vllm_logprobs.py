@@ -9,7 +9,7 @@ import importlib.util
 import itertools
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from tiny_model import FolderSource, perturb, weight_version
 
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
-from r1mega.samples import Completion, Prompt
+from r1mega.samples import Completion, FinishReason, Prompt
 from r1mega.weights import stream
 from r1mega.weights.push import Pusher
 
@@ -94,7 +94,7 @@ class Live:
 
     def sample(self, num_prompts: int = 16, n: int = 16, temperature: float = 1.0) -> list[Completion]:
         asked = [Request(p, n, 1000 * i) for i, p in enumerate(prompts(num_prompts))]
-        answers = self.fleet.generate(asked, temperature=temperature, max_new_tokens=32, version=self.version)
+        answers = self.fleet.generate(asked, SamplingParams(temperature, 32), version=self.version)
         return list(itertools.chain(*answers))
 
     def worst(self, num_prompts: int = 16, temperature: float = 1.0) -> tuple[float, int]:
@@ -200,7 +200,7 @@ def test_a_seed_draws_the_same_answer_again(live: Live) -> None:
     assert [c.seed for c in group] == [0, 1, 2, 3]
     assert len({c.token_ids for c in group}) == 4
     alone = Request(prompts(1)[0], 1, seed=2)
-    ((again,),) = live.fleet.generate([alone], temperature=1.0, max_new_tokens=32, version=live.version)
+    ((again,),) = live.fleet.generate([alone], SamplingParams(1.0, 32), version=live.version)
     assert again.token_ids == group[2].token_ids
 
 
@@ -213,6 +213,45 @@ def test_text_is_the_completion_without_its_stop_token(live: Live) -> None:
         ids = c.token_ids if c.truncated else c.token_ids[:-1]
         assert c.truncated or c.token_ids[-1] == tokenizer.eos_token_id
         assert c.text == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_a_stop_string_ends_an_answer_at_the_token_that_completes_it(live: Live) -> None:
+    """Against the same answers without one: a string that goes over a token's edge, and one within a token."""
+    tokenizer, asked = load_tokenizer(live.server.model_dir), [Request(prompts(1)[0], 16, seed=0)]
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    free = live.sample(1)
+    texts = [c.text for c in free]
+    pairs = {t[i : i + 2] for t in texts for i in range(8, len(t) - 2) if "\ufffd" not in t[i : i + 2]}
+    string = min(pairs, key=lambda pair: (sum(pair in t for t in texts), pair))
+    single = next(c for c in texts[0][4:] if c not in string and c != "\ufffd")
+    params = SamplingParams(1.0, 32, stop=(string, single))
+    (stopped,) = live.fleet.generate(asked, params, version=live.version)
+    seen = set[str]()
+    for before, after in zip(free, stopped, strict=True):
+        body = before.token_ids[: len(before.token_ids) - (not before.truncated)]  # no end token
+        ends = [i for i in range(1, len(body) + 1) if any(s in text(body[:i]) for s in params.stop)]
+        length = ends[0] if ends else len(before.token_ids)
+        assert after.token_ids == before.token_ids[:length]
+        assert after.logp == pytest.approx(before.logp[:length], abs=BOUND)  # other answers ran beside
+        if not ends:
+            assert (after.text, after.finish_reason) == (before.text, before.finish_reason)
+            continue
+        assert after.finish_reason is FinishReason.STOP_STRING and not after.truncated
+        found = next(s for s in params.stop if after.text.endswith(s))
+        assert text(after.token_ids).startswith(after.text) and not any(s in after.text[:-1] for s in params.stop)
+        seen.add(found)
+    assert seen == {string, single}
+
+
+def test_top_p_leaves_the_likeliest_tokens_and_renormalises(live: Live) -> None:
+    asked, greedy = [Request(prompts(1)[0], 4, seed=0)], live.sample(1, n=1, temperature=0.0)[0]
+    (narrow,) = live.fleet.generate(asked, SamplingParams(1.0, 32, top_p=1e-3), version=live.version)
+    assert {c.token_ids for c in narrow} == {greedy.token_ids}
+    assert {x for c in narrow for x in c.logp} == {0.0}
+    assert max(greedy.logp) < 0.0
 
 
 # ---- each shim is needed ------------------------------------------------------------------------------------

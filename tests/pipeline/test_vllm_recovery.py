@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny_model import FolderSource, perturb
 
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.server import Server
@@ -88,11 +88,7 @@ class Rig:
 
     def generate(self, temperature: float, on_answer: Any = None) -> Answers:
         return self.fleet.generate(
-            requests(),
-            temperature=temperature,
-            max_new_tokens=NEW_TOKENS,
-            version=self.version,
-            on_answer=on_answer,
+            requests(), SamplingParams(temperature, NEW_TOKENS), version=self.version, on_answer=on_answer
         )
 
     def check(self, answers: Answers, temperature: float) -> None:

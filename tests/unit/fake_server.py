@@ -132,7 +132,7 @@ def answer(body: dict[str, Any]) -> dict[str, Any]:
         "choices": [
             {
                 "index": i,
-                "token_ids": [body["prompt"][0], 1 + i % 5, EOS],
+                "token_ids": [body["prompt"][0], 1 + i % 5, body["stop_token_ids"][0]],
                 "logprobs": {"token_logprobs": [-0.5, -1.0, -0.25]},
                 "finish_reason": "stop",
             }

@@ -4,12 +4,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from r1mega.rollout.engine import OnAnswer, Request
+from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 from r1mega.samples import Completion, FinishReason, Prompt
 
-SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 4}
+PARAMS = SamplingParams(temperature=0.7, max_new_tokens=4)
 
 
 def request(i: int, n: int = 2) -> Request:
@@ -17,7 +17,7 @@ def request(i: int, n: int = 2) -> Request:
 
 
 def key(i: int, version: int = 3) -> Key:
-    return Key.of(request(i), version=version, policy=policies_of(version)[0], **SETTINGS)
+    return Key.of(request(i), PARAMS, version=version, policy=policies_of(version)[0])
 
 
 def policies_of(version: int) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def policies_of(version: int) -> tuple[str, ...]:
 
 
 def counted(**entries: int) -> dict[str, Any]:
-    return {"format": 2, "entries": {name[1:]: num for name, num in entries.items()}}
+    return {"format": 3, "entries": {name[1:]: num for name, num in entries.items()}}
 
 
 def entry(journal: Journal, i: int, version: int = 3) -> tuple[Completion, ...] | None:
@@ -58,9 +58,8 @@ class CountingEngine:
     def generate(
         self,
         requests: Sequence[Request],
+        params: SamplingParams,
         *,
-        temperature: float,
-        max_new_tokens: int,
         version: int,
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:

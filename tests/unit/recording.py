@@ -19,7 +19,7 @@ from torch import Tensor
 
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind, ModelSpec
-from r1mega.rollout.engine import Request
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.runtime.background import Background
 from r1mega.runtime.files import put_folder
 from r1mega.samples import Completion, Document, FinishReason
@@ -171,8 +171,7 @@ class Asked:
     """One request that an engine answered."""
 
     version: int
-    temperature: float
-    max_new_tokens: int
+    params: SamplingParams
     request: Request
     answers: tuple[Completion, ...]
     kinds: tuple[str, ...]
@@ -253,9 +252,8 @@ class RecordingEngine:
     def generate(
         self,
         requests: Sequence[Request],
+        params: SamplingParams,
         *,
-        temperature: float,
-        max_new_tokens: int,
         version: int,
         on_answer: Callable[[int, tuple[Completion, ...]], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
@@ -265,24 +263,23 @@ class RecordingEngine:
             for place, request in enumerate(requests):
                 question = engines.places.setdefault(request.prompt.id, len(engines.places))
                 kinds = tuple(engines.groups[question % len(engines.groups)][: request.n])
-                answers = tuple(
-                    self._answer(request, i, kind, temperature, max_new_tokens) for i, kind in enumerate(kinds)
-                )
+                answers = tuple(self._answer(request, i, kind, params) for i, kind in enumerate(kinds))
                 found.append(answers)
-                engines.asked.append(Asked(version, temperature, max_new_tokens, request, answers, kinds))
+                engines.asked.append(Asked(version, params, request, answers, kinds))
                 if on_answer is not None:
                     on_answer(place, answers)
                 if len(engines.asked) == engines.stop_after:
                     stop_signal()
         return found
 
-    def _answer(self, request: Request, i: int, kind: str, temperature: float, limit: int) -> Completion:
+    def _answer(self, request: Request, i: int, kind: str, params: SamplingParams) -> Completion:
         """Drawn with seed + i, as engines do; what it says follows from `kind` alone."""
         rng = random.Random(f"{request.prompt.id}/{request.seed + i}")
+        limit = params.max_new_tokens
         tokens = tuple(
             rng.choices(range(5, len(self._theta)), k=limit if kind == "cut" else rng.randint(2, limit - 1))
         )
-        logp = torch.log_softmax(self._theta.double() / (temperature or 1.0), 0)[list(tokens)]
+        logp = torch.log_softmax(self._theta.double() / (params.temperature or 1.0), 0)[list(tokens)]
         off = self._engines.shift * torch.arange(1, len(tokens) + 1).sin()
         if self._engines.only not in (None, len(self._engines.asked) + 1) or (self._engines.only and i):
             off = 0 * off

@@ -1,12 +1,15 @@
 """Laws between the steps of an RL stage: what falls between two rollouts would never come, or come too late."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from r1mega.config import checks
-from r1mega.config.schema import GRPO, SFT, Pretrain
+from r1mega.config.schema import GRPO, SFT, Evaluate, Pretrain, Sampling
+from r1mega.rollout.engine import SamplingParams
 
 TINY = Path(__file__).parents[2] / "configs/tiny/qwen2.json"
 OPTIMIZER = {"lr": 1e-3}
@@ -27,6 +30,9 @@ RL = {
     "objective": {"group_size": 4, "reference_refresh_steps": 8},
     "evaluation": {"every_steps": 4, "num_questions": 2},
 }
+
+
+EVALUATE = {name: RL[name] for name in ("model", "tasks", "sampling", "evaluation")} | {"stage": "evaluate"}
 
 
 def faults(stage: Any) -> list[str]:
@@ -67,6 +73,40 @@ def test_what_falls_on_the_ends_of_rollouts_passes():
 def test_what_would_never_come_is_refused(changes: dict[str, Any], said: str):
     found = rl(**changes)
     assert any(said in fault for fault in found), found
+
+
+def test_grpo_takes_no_top_p_and_an_evaluation_does():
+    (fault,) = rl(sampling={"top_p": 0.95})
+    assert fault.startswith("sampling.top_p: 0.95 renormalises the engine's log-probabilities")
+    assert "of another distribution than the policy's" in fault
+    sampled = {"max_new_tokens": 8, "top_p": 0.95, "stop": ["</answer>"]}
+    assert faults(Evaluate.model_validate({**EVALUATE, "sampling": sampled})) == []
+    assert rl(sampling={"top_p": 1.0, "stop": ["</answer>"]}) == []
+    for wrong in (0, 1.01, "0.9"):
+        with pytest.raises(ValidationError, match=r"sampling\.top_p"):
+            Evaluate.model_validate({**EVALUATE, "sampling": {**sampled, "top_p": wrong}})
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        ([""], ["sampling.stop: an empty string would end every answer at once"]),
+        (["a", "a"], ["'a' ends no answer, since it contains 'a'"]),
+        (["</answer>\n", "b", "</answer>"], ["'</answer>\\n' ends no answer, since it contains '</answer>'"]),
+        (["b", "ab", "abc"], ["'ab' ends no answer, since it contains 'b'", "'abc' ends no answer"]),
+        (["ab", "bc", "B"], []),
+    ],
+)
+def test_stop_strings_that_end_no_answer_are_refused(stop: list[str], said: list[str]):
+    for found in (rl(sampling={"stop": stop}), faults(Evaluate.model_validate({**EVALUATE, "sampling": {
+        "max_new_tokens": 8, "stop": stop,
+    }}))):  # fmt: skip
+        assert len(found) == len(said)
+        assert all(text in fault for text, fault in zip(said, found, strict=True))
+
+
+def test_settings_of_sampling_and_what_the_engine_takes_have_the_same_names():
+    assert {*Sampling.model_fields} == {field.name for field in dataclasses.fields(SamplingParams)}
 
 
 @pytest.mark.parametrize(("steps", "refused"), [(11, False), (12, True), (13, True)])

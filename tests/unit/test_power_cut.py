@@ -78,7 +78,7 @@ def test_a_large_file_that_was_flushed_on_the_way(disk: Disk, tmp_path: Path, mo
 
 def test_answers_are_safe_when_the_journal_says_so(disk: Disk, tmp_path: Path) -> None:
     """Of every version, those whose file was closed for another's included."""
-    from r1mega.rollout.engine import Request
+    from r1mega.rollout.engine import Request, SamplingParams
     from r1mega.rollout.journal import Journal
     from r1mega.rollout.replay import JournalledEngine
     from r1mega.rollout.segment import Key
@@ -91,15 +91,16 @@ def test_answers_are_safe_when_the_journal_says_so(disk: Disk, tmp_path: Path) -
         )
 
     class Engine:
-        def generate(self, requests, *, on_answer, version, **_):
+        def generate(self, requests, params, *, on_answer, version):
             for i, request in enumerate(requests):
                 on_answer(i, completions(request, version))
             return []
 
     request = Request(Prompt("p", "chain_sum", "1 + 1", "2", (1, 2)), 2, 7)
+    params = SamplingParams(temperature=1.0, max_new_tokens=9)
     journal = Journal(tmp_path / "journal")
     for version in (0, 1):
-        key = Key.of(request, temperature=1.0, max_new_tokens=9, version=version, policy="p")
+        key = Key.of(request, params, version=version, policy="p")
         journal.add(key, completions(request, version))
     assert disk.lost(tmp_path / "journal" / "version_0.jsonl") != []  # its name is not
     journal.sync()
@@ -107,12 +108,12 @@ def test_answers_are_safe_when_the_journal_says_so(disk: Disk, tmp_path: Path) -
     segments = [tmp_path / "journal" / f"version_{v}.jsonl" for v in (0, 1, 2)]
     assert disk.lost(*segments[:2]) == []
     JournalledEngine(Engine(), journal, policies=lambda version: ("p",), replay="journal").generate(
-        [request], temperature=1.0, max_new_tokens=9, version=2
+        [request], params, version=2
     )
     assert disk.lost(*segments) == []
     journal.prune(1)
     assert disk.lost(*(tmp_path / "journal" / name for name in ("pruned.json", "about.json")), *segments[1:]) == []
-    journal.add(Key.of(request, temperature=0.5, max_new_tokens=9, version=2, policy="p"), completions(request, 2))
+    journal.add(Key.of(request, params.greedy(), version=2, policy="p"), completions(request, 2))
     journal.close()
     assert disk.lost(*segments[1:]) == []
 

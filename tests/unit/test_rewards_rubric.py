@@ -65,6 +65,8 @@ def test_a_truncated_answer_is_zero_masked_or_judged():
     assert (zero.status, zero.reward, zero.parts) == (VerdictStatus.SCORED, 0, {"accuracy": 0, "format": 0})
     assert judge(PROMPT, cut, "mask").status is VerdictStatus.UNSCORABLE
     assert judge(PROMPT, cut, "judge").reward == 2
+    ended = completion("<think>4-1=3</think><answer>3</answer>", FinishReason.STOP_STRING)
+    assert judge(PROMPT, ended).reward == judge(PROMPT, ended, "mask").reward == 2
 
 
 def test_a_prompt_without_truth_is_unscorable():

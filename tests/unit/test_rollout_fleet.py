@@ -11,6 +11,7 @@ import pytest
 from fake_server import EOS, VOCAB_SIZE, FakeServer, request, save_tokenizer
 
 from r1mega.errors import RolloutError
+from r1mega.rollout.engine import OnAnswer, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.samples import Completion, FinishReason
 
@@ -23,10 +24,16 @@ def stub(tmp_path: Path) -> Iterator[FakeServer]:
     stub.shut()
 
 
-def generate(stub: FakeServer, *requests: Any, temperature: float = 0.7, version: int = 0, **kwargs: Any) -> Any:
+def generate(
+    stub: FakeServer,
+    *requests: Any,
+    version: int = 0,
+    on_answer: OnAnswer | None = None,
+    **params: Any,
+) -> Any:
     servers: Any = [stub]
-    fleet = Fleet(servers)
-    return fleet.generate(requests, temperature=temperature, max_new_tokens=5, version=version, **kwargs)
+    drawn = SamplingParams(**{"temperature": 0.7, "max_new_tokens": 5, **params})
+    return Fleet(servers).generate(requests, drawn, version=version, on_answer=on_answer)
 
 
 def test_order_seeds_and_text(stub: FakeServer) -> None:
@@ -50,6 +57,56 @@ def test_what_is_asked_for(stub: FakeServer) -> None:
     assert (body["prompt"], body["n"], body["seed"], body["max_tokens"]) == ([2], 3, 200, 5)
     assert (body["ignore_eos"], body["stop_token_ids"]) == (True, [EOS])  # the server's own ends are not asked
     assert (body["temperature"], body["top_p"], body["top_k"], body["logprobs"]) == (0.7, 1.0, 0, 0)
+    assert body["stop"] == []
+    generate(stub, request(2), temperature=0.6, max_new_tokens=7, top_p=0.95, stop=("ab", "\n"))
+    body = stub.bodies[1]
+    assert (body["temperature"], body["max_tokens"], body["top_p"]) == (0.6, 7, 0.95)
+    # The server's own text has no special tokens, if it is not told to keep them.
+    assert (body["stop"], body["stop_token_ids"], body["skip_special_tokens"]) == (["ab", "\n"], [EOS], False)
+
+
+def ended(*, tokens: list[int], finish: str, reason: Any) -> Callable[[dict[str, Any]], Any]:
+    """The second answer is this one."""
+
+    def change(answer: dict[str, Any]) -> dict[str, Any]:
+        logp = {"token_logprobs": [-0.5] * len(tokens)}
+        answer["choices"][1] |= {
+            "token_ids": tokens,
+            "logprobs": logp,
+            "finish_reason": finish,
+            "stop_reason": reason,
+        }
+        return answer
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tokens", "finish", "reason", "text", "finished"),
+    [
+        ([11, 3, 12], "stop", "31", "1131", FinishReason.STOP_STRING),  # its last token goes past the string
+        ([11, 3, 1], "stop", "31", "1131", FinishReason.STOP_STRING),
+        ([5, 11, 3, 1, 1], "stop", "31", "51131", FinishReason.STOP_STRING),  # at the limit: ended, not cut
+        ([7, 3, 1], "stop", "70", "731", FinishReason.STOP_STRING),  # not in the text as it is decoded here
+        ([11, 3, EOS], "stop", EOS, "113", FinishReason.STOP),
+        ([11, 3, EOS], "stop", None, "113", FinishReason.STOP),
+        ([7, 7, 7, 7, 7], "length", None, "77777", FinishReason.LENGTH),
+    ],
+)
+def test_an_answer_ends_by_a_token_a_string_or_the_limit(
+    tokens: list[int], finish: str, reason: Any, text: str, finished: FinishReason, stub: FakeServer
+) -> None:
+    stub.change = ended(tokens=tokens, finish=finish, reason=reason)
+    ((_, answer, _),) = generate(stub, request(0), stop=("31", "70"))
+    assert answer.token_ids == tuple(tokens) and len(answer.logp) == len(tokens)
+    assert (answer.text, answer.finish_reason, answer.truncated) == (text, finished, finish == "length")
+
+
+@pytest.mark.parametrize(("finish", "reason"), [("stop", "99"), ("length", "31")])
+def test_a_stop_string_that_was_not_asked_for_is_refused(stub: FakeServer, finish: str, reason: str) -> None:
+    stub.change = ended(tokens=[3, 1, 7, 7, 7], finish=finish, reason=reason)
+    with pytest.raises(RolloutError, match=rf"ended \({finish}\) with '{reason}', which is none of \['31'\]"):
+        generate(stub, request(0), stop=("31",))
 
 
 def test_nothing_of_a_models_generation_config_changes_the_distribution(stub: FakeServer) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_data import bits, completions, counted, entry, key, reopened
+from journal_data import PARAMS, bits, completions, counted, entry, key, reopened
 
 from r1mega.errors import CheckpointError, RunDirError
+from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 
@@ -56,8 +57,10 @@ def test_any_float_round_trips(value: float) -> None:
         {"prompt": "p2"},
         {"seed": 11},
         {"n": 3},
-        {"temperature": 0.8},
-        {"max_new_tokens": 5},
+        {"sampling": dataclasses.replace(PARAMS, temperature=0.8)},
+        {"sampling": dataclasses.replace(PARAMS, max_new_tokens=5)},
+        {"sampling": dataclasses.replace(PARAMS, top_p=0.9)},
+        {"sampling": dataclasses.replace(PARAMS, stop=("4",))},
     ],
 )
 def test_every_part_of_the_key_counts(journal: Journal, changed: dict[str, Any]) -> None:
@@ -225,6 +228,7 @@ def test_pruning_is_no_loss(journal: Journal) -> None:
 WRITER = """
 import resource, signal, sys
 from pathlib import Path
+from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 from r1mega.samples import Completion, FinishReason
@@ -237,7 +241,7 @@ journal = Journal(folder)
 for i in range(start, 10**6):
     done = Completion("p", 0, (i,), (-1 / (3 + i),), str(i % 10) * length, FinishReason.STOP, 0, i)
     print(f"{i} begins", flush=True)
-    journal.add(Key(0, "w", "p", i, 1, 1.0, 1), (done,))
+    journal.add(Key(0, "w", "p", i, 1, SamplingParams(1.0, 1)), (done,))
     print(f"{i} done", flush=True)
 """
 
@@ -268,7 +272,7 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
             assert held >= start + len(done)
             assert held <= start + len(done) + 1
             for i in range(start, held):
-                (found,) = journal.get(Key(0, "w", "p", i, 1, 1.0, 1), "p") or (None,)
+                (found,) = journal.get(Key(0, "w", "p", i, 1, SamplingParams(1.0, 1)), "p") or (None,)
                 assert found and found.logp == (-1 / (3 + i),) and found.text == str(i % 10) * length
         start = held
     print(f"{start} entries, {torn} torn tails")

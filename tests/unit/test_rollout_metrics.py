@@ -1,5 +1,7 @@
 """What a rollout's figures are of: the answers with a verdict, those that are compared, all that were sampled."""
 
+import dataclasses
+
 from r1mega.diagnostics.rollout import rollout_metrics
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 
@@ -39,3 +41,10 @@ def test_where_nothing_has_a_verdict_there_is_no_reward_and_no_zero():
     found = rollout_metrics([group("a", [None, None], [1, 1])])
     assert (found["reward/scored"], found["reward/unscored"], found["rollout/answers"]) == (0.0, 1.0, 2.0)
     assert "reward/total" not in found and "reward/accuracy" not in found
+
+
+def test_answers_that_a_stop_string_ended_are_counted_and_are_not_truncated():
+    plain = group("a", [1.0, 0.0, 0.0, 0.0], [2, 4, 6, 12])
+    ended = tuple(dataclasses.replace(c, finish_reason=FinishReason.STOP_STRING) for c in plain.completions[:1])
+    found = rollout_metrics([dataclasses.replace(plain, completions=ended + plain.completions[1:])])
+    assert (found["response_length/stop_string"], found["response_length/truncated"]) == (0.25, 0.25)

@@ -10,11 +10,13 @@ import pytest
 from fake_server import EOS, FakeServer, answer, request, save_tokenizer
 
 from r1mega.errors import RolloutError
+from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.samples import Completion
 
 G = 3
+PARAMS = SamplingParams(temperature=0.7, max_new_tokens=5)
 
 
 class Rig:
@@ -44,8 +46,7 @@ class Rig:
     def generate(self, num: int = 12, version: int = 0, **kwargs: Any) -> list[tuple[Completion, ...]]:
         return self.fleet().generate(
             [request(i, G) for i in range(num)],
-            temperature=0.7,
-            max_new_tokens=5,
+            PARAMS,
             version=version,
             on_answer=lambda index, _: self.arrived.append(index),
             **kwargs,
@@ -309,7 +310,7 @@ def test_an_error_of_the_listener_is_not_the_servers(rig: Rig) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        rig.fleet().generate([request(0)], temperature=0.7, max_new_tokens=5, version=0, on_answer=full)
+        rig.fleet().generate([request(0)], PARAMS, version=0, on_answer=full)
     assert not rig.recoveries
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from journal_data import (
-    SETTINGS,
+    PARAMS,
     CountingEngine,
     bits,
     completions,
@@ -48,7 +48,7 @@ def generate(
     pushed, arrived = list[int](), dict[int, Any]()
     journalled = JournalledEngine(engine, journal, policies=policies, replay=replay, before_sampling=pushed.append)
     answers = journalled.generate(
-        [request(i) for i in range(num)], version=version, on_answer=arrived.setdefault, **SETTINGS
+        [request(i) for i in range(num)], PARAMS, version=version, on_answer=arrived.setdefault
     )
     return journalled, answers, arrived, pushed
 
@@ -114,7 +114,7 @@ def ask(journal: Journal, requests: list[Request], of: Lineage = MINE, version: 
     """The engine afterwards, and which prompts it had to sample."""
     inner = CountingEngine(salt)
     engine = JournalledEngine(inner, journal, policies=of.policies, replay="journal")
-    engine.generate(requests, version=version, **SETTINGS)
+    engine.generate(requests, PARAMS, version=version)
     return engine, sorted(inner.asked)
 
 
@@ -138,7 +138,7 @@ def test_the_same_tokens_are_answered_whatever_their_id(journal: Journal):
     inner = CountingEngine()
     engine = JournalledEngine(inner, journal, policies=MINE.policies, replay="journal")
     renamed = dataclasses.replace(request(1), prompt=Prompt("another id", "task", "question", "truth", (1,)))
-    ((first, second),) = engine.generate([renamed], version=0, **SETTINGS)
+    ((first, second),) = engine.generate([renamed], PARAMS, version=0)
     assert not inner.asked and (first.prompt_id, second.prompt_id) == ("another id", "another id")
     assert first.token_ids == completions(1, 0, salt=1)[0].token_ids
 
@@ -172,10 +172,10 @@ def test_answers_count_for_the_policy_that_gave_them(journal: Journal, other: Li
 
 def test_other_settings_are_other_requests_and_not_stale(journal: Journal):
     ask(journal, [request(0)])
-    for changed in ({"temperature": 0.8}, {"max_new_tokens": 5}):
+    for changed in ({"temperature": 0.8}, {"max_new_tokens": 5}, {"top_p": 0.9}, {"stop": ("4",)}):
         inner = CountingEngine()
         engine = JournalledEngine(inner, journal, policies=MINE.policies, replay="journal")
-        engine.generate([request(0)], version=0, **{**SETTINGS, **changed})
+        engine.generate([request(0)], dataclasses.replace(PARAMS, **changed), version=0)
         assert inner.asked == ["p0"] and engine.stale == 0
 
 
@@ -201,7 +201,7 @@ def test_after_other_answers_to_a_step_the_old_ones_to_later_steps_do_not_count(
         ask(journal, [request(i) for i in range(3)], version=version)
     live = JournalledEngine(CountingEngine(salt=9), journal, policies=MINE.policies, replay="live")
     for version in (0, 4):
-        live.generate([request(i) for i in range(3)], version=version, **SETTINGS)
+        live.generate([request(i) for i in range(3)], PARAMS, version=version)
         assert live.comparison.answers == 6  # the old ones are there to compare with
     with reopened(journal) as again:
         _, asked = ask(again, [request(i) for i in range(3)], version=4)
@@ -219,21 +219,36 @@ def test_a_checkpoint_counts_no_answers_of_later_weights(journal: Journal):
     journal.check(state)
 
 
-def test_a_journal_of_the_older_form_is_set_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    folder = tmp_path / "journal"
+def older(folder: Path, form: int) -> Path:
+    """A journal as an older version wrote it: 3 answers, of weights 0 and 3."""
     folder.mkdir()
     answer = {"ids": [1], "logp": [-0.5], "finish": "stop", "text": "4"}
     old = {"weight_version": 3, "prompt": "p1", "seed": 10, "n": 1, "temperature": 0.7, "max_new_tokens": 4}
+    old |= {"policy": "p"} if form > 1 else {}
     (folder / "version_3.jsonl").write_text(2 * (json.dumps({**old, "answers": [answer]}) + "\n"))
     (folder / "version_0.jsonl").write_text(json.dumps({**old, "answers": [answer]}) + "\n")
-    (folder / "model.json").write_text("{}")
-    with caplog.at_level(logging.WARNING), Journal(folder) as journal:
-        assert journal.state() == counted() and entry(journal, 1) is None
-        journal.check({"entries": {"3": 2}})  # what its checkpoints counted is no loss
+    if form == 1:
+        (folder / "model.json").write_text("{}")
+    else:
+        (folder / "about.json").write_text(json.dumps({"format": form, **MINE.record(), "resampled": 3}))
+    return folder
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_journal_of_an_older_form_is_set_aside_by_choice_and_said(
+    form: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = older(tmp_path / "journal", form)
+    with caplog.at_level(logging.WARNING), Journal(folder, set_older_aside=True) as journal:
+        assert journal.state() == counted() and entry(journal, 1) is None and journal.lineage is None
+        journal.check({"format": form, "entries": {"3": 2}})  # what its checkpoints counted is no loss
         journal.add(key(1), completions(1))
-    assert "3 answers journalled by an older version do not say which prompt and weights they are of" in caplog.text
-    assert sorted(p.name for p in (folder / "older_form").iterdir()) == [
-        "model.json", "version_0.jsonl", "version_3.jsonl",
+    assert (
+        "3 answers journalled by an older version do not say all of what was asked: set aside in form_" in caplog.text
+    )
+    aside = ["model.json"] if form == 1 else []
+    assert sorted(p.name for p in (folder / f"form_{form}").iterdir()) == [
+        *aside, "version_0.jsonl", "version_3.jsonl",
     ]  # fmt: skip
     caplog.clear()
     with Journal(folder) as journal:
@@ -241,11 +256,31 @@ def test_a_journal_of_the_older_form_is_set_aside_and_said(tmp_path: Path, caplo
     assert not caplog.text
 
 
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_journal_of_an_older_form_is_refused_without_that_choice(form: int, tmp_path: Path):
+    folder = older(tmp_path / "journal", form)
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+    with pytest.raises(
+        RunDirError, match=rf"a journal of form {form}, .*form 3: .*sample its answers anew with --set"
+    ):
+        Journal(folder)
+    assert {p: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
+
+
+def test_an_older_form_that_holds_nothing_is_no_reason_to_refuse(tmp_path: Path):
+    (tmp_path / "about.json").write_text('{"format": 2}')
+    with Journal(tmp_path) as journal:
+        assert journal.state() == counted()
+
+
 def test_a_journal_of_a_newer_form_is_refused(tmp_path: Path):
     Journal(tmp_path).close()
-    (tmp_path / "about.json").write_text('{"format": 3}')
-    with pytest.raises(RunDirError, match=r"a journal of format 3, this version reads 2; continue with the version"):
-        Journal(tmp_path)
+    (tmp_path / "about.json").write_text('{"format": 4}')
+    for aside in (False, True):
+        with pytest.raises(
+            RunDirError, match=r"a journal of form 4, this version reads form 3: continue.*--run-dir$"
+        ):
+            Journal(tmp_path, set_older_aside=aside)
 
 
 def test_files_that_are_no_weights_version_are_left_alone(journal: Journal):

@@ -6,12 +6,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_server import FakeServer
 from grpo_run import CLUSTER, base
+from grpo_run import config as grpo_config
 
+from r1mega.config.load import load_stage
 from r1mega.config.schema import Evaluate
 from r1mega.data.split import HELD_OUT
+from r1mega.data.tokenizer import load_tokenizer
+from r1mega.errors import ConfigError
+from r1mega.preflight.data import check_data
+from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
+from r1mega.stages.questions import ask
 
 __all__ = ["base"]  # a fixture
 
@@ -47,11 +55,11 @@ class Answering:
     def wait_ready(self) -> None:
         self.said.append("ready")
 
-    def generate(self, requests: Any, *, temperature: float, on_answer: Any, **options: Any) -> Any:
+    def generate(self, requests: Any, params: SamplingParams, *, version: int, on_answer: Any) -> Any:
         assert self.said == ["ready"]
-        self.asked.append(SimpleNamespace(requests=requests, temperature=temperature, **options))
+        self.asked.append(SimpleNamespace(requests=requests, params=params, version=version))
         found = []
-        for place, (request, kinds) in enumerate(zip(requests, KINDS[temperature], strict=True)):
+        for place, (request, kinds) in enumerate(zip(requests, KINDS[params.temperature], strict=True)):
             assert request.n == len(kinds)
             p = request.prompt
             texts = [SAID[kind].format(p.truth) for kind in kinds]
@@ -73,7 +81,7 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     sums = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}
     settings = {
         "stage": "evaluate", "model": {"path": str(base)}, "tasks": [sums],
-        "sampling": {"temperature": 0.7, "max_new_tokens": 8},
+        "sampling": {"temperature": 0.7, "max_new_tokens": 8, "top_p": 0.9, "stop": ["</answer>"]},
         "evaluation": {"every_steps": 1, "num_questions": 2, "samples_per_question": 3},
     }  # fmt: skip
     config, engine = Evaluate.model_validate(settings), Answering()
@@ -83,6 +91,64 @@ def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     finally:
         run_dir.close()
     return config, engine, run_dir.path
+
+
+class OverHttp(FakeServer):
+    """As the stage starts it; asked through the real client."""
+
+    def __enter__(self) -> "OverHttp":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shut()
+
+    def wait_ready(self) -> None: ...
+
+
+def test_settings_of_sampling_go_from_a_file_into_the_requests(base: Path, tmp_path: Path):
+    """Sampled answers as the file says, greedy ones as far as it concerns them."""
+    from r1mega.stages import evaluate
+
+    (tmp_path / "eval.toml").write_text(f"""
+        stage = "evaluate"
+        model = {{ path = "{base}" }}
+        tasks = [{{ name = "chain_sum" }}]
+        sampling = {{ temperature = 0.6, top_p = 0.95, max_new_tokens = 3, stop = ["</answer>", "so:"] }}
+        evaluation = {{ every_steps = 1, num_questions = 1, samples_per_question = 2 }}
+    """)
+    config, server = load_stage(tmp_path / "eval.toml"), OverHttp(base)
+    server.vocab_size = 288
+    assert isinstance(config, Evaluate)
+    run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
+    try:
+        evaluate.run(config, CLUSTER, run_dir, serve=lambda *_, **__: server)  # type: ignore[arg-type]
+    finally:
+        run_dir.close()
+    sent = [
+        tuple(body[name] for name in ("temperature", "top_p", "max_tokens", "stop", "n")) for body in server.bodies
+    ]
+    assert sent == [(0.6, 0.95, 3, ["</answer>", "so:"], 2), (0.0, 1.0, 3, ["</answer>", "so:"], 1)]
+
+
+def test_a_stop_string_with_the_end_token_in_it_is_refused(base: Path, tmp_path: Path):
+    from r1mega.stages import evaluate
+
+    end = load_tokenizer(base).eos_token
+    sampling = {"max_new_tokens": 8, "stop": ["</answer>", f"so{end}"]}
+    config = Evaluate.model_validate({
+        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [{"name": "chain_sum"}], "sampling": sampling,
+        "evaluation": {"every_steps": 1, "num_questions": 1},
+    })  # fmt: skip
+    run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
+    with pytest.raises(ConfigError, match="ends no answer, since it contains the end token") as refused:
+        evaluate.run(config, CLUSTER, run_dir, serve=lambda *_, **__: pytest.fail("nothing is started"))
+    run_dir.close()
+    with pytest.raises(ConfigError) as checked:
+        check_data(config, None, brief=False)
+    assert str(checked.value) == str(refused.value)
+    rl = grpo_config(base, {"sampling": {"max_new_tokens": 8, "stop": [str(end)]}})
+    with pytest.raises(ConfigError, match="contains the end token"):
+        ask(rl)
 
 
 def test_every_answer_counts_once(evaluated: Any):
@@ -102,7 +168,9 @@ def test_every_answer_counts_once(evaluated: Any):
 def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any, base: Path):
     config, engine, folder = evaluated
     sampled, greedy = engine.asked
-    assert (sampled.temperature, greedy.temperature, sampled.max_new_tokens, sampled.version) == (0.7, 0.0, 8, 0)
+    assert sampled.params == SamplingParams(0.7, 8, top_p=0.9, stop=("</answer>",))
+    assert greedy.params == SamplingParams(0.0, 8, stop=("</answer>",))
+    assert (sampled.version, greedy.version) == (0, 0)
     asked = [r.prompt for r in sampled.requests]
     assert [r.prompt for r in greedy.requests] == asked
     listed = [json.loads(line)["question"] for line in (folder / "held_out.jsonl").read_text().splitlines()]

@@ -1,5 +1,6 @@
 """What an RL run asks its engine: how many answers, how warm, with which seeds, and what again when it resumes."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from grpo_run import Run, base, plain
 from recording import Asked, Engines, stop_signal
 
-from r1mega.errors import MismatchError, RolloutError
+from r1mega.errors import MismatchError, RolloutError, RunDirError
+from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.interrupt import Interrupted
 
 __all__ = ["base", "plain"]  # fixtures
@@ -30,7 +32,19 @@ def figures(run: Run) -> list[dict[str, Any]]:
 
 
 def keyed(asked: list[Asked]) -> list[tuple[Any, ...]]:
-    return sorted((a.version, a.request.prompt.id, a.request.seed, a.request.n, a.temperature) for a in asked)
+    return sorted(
+        (a.version, a.request.prompt.id, a.request.seed, a.request.n, *dataclasses.astuple(a.params)) for a in asked
+    )
+
+
+def test_every_setting_of_sampling_reaches_the_engine(base: Path, tmp_path: Path):
+    """In rollouts and in evaluations; greedily as well, all but the temperature."""
+    settings = {"temperature": 0.6, "max_new_tokens": 9, "stop": ["</answer>", "\n\n"]}
+    run = Run(tmp_path / "run").start(base, {"sampling": settings, "num_steps": 2})
+    warm = SamplingParams(temperature=0.6, max_new_tokens=9, stop=("</answer>", "\n\n"))
+    assert {a.params for asked in run.engines.rollouts().values() for a in asked} == {warm}
+    cold = SamplingParams(temperature=0.0, max_new_tokens=9, stop=("</answer>", "\n\n"))
+    assert {a.params for asked in run.engines.evaluations().values() for a in asked} == {warm, cold}
 
 
 def test_every_answer_to_learn_from_is_drawn_with_a_seed_of_its_own(plain: Run, base: Path, tmp_path: Path):
@@ -39,7 +53,7 @@ def test_every_answer_to_learn_from_is_drawn_with_a_seed_of_its_own(plain: Run, 
     for asked in rollouts.values():
         # Three questions and no more, so that every rollout asks the same ones.
         assert len({a.request.prompt.id for a in asked}) == 3
-        assert {(a.temperature, a.max_new_tokens, a.request.n) for a in asked} == {(0.7, 8, 4)}
+        assert {(a.params.temperature, a.params.max_new_tokens, a.request.n) for a in asked} == {(0.7, 8, 4)}
     used = seeds([a for asked in rollouts.values() for a in asked])
     assert len(set(used)) == len(used) == 36
     assert len({answer.token_ids for asked in rollouts.values() for a in asked for answer in a.answers}) == 36
@@ -57,14 +71,14 @@ def test_evaluations_ask_held_out_questions_with_the_same_seeds_every_time(plain
     trained_on = {a.request.prompt.question for asked in plain.engines.rollouts().values() for a in asked}
     sampled = {}
     for version, asked in evaluations.items():
-        at = {t: [a for a in asked if a.temperature == t] for t in (0.7, 0.0)}
+        at = {t: [a for a in asked if a.params.temperature == t] for t in (0.7, 0.0)}
         sampled[version] = [(a.request.prompt.id, a.request.seed, a.request.n) for a in at[0.7]]
         assert sampled[version] == sampled[0] and {n for _, _, n in sampled[version]} == {3}
         assert len(set(seeds(at[0.7]))) == 6  # two questions, each with a range of its own
         # Greedily the first and the last weights alone, once a question.
         assert [a.request.n for a in at[0.0]] == ([1, 1] if version in (0, 6) else [])
         assert not trained_on & {a.request.prompt.question for a in asked}
-        assert {a.max_new_tokens for a in asked} == {8}
+        assert {a.params.max_new_tokens for a in asked} == {8}
 
 
 def test_evaluations_fall_due(plain: Run, base: Path, tmp_path: Path):
@@ -123,6 +137,17 @@ def test_live_replay_asks_again_and_compares(base: Path, whole: Run, tmp_path: P
     rows = {row["step"]: row for row in run.rows()}
     assert rows[3]["replay/tokens"] == rows[3]["replay/equal_tokens"] == sum(again)
     assert "replay/tokens" not in rows[1]
+
+
+def test_a_journal_of_an_older_version_is_refused_unless_everything_is_asked_anew(base: Path, tmp_path: Path):
+    journal = tmp_path / "run/journal"
+    journal.mkdir(parents=True)
+    (journal / "about.json").write_text('{"format": 2}')
+    (journal / "version_0.jsonl").write_text("{}\n")
+    with pytest.raises(RunDirError, match=r'a journal of form 2.*rollout\.replay="live"'):
+        Run(tmp_path / "run").start(base, {"num_steps": 2})
+    run = Run(tmp_path / "run").start(base, {"num_steps": 2, "rollout": {"replay": "live"}})
+    assert len(run.rows()) == 2 and (journal / "form_2/version_0.jsonl").read_text() == "{}\n"
 
 
 @pytest.mark.parametrize(("keep", "left"), [(True, [0, 2, 4, 6]), (False, [4, 6])])
