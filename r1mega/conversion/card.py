@@ -9,6 +9,7 @@ import torch
 from r1mega.conversion.folders import Folder
 from r1mega.families.spec import Kind
 from r1mega.formats import companions
+from r1mega.formats.torch_dtypes import dtype_name
 
 
 def num_parameters(folder: Folder) -> int:
@@ -21,7 +22,7 @@ def elements_by_dtype(folder: Folder) -> dict[str, int]:
     counts: dict[str, int] = {}
     for row in folder.table:
         if row.kind is not Kind.COPY:
-            name = str(folder.dtype(row)).removeprefix("torch.")
+            name = dtype_name(folder.dtype(row))
             counts[name] = counts.get(name, 0) + math.prod(row.shape)
     return counts
 

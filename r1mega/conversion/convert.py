@@ -21,7 +21,7 @@ from r1mega.conversion.folders import Folder, HFFolder, check_copies, open_folde
 from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
-from r1mega.formats import companions, fp8
+from r1mega.formats import companions, fp8_blocks
 from r1mega.formats.hf_files import SHARD_BYTES
 from r1mega.runtime import locks
 from r1mega.runtime.files import make_folder, sync, write_json
@@ -242,7 +242,7 @@ def _save_id(records: list[Any]) -> str:
 
 
 def _dtype_name(job: Job, written: Folder) -> str:
-    if job.dtype is not None and job.dtype in fp8.FORMS:
-        scales = ", scales powers of two" if "scale_fmt" in fp8.FORMS[job.dtype] else ""
+    if job.dtype is not None and job.dtype in fp8_blocks.FORMS:
+        scales = ", scales powers of two" if "scale_fmt" in fp8_blocks.FORMS[job.dtype] else ""
         return f"FP8 (e4m3, blocks of 128 x 128{scales}), bf16 elsewhere"
     return describe_dtypes(elements_by_dtype(written))

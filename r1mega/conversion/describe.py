@@ -6,6 +6,7 @@ from pathlib import Path
 from r1mega.conversion.card import describe_dtypes, elements_by_dtype, num_parameters
 from r1mega.conversion.folders import HFFolder, check_copies, open_folder
 from r1mega.families.spec import Kind
+from r1mega.formats.torch_dtypes import dtype_name
 
 
 def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
@@ -44,6 +45,6 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
     if with_tensors:
         for row in folder.table:
             if folder.has(row):
-                dtype = str(folder.dtype(row)).removeprefix("torch.")
+                dtype = dtype_name(folder.dtype(row))
                 lines += [f"{name}  {shape}  {dtype}" for name, shape in zip(row.hf, row.hf_shapes, strict=True)]
     return lines

@@ -13,9 +13,11 @@ from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import ModelSpec, Row
 from r1mega.formats import torch_dist
-from r1mega.formats.hf_folder import FLOATS, HFFolder, names_of
+from r1mega.formats.hf_folder import HFFolder
+from r1mega.formats.hf_headers import FLOATS
 from r1mega.formats.manifest import MANIFEST, METADATA, read_model_fields, saved_tp
 from r1mega.formats.mapping import to_hf
+from r1mega.formats.torch_dtypes import STORED, TORCH, dtype_name, dtype_names
 from r1mega.layout.sharded import places, roots
 from r1mega.runtime.mapped import MappedFiles
 
@@ -100,8 +102,9 @@ class MegatronFolder:
                 faults.append(f"{name}: missing")
             elif stored.shape != place.shape:
                 faults.append(f"{name}: {stored.shape} in the checkpoint, {place.shape} by the table")
-            elif stored.dtype not in FLOATS:
-                faults.append(f"{name}: dtype {names_of([stored.dtype])}; weights are read as {names_of(FLOATS)}")
+            elif STORED.get(stored.dtype) not in FLOATS:
+                read = dtype_names([TORCH[dtype] for dtype in FLOATS])
+                faults.append(f"{name}: dtype {dtype_name(stored.dtype)}; weights are read as {read}")
         ours = roots(self.table)
         faults += [
             f"{key}: unmapped, no row of the table has it"

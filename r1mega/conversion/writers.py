@@ -19,11 +19,12 @@ from torch import Tensor
 from r1mega.conversion.folders import Folder, HFFolder
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Kind, Row, Shape
-from r1mega.formats import fp8, torch_dist
+from r1mega.formats import fp8, fp8_blocks, torch_dist
 from r1mega.formats.hf_files import shard_names, write_config, write_index
 from r1mega.formats.manifest import write_weights_only
 from r1mega.formats.mapping import to_hf, to_megatron
 from r1mega.formats.safetensors import Entry, lay_out
+from r1mega.formats.torch_dtypes import STORED, TORCH, dtype_name
 from r1mega.layout.sharded import boxes, extra_states, places
 from r1mega.runtime.files import LargeFile
 from r1mega.runtime.mapped import raw
@@ -72,7 +73,7 @@ class Writer(Protocol):
 def digest(tensor: Tensor) -> str:
     """Dtype, shape and XXH3 (128 bits) of the bytes: against accidents, ten times as fast as SHA-256."""
     shape = "x".join(map(str, tensor.shape))
-    return f"{str(tensor.dtype).removeprefix('torch.')} {shape} {xxhash.xxh3_128_hexdigest(raw(tensor))}"
+    return f"{dtype_name(tensor.dtype)} {shape} {xxhash.xxh3_128_hexdigest(raw(tensor))}"
 
 
 def _divide(sizes: Sequence[tuple[int, int]], limit: int) -> list[Part]:
@@ -94,7 +95,7 @@ class HFWriter:
 
     def __init__(self, source: Folder, dtype: DType | None, shard_bytes: int, part_bytes: int) -> None:
         self._source, self._dtype = source, dtype
-        self._form = dtype if dtype in fp8.FORMS else None
+        self._form = dtype if dtype in fp8_blocks.FORMS else None
         self._outputs = [self._output(row) for row in source.table]
         sizes = [(i, sum(_num_bytes(t) for t in tensors)) for i, tensors in enumerate(self._outputs)]
         shards = _divide(sizes, shard_bytes)
@@ -105,7 +106,7 @@ class HFWriter:
         self._places: dict[str, tuple[str, Entry]] = {}
         self._total = sum(size for _, size in sizes)
         for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-            header, entries, size = lay_out([t for i in shard.rows for t in self._outputs[i]])
+            header, entries, size = lay_out([(n, STORED[d], s) for i in shard.rows for n, d, s in self._outputs[i]])
             self._files.append((name, header, size))
             self._places |= {entry.name: (name, entry) for entry in entries}
             for part in _divide([sizes[i] for i in shard.rows], part_bytes):
@@ -116,9 +117,9 @@ class HFWriter:
         """(name, dtype, shape) of what a row becomes; a weight's scales follow it."""
         found = []
         for name, shape in zip(row.hf, row.hf_shapes, strict=True):
-            if self._form is not None and fp8.quantised(row, name):
+            if self._form is not None and fp8_blocks.quantised(row, name):
                 found.append((name, fp8.CODES, shape))
-                found.append((name + fp8.SUFFIX, fp8.SCALES, fp8.scale_shape(shape)))
+                found.append((name + fp8_blocks.SUFFIX, fp8.SCALES, fp8_blocks.scale_shape(shape)))
             else:
                 found.append((name, self._plain_dtype(row), shape))
         return found
@@ -159,7 +160,7 @@ class HFWriter:
                 tensors, digests[str(i)] = self._convert(self._source.table[i])
                 for name, tensor in tensors:
                     _, entry = self._places[name]
-                    assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), name
+                    assert (tensor.dtype, tuple(tensor.shape)) == (TORCH[entry.dtype], entry.shape), name
                     _write_at(file, raw(tensor), entry.start, count)
                 self._source.release()
             file.sync()
@@ -184,16 +185,17 @@ class HFWriter:
             codes, scales = fp8.quantise(tensor, self._form)
             if not scales.isfinite().all():
                 raise WeightMappingError(f"{name}: not finite, so it has no FP8 form; the source is damaged")
-            quantised += [(name, codes), (name + fp8.SUFFIX, scales)]
+            quantised += [(name, codes), (name + fp8_blocks.SUFFIX, scales)]
         return quantised, [digest(t) for _, t in quantised]
 
     def _lossy(self, row: Row) -> bool:
         """Whether a row is written as FP8 blocks."""
-        return self._form is not None and any(fp8.quantised(row, name) for name in row.hf)
+        return self._form is not None and any(fp8_blocks.quantised(row, name) for name in row.hf)
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
         dtype = _most((self._plain_dtype(row), row) for row in self._source.table)
-        write_config(out, self._source.spec.hf, dtype, fp8.FORMS[self._form] if self._form is not None else None)
+        quantization = fp8_blocks.FORMS[self._form] if self._form is not None else None
+        write_config(out, self._source.spec.hf, dtype_name(dtype), quantization)
         if len(self._files) > 1:
             write_index(out, {name: file for name, (file, _) in self._places.items()}, self._total)
 
@@ -203,7 +205,7 @@ class HFWriter:
         return [
             f"{name}: its FP8 blocks are further from the source than half a step"
             for name, weight in pairs
-            if not fp8.within_half_a_step(weight, written.stored(name), written.stored(name + fp8.SUFFIX))
+            if not fp8.within_half_a_step(weight, written.stored(name), written.stored(name + fp8_blocks.SUFFIX))
         ]
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:
@@ -258,7 +260,7 @@ class MegatronWriter:
                     whole = to_megatron(row, parts)
                 place = self._places[row.megatron]
                 stacked = whole.reshape(place.sizes)
-                dtype = str(whole.dtype).removeprefix("torch.")
+                dtype = dtype_name(whole.dtype)
                 for offset, sizes in boxes(row, place):
                     here = tuple(slice(o - p, o - p + n) for o, p, n in zip(offset, place.offset, sizes, strict=True))
                     start, length = torch_dist.write_chunk(file, stacked[here])
@@ -289,7 +291,8 @@ class MegatronWriter:
         for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
             (out / name).write_bytes(content)
         rows = (row for row in self._source.table if row.kind is not Kind.COPY)
-        config = write_config(out, self._source.spec.hf, _most((self._source.dtype(row), row) for row in rows))
+        dtype = _most((self._source.dtype(row), row) for row in rows)
+        config = write_config(out, self._source.spec.hf, dtype_name(dtype))
         write_weights_only(out, config, {})
 
     def audit(self, written: Folder, part: Part, record: Mapping[str, Any], count: Count) -> list[str]:

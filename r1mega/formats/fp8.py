@@ -3,47 +3,20 @@
 A weight w is stored as codes q and `weight_scale_inv` s, w = q * s, with s = max|w| / 448 over the block (V3 report
 3.3; the published inference code's `weight_dequant`). Blocks at the lower and right edges are smaller. Scales are
 fp32; DeepSeek-V3.1's are rounded up to powers of two, and Qwen3's folders keep theirs in bf16.
-
-Quantised are the projections of attention and MLPs, experts' included; router, norms, embedding, output head and an
-MTP layer's eh_proj are not. That makes 45,808 scales in DeepSeek-V3, which with its 46,183 tensors are the 91,991
-of the published index.
 """
-
-import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r1mega.families.quantization import FP8, POWERS
-from r1mega.families.spec import Kind, Row, Shape
+from r1mega.families.quantization import POWERS
+from r1mega.formats.fp8_blocks import BLOCK, FORMS, scale_shape
 
-BLOCK = 128
 LARGEST = 448.0
 """The largest finite e4m3 number."""
 CODES, SCALES = torch.float8_e4m3fn, torch.float32
-SUFFIX = "_scale_inv"
-READ_SCALES = (torch.float32, torch.bfloat16)
-"""What scales may be stored as; they are written as the first."""
-FORMS: Mapping[str, Mapping[str, Any]] = {"fp8-block": FP8, "fp8-block-ue8m0": {**FP8, "scale_fmt": POWERS}}
-"""Form in which weights are written -> quantization_config of the folder: DeepSeek-V3's, and DeepSeek-V3.1's."""
 STRIP_BLOCKS = 8
 """Rows of blocks that are worked on at once: temporary memory is a few times theirs in fp32."""
-
-
-def quantised(row: Row, name: str) -> bool:
-    """Whether a row's Hugging Face tensor is stored as codes and scales."""
-    if row.kind not in (Kind.COPY, Kind.BUFFER) and len(row.shape) == 2 and name.endswith(".weight"):
-        module = name.split(".")[-2]
-        return (".self_attn." in name or ".mlp." in name) and (module.endswith("_proj") or "_proj_" in module)
-    return False
-
-
-def scale_shape(shape: Shape) -> Shape:
-    """Shape of the scales of a weight."""
-    return tuple(math.ceil(n / BLOCK) for n in shape)
 
 
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.fields import read_json
 from r1mega.families.quantization import quantization_faults
@@ -35,14 +33,16 @@ def read_config(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def write_config(
-    folder: Path, hf: Mapping[str, Any], dtype: torch.dtype, quantization: Mapping[str, Any] | None = None
+    folder: Path, hf: Mapping[str, Any], dtype: str, quantization: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write config.json of a model whose weights are written as `dtype`; returns its fields.
 
     The dtype stands there under the key of before transformers 5 as well.
+
+    Args:
+        dtype: torch's name of it, "bfloat16".
     """
-    name = str(dtype).removeprefix("torch.")
-    fields = {**hf, "dtype": name, "torch_dtype": name}
+    fields = {**hf, "dtype": dtype, "torch_dtype": dtype}
     if quantization is not None:
         fields["quantization_config"] = dict(quantization)
     dump_json(folder / "config.json", fields)

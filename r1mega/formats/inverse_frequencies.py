@@ -4,24 +4,15 @@ Every reader computes them itself. Those in a folder say by which positions its 
 against what its config.json gives.
 """
 
-import re
-
 import torch
 from torch import Tensor
 
 from r1mega.families.spec import Grouped, ModelSpec
 from r1mega.formats.rotary import frequencies
+from r1mega.formats.torch_dtypes import dtype_name
 
-NAME = re.compile(r"model\.(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq")
 TOLERANCE = 1e-5
 """Relative: powers are computed to a few last bits, which differ between libraries."""
-
-
-def is_buffer(spec: ModelSpec, name: str) -> bool:
-    """Whether a tensor of a folder is the inverse frequencies of one of its layers, or of all of them."""
-    found = NAME.fullmatch(name)
-    layers = spec.num_layers + spec.num_mtp_layers
-    return found is not None and int(found[1] or 0) < layers
 
 
 def difference(spec: ModelSpec, stored: Tensor) -> str | None:
@@ -36,7 +27,7 @@ def difference(spec: ModelSpec, stored: Tensor) -> str | None:
     dim = attention.head_dim if isinstance(attention, Grouped) else attention.qk_rope_dim
     wanted, _ = frequencies(spec.rope, dim)
     if not stored.is_floating_point() or stored.shape != wanted.shape:
-        found = f"{str(stored.dtype).removeprefix('torch.')} {tuple(stored.shape)}"
+        found = f"{dtype_name(stored.dtype)} {tuple(stored.shape)}"
         return f"{found}, expected floats {tuple(wanted.shape)}; {_REMEDY}"
     exact, near = stored.double(), wanted.double()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

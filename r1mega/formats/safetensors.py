@@ -2,36 +2,35 @@
 
 A file is 8 bytes (the header's length, little-endian), a JSON header {name: {dtype, shape, data_offsets}}, and the
 tensors' bytes one after the other without holes. Source: the format's description in its own repository; the
-package writes files only from tensors that are all in memory at once.
+package writes files only from tensors that are all in memory at once. No torch: dtypes go by the format's names
+(`torch_dtypes`).
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from r1mega.errors import WeightMappingError
 from r1mega.families.spec import Shape
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: Mapping[str, tuple[str, int]] = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""The format's name of a dtype -> torch's name, bytes of an element."""
 DTYPE_REMEDY = (
     "weights are read as F32, BF16, F16 or FP8 blocks (F8_E4M3 with scales in F32 or BF16): fetch the model in one "
     "of these forms, or have the tool that wrote this one write it so"
@@ -45,14 +44,15 @@ class Entry:
     """One tensor of a file."""
 
     name: str
-    dtype: torch.dtype
+    dtype: str
+    """One of DTYPES."""
     shape: Shape
     start: int
     """Of its bytes, counted from the file's first."""
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype][1]
 
 
 def read_header(file: Path) -> list[Entry]:
@@ -104,20 +104,23 @@ def _no_header(file: Path, error: Exception) -> WeightMappingError:
 def _entry(name: str, fields: Any, base: int) -> tuple[Entry, int]:
     """A tensor of a header, and the end that the header gives it."""
     start, stop = (base + int(n) for n in fields["data_offsets"])
-    return Entry(name, DTYPES[fields["dtype"]], tuple(int(n) for n in fields["shape"]), start), stop
+    return Entry(name, fields["dtype"], tuple(int(n) for n in fields["shape"]), start), stop
 
 
-def lay_out(tensors: Sequence[tuple[str, torch.dtype, Shape]]) -> tuple[bytes, list[Entry], int]:
+def lay_out(tensors: Sequence[tuple[str, str, Shape]]) -> tuple[bytes, list[Entry], int]:
     """A file of these tensors: its first bytes (length and header), each tensor's place, and its size.
 
     Wider dtypes come first, so that every tensor is aligned to its own.
+
+    Args:
+        tensors: (name, dtype out of DTYPES, shape) of each.
     """
-    order = sorted(tensors, key=lambda t: -t[1].itemsize)
+    order = sorted(tensors, key=lambda t: -DTYPES[t[1]][1])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dtype, shape in order:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start, end = end, end + math.prod(shape) * DTYPES[dtype][1]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     base = 8 + len(text)

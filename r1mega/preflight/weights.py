@@ -5,6 +5,9 @@ from pathlib import Path
 from r1mega.config.schema import GRPO, Evaluate, Stage
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.spec import ModelSpec
+from r1mega.formats.hf_files import read_files
+from r1mega.formats.hf_headers import HFHeaders
+from r1mega.formats.manifest import read_model_fields
 from r1mega.preflight import verdicts
 
 OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
@@ -33,8 +36,6 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         return
     absent = missing_tokenizer(stage, folder)
     if (folder / ".metadata").is_file():
-        from r1mega.formats.manifest import read_model_fields
-
         read_model_fields(folder)
     elif not any(folder.glob("*.safetensors")):
         absent.insert(0, "*.safetensors (the weights)")
@@ -55,14 +56,15 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
     if verdicts.known(key):
         return
     if isinstance(stage, Evaluate):  # the engine alone reads it, which may do with less than the trainer
-        from r1mega.formats.hf_files import read_files
-
         if faults := read_files(folder)[1]:
             raise WeightMappingError("\n  ".join([f"{folder}: {len(faults)} fault(s) of its index", *faults]))
     else:
-        from r1mega.formats.hf_folder import HFFolder
+        headers = HFHeaders(folder, spec)
+        if headers.left_out:  # their data is looked at, which takes torch
+            from r1mega.formats.hf_folder import HFFolder
 
-        HFFolder(folder, spec)
+            HFFolder(folder, spec)
+        headers.refuse_faults()
     verdicts.keep(key, f"weights of {folder}")
 
 

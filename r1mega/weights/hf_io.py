@@ -13,7 +13,9 @@ from r1mega.families.spec import Kind, Row
 from r1mega.formats import companions
 from r1mega.formats.hf_files import SHARD_BYTES, shard_names, write_config, write_index
 from r1mega.formats.hf_folder import HFFolder
-from r1mega.formats.mapping import raise_faults, to_megatron
+from r1mega.formats.mapping import to_megatron
+from r1mega.formats.one_to_one import raise_faults
+from r1mega.formats.torch_dtypes import dtype_name
 from r1mega.runtime.background import Background
 from r1mega.runtime.files import write_folder
 from r1mega.trainer.network.initial import local_part
@@ -69,7 +71,7 @@ def _write_all(
 ) -> None:
     _write_tensors(tensors, to)
     spec = policy.spec
-    config = write_config(to, spec.hf, policy.network.config.params_dtype)
+    config = write_config(to, spec.hf, dtype_name(policy.network.config.params_dtype))
     companions.copy(companions.collect(source, source), to)
     companions.write_generation_config(spec, to, trained=True)
     rows = {"family": spec.family, "dtype": config["dtype"], "trained by": f"r1mega {companions.version()}"}

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mega.families.spec import Kind, Row
-from r1mega.formats.mapping import check_state, to_hf
+from r1mega.formats.mapping import to_hf
+from r1mega.formats.one_to_one import check_state
 from r1mega.layout.shards import Axis, axis, part_shape, pieces
 from r1mega.trainer.network.initial import place_on
 from r1mega.trainer.policy import Policy

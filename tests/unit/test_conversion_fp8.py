@@ -13,6 +13,7 @@ from r1mega.conversion.folders import open_folder
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.registry import model_of
 from r1mega.formats import fp8
+from r1mega.formats.fp8_blocks import FORMS, quantised, scale_shape
 
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 """Every e4m3 number; two of them are not numbers."""
@@ -40,7 +41,7 @@ def test_a_block_by_hand():
 def test_an_element_is_off_by_half_a_step_at_most(shape, scale):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * scale
     codes, scales = fp8.quantise(weight)
-    assert tuple(scales.shape) == fp8.scale_shape(shape)
+    assert tuple(scales.shape) == scale_shape(shape)
     spread = scales.repeat_interleave(128, 0)[: shape[0]].repeat_interleave(128, 1)[:, : shape[1]].double()
     scaled = weight.double() / spread
     # Steps of e4m3: an eighth of the power of two below a number, and never less than 2^-9.
@@ -58,7 +59,7 @@ def test_codes_survive_a_way_through_weights(dtype):
     for i in range(0, 300, 128):
         for j in range(0, 260, 128):
             codes.view(torch.uint8)[i, j] = 0x7E
-    scales = torch.rand(fp8.scale_shape((300, 260)), generator=generator) * 1e-3 + 1e-5
+    scales = torch.rand(scale_shape((300, 260)), generator=generator) * 1e-3 + 1e-5
     again, scales_again = fp8.quantise(fp8.dequantise(codes, scales, dtype))
     # Zero has two codes, and -0 stays -0.
     assert torch.equal(again.view(torch.uint8), codes.view(torch.uint8))
@@ -67,7 +68,7 @@ def test_codes_survive_a_way_through_weights(dtype):
 
 def test_deepseek_v3_has_the_published_number_of_scales():
     rows = model_of(DEEPSEEK_V3, Path("config.json")).tensors()
-    scales = [name for row in rows for name in row.hf if fp8.quantised(row, name)]
+    scales = [name for row in rows for name in row.hf if quantised(row, name)]
     assert len(scales) == 45_808
     left = {name.split(".layers.")[-1].split(".", 1)[-1] for row in rows for name in row.hf} - {
         name.split(".layers.")[-1].split(".", 1)[-1] for name in scales
@@ -92,10 +93,10 @@ def published(tmp_path):
     for row in spec.tensors():
         for name, shape in zip(row.hf, row.hf_shapes, strict=True):
             tensors[name] = plain[name]
-            if fp8.quantised(row, name):
+            if quantised(row, name):
                 codes, scales = fp8.quantise(torch.randn(shape, generator=generator) * 0.02)
                 tensors |= {name: codes, name + "_scale_inv": scales}
-    write_folder(tmp_path / "published", spec, tensors, num_files=2, quantization_config=dict(fp8.FORMS["fp8-block"]))
+    write_folder(tmp_path / "published", spec, tensors, num_files=2, quantization_config=dict(FORMS["fp8-block"]))
     return tmp_path / "published", tensors
 
 
@@ -120,7 +121,7 @@ def test_a_published_folder_is_read_and_written(published, tmp_path):
     )
     for name in scales:
         assert torch.allclose(again[name], tensors[name], rtol=2**-8, atol=0)
-    assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"] == fp8.FORMS["fp8-block"]
+    assert json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"] == FORMS["fp8-block"]
 
 
 def weight_dequant(codes, scales):
@@ -136,7 +137,7 @@ def test_scales_in_bf16_are_read_as_the_numbers_they_are(published, tmp_path):
     """As in Qwen3's folders: multiplied in fp32, through both forms."""
     folder, tensors = published
     tensors = {n: t.bfloat16() if n.endswith("_scale_inv") else t for n, t in tensors.items()}
-    listed = {**fp8.FORMS["fp8-block"], "modules_to_not_convert": ["lm_head"]}
+    listed = {**FORMS["fp8-block"], "modules_to_not_convert": ["lm_head"]}
     spec = tiny_spec(moe_intermediate_size=96)
     folder = write_folder(tmp_path / "qwen3", spec, tensors, quantization_config=listed)
     convert(folder, tmp_path / "megatron", "megatron", None, ONE)
@@ -154,13 +155,13 @@ def test_scales_that_are_powers_of_two_come_back_bit_for_bit(tmp_path):
     numbers = E4M3[E4M3.float().isfinite()].view(torch.uint8)
     for row in spec.tensors():
         for name, shape in zip(row.hf, row.hf_shapes, strict=True):
-            if fp8.quantised(row, name):
+            if quantised(row, name):
                 codes = numbers[torch.randint(0, len(numbers), shape, generator=generator)]
                 codes[::128, ::128] = 0x78  # 256: amax / 448 is not a power of two
-                exponents = torch.randint(-20, -3, fp8.scale_shape(shape), generator=generator)
+                exponents = torch.randint(-20, -3, scale_shape(shape), generator=generator)
                 tensors[name] = codes.view(fp8.CODES)
                 tensors[name + "_scale_inv"] = 2.0**exponents
-    v31 = {**fp8.FORMS["fp8-block"], "scale_fmt": "ue8m0"}
+    v31 = {**FORMS["fp8-block"], "scale_fmt": "ue8m0"}
     folder = write_folder(tmp_path / "published", spec, tensors, quantization_config=v31)
     convert(folder, tmp_path / "megatron", "megatron", None, ONE)
     convert(tmp_path / "megatron", tmp_path / "again", "hf", "fp8-block-ue8m0", ONE)
@@ -200,7 +201,7 @@ def test_scales_that_do_not_fit_are_named(published, tmp_path, change, named):
     _, tensors = published
     change(tensors)
     spec = tiny_spec(moe_intermediate_size=96)
-    folder = write_folder(tmp_path / "wrong", spec, tensors, quantization_config=dict(fp8.FORMS["fp8-block"]))
+    folder = write_folder(tmp_path / "wrong", spec, tensors, quantization_config=dict(FORMS["fp8-block"]))
     with pytest.raises(WeightMappingError, match=named):
         open_folder(folder)
 

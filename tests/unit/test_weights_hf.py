@@ -187,19 +187,21 @@ def test_a_stage_reads_a_folder_as_strictly_as_a_conversion(make_policy, folder,
 
 
 def test_a_stage_starts_from_fp8_blocks_as_deepseek_publishes_them(make_policy, spec, folder, tmp_path):
-    from r1mega.formats import fp8
+    from r1mega.formats import fp8, fp8_blocks
     from r1mega.weights.hf_io import load_into
 
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.2.self_attn.o_proj.weight"
-    for weight in [n for row in spec.tensors() for n in row.hf if fp8.quantised(row, n)]:
-        tensors[weight], tensors[weight + fp8.SUFFIX] = fp8.quantise(tensors[weight])
+    for weight in [n for row in spec.tensors() for n in row.hf if fp8_blocks.quantised(row, n)]:
+        tensors[weight], tensors[weight + fp8_blocks.SUFFIX] = fp8.quantise(tensors[weight])
     save_file(tensors, tmp_path / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": dict(fp8.FORMS["fp8-block"])}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "quantization_config": dict(fp8_blocks.FORMS["fp8-block"])})
+    )
     policy = make_policy()
     load_into(policy, tmp_path)
-    wanted = fp8.dequantise(tensors[name], tensors[name + fp8.SUFFIX]).float()
+    wanted = fp8.dequantise(tensors[name], tensors[name + fp8_blocks.SUFFIX]).float()
     assert torch.equal(policy.state()["decoder.layers.2.self_attention.linear_proj.weight"], wanted)
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightMappingError, match=r"FP8, but config\.json has no quantization_config"):

@@ -56,7 +56,7 @@ def generate(spec: ModelSpec, folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dict(spec.hf)))
     tensors = [
-        (name, torch.float32 if row.kind is Kind.BUFFER else torch.bfloat16, shape)
+        (name, "F32" if row.kind is Kind.BUFFER else "BF16", shape)
         for row in spec.tensors()
         for name, shape in zip(row.hf, row.hf_shapes, strict=True)
     ]
