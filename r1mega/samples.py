@@ -1,5 +1,10 @@
 """What crosses rooms: prompts, completions, verdicts, groups and training samples. Frozen, torch-free.
 
+    Prompt -> Completion (G of each) -> Verdict -> Group -> Sample -> Document
+
+What there is one of per token is a buffer (`r1mega.buffers`): a rollout of the report is 8,192 answers of up to
+32,768 tokens, on one rank. A sample takes over its prompt's and its completion's buffers, it does not copy them.
+
 `logp` fields are natural-log probabilities of the sampled tokens under softmax(logits / T), one per token.
 Behaviour logprobs (what the engine sampled with) and old logprobs (what the policy had when the rollout was
 scored) are separate fields: the first comes from vLLM, the second from Megatron.
@@ -10,10 +15,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from r1mega.buffers import Float32s, Int32s
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question as the engine sees it, with what its verifier needs to judge an answer."""
+    """One question as the engine sees it, with what its verifier needs to judge an answer.
+
+    >>> asked = Prompt("chain_sum/17", "chain_sum", "1 + 1", "2", Int32s([0, 81, 93, 14, 2]), prefill="<think>")
+    """
 
     id: str
     """Unique in the run, stable over restarts."""
@@ -22,8 +32,8 @@ class Prompt:
     question: str
     truth: str
     """The reference answer."""
-    token_ids: tuple[int, ...]
-    """Template and question, tokenised; ends where the model starts to answer."""
+    token_ids: Int32s
+    """[P] int32: template and question, tokenised; ends where the model starts to answer."""
     prefill: str = ""
     """Text of the answer that the template already wrote (such as `<think>`); judged with the completion."""
     entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -43,19 +53,24 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. `len(token_ids) == len(logp)`; the end token is included.
+    """One sampled answer of T tokens.
 
     An answer that ended with a stop string has every token through the one that completes it, which may go past the
     string; its text ends with the string.
+
+    >>> ids, logp = Int32s([64, 7, 1]), Float32s([-0.5, -0.03125, -0.25])
+    >>> answer = Completion("chain_sum/17", 0, ids, logp, "2", FinishReason.STOP, weight_version=40, seed=12)
     """
 
     prompt_id: str
     index: int
     """Which of the G answers to its prompt."""
-    token_ids: tuple[int, ...]
-    logp: tuple[float, ...]
-    """Behaviour log-probabilities from the engine, at the sampling temperature."""
+    token_ids: Int32s
+    """[T] int32, the end token included."""
+    logp: Float32s
+    """[T] float32: behaviour log-probabilities from the engine, at the sampling temperature."""
     text: str
+    """Of `token_ids` without the end token."""
     finish_reason: FinishReason
     weight_version: int
     """The version of the weights that sampled it."""
@@ -76,7 +91,10 @@ class VerdictStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of judging one completion. `reward` is meaningful only when `status` is scored."""
+    """The outcome of judging one completion. `reward` is meaningful only when `status` is scored.
+
+    >>> verdict = Verdict(VerdictStatus.SCORED, reward=1.0, parts={"accuracy": 1.0, "format": 0.0})
+    """
 
     status: VerdictStatus
     reward: float = 0.0
@@ -91,26 +109,48 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Group:
-    """The G completions of one prompt and their verdicts, index by index (report Eq. 3)."""
+    """The G completions of one prompt and their verdicts, index by index (report Eq. 3).
+
+    >>> asked = Prompt("chain_sum/17", "chain_sum", "1 + 1", "2", Int32s([0, 81, 93, 14, 2]))
+    >>> ids, logp = Int32s([7, 1]), Float32s([-0.03125, -0.25])
+    >>> right, wrong = (
+    ...     Completion(asked.id, i, ids, logp, "23"[i], FinishReason.STOP, 40, seed=12 + i) for i in (0, 1)
+    ... )
+    >>> verdicts = Verdict(VerdictStatus.SCORED, 1.0), Verdict(VerdictStatus.SCORED, 0.0)
+    >>> group = Group(asked, completions=(right, wrong), verdicts=verdicts)
+    """
 
     prompt: Prompt
     completions: tuple[Completion, ...]
     verdicts: tuple[Verdict, ...]
 
 
+NO_LOGP = Float32s()
+"""What a sample has before log-probabilities are attached."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One prompt and completion as the trainer learns from it."""
+    """One prompt of P tokens and completion of T tokens as the trainer learns from it.
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+    >>> sampled = Float32s([-0.5, -0.03125, -0.25])
+    >>> sample = Sample(Int32s([0, 81, 93, 14, 2]), Int32s([64, 7, 1]), adv=1.5, behaviour_logp=sampled)
+    >>> len(sample.completion_ids) == len(sample.behaviour_logp), len(sample.old_logp), sample.weight
+    (True, 0, 0.0)
+    """
+
+    prompt_ids: Int32s
+    """[P] int32."""
+    completion_ids: Int32s
+    """[T] int32."""
     adv: float
     """Group-relative advantage A_i (Eq. 3), the same for every token of the completion."""
-    behaviour_logp: tuple[float, ...]
-    old_logp: tuple[float, ...] = ()
-    """Under the policy that the rollout was scored with (Megatron); empty until attached."""
-    ref_logp: tuple[float, ...] = ()
-    """Under the reference policy; empty where no KL is asked for."""
+    behaviour_logp: Float32s
+    """[T] float32, from the engine."""
+    old_logp: Float32s = NO_LOGP
+    """[T] float32, under the policy that the rollout was scored with (Megatron); empty until attached."""
+    ref_logp: Float32s = NO_LOGP
+    """[T] float32, under the reference policy; empty where no KL is asked for."""
     weight: float = 0.0
     """Of each of its tokens in the loss: one over the denominator of its whole mini-batch; 0 until attached."""
 
@@ -122,11 +162,17 @@ class Document:
     Tokens from `learn_from` on are targets (each predicted from all tokens before it), or those of `spans` where
     there are any; `fields` holds one value per target, in the targets' order, such as {"weight": ..., "adv": ...,
     "old_logp": ...}, handed to the loss next to the logprobs.
+
+    >>> answer = Document(Int32s([0, 81, 2, 64, 1]), learn_from=3, fields={"weight": Float32s([0.5, 0.5])})
+    >>> answer.target_spans, answer.num_targets
+    (((3, 5),), 2)
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: Int32s
+    """[S] int32."""
     learn_from: int = 1
-    fields: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    fields: Mapping[str, Float32s] = field(default_factory=dict[str, Float32s])
+    """[num_targets] float32 each."""
     spans: tuple[tuple[int, int], ...] = ()
     """Ranges (start, stop) of targets, ascending and disjoint: the assistant's turns of a conversation."""
 

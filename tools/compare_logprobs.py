@@ -44,6 +44,7 @@ def transformers(model: Path, ids: list[list[int]]) -> Logprobs:
 
 
 def megatron(model: Path, ids: list[list[int]]) -> Logprobs:
+    from r1mega.buffers import Int32s
     from r1mega.config.cluster import TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
@@ -59,7 +60,7 @@ def megatron(model: Path, ids: list[list[int]]) -> Logprobs:
         mtp="off", mtp_loss_weight=0.0, expert_bias_rate=0.0, seed=0,
     )  # fmt: skip
     load_weights(policy, model)
-    found = policy.logprobs([Document(tuple(prompt)) for prompt in ids], temperature=1.0)
+    found = policy.logprobs([Document(Int32s(prompt)) for prompt in ids], temperature=1.0)
     mesh.stop()
     return [logp.tolist() for logp in found]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from r1mega.algos.kl import Estimator, kl_per_token
+from r1mega.buffers import Float32s
 from r1mega.samples import Document, Sample
 
 Ratio = Literal["token", "sequence", "sequence_mean"]
@@ -65,8 +66,8 @@ def documents(samples: Sequence[Sample]) -> list[Document]:
     for sample in samples:
         length = len(sample.completion_ids)
         fields = {
-            "weight": (sample.weight,) * length,
-            "adv": (sample.adv,) * length,
+            "weight": Float32s.repeated(sample.weight, length),
+            "adv": Float32s.repeated(sample.adv, length),
             "old_logp": sample.old_logp,
             "behaviour_logp": sample.behaviour_logp,
         }

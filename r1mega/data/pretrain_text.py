@@ -9,6 +9,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from r1mega.buffers import Int32s
 from r1mega.config import schema
 from r1mega.data.question import Question
 from r1mega.data.special_tokens import begin
@@ -82,7 +83,7 @@ def tokenize(docs: Sequence[TextDocument], tokenizer: Any, learn: Literal["all",
     """
     bos = begin(tokenizer)
     encoded = tokenizer([doc.prompt + doc.answer for doc in docs], add_special_tokens=False)["input_ids"]
-    sequences = [(*bos, *ids, tokenizer.eos_token_id) for ids in encoded]
+    sequences = [Int32s([*bos, *ids, tokenizer.eos_token_id]) for ids in encoded]
     if learn == "all":
         return [Document(ids) for ids in sequences]
     # The prompt ends in a special token, so no merge crosses its end.

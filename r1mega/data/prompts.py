@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from r1mega.buffers import Int32s
 from r1mega.config import schema
 from r1mega.data.question import Question, question_id
 from r1mega.data.questions_file import listed
@@ -69,7 +70,7 @@ def prompts(
             raise DataError(f"{where(question.id)}: is read as holding the special token {more}: take it out")
     bos = begin(tokenizer)
     return [
-        Prompt(q.id, q.verifier, q.text, q.truth, (*bos, *ids), template.prefill, q.entry, q.domain)
+        Prompt(q.id, q.verifier, q.text, q.truth, Int32s([*bos, *ids]), template.prefill, q.entry, q.domain)
         for q, ids in zip(asked, encoded, strict=True)
     ]
 
@@ -135,7 +136,9 @@ class PromptStream:
         return [id for id in order if id not in late] + [id for id in order if id in late]
 
     def _tokens(self) -> str:
-        return question_id("tokens", "\n".join(str(self._prompts[id].token_ids) for id in sorted(self._prompts)))
+        return question_id(
+            "tokens", "\n".join(str(tuple(self._prompts[id].token_ids)) for id in sorted(self._prompts))
+        )
 
     def _fingerprint(self) -> str:
         return question_id("prompts", "\n".join(sorted(self._prompts)))

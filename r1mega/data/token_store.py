@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import DataError
 from r1mega.runtime import files
 from r1mega.samples import Document
@@ -49,10 +50,10 @@ class TokenStore:
 
     def document(self, i: int, weight: float) -> Document:
         """Document i, each of whose targets weighs `weight` in the loss."""
-        ids = self.tokens[self.starts[i] : self.starts[i + 1]].tolist()
+        ids = Int32s(self.tokens[self.starts[i] : self.starts[i + 1]])
         spans = tuple((a, b) for a, b in self.spans[self.span_starts[i] : self.span_starts[i + 1]].tolist())
         count = sum(stop - start for start, stop in spans)
-        return Document(tuple(ids), fields={"weight": (weight,) * count}, spans=spans)
+        return Document(ids, fields={"weight": Float32s.repeated(weight, count)}, spans=spans)
 
 
 def write(folder: Path, key: str, documents: Iterable[tuple[Sequence[int], Spans]], about: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ the run.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from r1mega.errors import MismatchError
 from r1mega.samples import Sample
@@ -35,7 +36,7 @@ class Gaps:
 
 def answers_past(samples: Sequence[Sample], max_abs: float) -> list[Sample]:
     """The answers with a token whose two log-probabilities differ by more than `max_abs`, and are numbers."""
-    return [s for s in samples if max_abs < max(_gap(s)) < math.inf]
+    return [s for s in samples if _largest(s) > max_abs]
 
 
 def measure(samples: Sequence[Sample], margins: Sequence[Sequence[float]], *, max_abs: float) -> Gaps:
@@ -47,20 +48,19 @@ def measure(samples: Sequence[Sample], margins: Sequence[Sequence[float]], *, ma
             the last.
         max_abs: the bound.
     """
-    gaps = [_gap(s) for s in samples]
+    largest = [_largest(s) for s in samples]
     past = answers_past(samples, max_abs)
     leads = [-math.inf]
     for sample, leads_of in zip(past, margins, strict=True):
         first = next(i for i, g in enumerate(_gap(sample)) if g > max_abs)
         # Completion token i is predicted by the positions up to the one before it.
         leads.append(min(leads_of[: len(sample.prompt_ids) + first]))
-    flat = [g for gap in gaps for g in gap]
     return Gaps(
         answers=len(samples),
-        tokens=len(flat),
-        total=math.fsum(flat),
-        largest=max(flat, default=0.0) if all(map(math.isfinite, flat)) else math.nan,
-        largest_within=max((max(gap) for gap in gaps if max(gap) <= max_abs), default=0.0),
+        tokens=sum(len(s.completion_ids) for s in samples),
+        total=math.fsum(chain.from_iterable(map(_gap, samples))),  # the gaps of one answer at a time
+        largest=max(largest, default=0.0) if all(map(math.isfinite, largest)) else math.nan,
+        largest_within=max((gap for gap in largest if gap <= max_abs), default=0.0),
         past=len(past),
         largest_lead=max(leads),
     )
@@ -106,4 +106,12 @@ def mismatch(parts: Sequence[Gaps], *, max_abs: float, tie_margin: float) -> dic
 
 
 def _gap(sample: Sample) -> list[float]:
-    return [abs(b - o) for b, o in zip(sample.behaviour_logp, sample.old_logp, strict=True)]
+    """[T] float64: of each token."""
+    pairs = zip(sample.behaviour_logp.tolist(), sample.old_logp.tolist(), strict=True)
+    return [abs(behaviour - old) for behaviour, old in pairs]
+
+
+def _largest(sample: Sample) -> float:
+    """Of a sample's gaps; NaN where one of them is no finite number."""
+    gaps = _gap(sample)
+    return max(gaps) if all(map(math.isfinite, gaps)) else math.nan

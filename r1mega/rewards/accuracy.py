@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from r1mega.buffers import Int32s
 from r1mega.data.question import Question
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN
 from r1mega.errors import ConfigError
@@ -46,7 +47,7 @@ def can_be_right(question: Question) -> bool:
 
     Raises ConfigError on an unknown verifier. One that raises has no right answer either.
     """
-    prompt = Prompt(question.id, question.verifier, question.text, question.truth, (), "", question.entry)
+    prompt = Prompt(question.id, question.verifier, question.text, question.truth, Int32s(), "", question.entry)
     try:
         return is_right(prompt, f"{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}")
     except ConfigError:

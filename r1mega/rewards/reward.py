@@ -115,7 +115,7 @@ class ModelReward(Reward):
 
         By default prompt and completion whole; the targets, from `learn_from` on, are the completion.
         """
-        return Document((*prompt.token_ids, *completion.token_ids), len(prompt.token_ids))
+        return Document(prompt.token_ids + completion.token_ids, len(prompt.token_ids))
 
 
 class Scorer(Protocol):

@@ -1,11 +1,12 @@
 """/v1/completions as we use it: what is asked for, and what of its answer is taken."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.samples import Completion, FinishReason
@@ -36,7 +37,7 @@ def body(request: Request, job: Job) -> dict[str, Any]:
     """What is sent for a request."""
     return {
         "model": "policy",
-        "prompt": list(request.prompt.token_ids),
+        "prompt": request.prompt.token_ids.tolist(),
         "n": _num_draws(request, job),
         "seed": request.seed,
         "temperature": job.params.temperature,
@@ -78,7 +79,7 @@ class Reader:
         """The n completions of a response body.
 
         Raises:
-            ValueError, KeyError, TypeError: it is not what was asked.
+            ValueError, KeyError, TypeError, OverflowError: it is not what was asked.
             RolloutError: the server does what it is told, but is set up for something else.
         """
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
@@ -101,17 +102,20 @@ class Reader:
                 f"answer {index} was cut at {len(ids)} tokens: prompt and answer must fit max_model_len, and "
                 "generation_config.json must not set a smaller max_new_tokens"
             )
-        if bad := [i for i in ids if not (type(i) is int and 0 <= i < self._vocab_size)]:
-            raise ValueError(f"answer {index} has token ids outside 0..{self._vocab_size - 1}: {bad[:5]}")
+        token_ids = Int32s(ids)
+        if outside := [i for i in (min(ids), max(ids)) if not 0 <= i < self._vocab_size]:
+            raise ValueError(f"answer {index} has token ids outside 0..{self._vocab_size - 1}, such as {outside[0]}")
         if finish is FinishReason.STOP and ids[-1] not in job.ends:
             raise ValueError(f"answer {index} ended with token {ids[-1]}, which is none of the ends {job.ends}")
-        if bad := [x for x in logp if not (math.isfinite(x) and -9999.0 < x <= 0.0)]:
-            raise ValueError(f"answer {index} has logprobs that are none: {bad[:5]}")
+        logps = Float32s(logp)
+        values = np.asarray(logps)
+        if (bad := ~((values > -9999.0) & (values <= 0.0))).any():  # of NaN neither is true
+            raise ValueError(f"answer {index} has logprobs that are none: {values[bad][:5].tolist()}")
         return Completion(
             prompt_id=request.prompt.id,
             index=index,
-            token_ids=tuple(ids),
-            logp=tuple(map(float, logp)),
+            token_ids=token_ids,
+            logp=logps,
             text=self._text(ids[:-1] if finish is FinishReason.STOP else ids, string),  # without the end token
             finish_reason=finish,
             weight_version=job.version,

@@ -175,7 +175,7 @@ class Fleet:
         refused = f"asked {server.url} for {asked}; its answer cannot be used"
         try:
             return self._reader.completions(answer, request, job)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise _Failed(f"{refused}: {type(error).__name__}: {error}. Its log: {server.log_file}") from error
         except RolloutError as error:
             raise RolloutError(f"{refused}: {error}. Its log: {server.log_file}") from error

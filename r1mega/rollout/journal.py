@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.rollout.segment import Key, Segment
 from r1mega.runtime import files, locks
@@ -92,9 +93,10 @@ class Journal:
         if len(completions) != key.n:
             raise ValueError(f"{len(completions)} completions for {key}")
         answers = [
-            {"ids": c.token_ids, "logp": c.logp, "finish": c.finish_reason, "text": c.text} for c in completions
+            {"ids": c.token_ids.tolist(), "logp": c.logp.tolist(), "finish": c.finish_reason, "text": c.text}
+            for c in completions
         ]
-        # repr of a float, which json uses, reads back as the same float.
+        # repr of a float, which json uses, reads back as the same float: a float32 as itself.
         names = {"prompt_id": completions[0].prompt_id} if completions else {}
         line = json.dumps({**key.to_json(), **names, "answers": answers}, allow_nan=False)
         for version, segment in self._segments.items():
@@ -240,8 +242,8 @@ def _completions(key: Key, row: dict[str, Any], prompt_id: str) -> tuple[Complet
         Completion(
             prompt_id=prompt_id,
             index=index,
-            token_ids=tuple(answer["ids"]),
-            logp=tuple(answer["logp"]),
+            token_ids=Int32s(answer["ids"]),
+            logp=Float32s(answer["logp"]),
             text=answer["text"],
             finish_reason=FinishReason(answer["finish"]),
             weight_version=key.weight_version,

@@ -3,8 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal
+
+import numpy as np
 
 from r1mega.rollout.engine import Engine, OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
@@ -27,11 +28,12 @@ class Comparison:
     """Of them, those before the first difference."""
 
     def add(self, before: Completion, again: Completion) -> None:
-        pairs = zip(before.token_ids, again.token_ids, strict=False)
+        shorter = min(len(before.token_ids), len(again.token_ids))
+        old, new = (np.asarray(ids)[:shorter] for ids in (before.token_ids, again.token_ids))
         self.answers += 1
         self.identical_answers += before.token_ids == again.token_ids
         self.tokens += len(before.token_ids)
-        self.equal_tokens += sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.equal_tokens += int((old != new).argmax()) if (old != new).any() else shorter
 
 
 class JournalledEngine:

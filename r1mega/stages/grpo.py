@@ -19,6 +19,7 @@ from typing import Any
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
+from r1mega.buffers import Float32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import GRPO
 from r1mega.data.special_tokens import with_ends
@@ -31,7 +32,7 @@ from r1mega.runtime.interrupt import Interrupt, Interrupted
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
-from r1mega.samples import Document, Sample
+from r1mega.samples import NO_LOGP, Document, Sample
 from r1mega.stages.experts import ExpertLog
 from r1mega.stages.lead import Lead
 from r1mega.stages.outcome import note, summary
@@ -220,11 +221,11 @@ class Trainer:
         """The samples with the old policy's and the reference's logprobs, both at the sampling temperature."""
         bare = [_document(s) for m in minibatches for s in m]
         temperature = self.config.sampling.temperature
-        old = [tuple(o.tolist()) for o in self.policy.logprobs(bare, temperature=temperature)]
-        ref: list[tuple[float, ...]] = [()] * len(bare)
+        old = [Float32s(o.numpy()) for o in self.policy.logprobs(bare, temperature=temperature)]
+        ref = [NO_LOGP] * len(bare)
         if self.config.objective.kl_coef > 0:
             scored = self.policy.logprobs(bare, temperature=temperature, reference=True)
-            ref = [tuple(r.tolist()) for r in scored]
+            ref = [Float32s(r.numpy()) for r in scored]
         both = iter(zip(old, ref, strict=True))
         return [[_with_logprobs(s, *next(both)) for s in m] for m in minibatches]
 
@@ -232,9 +233,9 @@ class Trainer:
         """Engine against trainer on every sampled token of all ranks (diagnostics/mismatch.py)."""
         bounds = self.config.mismatch
         past = answers_past(samples, bounds.max_abs)
-        margins: list[list[float]] = []
+        margins: list[Float32s] = []
         if self.mesh.max_over_data(len(past)):
-            margins = [m.tolist() for m in self.policy.routing_margins([_document(s) for s in past])]
+            margins = [Float32s(m.numpy()) for m in self.policy.routing_margins([_document(s) for s in past])]
         parts = self.mesh.gather_over_data(measure(samples, margins, max_abs=bounds.max_abs))
         return mismatch(parts, max_abs=bounds.max_abs, tie_margin=bounds.tie_margin)
 
@@ -319,5 +320,5 @@ def _document(sample: Sample) -> Document:
     return Document(sample.prompt_ids + sample.completion_ids, len(sample.prompt_ids))
 
 
-def _with_logprobs(sample: Sample, old: tuple[float, ...], ref: tuple[float, ...]) -> Sample:
+def _with_logprobs(sample: Sample, old: Float32s, ref: Float32s) -> Sample:
     return dataclasses.replace(sample, old_logp=old, ref_logp=ref)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.algos.likelihood import likelihood_loss
+from r1mega.buffers import Float32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import Pretrain
 from r1mega.data.batches import Batches
@@ -145,4 +146,4 @@ class Corpus:
     def document(self, i: int, weight: float) -> Document:
         """Document i, each of whose targets weighs `weight` in the loss."""
         d = self._documents[i]
-        return Document(d.token_ids, d.learn_from, {"weight": (weight,) * d.num_targets})
+        return Document(d.token_ids, d.learn_from, {"weight": Float32s.repeated(weight, d.num_targets)})

@@ -46,13 +46,13 @@ def chat_template_of(prompts: Sequence[Prompt], template: Template, tokenizer: A
     """
     asked = prompts[0]
     text = tokenizer(render_prompt(template, asked.question), add_special_tokens=False)["input_ids"]
-    begin = tokenizer.convert_ids_to_tokens(list(asked.token_ids[: len(asked.token_ids) - len(text)]))
+    begin = tokenizer.convert_ids_to_tokens(asked.token_ids[: len(asked.token_ids) - len(text)].tolist())
     chat_template = template.chat_template_behind("".join(begin))
     turn = [{"role": "user", "content": asked.question}]
     made = tokenizer.apply_chat_template(
         turn, chat_template=chat_template, add_generation_prompt=True, return_dict=True
     )["input_ids"]
-    if tuple(made) != asked.token_ids:
+    if list(made) != asked.token_ids.tolist():
         raise DataError(
             f"template {template.name}: as a chat template it makes {len(made)} tokens of question {asked.id}, which "
             f"is asked in {len(asked.token_ids)}: the export could not say how its model was trained"

@@ -9,6 +9,7 @@ Shapes: B chunks of a micro-batch, S tokens of a chunk, T targets of a micro-bat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,39 +202,32 @@ def _micro_batch(
     # Row of [S, B] flattened of position p of chunk b: p * stride + b * between.
     stride, between = (1, size) if form.packed else (num_chunks, 1)
     runs: list[range] = []
-    rows: list[list[int]] = [[] for _ in range(mtp_depths + 1)]
-    targets: list[list[int]] = [[] for _ in range(mtp_depths + 1)]
-    doc: list[int] = []
-    fields: dict[str, list[float]] = {n: [] for n in names}
+    rows: list[list[np.ndarray]] = [[] for _ in range(mtp_depths + 1)]
+    targets: list[list[np.ndarray]] = [[] for _ in range(mtp_depths + 1)]
     order = [i for chunk in chunks for i in chunk]
-    place = 0
     for b, chunk in enumerate(chunks):
         start, first_row = 0, b * between
         for i in chunk:
             d = documents[i]
-            length = len(d.token_ids)
-            ids[b, start : start + length] = torch.tensor(d.token_ids)
+            tokens = np.asarray(d.token_ids)
+            length = len(tokens)
+            ids.numpy()[b, start : start + length] = tokens
             left[b, start : start + length] = torch.arange(length, 0, -1, dtype=torch.int32)
             stop = start + padded(length, form.multiple)
             runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
             for k in range(mtp_depths + 1):
                 for span_start, span_stop in d.target_spans:
                     first = max(span_start, k + 1)  # the predictor, k + 1 back, lies in the document
-                    rows[k] += [(start + t - k - 1) * stride + first_row for t in range(first, span_stop)]
-                    targets[k] += d.token_ids[first:span_stop]
-            doc += [place] * d.num_targets
-            for n in names:
-                fields[n] += d.fields[n]
-            place += 1
+                    predictors = np.arange(start + first - k - 1, start + span_stop - k - 1)
+                    rows[k].append(predictors * stride + first_row)
+                    targets[k].append(tokens[first:span_stop])
             start = stop
         run = padded(PADDING_RUN, form.multiple)
         for begin in range(start, size, run):
             last = min(begin + run, size)
             runs.append(range(begin * stride + first_row, last * stride + first_row, stride))
-    pairs = zip(rows, targets, strict=True)
-    all_targets = [
-        Targets(torch.tensor(r).long(), torch.tensor(t).long()) for r, t in pairs
-    ]  # empty lists make floats
+    all_targets = [Targets(_joined(r, np.int64), _joined(t, np.int64)) for r, t in zip(rows, targets, strict=True)]
+    placed = [documents[i] for i in order]
     if form.packed:
         ids, left = ids.view(1, -1), left.view(1, -1)
     rolled = [torch.roll(ids, -k, dims=1) for k in range(1, mtp_depths + 1)]
@@ -250,10 +244,15 @@ def _micro_batch(
         ahead=tuple(Ahead(ids, left <= k) for k, ids in enumerate(rolled, 1)),
         targets=all_targets[0],
         mtp_targets=tuple(all_targets[1:]),
-        doc=torch.tensor(doc).long(),
-        fields={n: torch.tensor(v, dtype=torch.float32) for n, v in fields.items()},
+        doc=torch.arange(len(order)).repeat_interleave(torch.tensor([d.num_targets for d in placed]).long()),
+        fields={n: _joined([np.asarray(d.fields[n]) for d in placed], np.float32) for n in names},
         documents=tuple(order),
     )
+
+
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.number]) -> Tensor:
+    """Arrays behind each other, in a tensor's own memory."""
+    return torch.from_numpy(np.concatenate([np.empty(0, dtype), *parts], dtype=dtype))
 
 
 def _attending(runs: list[range], shape: tuple[int, int], form: Form) -> Segments | Packed:

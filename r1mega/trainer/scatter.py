@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.data.packing import spread
 from r1mega.samples import Sample
 from r1mega.trainer.mesh import Mesh
@@ -58,10 +59,10 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> M
     data = b""
     if mesh.first:
         assert minibatches is not None
-        encoded = [encode(share) for share in _divided(minibatches, dp, chunk_tokens)]
-        for i, rank in enumerate(leaders[1:], 1):
-            _send(encoded[i], rank, mesh)
-        data = encoded[0]
+        own, *others = _divided(minibatches, dp, chunk_tokens)
+        for rank, share in zip(leaders[1:], others, strict=True):
+            _send(encode(share), rank, mesh)  # one at a time: together they are as large as the rollout
+        data = encode(own)
     elif mesh.rank == leader:
         data = _receive(mesh)
     found = [data]
@@ -82,21 +83,21 @@ def _from_first_of_context(data: bytes, mesh: Mesh) -> bytes:
 
 
 def encode(minibatches: Sequence[Sequence[Sample]]) -> bytes:
-    """Samples as a few arrays (npz): token ids in 32 bits, log-probabilities in the 64 that they came with."""
+    """Samples as a few arrays (npz): per token int32 and float32, per sample int64 and float64."""
     samples = [s for minibatch in minibatches for s in minibatch]
     arrays: dict[str, np.ndarray] = {
         "sizes": np.array([len(m) for m in minibatches], np.int64),
         "prompt_lengths": np.array([len(s.prompt_ids) for s in samples], np.int64),
         "completion_lengths": np.array([len(s.completion_ids) for s in samples], np.int64),
-        "prompt_ids": np.array([i for s in samples for i in s.prompt_ids], np.int32),
-        "completion_ids": np.array([i for s in samples for i in s.completion_ids], np.int32),
+        "prompt_ids": _joined([s.prompt_ids for s in samples], np.int32),
+        "completion_ids": _joined([s.completion_ids for s in samples], np.int32),
         "adv": np.array([s.adv for s in samples], np.float64),
         "weight": np.array([s.weight for s in samples], np.float64),
     }
     for name in _PER_TOKEN:
         values = [getattr(s, name) for s in samples]
         arrays[f"{name}_lengths"] = np.array([len(v) for v in values], np.int64)
-        arrays[name] = np.array([x for v in values for x in v], np.float64)
+        arrays[name] = _joined(values, np.float32)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
@@ -106,11 +107,15 @@ def decode(data: bytes) -> MiniBatches:
     """What `encode` was given, bit for bit."""
     with np.load(io.BytesIO(data)) as arrays:
         columns = {
-            "prompt_ids": _cut(arrays["prompt_ids"], arrays["prompt_lengths"]),
-            "completion_ids": _cut(arrays["completion_ids"], arrays["completion_lengths"]),
+            "prompt_ids": map(Int32s, _cut(arrays["prompt_ids"], arrays["prompt_lengths"])),
+            "completion_ids": map(Int32s, _cut(arrays["completion_ids"], arrays["completion_lengths"])),
             "adv": arrays["adv"].tolist(),
             "weight": arrays["weight"].tolist(),
-            **{name: _cut(arrays[name], arrays[f"{name}_lengths"]) for name in _PER_TOKEN},
+            **{
+                # float64 where an older version wrote them, of the same values
+                name: map(Float32s, _cut(arrays[name].astype(np.float32), arrays[f"{name}_lengths"]))
+                for name in _PER_TOKEN
+            },
         }
         sizes: list[int] = arrays["sizes"].tolist()
     rows = zip(*columns.values(), strict=True)
@@ -118,9 +123,12 @@ def decode(data: bytes) -> MiniBatches:
     return [[next(samples) for _ in range(size)] for size in sizes]
 
 
-def _cut(values: np.ndarray, lengths: np.ndarray) -> list[tuple[Any, ...]]:
-    flat, ends = values.tolist(), np.cumsum(lengths).tolist()
-    return [tuple(flat[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
+def _joined(buffers: Sequence[Int32s | Float32s], dtype: type[np.number]) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *map(np.asarray, buffers)], dtype=dtype)
+
+
+def _cut(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _send(data: bytes, rank: int, mesh: Mesh) -> None:

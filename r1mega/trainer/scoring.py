@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from r1mega.data.packing import spread
 from r1mega.rewards.reward import Score, Scorer, failed, scored
 from r1mega.rewards.rubric import Rubric
-from r1mega.samples import Document, Group, Sample
+from r1mega.samples import NO_LOGP, Document, Group, Sample
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.scatter import scatter
 
@@ -51,7 +51,7 @@ def scored_by_models(
 
 def _values(mesh: Mesh, documents: Sequence[Document], scorer: Scorer, chunk_tokens: int) -> list[float]:
     """On rank 0 the model's value of every document, in order; on the others nothing of use."""
-    bare = [Sample(d.token_ids[: d.learn_from], d.token_ids[d.learn_from :], 0.0, ()) for d in documents]
+    bare = [Sample(d.token_ids[: d.learn_from], d.token_ids[d.learn_from :], 0.0, NO_LOGP) for d in documents]
     (share,) = scatter(mesh, [bare] if mesh.first else None, chunk_tokens)
     mine = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in share]
     by_rank = mesh.gather_over_data([float(value) for value in scorer.score(mine)])

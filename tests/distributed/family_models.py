@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind
 from r1mega.samples import Document
@@ -95,7 +96,9 @@ def documents() -> list[Document]:
     lengths = (200, 61, 17)
     return [
         Document(
-            tuple(torch.randint(3, 131, (n,), generator=generator).tolist()), 1, {"weight": (1 / 300,) * (n - 1)}
+            Int32s(torch.randint(3, 131, (n,), generator=generator).tolist()),
+            1,
+            {"weight": Float32s.repeated(1 / 300, n - 1)},
         )
         for n in lengths
     ]

@@ -25,7 +25,7 @@ def main(folder: Path, names: list[str]) -> None:
         assert all(n.startswith(mtp) for n in found["unexpected_keys"]), found
         model.eval()
         with torch.no_grad():
-            logits = [model(torch.tensor(d.token_ids)[None]).logits[0, :-1] for d in documents()]
+            logits = [model(torch.tensor(d.token_ids.tolist())[None]).logits[0, :-1] for d in documents()]
         spread = torch.cat(logits).std()
         assert 0.5 < spread < 10, f"{name}: logits of standard deviation {spread}"
         logps = {str(i): x.float().log_softmax(-1) for i, x in enumerate(logits)}

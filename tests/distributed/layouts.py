@@ -16,6 +16,7 @@ import torch
 from rank_pool import Pool
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import Cluster, TrainerLayout
 from r1mega.config.layout_checks import layout_faults
 from r1mega.config.training import Batch, Optimizer
@@ -67,9 +68,9 @@ def samples(num: int, seed: int) -> list[Sample]:
     rng = random.Random(seed)
     drawn = []
     for _ in range(num):
-        prompt = tuple(rng.randrange(3, 384) for _ in range(rng.randint(3, 20)))
-        answer = tuple(rng.randrange(3, 384) for _ in range(rng.randint(2, 40)))
-        logp = tuple(-rng.random() * 5 - 3 for _ in answer)
+        prompt = Int32s(rng.randrange(3, 384) for _ in range(rng.randint(3, 20)))
+        answer = Int32s(rng.randrange(3, 384) for _ in range(rng.randint(2, 40)))
+        logp = Float32s(-rng.random() * 5 - 3 for _ in answer)
         drawn.append(Sample(prompt, answer, rng.gauss(0, 1), behaviour_logp=logp))
     return drawn
 
@@ -96,7 +97,7 @@ def run(layout: TrainerLayout, device: str = "cpu", chunks_per_micro_batch: int 
         old = policy.logprobs(bare, temperature=0.7)
         ref = policy.logprobs(bare, temperature=0.7, reference=True)
         attached = [
-            dataclasses.replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()))
+            dataclasses.replace(s, old_logp=Float32s(o.numpy()), ref_logp=Float32s(r.numpy()))
             for s, o, r in zip(minibatch, old, ref, strict=True)
         ]
         scored = mesh.gather_over_data({s.completion_ids: s.old_logp for s in attached})
@@ -111,7 +112,7 @@ def run(layout: TrainerLayout, device: str = "cpu", chunks_per_micro_batch: int 
         found["norm"].append(policy.optim_step(1e-4, reduced=True))
         found["experts"].append(policy.expert_load)
     found["weights"] = {n: t.clone() for n, t in source}
-    found["margins"] = [m.clone() for m in policy.routing_margins([Document(tuple(range(5, 40)))])]
+    found["margins"] = [m.clone() for m in policy.routing_margins([Document(Int32s(range(5, 40)))])]
     return found
 
 

@@ -16,6 +16,7 @@ import torch
 from layouts import parse, samples, spec
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
+from r1mega.buffers import Float32s
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.samples import Document
@@ -46,7 +47,7 @@ def train(policy, steps: range) -> dict:
         old = policy.logprobs(bare, temperature=0.7)
         ref = policy.logprobs(bare, temperature=0.7, reference=True)
         attached = [
-            dataclasses.replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()))
+            dataclasses.replace(s, old_logp=Float32s(o.numpy()), ref_logp=Float32s(r.numpy()))
             for s, o, r in zip(minibatch, old, ref, strict=True)
         ]
         found["loss"].append(policy.forward_backward(documents(attached), loss, temperature=0.7))

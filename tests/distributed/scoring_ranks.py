@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch.distributed as dist
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import TrainerLayout
 from r1mega.rewards.format import Format
 from r1mega.rewards.reward import ModelReward
@@ -40,9 +41,11 @@ def groups(rubric: Rubric, num: int) -> list[Group]:
     """`num` groups of three answers: of 1 to 19 tokens, all of them the answer's place in the rollout."""
     found = []
     for i in range(num):
-        prompt = Prompt(str(i), "chain_sum", "4 - 1 =", "3", (1, 2, 3))
+        prompt = Prompt(str(i), "chain_sum", "4 - 1 =", "3", Int32s([1, 2, 3]))
         completions = tuple(
-            Completion(str(i), j, tokens, (-0.5,) * len(tokens), "bare", FinishReason.STOP, 0, j)
+            Completion(
+                str(i), j, Int32s(tokens), Float32s.repeated(-0.5, len(tokens)), "bare", FinishReason.STOP, 0, j
+            )
             for j in range(3)
             if (tokens := (3 * i + j,) * (1 + 7 * (3 * i + j) % 19))
         )

@@ -68,6 +68,7 @@ def greedy(model, tokenizer, question: str) -> dict:
 
 
 def trainer(folder: Path, _: str) -> None:
+    from r1mega.buffers import Int32s
     from r1mega.config.cluster import TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
@@ -84,7 +85,7 @@ def trainer(folder: Path, _: str) -> None:
         mtp="off", mtp_loss_weight=0.0, expert_bias_rate=0.0, seed=0,
     )  # fmt: skip
     load_weights(policy, folder / "megatron")
-    documents = [Document(tuple(ids)) for ids in json.loads((folder / "ids.json").read_text())]
+    documents = [Document(Int32s(ids)) for ids in json.loads((folder / "ids.json").read_text())]
     logps = policy.logprobs(documents, temperature=1.0)
     # Its bf16 values are exact in fp32, and back.
     exported = {name: tensor.bfloat16() for name, tensor in PolicySource(policy, include_mtp=True)}

@@ -11,6 +11,7 @@ from smollm2 import MAX_NEW_TOKENS
 
 
 def engine(folder: Path, _: str) -> None:
+    from r1mega.buffers import Int32s
     from r1mega.config.cluster import RolloutLayout, TrainerLayout
     from r1mega.config.training import Batch, Optimizer
     from r1mega.families.registry import read_model
@@ -34,7 +35,7 @@ def engine(folder: Path, _: str) -> None:
     hf_io.export(policy, folder / "random", tokenizer_dir=folder / "hf")
     load_weights(policy, folder / "megatron")
     rows = json.loads((folder / "greedy.json").read_text())
-    prompts = [Prompt(str(i), "greedy", "", "", tuple(row["prompt"])) for i, row in enumerate(rows)]
+    prompts = [Prompt(str(i), "greedy", "", "", Int32s(row["prompt"])) for i, row in enumerate(rows)]
     requests = [Request(prompt, 1, i) for i, prompt in enumerate(prompts)]
     with Server(
         folder / "random", RolloutLayout(), max_model_len=256, seed=0, log_file=folder / "vllm.log"

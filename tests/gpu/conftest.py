@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.families.deepseek_v3 import read
@@ -89,6 +90,8 @@ def make(device):
 @pytest.fixture(scope="session")
 def documents() -> list[Document]:
     rng = random.Random(7)
-    drafts = [Document(tuple(rng.randrange(3, 512) for _ in range(rng.randint(20, 250))), 1) for _ in range(24)]
+    drafts = [Document(Int32s(rng.randrange(3, 512) for _ in range(rng.randint(20, 250))), 1) for _ in range(24)]
     total = sum(d.num_targets for d in drafts)
-    return [Document(d.token_ids, d.learn_from, {"weight": (1 / total,) * d.num_targets}) for d in drafts]
+    return [
+        Document(d.token_ids, d.learn_from, {"weight": Float32s.repeated(1 / total, d.num_targets)}) for d in drafts
+    ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gpu_data import nll
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import Precision
 from r1mega.samples import Document, Sample
 
@@ -26,7 +27,7 @@ def test_a_grpo_update_raises_what_was_rewarded(make, spec, request, setting):
     policy.refresh_reference()
     rng = random.Random(0)
     drawn = [
-        Sample(*(tuple(rng.randrange(3, 512) for _ in range(n)) for n in (20, 40)), adv, behaviour_logp=())
+        Sample(*(Int32s(rng.randrange(3, 512) for _ in range(n)) for n in (20, 40)), adv, behaviour_logp=Float32s())
         for adv in (1.0, -1.0) * 4
     ]
     samples = weighted(drawn, "token_mean", max_length=64)
@@ -39,7 +40,7 @@ def test_a_grpo_update_raises_what_was_rewarded(make, spec, request, setting):
     old, ref = (policy.logprobs(bare, temperature=1.0, reference=r) for r in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(old, ref, strict=True))  # the swap changes nothing
     attached = [
-        replace(s, old_logp=tuple(o.tolist()), ref_logp=tuple(r.tolist()), behaviour_logp=tuple(o.tolist()))
+        replace(s, old_logp=Float32s(o.numpy()), ref_logp=Float32s(r.numpy()), behaviour_logp=Float32s(o.numpy()))
         for s, o, r in zip(samples, old, ref, strict=True)
     ]
     before = rewarded()

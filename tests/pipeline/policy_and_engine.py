@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import torch
 
+from r1mega.buffers import Float32s
 from r1mega.config.cluster import RolloutLayout, TrainerLayout
 from r1mega.config.schema import AnswerStyles, Evaluation, Task
 from r1mega.config.training import Batch, Optimizer
@@ -57,7 +58,7 @@ def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[
     sampled = [(p, c) for p, cs in zip(held_out, answers, strict=True) for c in cs]
     docs = [Document(p.token_ids + c.token_ids, len(p.token_ids)) for p, c in sampled]
     samples = [
-        Sample(p.token_ids, c.token_ids, 0.0, c.logp, tuple(logp.tolist()))
+        Sample(p.token_ids, c.token_ids, 0.0, c.logp, Float32s(logp.numpy()))
         for (p, c), logp in zip(sampled, policy.logprobs(docs, temperature=temperature), strict=True)
     ]
     num_tokens = sum(len(s.completion_ids) for s in samples)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from tiny_model import FolderSource, perturb, weight_version
 
+from r1mega.buffers import Int32s
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import Request, SamplingParams
@@ -40,7 +41,7 @@ PUSH_S = 600.0
 def prompts(count: int) -> list[Prompt]:
     draw = torch.Generator().manual_seed(count)
     ids = torch.randint(0, 256, (count, PROMPT_TOKENS), generator=draw).tolist()
-    return [Prompt(f"p{i}", "task", "question", "truth", tuple(row)) for i, row in enumerate(ids)]
+    return [Prompt(f"p{i}", "task", "question", "truth", Int32s(row)) for i, row in enumerate(ids)]
 
 
 class Live:
@@ -107,11 +108,11 @@ class Live:
             longest = max(len(c.token_ids) for c in batch)
             ids = torch.zeros(len(batch), PROMPT_TOKENS + longest, dtype=torch.long)
             for row, c in zip(ids, batch, strict=True):
-                row[: PROMPT_TOKENS + len(c.token_ids)] = torch.tensor(by_id[c.prompt_id] + c.token_ids)
+                row[: PROMPT_TOKENS + len(c.token_ids)] = torch.tensor((by_id[c.prompt_id] + c.token_ids).tolist())
             logp, margin = self.reference(ids, temperature or 1.0)
             for i, c in enumerate(batch):
                 length = len(c.token_ids)
-                diff = (logp[i, PROMPT_TOKENS - 1 :][:length] - torch.tensor(c.logp)).abs()
+                diff = (logp[i, PROMPT_TOKENS - 1 :][:length] - torch.tensor(c.logp.tolist())).abs()
                 # A tie at one token changes what all later ones attend to.
                 closest = margin[i].cummin(0).values[PROMPT_TOKENS - 1 :][:length]
                 worst = max(worst, diff.where((diff <= BOUND) | (closest > TIE), 0.0).max().item())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tiny_model import FolderSource, perturb
 
+from r1mega.buffers import Int32s
 from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.recovery import Recovery
@@ -32,7 +33,7 @@ Answers = list[tuple[Completion, ...]]
 
 def requests() -> list[Request]:
     rng = random.Random(0)
-    prompts = [Prompt(f"p{i}", "task", "", "", tuple(rng.choices(range(256), k=16))) for i in range(NUM_PROMPTS)]
+    prompts = [Prompt(f"p{i}", "task", "", "", Int32s(rng.choices(range(256), k=16))) for i in range(NUM_PROMPTS)]
     return [Request(prompt, G, 1000 * i) for i, prompt in enumerate(prompts)]
 
 

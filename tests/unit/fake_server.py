@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from r1mega.buffers import Int32s
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.engine import Request
 from r1mega.samples import Prompt
@@ -26,7 +27,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def request(i: int, n: int = 3) -> Request:
-    return Request(Prompt(f"p{i}", "task", "question", "truth", (i % VOCAB_SIZE,)), n, seed=100 * i)
+    return Request(Prompt(f"p{i}", "task", "question", "truth", Int32s([i % VOCAB_SIZE])), n, seed=100 * i)
 
 
 class Http(ThreadingHTTPServer):

@@ -4,8 +4,9 @@ Gradients are central differences of the loss, so nothing here is taken from r1m
 """
 
 import math
+import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from recording import Asked, Call
@@ -17,19 +18,24 @@ from r1mega.config.schema import GRPO
 class Answer:
     """One answer that is learnt from."""
 
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    behaviour: tuple[float, ...]
+    prompt: list[int]
+    tokens: list[int]
+    behaviour: list[float]
     adv: float
     weight: float = 0.0
-    old: tuple[float, ...] = ()
-    ref: tuple[float, ...] = ()
+    old: list[float] = field(default_factory=list)
+    ref: list[float] = field(default_factory=list)
 
 
 def log_probabilities(theta: Sequence[float], temperature: float) -> list[float]:
     scaled = [x / temperature for x in theta]
     log_sum = math.log(sum(math.exp(x) for x in scaled))
     return [x - log_sum for x in scaled]
+
+
+def float32(x: float) -> float:
+    """As a sample keeps it."""
+    return struct.unpack("f", struct.pack("f", x))[0]
 
 
 def answers_of(rollout: Sequence[Asked], config: GRPO) -> list[Answer]:
@@ -48,8 +54,8 @@ def answers_of(rollout: Sequence[Asked], config: GRPO) -> list[Answer]:
         squares = sum((r - mean) ** 2 for r in rewards)
         scale = {"population": squares / len(rewards), "sample": squares / (len(rewards) - 1), "none": 1.0}
         std = math.sqrt(scale[objective.std]) or 1.0  # a constant group's are 0 over 1
-        prompt = asked.request.prompt.token_ids
-        found += [Answer(prompt, c.token_ids, c.logp, (r - mean) / std) for c, r in scored]
+        prompt = asked.request.prompt.token_ids.tolist()
+        found += [Answer(prompt, c.token_ids.tolist(), c.logp.tolist(), (r - mean) / std) for c, r in scored]
     return found
 
 
@@ -73,16 +79,16 @@ def expected_rows(
     updates = [call.documents for call in calls if call.verb == "forward_backward"]
     reference, rows, step = list(theta), [], 0
     for version in range(0, config.num_steps, config.rollout.num_minibatches):
-        answers = {a.prompt + a.tokens: a for a in answers_of(rollouts[version], config)}
+        answers = {(*a.prompt, *a.tokens): a for a in answers_of(rollouts[version], config)}
         old, ref = log_probabilities(theta, temperature), log_probabilities(reference, temperature)
         batches = updates[version : version + config.rollout.num_minibatches]
-        learnt = [d.token_ids for documents in batches for d in documents]
+        learnt = [tuple(d.token_ids) for documents in batches for d in documents]
         assert sorted(learnt) == sorted(answers)  # every answer once, and no other
         assert max(map(len, batches)) - min(map(len, batches)) <= 1
         for documents in batches:
-            batch = [answers[d.token_ids] for d in documents]
+            batch = [answers[tuple(d.token_ids)] for d in documents]
             for a in batch:
-                a.old, a.ref = tuple(old[t] for t in a.tokens), tuple(ref[t] for t in a.tokens)
+                a.old, a.ref = ([float32(of[t]) for t in a.tokens] for of in (old, ref))
                 a.weight = _weight(a, batch, config)
             row, gradient = _update(theta, batch, config)
             theta = [x - lrs[step] * g for x, g in zip(theta, gradient, strict=True)]

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
@@ -13,7 +14,7 @@ PARAMS = SamplingParams(temperature=0.7, max_new_tokens=4)
 
 
 def request(i: int, n: int = 2) -> Request:
-    return Request(Prompt(f"p{i}", "task", "question", "truth", (i,)), n, seed=10 * i)
+    return Request(Prompt(f"p{i}", "task", "question", "truth", Int32s([i])), n, seed=10 * i)
 
 
 def key(i: int, version: int = 3) -> Key:
@@ -38,8 +39,8 @@ def completions(i: int, version: int = 3, *, n: int = 2, salt: int = 0) -> tuple
         Completion(
             prompt_id=f"p{i}",
             index=k,
-            token_ids=tuple(rng.randrange(500) for _ in range(4)),
-            logp=(-0.0, -rng.random() * 1e-300, -rng.random() / 3, -5e-324),
+            token_ids=Int32s(rng.randrange(500) for _ in range(4)),
+            logp=Float32s([-0.0, -rng.random() * 1e-38, -rng.random() / 3, -1e-45]),  # as small as there are
             text=f"é\n\u2028 {i} {k} \ud800",
             finish_reason=FinishReason.LENGTH if k else FinishReason.STOP,
             weight_version=version,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind, ModelSpec
 from r1mega.rollout.engine import Request, SamplingParams
@@ -276,10 +277,8 @@ class RecordingEngine:
         """Drawn with seed + i, as engines do; what it says follows from `kind` alone."""
         rng = random.Random(f"{request.prompt.id}/{request.seed + i}")
         limit = params.max_new_tokens
-        tokens = tuple(
-            rng.choices(range(5, len(self._theta)), k=limit if kind == "cut" else rng.randint(2, limit - 1))
-        )
-        logp = torch.log_softmax(self._theta.double() / (params.temperature or 1.0), 0)[list(tokens)]
+        tokens = rng.choices(range(5, len(self._theta)), k=limit if kind == "cut" else rng.randint(2, limit - 1))
+        logp = torch.log_softmax(self._theta.double() / (params.temperature or 1.0), 0)[tokens]
         off = self._engines.shift * torch.arange(1, len(tokens) + 1).sin()
         if self._engines.only not in (None, len(self._engines.asked) + 1) or (self._engines.only and i):
             off = 0 * off
@@ -288,7 +287,7 @@ class RecordingEngine:
         ended = FinishReason.LENGTH if kind == "cut" else FinishReason.STOP
         seed = request.seed + i
         return Completion(
-            request.prompt.id, i, tokens, tuple((logp + off).tolist()), text, ended, self._version, seed
+            request.prompt.id, i, Int32s(tokens), Float32s((logp + off).tolist()), text, ended, self._version, seed
         )
 
 

@@ -12,6 +12,7 @@ from r1mega.algos.grpo import GRPOLoss, documents, token_weights, weighted
 from r1mega.algos.kl import Estimator, kl_per_token
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.algos.schedule import learning_rate
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.training import Optimizer
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Sample, Verdict, VerdictStatus
 
@@ -46,9 +47,10 @@ def test_a_single_answer_is_no_group():
 
 
 def _group(rewards: list[float | None]) -> Group:
-    prompt = Prompt("p", "chain_sum", "1 + 1", "2", (1, 2))
+    prompt = Prompt("p", "chain_sum", "1 + 1", "2", Int32s([1, 2]))
     completions = tuple(
-        Completion("p", i, (5, 6), (-0.1, -0.2), "2", FinishReason.STOP, 0, i) for i in range(len(rewards))
+        Completion("p", i, Int32s([5, 6]), Float32s([-0.1, -0.2]), "2", FinishReason.STOP, 0, i)
+        for i in range(len(rewards))
     )
     verdicts = tuple(
         Verdict(VerdictStatus.FAILED, reason="judge") if r is None else Verdict(VerdictStatus.SCORED, r)
@@ -204,21 +206,21 @@ def test_loss_and_gradient_equal_an_independent_derivation_on_a_softmax_policy(r
 
 def test_documents_carry_one_value_per_target():
     samples = [
-        Sample((1, 2, 3), (4, 5), 0.5, (-0.1, -0.2), old_logp=(-0.3, -0.4), ref_logp=(-0.5, -0.6)),
-        Sample((1,), (6,), -0.5, (-1.0,), old_logp=(-1.1,), ref_logp=(-1.2,)),
+        Sample(Int32s([1, 2, 3]), Int32s([4, 5]), 0.5, *map(Float32s, ([-0.1, -0.2], [-0.3, -0.4], [-0.5, -0.6]))),
+        Sample(Int32s([1]), Int32s([6]), -0.5, *map(Float32s, ([-1.0], [-1.1], [-1.2]))),
     ]
     first, second = documents(weighted(samples, "sequence_mean", max_length=8))
-    assert first.token_ids == (1, 2, 3, 4, 5)
+    assert first.token_ids == Int32s([1, 2, 3, 4, 5])
     assert first.learn_from == 3
     assert first.num_targets == 2
     assert first.fields == {
-        "weight": (0.25, 0.25),
-        "adv": (0.5, 0.5),
-        "old_logp": (-0.3, -0.4),
-        "behaviour_logp": (-0.1, -0.2),
-        "ref_logp": (-0.5, -0.6),
+        "weight": Float32s([0.25, 0.25]),
+        "adv": Float32s([0.5, 0.5]),
+        "old_logp": Float32s([-0.3, -0.4]),
+        "behaviour_logp": Float32s([-0.1, -0.2]),
+        "ref_logp": Float32s([-0.5, -0.6]),
     }
-    assert second.fields["weight"] == (0.5,)
+    assert second.fields["weight"] == Float32s([0.5])
 
 
 def test_likelihood_is_the_weighted_negative_log_likelihood():

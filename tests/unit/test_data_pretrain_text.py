@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.schema import AnswerStyles, Task
 from r1mega.data.pretrain_text import STYLES, documents
 from r1mega.data.split import HELD_OUT
@@ -38,8 +39,8 @@ def test_every_document_is_right_and_in_its_style(task):
     assert len(docs) > 100
     for doc in docs:
         question = truth[doc.question]
-        prompt = Prompt(question.id, question.verifier, question.text, question.truth, (), entry=question.entry)
-        completion = Completion(question.id, 0, (1,), (0.0,), doc.answer, FinishReason.STOP, 0, 0)
+        prompt = Prompt(question.id, question.verifier, question.text, question.truth, Int32s(), entry=question.entry)
+        completion = Completion(question.id, 0, Int32s([1]), Float32s([0.0]), doc.answer, FinishReason.STOP, 0, 0)
         graded = grade(prompt, completion)
         assert (graded.lenient, graded.style) == (True, doc.style)
         tagged = float(doc.style in ("think", "tags"))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_forms import byte_level, save
 
+from r1mega.buffers import Int32s
 from r1mega.config.schema import AnswerStyles, Evaluation, Task
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, train_prompts
@@ -20,7 +21,7 @@ TASKS = [Task(name="chain_sum", params={"max_digits": 1})]
 
 
 def some_prompts(n):
-    return [Prompt(f"p{i}", "chain_sum", f"question {i}", "1", (1,)) for i in range(n)]
+    return [Prompt(f"p{i}", "chain_sum", f"question {i}", "1", Int32s([1])) for i in range(n)]
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.data.template import TAGS
 from r1mega.errors import DataError, RewardError
 from r1mega.evaluation.metrics import EvalResult, Graded, clustered_rate, evaluate, grade, summarise
 from r1mega.rewards import reasoning_gym
 from r1mega.samples import Completion, FinishReason, Prompt
 
-PROMPTS = [Prompt(f"p{i}", "chain_sum", f"{i} - 1 =", str(i - 1), (1,)) for i in range(3)]
+PROMPTS = [Prompt(f"p{i}", "chain_sum", f"{i} - 1 =", str(i - 1), Int32s([1])) for i in range(3)]
 
 
 def completion(prompt, text, finish=FinishReason.STOP, tokens=4):
-    return Completion(prompt.id, 0, (7,) * tokens, (0.0,) * tokens, text, finish, 0, 0)
+    return Completion(prompt.id, 0, Int32s.repeated(7, tokens), Float32s.repeated(0.0, tokens), text, finish, 0, 0)
 
 
 def test_one_evaluation_by_hand():
@@ -105,7 +106,7 @@ pieces = ["3", "+3", "03", "3.0", "3,", "4", "-", " ", "=", ".", "<think></think
 
 @given(st.lists(st.sampled_from(pieces), max_size=8).map("".join), st.booleans())
 def test_strict_implies_lenient_and_format(text, wrapped):
-    prompt = Prompt("p", "chain_sum", "4 - 1 =", "3", (1,))
+    prompt = Prompt("p", "chain_sum", "4 - 1 =", "3", Int32s([1]))
     graded = grade(prompt, completion(prompt, f"<think>{text}</think><answer>{text}</answer>" if wrapped else text))
     assert isinstance(graded, Graded)
     if graded.strict:

@@ -11,6 +11,7 @@ import torch
 from conversion_data import tiny_spec
 from trainer_data import make_documents, nll
 
+from r1mega.buffers import Float32s
 from r1mega.samples import Document
 
 ORACLE = Path(__file__).with_name("mtp_oracle.py")
@@ -19,7 +20,7 @@ ORACLE = Path(__file__).with_name("mtp_oracle.py")
 def predicted(folders, documents):
     """For each folder and depth the mean log-probability of what it predicts, by vLLM's forward over transformers."""
     command = [sys.executable, "-W", "ignore", str(ORACLE), *map(str, folders)]
-    ids = json.dumps([d.token_ids for d in documents])
+    ids = json.dumps([d.token_ids.tolist() for d in documents])
     result = subprocess.run(command, input=ids, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
@@ -31,7 +32,7 @@ def documents():
     """Every token but the first is learnt, so that a depth k predicts all from its (k + 1)th on."""
     drafts = [Document(d.token_ids, 1) for d in make_documents(6, seed=3)]
     total = sum(d.num_targets for d in drafts)
-    return [Document(d.token_ids, 1, {"weight": (1 / total,) * d.num_targets}) for d in drafts]
+    return [Document(d.token_ids, 1, {"weight": Float32s.repeated(1 / total, d.num_targets)}) for d in drafts]
 
 
 @pytest.fixture(scope="module")

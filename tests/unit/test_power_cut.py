@@ -8,6 +8,7 @@ from conversion_data import ONE, tiny_spec, unique_tensors, write_folder
 from power_cut import Disk
 from trainer_data import TINY, nll
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.load import load
 from r1mega.config.training import Wandb
 from r1mega.runtime import files
@@ -84,9 +85,11 @@ def test_answers_are_safe_when_the_journal_says_so(disk: Disk, tmp_path: Path) -
     from r1mega.rollout.segment import Key
 
     def completions(key_of: Request, version: int) -> tuple[Completion, ...]:
-        ids = (5, 6)
+        ids = Int32s([5, 6])
         return tuple(
-            Completion(key_of.prompt.id, i, ids, (-0.5, -1.0), "text", FinishReason.STOP, version, key_of.seed + i)
+            Completion(
+                key_of.prompt.id, i, ids, Float32s([-0.5, -1.0]), "text", FinishReason.STOP, version, key_of.seed + i
+            )
             for i in range(key_of.n)
         )
 
@@ -96,7 +99,7 @@ def test_answers_are_safe_when_the_journal_says_so(disk: Disk, tmp_path: Path) -
                 on_answer(i, completions(request, version))
             return []
 
-    request = Request(Prompt("p", "chain_sum", "1 + 1", "2", (1, 2)), 2, 7)
+    request = Request(Prompt("p", "chain_sum", "1 + 1", "2", Int32s([1, 2])), 2, 7)
     params = SamplingParams(temperature=1.0, max_new_tokens=9)
     journal = Journal(tmp_path / "journal")
     for version in (0, 1):

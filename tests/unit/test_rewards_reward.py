@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.registry import REWARDS, Rewards
@@ -17,7 +18,7 @@ from r1mega.rewards.reward import Answer, RuleReward, Score, failed, scored, uns
 from r1mega.rewards.rubric import Rubric
 from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
 
-PROMPT = Prompt("p", "chain_sum", "4 - 1 =", "3", (1,), domain="math")
+PROMPT = Prompt("p", "chain_sum", "4 - 1 =", "3", Int32s([1]), domain="math")
 
 
 class Letters(RuleReward):
@@ -43,7 +44,7 @@ class Longest(RuleReward):
 
 
 def completion(text: str, tokens: int = 2, finish: FinishReason = FinishReason.STOP) -> Completion:
-    return Completion("p", 0, (7,) * tokens, (-0.1,) * tokens, text, finish, 0, 0)
+    return Completion("p", 0, Int32s.repeated(7, tokens), Float32s.repeated(-0.1, tokens), text, finish, 0, 0)
 
 
 def judge(rewards, *texts: str, step: int = 0, domain: str = "math"):

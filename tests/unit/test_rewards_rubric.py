@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import ConfigError
 from r1mega.rewards import reasoning_gym
 from r1mega.rewards.accuracy import Accuracy, ends_right, is_right
@@ -11,7 +12,7 @@ from r1mega.rewards.format import Format
 from r1mega.rewards.rubric import Rubric
 from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
 
-PROMPT = Prompt("p", "chain_sum", "4 - 1 =", "3", (1,))
+PROMPT = Prompt("p", "chain_sum", "4 - 1 =", "3", Int32s([1]))
 
 
 def judge(prompt, answer, truncated="zero", accuracy=1.0, form=1.0):
@@ -21,7 +22,7 @@ def judge(prompt, answer, truncated="zero", accuracy=1.0, form=1.0):
 
 
 def completion(text, finish=FinishReason.STOP):
-    return Completion("p", 0, (7, 2), (-0.1, -0.1), text, finish, 0, 0)
+    return Completion("p", 0, Int32s([7, 2]), Float32s([-0.1, -0.1]), text, finish, 0, 0)
 
 
 @pytest.mark.parametrize(

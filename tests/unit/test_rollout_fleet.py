@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_server import EOS, VOCAB_SIZE, FakeServer, request, save_tokenizer
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import OnAnswer, SamplingParams
 from r1mega.rollout.fleet import Fleet
@@ -45,7 +46,7 @@ def test_order_seeds_and_text(stub: FakeServer) -> None:
         assert [c.seed for c in group] == [100 * i, 100 * i + 1, 100 * i + 2]
         assert all(c.prompt_id == f"p{i}" and c.weight_version == 0 for c in group)
     last = answers[4][2]
-    assert (last.token_ids, last.logp) == ((4, 3, EOS), (-0.5, -1.0, -0.25))
+    assert (last.token_ids, last.logp) == (Int32s([4, 3, EOS]), Float32s([-0.5, -1.0, -0.25]))
     assert last.text == "43"  # without the stop token's
     assert last.finish_reason is FinishReason.STOP
     assert answers[5][0].text == "51"  # special tokens stay
@@ -98,7 +99,7 @@ def test_an_answer_ends_by_a_token_a_string_or_the_limit(
 ) -> None:
     stub.change = ended(tokens=tokens, finish=finish, reason=reason)
     ((_, answer, _),) = generate(stub, request(0), stop=("31", "70"))
-    assert answer.token_ids == tuple(tokens) and len(answer.logp) == len(tokens)
+    assert answer.token_ids.tolist() == tokens and len(answer.logp) == len(tokens)
     assert (answer.text, answer.finish_reason, answer.truncated) == (text, finished, finish == "length")
 
 
@@ -159,7 +160,9 @@ def broken(key: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (broken("token_ids", [1, 2]), "2 tokens and 3 logprobs"),
         (broken("token_ids", None), "TypeError"),
         (broken("token_ids", [1, 2, VOCAB_SIZE]), "outside 0..15"),
-        (broken("token_ids", [1, 2, 3.5]), "outside 0..15"),
+        (broken("token_ids", [1, -2, 3]), "outside 0..15, such as -2"),
+        (broken("token_ids", [1, 2, 3.5]), "TypeError"),
+        (broken("token_ids", [1, 2, 2**31]), "OverflowError"),
         (broken("logprobs", {"token_logprobs": [-0.5, -1.0, 0.1]}), "logprobs that are none"),
         (broken("logprobs", {"token_logprobs": [-0.5, -1.0, float("nan")]}), "logprobs that are none"),
         (broken("logprobs", {"token_logprobs": [-0.5, -1.0, -9999.0]}), "logprobs that are none"),

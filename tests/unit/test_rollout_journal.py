@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal_data import PARAMS, bits, completions, counted, entry, key, reopened
 
+from r1mega.buffers import Float32s
 from r1mega.errors import CheckpointError, RunDirError
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
@@ -179,7 +180,7 @@ def test_two_processes_never_append_at_once(journal: Journal) -> None:
 def test_what_could_not_be_read_is_never_written(journal: Journal) -> None:
     (one, two) = completions(1)
     with pytest.raises(ValueError, match="JSON"):
-        journal.add(key(1), (one, dataclasses.replace(two, logp=(float("nan"),) * 4)))
+        journal.add(key(1), (one, dataclasses.replace(two, logp=Float32s.repeated(float("nan"), 4))))
     with pytest.raises(ValueError, match="1 completions"):
         journal.add(key(1), (one,))
     assert entry(journal, 1) is None
@@ -229,6 +230,7 @@ WRITER = """
 import resource, signal, sys
 from pathlib import Path
 from r1mega.rollout.engine import SamplingParams
+from r1mega.buffers import Float32s, Int32s
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
 from r1mega.samples import Completion, FinishReason
@@ -239,7 +241,7 @@ if limit:  # the kernel kills the write that would go past it, there
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 journal = Journal(folder)
 for i in range(start, 10**6):
-    done = Completion("p", 0, (i,), (-1 / (3 + i),), str(i % 10) * length, FinishReason.STOP, 0, i)
+    done = Completion("p", 0, Int32s([i]), Float32s([-1 / (3 + i)]), str(i % 10) * length, FinishReason.STOP, 0, i)
     print(f"{i} begins", flush=True)
     journal.add(Key(0, "w", "p", i, 1, SamplingParams(1.0, 1)), (done,))
     print(f"{i} done", flush=True)
@@ -273,7 +275,7 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
             assert held <= start + len(done) + 1
             for i in range(start, held):
                 (found,) = journal.get(Key(0, "w", "p", i, 1, SamplingParams(1.0, 1)), "p") or (None,)
-                assert found and found.logp == (-1 / (3 + i),) and found.text == str(i % 10) * length
+                assert found and found.logp == Float32s([-1 / (3 + i)]) and found.text == str(i % 10) * length
         start = held
     print(f"{start} entries, {torn} torn tails")
     assert start >= 6 and torn

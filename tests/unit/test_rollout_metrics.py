@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.diagnostics.rollout import rollout_metrics
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 
@@ -9,7 +10,16 @@ from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, Ver
 def group(name: str, rewards: list[float | None], lengths: list[int]) -> Group:
     """A reward of None is a verdict that failed."""
     completions = tuple(
-        Completion(name, i, (5,) * n, (-0.1,) * n, "", FinishReason.LENGTH if n > 9 else FinishReason.STOP, 0, i)
+        Completion(
+            name,
+            i,
+            Int32s.repeated(5, n),
+            Float32s.repeated(-0.1, n),
+            "",
+            FinishReason.LENGTH if n > 9 else FinishReason.STOP,
+            0,
+            i,
+        )
         for i, n in enumerate(lengths)
     )
     verdicts = tuple(
@@ -18,7 +28,7 @@ def group(name: str, rewards: list[float | None], lengths: list[int]) -> Group:
         else Verdict(VerdictStatus.SCORED, reward, {"accuracy": reward / 2})
         for reward in rewards
     )
-    return Group(Prompt(name, "chain_sum", "q", "1", (1,)), completions, verdicts)
+    return Group(Prompt(name, "chain_sum", "q", "1", Int32s([1])), completions, verdicts)
 
 
 def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():

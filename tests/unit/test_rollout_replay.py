@@ -21,6 +21,7 @@ from journal_data import (
     request,
 )
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RunDirError
 from r1mega.rollout.engine import Request
 from r1mega.rollout.journal import Journal
@@ -91,7 +92,7 @@ def test_live_compares_and_replaces(journal: Journal) -> None:
 
 def test_equal_tokens_end_at_the_first_difference() -> None:
     def answer(*ids: int) -> Completion:
-        return Completion("p", 0, ids, (-1.0,) * len(ids), "", FinishReason.STOP, 0, 0)
+        return Completion("p", 0, Int32s(ids), Float32s.repeated(-1.0, len(ids)), "", FinishReason.STOP, 0, 0)
 
     comparison = Comparison()
     comparison.add(answer(1, 2, 3, 4), answer(1, 2, 9, 4))
@@ -119,7 +120,7 @@ def ask(journal: Journal, requests: list[Request], of: Lineage = MINE, version: 
 
 
 def other_tokens(r: Request) -> Request:
-    return dataclasses.replace(r, prompt=dataclasses.replace(r.prompt, token_ids=(*r.prompt.token_ids, 7)))
+    return dataclasses.replace(r, prompt=dataclasses.replace(r.prompt, token_ids=r.prompt.token_ids + Int32s([7])))
 
 
 def test_other_tokens_under_the_same_ids_are_asked_anew(journal: Journal, caplog: pytest.LogCaptureFixture):
@@ -137,7 +138,7 @@ def test_the_same_tokens_are_answered_whatever_their_id(journal: Journal):
     ask(journal, [request(1)])
     inner = CountingEngine()
     engine = JournalledEngine(inner, journal, policies=MINE.policies, replay="journal")
-    renamed = dataclasses.replace(request(1), prompt=Prompt("another id", "task", "question", "truth", (1,)))
+    renamed = dataclasses.replace(request(1), prompt=Prompt("another id", "task", "question", "truth", Int32s([1])))
     ((first, second),) = engine.generate([renamed], PARAMS, version=0)
     assert not inner.asked and (first.prompt_id, second.prompt_id) == ("another id", "another id")
     assert first.token_ids == completions(1, 0, salt=1)[0].token_ids

@@ -10,6 +10,7 @@ from fake_server import FakeServer
 from grpo_run import CLUSTER, base
 from grpo_run import config as grpo_config
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.load import load_stage
 from r1mega.config.schema import Evaluate
 from r1mega.data.split import HELD_OUT
@@ -65,7 +66,9 @@ class Answering:
             texts = [SAID[kind].format(p.truth) for kind in kinds]
             found.append(
                 tuple(
-                    Completion(p.id, i, (5, 6), (-1.0, -1.0), text, FinishReason.STOP, 0, request.seed + i)
+                    Completion(
+                        p.id, i, Int32s([5, 6]), Float32s([-1.0, -1.0]), text, FinishReason.STOP, 0, request.seed + i
+                    )
                     for i, text in enumerate(texts)
                 )
             )

@@ -18,6 +18,7 @@ import torch
 from recording import CONFIG, RecordingPolicy, stop_signal
 from safetensors.torch import load_file
 
+from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import Section
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
@@ -28,7 +29,7 @@ from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
 
-DOCUMENTS = [Document((1, 5, 6, 7)), Document((1, 8, 8)), Document((1, 9))]
+DOCUMENTS = [Document(Int32s(ids)) for ids in ((1, 5, 6, 7), (1, 8, 8), (1, 9))]
 CLUSTER = Cluster(device="cpu")
 LRS = [0.3, 0.5, 0.4, 0.3, 0.2, 0.1]
 """0.6 x what is left of six steps, in sixths, times 1/2 in the first."""

@@ -18,6 +18,7 @@ import recording
 import torch
 from recording import CONFIG, RecordingPolicy, stop_signal
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config import checks
 from r1mega.config.cluster import Cluster
 from r1mega.config.schema import SFT, Pretrain
@@ -131,7 +132,7 @@ def test_the_lines_of_sft_are_what_counting_gives(reduction: str, base: Path, co
     check_by_counting(policy, sines(), LRS, rows(tmp_path / "run"), by_document=reduction == "sequence_mean")
     assert len({len(targets(d)) for documents in updates(policy) for d in documents}) > 1  # or both would be one mean
     # Three steps an epoch, in which every conversation comes once.
-    learnt = [[d.token_ids for documents in updates(policy)[i : i + 3] for d in documents] for i in (0, 3)]
+    learnt = [[tuple(d.token_ids) for documents in updates(policy)[i : i + 3] for d in documents] for i in (0, 3)]
     assert sorted(learnt[0]) == sorted(learnt[1]) != learnt[0] != learnt[1]
     assert len(set(learnt[0])) == 12
 
@@ -222,7 +223,7 @@ def test_every_document_is_validated_once_however_many_there_are(monkeypatch):
         lengths = num_targets = (2, 3, 4, 5, 6)
 
         def document(self, i: int, weight: float) -> Document:
-            return Document((i,) * (i + 2))
+            return Document(Int32s.repeated(i, i + 2))
 
     def logprobs(documents: Sequence[Document], *, temperature: float) -> list[torch.Tensor]:
         assert temperature == 1.0
@@ -257,7 +258,7 @@ def test_the_means_are_over_the_documents_of_all_ranks():
         num_targets = tuple(sizes.values())
 
         def document(self, i: int, weight: float) -> Document:
-            return Document((i, *range(sizes[i])), fields={"weight": (weight,) * sizes[i]})
+            return Document(Int32s([i, *range(sizes[i])]), fields={"weight": Float32s.repeated(weight, sizes[i])})
 
     for reduction, weight in (("token_mean", lambda i: 1 / 37), ("sequence_mean", lambda i: 1 / (6 * sizes[i]))):
         epochs, found = Epochs(Texts.lengths, 6, seed=0), {}

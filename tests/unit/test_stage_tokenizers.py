@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import load_stage
 from r1mega.data.prompts import prompts
@@ -56,11 +57,11 @@ def test_it_makes_the_tokens_of_every_prompt(base: Path, tmp_path: Path, templat
     text = tokenizer(template.user_open + "1", add_special_tokens=False)["input_ids"]
     assert len(text) > 1
     written = len(asked[0].token_ids) - len(_text_ids(tokenizer, template, asked[0].question))
-    asked = [dataclasses.replace(p, token_ids=(*begin, *p.token_ids[written:])) for p in asked]
+    asked = [dataclasses.replace(p, token_ids=Int32s(begin) + p.token_ids[written:]) for p in asked]
     chat_template = tokenizers.chat_template_of(asked, template, tokenizer)
     tokenizers.write(base, tmp_path / "tokenizer", chat_template)
     for prompt in asked:
-        assert rendered(tmp_path / "tokenizer", prompt.question) == prompt.token_ids
+        assert rendered(tmp_path / "tokenizer", prompt.question) == tuple(prompt.token_ids)
     assert {p.name for p in (tmp_path / "tokenizer").iterdir()} == {
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "README.md"
     }  # fmt: skip
@@ -100,5 +101,5 @@ def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy,
         run.close()
     assert "theirs" in (tmp_path / "base/chat_template.jinja").read_text()
     for prompt in [*asked.train[:5], *asked.held_out]:
-        assert rendered(run.hf, prompt.question) == prompt.token_ids
+        assert rendered(run.hf, prompt.question) == tuple(prompt.token_ids)
     assert "license: mit" in (run.hf / "README.md").read_text() and (run.hf / "LICENSE").read_text() == "theirs"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1mega.buffers import Int32s
 from r1mega.samples import Document
 
 
@@ -40,7 +41,7 @@ def pairs_of_packed(packed) -> set[tuple[int, int]]:
 
 def make(lengths):
     """Documents whose tokens are all distinct and count upwards."""
-    return [Document(tuple(range(100 * i + 3, 100 * i + 3 + n)), 1 + i % 2) for i, n in enumerate(lengths)]
+    return [Document(Int32s(range(100 * i + 3, 100 * i + 3 + n)), 1 + i % 2) for i, n in enumerate(lengths)]
 
 
 @pytest.mark.parametrize("multiple_of", [(1, 1), (2, 1), (2, 2)], ids=["cp1", "cp2", "cp2tp2"])

@@ -10,6 +10,7 @@ from rounding import LAST_BITS, LOSS, furthest, last_bits, with_last_bits
 from sft_data import TINY
 from trainer_data import nll
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.training import Batch
 from r1mega.errors import DataError
 from r1mega.families.deepseek_v3 import read
@@ -24,11 +25,16 @@ def conversations() -> list[Document]:
     """Two turns learnt of each, the second up to its end."""
     rng = random.Random(5)
     drafts = [
-        Document(tuple(rng.randrange(3, 384) for _ in range(length)), spans=((3, length // 3), (length // 2, length)))
+        Document(
+            Int32s(rng.randrange(3, 384) for _ in range(length)), spans=((3, length // 3), (length // 2, length))
+        )
         for length in LENGTHS
     ]
     total = sum(d.num_targets for d in drafts)
-    return [Document(d.token_ids, fields={"weight": (1 / total,) * d.num_targets}, spans=d.spans) for d in drafts]
+    return [
+        Document(d.token_ids, fields={"weight": Float32s.repeated(1 / total, d.num_targets)}, spans=d.spans)
+        for d in drafts
+    ]
 
 
 def gradient(policy) -> torch.Tensor:
@@ -66,12 +72,12 @@ def test_spans_are_the_targets_and_nothing_else_is(make_policy):
 @pytest.mark.parametrize("spans", [((0, 2),), ((1, 9),), ((4, 6), (2, 3)), ((2, 5), (4, 6))])
 def test_spans_that_are_no_ranges_of_the_document_are_refused(make_policy, spans):
     with pytest.raises(DataError, match="document 0: spans"):
-        make_policy().logprobs([Document((1,) * 8, spans=spans)], temperature=1.0)
+        make_policy().logprobs([Document(Int32s.repeated(1, 8), spans=spans)], temperature=1.0)
 
 
 def test_padding_is_where_no_document_is_and_not_where_a_token_is_0():
     """A chunk of 8 with documents of 4 and 2 tokens, zeros among them, and a chunk of 7."""
-    documents = [Document((0, 5, 0, 7)), Document((9, 0)), Document((0,) * 7)]
+    documents = [Document(Int32s(ids)) for ids in ((0, 5, 0, 7), (9, 0), (0,) * 7)]
     from r1mega.trainer.batch import micro_batches
 
     batches = micro_batches(documents, Batch(chunk_tokens=8, chunks_per_micro_batch=2), mtp_depths=1)

@@ -5,6 +5,7 @@ import torch
 from rounding import EPS, LOSS, furthest, last_bits, with_last_bits
 from trainer_data import make_documents, nll
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.training import Batch
 from r1mega.errors import ConfigError, DataError
 from r1mega.samples import Document
@@ -168,7 +169,7 @@ def test_the_expert_bias_moves_towards_balance(make_policy):
     choose experts 2 and 3, which are in the first of two groups: loads 32, 32 and six times 0, mean 8.
     """
     policy = make_policy(expert_bias_rate=0.25)
-    document = Document(tuple(range(5, 37)), 1, {"weight": (1 / 31,) * 31})
+    document = Document(Int32s(range(5, 37)), 1, {"weight": Float32s.repeated(1 / 31, 31)})
     biases = {n: t for n, t in policy.state().items() if n.endswith("expert_bias") and not n.startswith("mtp.")}
     assert len(biases) == 2
 
@@ -261,16 +262,16 @@ def test_documents_that_do_not_fit_are_refused(make_policy):
     with pytest.raises(DataError, match="empty"):
         policy.forward_backward([], nll)
     with pytest.raises(DataError, match="70 tokens"):
-        policy.logprobs([Document(tuple(range(70)))], temperature=1.0)
+        policy.logprobs([Document(Int32s(range(70)))], temperature=1.0)
     with pytest.raises(DataError, match="fields"):
-        policy.forward_backward([Document((1, 2, 3), 1, {"weight": (1.0,)})], nll)
+        policy.forward_backward([Document(Int32s([1, 2, 3]), 1, {"weight": Float32s([1.0])})], nll)
     with pytest.raises(DataError, match="learn_from"):
-        policy.logprobs([Document((1, 2, 3), 0)], temperature=1.0)
+        policy.logprobs([Document(Int32s([1, 2, 3]), 0)], temperature=1.0)
 
 
 def test_a_document_without_targets_is_scored_as_nothing(make_policy):
     policy = make_policy()
-    empty, full = policy.logprobs([Document((1, 2, 3), 3), Document((1, 2, 3), 1)], temperature=1.0)
+    empty, full = policy.logprobs([Document(Int32s([1, 2, 3]), 3), Document(Int32s([1, 2, 3]), 1)], temperature=1.0)
     assert (len(empty), len(full)) == (0, 2)
 
 

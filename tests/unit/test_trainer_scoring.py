@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from r1mega.algos.advantage import samples_from_groups
+from r1mega.buffers import Float32s, Int32s
 from r1mega.rewards.format import Format
 from r1mega.rewards.reward import ModelReward, Score, scored
 from r1mega.rewards.rubric import Rubric
@@ -37,10 +38,10 @@ class Sums:
 
 
 def group(name: str, rubric: Rubric, *answers: tuple[str, tuple[int, ...]], domain: str = "general") -> Group:
-    prompt = Prompt(name, "chain_sum", "4 - 1 =", "3", (1, 2), domain=domain)
+    prompt = Prompt(name, "chain_sum", "4 - 1 =", "3", Int32s([1, 2]), domain=domain)
     completions = tuple(
-        Completion(name, i, tokens, (-0.5,) * len(tokens), text, FinishReason.LENGTH if text == "cut" else
-                   FinishReason.STOP, 0, i)
+        Completion(name, i, Int32s(tokens), Float32s.repeated(-0.5, len(tokens)), text,
+                   FinishReason.LENGTH if text == "cut" else FinishReason.STOP, 0, i)
         for i, (text, tokens) in enumerate(answers)
     )  # fmt: skip
     return Group(prompt, completions, rubric.judge(prompt, completions, 5))
@@ -62,7 +63,7 @@ def test_a_models_scores_enter_the_advantages(mesh):
     assert [dict(v.parts) for v in judged.verdicts] == [
         {"format": 1, "taste": 1}, {"format": 0, "taste": 2}, {"format": 0, "taste": -1}, {"format": 0, "taste": 0},
     ]  # fmt: skip
-    assert model.read == [[Document((1, 2, 5, 5), 2), Document((1, 2, 20), 2)]]
+    assert model.read == [[Document(Int32s([1, 2, 5, 5]), 2), Document(Int32s([1, 2, 20]), 2)]]
     samples = samples_from_groups([judged], std="population", constant_groups="keep")
     # Mean 1.125; squares of the deviations 1.375, 2.875, -3.125, -1.125 sum to 21.1875.
     std = math.sqrt(21.1875 / 4)

@@ -17,6 +17,7 @@ from trainer_data import TINY, make_documents
 
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.likelihood import likelihood_loss
+from r1mega.buffers import Float32s
 from r1mega.families.registry import model_of, read_model
 from r1mega.samples import Sample
 
@@ -44,7 +45,7 @@ def answers(policy, seed):
     scored = policy.logprobs(asked, temperature=TEMPERATURE)
     made = []
     for i, (d, logp) in enumerate(zip(asked, scored, strict=True)):
-        old, ref = (tuple((logp + 0.3 * torch.randn(logp.shape, generator=generator)).tolist()) for _ in range(2))
+        old, ref = (Float32s((logp + 0.3 * torch.randn(logp.shape, generator=generator)).numpy()) for _ in range(2))
         prompt, completion = d.token_ids[: d.learn_from], d.token_ids[d.learn_from :]
         made.append(Sample(prompt, completion, (-1.0, 0.5, 1.5)[i % 3], old, old, ref))
     return made
@@ -75,11 +76,12 @@ def ours(policy, samples):
 
 def request(samples, depths):
     """The same for transformers_steps.py."""
-    texts = [{"documents": [{"ids": d.token_ids, "learn_from": d.learn_from} for d in make_documents(14, seed=s)],
-              "temperature": 1.0, "loss": "likelihood"} for s in (1, 2)]  # fmt: skip
+    drawn = [[{"ids": d.token_ids.tolist(), "learn_from": d.learn_from} for d in make_documents(14, seed=s)]
+             for s in (1, 2)]  # fmt: skip
+    texts = [{"documents": some, "temperature": 1.0, "loss": "likelihood"} for some in drawn]
     learnt = [
-        {"ids": s.prompt_ids + s.completion_ids, "learn_from": len(s.prompt_ids), "adv": s.adv, "old": s.old_logp,
-         "ref": s.ref_logp} for s in samples
+        {"ids": (s.prompt_ids + s.completion_ids).tolist(), "learn_from": len(s.prompt_ids), "adv": s.adv,
+         "old": s.old_logp.tolist(), "ref": s.ref_logp.tolist()} for s in samples
     ]  # fmt: skip
     grpo = {"clip_low": EPS_LOW, "clip_high": EPS_HIGH, "kl_coef": BETA, "temperature": TEMPERATURE, "loss": "grpo"}
     steps = [{**step, "lr": lr} for step, lr in zip([*texts, {**grpo, "documents": learnt}], RATES, strict=True)]

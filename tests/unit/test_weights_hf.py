@@ -76,7 +76,7 @@ def test_training_goes_on_from_loaded_weights(make_policy, documents, folder):
 def test_logprobs_equal_transformers(make_policy, trained, documents, folder):
     from r1mega.weights.hf_io import load_into
 
-    ids = json.dumps([d.token_ids for d in documents])
+    ids = json.dumps([d.token_ids.tolist() for d in documents])
     command = [sys.executable, "-W", "ignore", "-c", TRANSFORMERS, str(folder), "0.7"]
     result = subprocess.run(command, input=ids, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.families.registry import read_model
@@ -47,7 +48,8 @@ def update(policy: Any) -> float:
     """Seconds of an optimiser step on 8 documents of 40 tokens."""
     rng = random.Random(0)
     documents = [
-        Document(tuple(rng.randrange(3, 384) for _ in range(40)), 1, {"weight": (1 / 312,) * 39}) for _ in range(8)
+        Document(Int32s(rng.randrange(3, 384) for _ in range(40)), 1, {"weight": Float32s.repeated(1 / 312, 39)})
+        for _ in range(8)
     ]
     start = time.perf_counter()
     policy.forward_backward(documents, lambda logp, fields, _: (-(fields["weight"] * logp).sum(), {}))

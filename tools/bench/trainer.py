@@ -20,6 +20,7 @@ import harness
 import torch
 import trainer_memory
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import Precision, Recompute, TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.families.deepseek_v3 import read
@@ -63,8 +64,8 @@ def documents(num_tokens: int, chunk: int, vocabulary: int) -> list[Document]:
     rng, left, drawn = random.Random(0), num_tokens, list[Document]()
     while left > 8:
         length = min(left, rng.randint(max(8, chunk // 8), chunk))
-        weights = {"weight": (1 / num_tokens,) * (length - 1)}
-        drawn.append(Document(tuple(rng.randrange(3, vocabulary) for _ in range(length)), 1, weights))
+        weights = {"weight": Float32s.repeated(1 / num_tokens, (length - 1))}
+        drawn.append(Document(Int32s(rng.randrange(3, vocabulary) for _ in range(length)), 1, weights))
         left -= length
     return drawn
 
