@@ -22,6 +22,14 @@ LossFn = Callable[[Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, dict[str
 """(logp [T] fp32, fields each [T], doc [T]) -> (scalar loss, metrics). Weights inside `fields` are already
 normalised over the whole mini-batch: losses and metrics of micro-batches are summed, never averaged."""
 
+TRAINING_METRICS = {
+    "loss": "the loss function's value, without the MTP layers' part",
+    "entropy": "of softmax(logits / temperature) at the targets, in nats: their mean with the loss's field `weight`, "
+    "where it has one",
+    "mtp_loss": "mean cross-entropy of the MTP layers in nats, where they ran",
+}
+"""What `train` measures, whatever the loss."""
+
 
 def train(
     chunks: Sequence[Any],
@@ -39,8 +47,7 @@ def train(
         batches: where there are several chunks, a multiple of the number of pipeline ranks.
 
     Returns:
-        The loss function's metrics, `loss`, and where the MTP layers ran `mtp_loss` (mean cross-entropy in nats),
-        each summed over micro-batches and data-parallel ranks.
+        The loss function's metrics and `TRAINING_METRICS`, each summed over micro-batches and data-parallel ranks.
     """
     network = chunks[-1].module
     # The denominators of the mini-batch, one a depth.
@@ -49,10 +56,12 @@ def train(
     totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        logp = _logprobs(network, states[0], batch.targets, network.head_weight, temperature)
+        logp, entropy = _logprobs_and_entropy(network, states[0], batch.targets, network.head_weight, temperature)
         # A micro-batch that only keeps this rank in step with the others has no targets, and nothing to say.
         value, metrics = loss(logp, batch.fields, batch.doc) if batch.documents else (logp.sum(), {})
         metrics = {"loss": value.detach(), **metrics}
+        if "weight" in batch.fields:
+            metrics["entropy"] = (batch.fields["weight"] * entropy).sum()
         if states[1:]:
             weight = network.head_weight
             weight = weight if network.mtp_mode == "joint" else weight.detach()
@@ -99,16 +108,34 @@ def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
 
 
 def _logprobs(network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float) -> Tensor:
+    """[T] fp32, with a gradient."""
+    rows, options = _target_rows(network, hidden, targets, temperature)
+    return _of_all_rows(target_logprobs(rows, weight, targets.ids, **options), targets)
+
+
+def _logprobs_and_entropy(
+    network: Any, hidden: Tensor, targets: Targets, weight: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """[T] fp32 each: log-probabilities with a gradient, and entropies in nats without one."""
+    rows, options = _target_rows(network, hidden, targets, temperature)
+    logp, entropy = target_logprobs(rows, weight, targets.ids, entropy=True, **options)
+    return _of_all_rows(logp, targets), _of_all_rows(entropy, targets)
+
+
+def _target_rows(network: Any, hidden: Tensor, targets: Targets, temperature: float) -> tuple[Tensor, dict[str, Any]]:
+    """[t, H] this rank's hidden states that predict targets, and what else `target_logprobs` is told."""
     if network.config.sequence_parallel:
         hidden = gather_from_sequence_parallel_region(hidden)
     group: Any = parallel_state.get_tensor_model_parallel_group()
-    rows = hidden.flatten(0, 1)[targets.rows]
-    logp = target_logprobs(
-        rows, weight, targets.ids, temperature=temperature, group=group, vocab_size=network.num_ids
-    )
+    options = {"temperature": temperature, "group": group, "vocab_size": network.num_ids}
+    return hidden.flatten(0, 1)[targets.rows], options
+
+
+def _of_all_rows(mine: Tensor, targets: Targets) -> Tensor:
+    """[T] from this rank's [t], which context parallelism has made a part of them."""
     if targets.places is None:
-        return logp
-    return gathered(logp, targets.places, targets.total, parallel_state.get_context_parallel_group())
+        return mine
+    return gathered(mine, targets.places, targets.total, parallel_state.get_context_parallel_group())
 
 
 def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -148,8 +148,8 @@ class Policy:
             temperature: divides the logits (the report samples at 0.7 in its last stage).
 
         Returns:
-            The loss function's metrics, `loss` (without the MTP part) and `mtp_loss`, summed over micro-batches and
-            data-parallel ranks; the same on every rank.
+            The loss function's metrics and `forward.TRAINING_METRICS`, summed over micro-batches and data-parallel
+            ranks; the same on every rank.
 
         Raises:
             DataError: documents that cannot be packed.

@@ -91,7 +91,9 @@ def same_experts(one: ExpertLoad, two: ExpertLoad) -> None:
 
 def assert_same_training(ranks_one: dict[str, dict], many: dict) -> None:
     one, rounded = ranks_one["one"], ranks_one["rounded"]
-    assert many["loss"][0].keys() == one["loss"][0].keys() >= {"loss", "mtp_loss", "kl/mean", "clip_fraction"}
+    assert (
+        many["loss"][0].keys() == one["loss"][0].keys() >= {"loss", "mtp_loss", "kl/mean", "clip_fraction", "entropy"}
+    )
     for step in range(3):
         assert many["loss"][step] == pytest.approx(one["loss"][step], abs=2e-6)
         assert many["norm"][step] == pytest.approx(one["norm"][step], rel=1e-6 if step == 0 else 5e-6)

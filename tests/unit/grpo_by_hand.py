@@ -91,6 +91,9 @@ def expected_rows(
                 a.old, a.ref = ([float32(of[t]) for t in a.tokens] for of in (old, ref))
                 a.weight = _weight(a, batch, config)
             row, gradient = _update(theta, batch, config)
+            now = log_probabilities(theta, temperature)
+            of_all = sum(a.weight * len(a.tokens) for a in batch)  # 1 but for "fixed_length"
+            row["entropy"] = -of_all * sum(math.exp(x) * x for x in now)
             theta = [x - lrs[step] * g for x, g in zip(theta, gradient, strict=True)]
             tokens = sum(len(a.prompt) + len(a.tokens) for a in batch)
             norm = math.sqrt(sum(g * g for g in gradient))

@@ -104,7 +104,11 @@ class RecordingPolicy:
         value.backward()
         assert theta.grad is not None
         self._gradient += theta.grad
-        return {"loss": float(value.detach()), **{name: float(m) for name, m in metrics.items()}}
+        found = {"loss": float(value.detach()), **{name: float(m) for name, m in metrics.items()}}
+        if "weight" in fields:
+            p = torch.softmax(theta.detach() / temperature, 0)
+            found["entropy"] = float(-(p * p.log()).sum() * fields["weight"].sum())
+        return found
 
     def optim_step(self, lr: float) -> float:
         self.calls.append(Call("optim_step", lr=lr))

@@ -113,6 +113,7 @@ def check_by_counting(
             "grad_norm": math.sqrt(sum(g * g for g in gradient)),
             "tokens": sum(len(d.token_ids) for d in documents),
             "lr": lr,
+            "entropy": -sum(math.exp(x) * x for x in now),
         }
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
         theta = [x - lr * g for x, g in zip(theta, gradient, strict=True)]

@@ -143,9 +143,9 @@ def test_three_steps_are_those_of_transformers(make_policy, tmp_path, name):
 
     for (learned, norm), (learned_moved, norm_moved), wanted in zip(steps, moved_steps, figures, strict=True):
         assert norm > 2 * CLIP
-        pairs = [(norm, norm_moved, wanted["grad_norm"]), (learned["loss"], learned_moved["loss"], wanted["loss"])]
-        if policy.spec.num_mtp_layers:
-            pairs.append((learned["mtp_loss"], learned_moved["mtp_loss"], wanted["mtp_loss"]))
+        names = ["loss", "entropy", *(["mtp_loss"] if policy.spec.num_mtp_layers else [])]
+        pairs = [(learned[name], learned_moved[name], wanted[name]) for name in names]
+        pairs.append((norm, norm_moved, wanted["grad_norm"]))
         for got, other, exact in pairs:
             assert got == pytest.approx(exact, rel=FEW_BITS, abs=LAST_BITS * abs(got - other)), (learned, wanted)
     assert 0.1 < steps[2][0]["clip_fraction"] < 0.9 and steps[2][0]["kl/mean"] > 0.1

@@ -5,8 +5,8 @@ python transformers_steps.py FOLDER REQUEST.json OUT.safetensors
 REQUEST: {"adam": arguments of torch.optim.AdamW but weight_decay, "weight_decay", "clip", "depths": MTP layers, which
 learn jointly, "lambda": their weight, "steps": [{"documents": [{"ids", "learn_from", "adv", "old", "ref"}], "lr",
 "temperature", "loss": "likelihood" | "grpo", "clip_low", "clip_high", "kl_coef"}]}.
-Prints [class of the model, [{"loss", "mtp_loss", "grad_norm"} of each step]]. OUT has the first step's gradients
-(grad/NAME) and the weights after the last (weight/NAME), under the published names.
+Prints [class of the model, [{"loss", "mtp_loss", "grad_norm", "entropy"} of each step]]. OUT has the first step's
+gradients (grad/NAME) and the weights after the last (weight/NAME), under the published names.
 """
 
 import json
@@ -90,16 +90,23 @@ def logprobs(hidden, ids, temperature=1.0):
     return (model.lm_head(hidden)[0] / temperature).log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
+def entropies(hidden, temperature):
+    """Of what each row of `hidden` predicts, in nats."""
+    logp = (model.lm_head(hidden)[0] / temperature).log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1).detach()
+
+
 def learn(step):
     documents = step["documents"]
     total = sum(len(d["ids"]) - d["learn_from"] for d in documents)
-    loss, mtp_sums, mtp_counts = 0.0, [0.0] * depths, [0] * depths
+    loss, spread, mtp_sums, mtp_counts = 0.0, torch.zeros(()), [0.0] * depths, [0] * depths
     for d in documents:
         ids, start = torch.tensor(d["ids"]), d["learn_from"]
         hidden = model.model(ids[None], use_cache=False).last_hidden_state
         logp = logprobs(hidden[:, :-1], ids[1:], step["temperature"])[start - 1 :]
+        entropy = entropies(hidden[:, start - 1 : -1], step["temperature"])
         if step["loss"] == "likelihood":
-            loss = loss - logp.sum() / total
+            loss, spread = loss - logp.sum() / total, spread + entropy.sum() / total
         else:  # report Eq. 1 and 2, a mean over the output's tokens inside the mean over outputs
             ratio = (logp - torch.tensor(d["old"])).exp()
             bounded = ratio.clamp(1 - step["clip_low"], 1 + step["clip_high"])
@@ -107,25 +114,27 @@ def learn(step):
             kl = apart.exp() - apart - 1
             objective = torch.minimum(ratio * d["adv"], bounded * d["adv"]) - step["kl_coef"] * kl
             loss = loss - objective.mean() / len(documents)
+            spread = spread + entropy.mean() / len(documents)
         for k, depth in enumerate(mtp, 1):  # position i sees token i + k and predicts token i + k + 1
             hidden = depth(model.model.embed_tokens(ids[None, k:]), hidden[:, :-1])
             behind = logprobs(hidden[:, :-1], ids[k + 1 :])[max(0, start - k - 1) :]
             mtp_sums[k - 1] = mtp_sums[k - 1] - behind.sum()
             mtp_counts[k - 1] += len(behind)
     ahead = sum(s / n for s, n in zip(mtp_sums, mtp_counts, strict=True)) / depths if depths else torch.zeros(())
-    return loss, ahead
+    return loss, ahead, spread
 
 
 results, gradients = [], {}
 for step in request["steps"]:
     optimizer.zero_grad()
-    loss, ahead = learn(step)
+    loss, ahead, spread = learn(step)
     (loss + request["lambda"] * ahead).backward()
     gradients = gradients or published("grad", lambda p: torch.zeros_like(p) if p.grad is None else p.grad)
     norm = nn.utils.clip_grad_norm_(params, request["clip"])
     for group in optimizer.param_groups:
         group["lr"] = step["lr"]
     optimizer.step()
-    results.append({"loss": loss.item(), "mtp_loss": ahead.item(), "grad_norm": norm.item()})
+    figures = {"loss": loss, "mtp_loss": ahead, "grad_norm": norm, "entropy": spread}
+    results.append({name: figure.item() for name, figure in figures.items()})
 save_file({**gradients, **published("weight", lambda p: p)}, out)
 print(json.dumps([type(model).__name__, results]))
