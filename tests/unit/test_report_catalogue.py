@@ -1,0 +1,48 @@
+"""No curve of the report asks for a metric that nobody logs: held to the lines that stages really write."""
+
+import json
+from pathlib import Path
+
+import pytest
+from grpo_run import CLUSTER, Run, base, plain
+from recording import RecordingPolicy
+
+from r1mega.config.schema import SFT
+from r1mega.diagnostics.load_balance import metrics
+from r1mega.report.catalogue import FIGURES
+from r1mega.runtime.run_dir import RunDir
+from r1mega.samples import ExpertLoad, LayerLoad
+
+__all__ = ["base", "plain"]  # fixtures
+
+
+@pytest.fixture
+def validated(base: Path, tmp_path: Path) -> list[dict]:
+    """The lines of an SFT run that validates itself."""
+    from r1mega.stages import sft
+
+    for name in ("seen", "unseen"):
+        rows = ({"prompt": f"{name} {i} + 1", "response": f"{i + 1}"} for i in range(4))
+        (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    validation = {"files": [str(tmp_path / "unseen.jsonl")], "every_steps": 1}
+    config = SFT.model_validate({
+        "stage": "sft", "model": {"path": str(base)}, "num_epochs": 1, "batch_size": 4, "optimizer": {"lr": 0.1},
+        "data": {"files": [str(tmp_path / "seen.jsonl")], "max_tokens": 64}, "batch": {"chunk_tokens": 64},
+        "validation": validation, "save": {"every_steps": 1}, "wandb": {"mode": "disabled"},
+    })  # fmt: skip
+    run_dir = RunDir(tmp_path / "sft", config, CLUSTER, resume=False)
+    sft.run(config, CLUSTER, run_dir, build=RecordingPolicy)  # type: ignore[arg-type]
+    run_dir.close()
+    return run_dir.metrics()
+
+
+def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[dict], make_policy, documents):
+    rows = [row for kind in ("train", "eval", "eval_greedy") for row in plain.rows(kind)] + validated
+    logged = {(row["kind"], name) for row in rows for name in row}
+    # The model of these runs has neither MTP layers nor experts; those of others log on the lines of steps.
+    layer = LayerLoad((3, 1), tokens=2, entropy=0.5, aux_loss=1.0, bias=0.0, bias_change=0.0)
+    learnt = make_policy(mtp="joint").forward_backward(documents, lambda logp, *_: (logp.sum(), {}))
+    logged |= {("train", name) for name in (*learnt, *metrics(ExpertLoad(2, {"1": layer})))}
+    curves = [curve for figure in FIGURES for curve in figure.curves]
+    asked = {(curve.kind, name) for curve in curves for name in (curve.key, curve.error) if name}
+    assert len(asked) > 30 and asked <= logged, asked - logged
