@@ -42,7 +42,7 @@ from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
 from r1mega.weights import hf_io
-from r1mega.weights.saves import Saves, last_checkpoint, refuse_another_runs
+from r1mega.weights.saves import Saves, last_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -293,8 +293,7 @@ class Trainer:
 
     def load(self, checkpoint: Path) -> None:
         """Go on where `save` was called, at any layout."""
-        state = self.policy.load(checkpoint, verified=True)
-        refuse_another_runs(self.run_dir, checkpoint, state)
+        state = self.saves.resume(checkpoint)
         self.metrics = state.get("metrics", {})
         if self.sampling is not None:
             self.sampling.restore(state)

@@ -28,7 +28,7 @@ from r1mega.stages.records import Carried, TrainingSettings, records_of
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io
-from r1mega.weights.saves import Saves, last_checkpoint, refuse_another_runs
+from r1mega.weights.saves import Saves, last_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +123,7 @@ class TrainingRun:
         if self._checkpoint is None:
             first_weights()
             return
-        state = policy.load(self._checkpoint, verified=True)
-        refuse_another_runs(self._run_dir, self._checkpoint, state)
+        state = self._saves.resume(self._checkpoint)
         if self._max_seconds is not None:
             self.seconds = float(state["seconds"])
         for part in (self.records, *carried):

@@ -1,10 +1,8 @@
 """The policy: a model in training and the verbs on it."""
 
 import math
-import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +14,10 @@ from torch import Tensor
 from r1mega.config import training
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
-from r1mega.runtime.background import Background
 from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import forward
 from r1mega.trainer.balance import Balance
 from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
-from r1mega.trainer.checkpoint import checkpointer as checkpoint
-from r1mega.trainer.checkpoint.slices import Holdings
 from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
@@ -61,11 +56,6 @@ class Policy:
         """The weights, while the reference is in their place."""
         self.form = BESIDE
         """How micro-batches are laid out."""
-        self.saving = Background("checkpoint")
-        """Writes checkpoints beside the training loop."""
-        self._saver, self._num_saves = "", 0
-        self.held: tuple[tuple[int, ...], Holdings] | None = None
-        """What `trainer.checkpoint.slices` has found, and where in memory."""
         self.expert_load: ExpertLoad | None = None
         """What the routers did in the last optimiser step; None before the first, and in a dense model."""
         modules = [module for network in self.networks for module in network.modules()]
@@ -250,50 +240,9 @@ class Policy:
         """Take everything back, bit for bit. Idempotent."""
         self._memory.onload()
 
-    def save(
-        self,
-        folder: Path,
-        extra: dict[str, Any],
-        own: Mapping[str, bytes] | None = None,
-        *,
-        asynchronous: bool = False,
-        then: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Write everything that a resumed run needs; the folder appears complete or not at all.
-
-        Args:
-            extra: plain JSON that `load` returns; the first rank's counts.
-            own: files of this rank's to lie beside, by name.
-            asynchronous: return when the state is copied; `saving.check` or `saving.wait` tell how writing went.
-            then: called on the first rank, in the thread that writes, when the folder stands.
-
-        Raises:
-            CheckpointError: it, or an asynchronous one before it, could not be written.
-        """
-        with self._memory.optimizer_here():
-            checkpoint.save(self, folder, extra, own or {}, then)
-        if not asynchronous:
-            self.saving.wait()
-            self.mesh.barrier()
-
-    def next_save(self) -> str:
-        """A name for the next save's temporary folder, the same on every rank, and never used before."""
-        if not self._saver:
-            self._saver = self.mesh.from_first(lambda: secrets.token_hex(4))
-        self._num_saves += 1
-        return f"{self._saver}{self._num_saves}"
-
-    def load(self, folder: Path, *, verified: bool = False) -> dict[str, Any]:
-        """Continue from `save`, at any layout; returns its `extra`.
-
-        Args:
-            verified: `checkpoint.newest_whole` has just read all of it.
-
-        Raises:
-            CheckpointError: the folder is missing, damaged or of another model.
-        """
-        with self._memory.optimizer_here():
-            return checkpoint.load(self, folder, verified=verified)
+    def optimizer_here(self) -> AbstractContextManager[None]:
+        """With the optimiser's state on the device, where `offload_optimizer` keeps it on the host otherwise."""
+        return self._memory.optimizer_here()
 
     # ---- parts ------------------------------------------------------------------------------------------
 

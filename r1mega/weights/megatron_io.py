@@ -7,7 +7,7 @@ from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec
 from r1mega.formats.manifest import MANIFEST, read_model_fields
 from r1mega.formats.reader import Reader
-from r1mega.trainer.checkpoint.slices import holdings
+from r1mega.trainer.checkpoint.slices import find_slices
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io
 
@@ -25,13 +25,13 @@ def load_weights(policy: Policy, folder: Path) -> None:
     if not (folder / ".metadata").is_file():
         hf_io.load_into(policy, folder)
         return
-    theirs = _shapes(model_of(read_model_fields(folder), folder / MANIFEST))
-    ours = _shapes(policy.spec)
-    if theirs != ours:
+    stored = _shapes(model_of(read_model_fields(folder), folder / MANIFEST))
+    wanted = _shapes(policy.spec)
+    if stored != wanted:
         # Looked at here because a vocabulary of another size would pass for one that is padded otherwise.
-        differ = sorted(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n))
+        differ = sorted(n for n in stored.keys() | wanted.keys() if stored.get(n) != wanted.get(n))
         raise CheckpointError(f"{folder}: belongs to another model; {len(differ)} tensors differ, first {differ[0]}")
-    Reader(folder).fill(holdings(policy).weights(policy))
+    Reader(folder).fill(find_slices(policy).weights(policy))
     policy.weights_changed()
 
 

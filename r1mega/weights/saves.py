@@ -10,7 +10,8 @@ from r1mega.config.training import Save
 from r1mega.errors import CheckpointError
 from r1mega.runtime.background import Background
 from r1mega.runtime.run_dir import RunDir
-from r1mega.trainer.checkpoint.checkpointer import newest_whole
+from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+from r1mega.trainer.checkpoint.reading import newest_whole
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io
@@ -51,6 +52,7 @@ class Saves:
         """tokenizer_dir: whose files go along with Hugging Face folders."""
         self._policy, self._run_dir, self._settings = policy, run_dir, settings
         self._tokenizer_dir = tokenizer_dir
+        self._checkpointer = Checkpointer(policy)
         self._exports = Background("export")
         self._stands = threading.Event()
 
@@ -64,11 +66,21 @@ class Saves:
             self.wait()
             return
         grace_s = RANKS_GRACE_S if self._policy.mesh.world_size > 1 else ALONE_GRACE_S
-        for job in (self._policy.saving, self._exports):
+        for job in (self._checkpointer, self._exports):
             job.abandon(0.0 if issubclass(kind, KeyboardInterrupt) else grace_s)
 
+    def resume(self, checkpoint: Path) -> dict[str, Any]:
+        """Fill the policy from a checkpoint that `last_checkpoint` has found whole; returns the state saved with it.
+
+        Raises:
+            CheckpointError: it is of another model, or was saved by another run.
+        """
+        state = self._checkpointer.load(checkpoint, verified=True)
+        refuse_another_runs(self._run_dir, checkpoint, state)
+        return state
+
     def checkpoint(self, step: int, state: dict[str, Any], own: dict[str, bytes] | None = None) -> None:
-        """Save, and say whose policy it is; see `Policy.save`.
+        """Save, and say whose policy it is; see `Checkpointer.save`.
 
         Returns when the state is copied, unless `save.asynchronous` is off.
 
@@ -76,7 +88,7 @@ class Saves:
         """
         self._exports.join()
         state = {**state, "policy": self._run_dir.lineage.policy(step)}
-        self._policy.save(
+        self._checkpointer.save(
             self._run_dir.checkpoint(step), state, own, asynchronous=self._settings.asynchronous, then=self._saved
         )
 
@@ -104,12 +116,12 @@ class Saves:
             CheckpointError, OSError: a checkpoint or a folder could not be written; nothing half-written is left.
             RanksLostError: a rank has stopped writing its part of a checkpoint, or was too slow at it.
         """
-        self._policy.saving.check()
+        self._checkpointer.check()
         self._exports.check()
 
     def wait(self) -> None:
         """Return when all is on disk. Raises as `check`."""
-        self._policy.saving.wait()
+        self._checkpointer.wait()
         self._exports.wait()
 
     def settled(self) -> bool:

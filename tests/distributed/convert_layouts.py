@@ -39,6 +39,7 @@ def loaded_by_megatron(policy, folder: Path) -> dict:
 
 def run(layout: TrainerLayout, folder: Path, text: str) -> None:
     mesh = meshes.start(layout, device="cpu", seed=0)
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.trainer.policy import Policy
     from r1mega.weights.megatron_io import load_weights
     from r1mega.weights.source import PolicySource
@@ -54,7 +55,7 @@ def run(layout: TrainerLayout, folder: Path, text: str) -> None:
     found = {name: tensor.clone() for name, tensor in PolicySource(policy, include_mtp=True)}
     if mesh.first:
         torch.save(found, folder / f"{text}.pt")
-    policy.save(folder / f"step_{text}", {})
+    Checkpointer(policy).save(folder / f"step_{text}", {})
 
 
 def of(out: Path, task: str) -> None:

@@ -56,24 +56,24 @@ def train(policy, steps: range) -> dict:
     return found
 
 
-def fail(out: Path, policy) -> None:
+def fail(out: Path, policy, checkpointer) -> None:
     from r1mega.errors import CheckpointError
-    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as saving
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     last = policy.mesh.rank == policy.mesh.world_size - 1
-    with mock.patch.object(checkpoint, "write_part", full) if last else nullcontext():
-        policy.save(out / "failed" / "step_1", {}, asynchronous=True)
+    with mock.patch.object(saving, "write_part", full) if last else nullcontext():
+        checkpointer.save(out / "failed" / "step_1", {}, asynchronous=True)
         train(policy, range(1))
         if policy.mesh.first:
             try:
-                policy.saving.wait()
+                checkpointer.wait()
             except CheckpointError as error:
                 (out / "failed.txt").write_text(str(error))
         else:
-            policy.saving.wait()
+            checkpointer.wait()
         policy.mesh.barrier()
 
 
@@ -81,22 +81,25 @@ def act(out: Path, action: str) -> None:
     kind, _, rest = action.partition("=")
     start, _, text = rest.partition("/") if kind == "load" else ("", "", rest)
     policy = build(parse(text), seed=5 if kind == "load" else 0)
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+
+    checkpointer = Checkpointer(policy)
     if kind in ("save", "fail"):
         policy.refresh_reference()
         train(policy, range(1))
         if kind == "fail":
-            fail(out, policy)
+            fail(out, policy, checkpointer)
             return
         train(policy, range(1, BEFORE))
         # The step after it begins while the checkpoint is being written.
-        policy.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)
+        checkpointer.save(out / (text or "one"), {"step": BEFORE}, asynchronous=True)
         name = text or "one"
     else:
-        assert policy.load(out / start) == {"step": BEFORE}
+        assert checkpointer.load(out / start) == {"step": BEFORE}
         name = f"{start}-{text or 'one'}"
-        policy.save(out / name, {"step": BEFORE})
+        checkpointer.save(out / name, {"step": BEFORE})
     found = train(policy, range(BEFORE, BEFORE + AFTER))
-    policy.saving.wait()
+    checkpointer.wait()
     policy.mesh.barrier()
     if policy.mesh.first:
         torch.save(found, out / f"{name}.pt")

@@ -59,10 +59,10 @@ def set_all(policy, step: int) -> None:
 
 
 def everything(policy) -> list:
-    from r1mega.trainer.checkpoint.slices import holdings
+    from r1mega.trainer.checkpoint.slices import find_slices
 
-    found = holdings(policy)
-    return [*found.weights(policy), *(box for part in found.held for box in part.moments())]
+    found = find_slices(policy)
+    return [*found.weights(policy), *found.moments()]
 
 
 def numbers(policy) -> list[float]:
@@ -73,6 +73,7 @@ def numbers(policy) -> list[float]:
 
 def save_on_and_on(out: Path, layout: str, moment: str) -> None:
     """What a stage does, without the training."""
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.weights.saves import Saves, last_checkpoint
 
     policy = build(parse(",".join(filter(None, (layout, LIMITS)))), seed=5)
@@ -84,7 +85,7 @@ def save_on_and_on(out: Path, layout: str, moment: str) -> None:
     step = checkpoint_step(latest) if latest else 0
     if mesh.first:
         run.rewind(step if latest else -1)
-    state = policy.load(latest, verified=True) if latest else {"step": 0}
+    state = Checkpointer(policy).load(latest, verified=True) if latest else {"step": 0}
     loaded = mesh.gather({"step": state["step"], "numbers": numbers(policy) if latest else [0.0]})
     if mesh.first:
         found = {"step": step, "loaded": loaded, "on_disk": on_disk(run.path)}

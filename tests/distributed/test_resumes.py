@@ -11,8 +11,7 @@ import pytest
 import torch
 from rank_pool import Pool
 
-from r1mega.formats.reader import Reader
-from r1mega.trainer.checkpoint.slices import Box
+from r1mega.formats.reader import Box, Reader
 
 EP2 = "dp=2,ep=2"
 CHANGES = (("dp=2", "one"), ("tp=2", "pp=2"), (EP2, "one"), ("one", EP2), ("pp=2", "dp=2"), ("dp=2", "dp=2"))

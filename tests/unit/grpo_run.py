@@ -65,7 +65,8 @@ class Run:
             return self.policies[-1]
 
         try:
-            grpo.run(self.config, CLUSTER, run_dir, build=build, engine=self.engines.make)  # type: ignore[arg-type]
+            with recording.recorded_saves():
+                grpo.run(self.config, CLUSTER, run_dir, build=build, engine=self.engines.make)  # type: ignore[arg-type]
         finally:
             run_dir.close()
         return self

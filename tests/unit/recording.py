@@ -9,10 +9,12 @@ import os
 import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind, ModelSpec
 from r1mega.rollout.engine import Request, SamplingParams
-from r1mega.runtime.background import Background
 from r1mega.runtime.files import put_folder
 from r1mega.samples import Completion, Document, FinishReason
 
@@ -73,12 +74,12 @@ class RecordingPolicy:
         self.spec, self.mesh = spec, mesh
         self.settings = {"optimizer": optimizer, "batch": batch, **settings}
         self.network = SimpleNamespace(config=SimpleNamespace(params_dtype=torch.float32))
-        self.saving, self.expert_load = Background("checkpoint"), None
+        self.expert_load = None
         self.calls: list[Call] = []
         rows = (row for row in spec.tensors() if row.kind is not Kind.COPY)
         self._weights = {row.megatron: torch.zeros(row.shape) for row in rows}
         self._gradient = torch.zeros(spec.vocab_size, dtype=torch.float64)
-        self._reference: Tensor | None = None
+        self.reference: Tensor | None = None
         self._after_step, self._margin, self._taken = after_step, margin, 0
 
     @property
@@ -122,8 +123,8 @@ class RecordingPolicy:
     def logprobs(self, documents: Sequence[Document], *, temperature: float, reference: bool = False) -> list[Tensor]:
         self.calls.append(Call("logprobs", tuple(documents), temperature, reference))
         if reference:
-            assert self._reference is not None, "no reference yet"
-        theta = self._reference if reference else self.theta
+            assert self.reference is not None, "no reference yet"
+        theta = self.reference if reference else self.theta
         return [_logp(theta.double(), d, temperature) for d in documents]
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
@@ -131,7 +132,14 @@ class RecordingPolicy:
 
     def refresh_reference(self) -> None:
         self.calls.append(Call("refresh_reference"))
-        self._reference = self.theta.clone()
+        self.reference = self.theta.clone()
+
+
+class RecordingCheckpointer:
+    """Saves and loads a `RecordingPolicy` as `trainer.checkpoint`'s Checkpointer does a policy, at once."""
+
+    def __init__(self, policy: RecordingPolicy) -> None:
+        self._policy = policy
 
     def save(
         self,
@@ -142,16 +150,16 @@ class RecordingPolicy:
         asynchronous: bool = False,
         then: Callable[[], None] = lambda: None,
     ) -> None:
-        """A folder that `checkpoint.newest_whole` finds whole."""
+        """A folder that `newest_whole` finds whole."""
         from r1mega.formats.manifest import FORMAT, MANIFEST, digest
         from r1mega.trainer.checkpoint.writing import file_digest
 
-        to = folder.with_name(f".{folder.name}.tmp")
+        policy, to = self._policy, folder.with_name(f".{folder.name}.tmp")
         to.mkdir(parents=True)
-        torch.save({"theta": self.theta, "reference": self._reference}, to / "theta.pt")
+        torch.save({"theta": policy.theta, "reference": policy.reference}, to / "theta.pt")
         for name, data in (own or {}).items():
             (to / name).write_bytes(data)
-        manifest = {"format": FORMAT, "reference": True, "ranks": 1, "model": dict(self.spec.hf), "extra": extra}
+        manifest = {"format": FORMAT, "reference": True, "ranks": 1, "model": dict(policy.spec.hf), "extra": extra}
         manifest |= {"layout": {}, "optimizer": {}, "files": {p.name: file_digest(p) for p in to.iterdir()}}
         (to / MANIFEST).write_text(json.dumps({**manifest, "crc32": digest(manifest)}))
         put_folder(to, folder)
@@ -161,9 +169,20 @@ class RecordingPolicy:
         from r1mega.formats.manifest import read_manifest
 
         saved = torch.load(folder / "theta.pt")
-        self.theta.copy_(saved["theta"])
-        self._reference = saved["reference"]
+        self._policy.theta.copy_(saved["theta"])
+        self._policy.reference = saved["reference"]
         return read_manifest(folder)["extra"]
+
+    def check(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def abandon(self, grace_s: float) -> None: ...
+
+
+def recorded_saves() -> AbstractContextManager[Any]:
+    """Stages that run within it save a `RecordingPolicy`."""
+    return mock.patch("r1mega.weights.saves.Checkpointer", RecordingCheckpointer)
 
 
 def _logp(theta: Tensor, document: Document, temperature: float) -> Tensor:

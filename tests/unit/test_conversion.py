@@ -67,25 +67,27 @@ def test_half_precision_weights_are_cast_into_the_policy(make_policy, tmp_path):
 
 
 def test_a_folder_of_another_model_is_refused(make_policy, megatron):
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.weights.megatron_io import load_weights
 
     policy = make_policy(spec=tiny_spec(vocab_size=400))
     with pytest.raises(CheckpointError, match=r"another model.*embedding|another model.*output_layer"):
         load_weights(policy, megatron)
     with pytest.raises(CheckpointError, match=r"model\.path"):
-        policy.load(megatron)
+        Checkpointer(policy).load(megatron)
 
 
 def test_a_training_checkpoint_becomes_what_the_policy_exports(make_policy, documents, tmp_path):
     from trainer_data import nll
 
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.weights.hf_io import export
 
     policy = make_policy(mtp="joint", expert_bias_rate=0.05)
     policy.refresh_reference()
     policy.forward_backward(documents, nll)
     policy.optim_step(1e-2)
-    policy.save(tmp_path / "step_1", {"step": 1})
+    Checkpointer(policy).save(tmp_path / "step_1", {"step": 1})
     export(policy, tmp_path / "exported", None)
     convert(tmp_path / "step_1", tmp_path / "converted", "hf", None, replace(ONE, without_tokenizer=True))
     assert_same(load_all(tmp_path / "converted"), load_all(tmp_path / "exported"))

@@ -135,10 +135,13 @@ def test_lines_of_metrics_that_a_checkpoint_counts_on(disk: Disk, tmp_path: Path
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_checkpoint(disk: Disk, make_policy, tmp_path: Path, asynchronous: bool) -> None:
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+
     policy = make_policy()
+    checkpointer = Checkpointer(policy)
     for _ in range(2):  # the second one in place of the first
-        policy.save(tmp_path / "step_1", {"step": 1}, {"own.bin": b"own"}, asynchronous=asynchronous)
-        policy.saving.wait()
+        checkpointer.save(tmp_path / "step_1", {"step": 1}, {"own.bin": b"own"}, asynchronous=asynchronous)
+        checkpointer.wait()
         assert disk.lost(tmp_path / "step_1") == []
     assert {"own.bin", "policy.json", ".metadata"} <= {p.name for p in (tmp_path / "step_1").iterdir()}
     assert disk.renamed == ["part_00000.json", "step_1", "part_00000.json", f".step_1{files.REPLACED}", "step_1"]

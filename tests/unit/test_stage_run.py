@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from recording import CONFIG, RecordingPolicy, stop_signal
+from recording import CONFIG, RecordingPolicy, recorded_saves, stop_signal
 from safetensors.torch import load_file
 
 from r1mega.buffers import Int32s
@@ -102,7 +102,8 @@ class Recital:
         run_dir = RunDir(self.folder, config, CLUSTER, resume=resume)  # type: ignore[arg-type]
         self.counts = Counts()
         try:
-            self._recite(config, run_dir, **policy)
+            with recorded_saves():
+                self._recite(config, run_dir, **policy)
         finally:
             run_dir.close()
         return self

@@ -16,7 +16,7 @@ from r1mega.runtime.run_dir import RunDir
 
 if TYPE_CHECKING:
     from r1mega.formats.hf_folder import HFFolder
-    from r1mega.trainer.checkpoint.writing import collect_parts
+    from r1mega.trainer.checkpoint.publishing import collect_parts
     from r1mega.weights import hf_io
     from r1mega.weights.saves import Saves
 
@@ -28,7 +28,7 @@ def megatron(mesh):
     """Imported after the mesh, and not while other tests are collected."""
     global HFFolder, Saves, collect_parts, hf_io
     from r1mega.formats.hf_folder import HFFolder
-    from r1mega.trainer.checkpoint.writing import collect_parts
+    from r1mega.trainer.checkpoint.publishing import collect_parts
     from r1mega.weights import hf_io
     from r1mega.weights.saves import Saves
 
@@ -89,10 +89,11 @@ def test_a_rank_is_waited_for_while_it_writes_and_not_for_ever(tmp_path: Path):
 
 def test_a_rank_too_slow_for_the_first_one_has_lost_it_and_made_no_mistake(make_policy, tmp_path: Path, monkeypatch):
     """The first rank has given the checkpoint up, and its folder is gone under the hands of the other."""
-    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as saving
 
     policy = make_policy(mtp="joint")
-    write_part = checkpoint.write_part
+    checkpointer = saving.Checkpointer(policy)
+    write_part = saving.write_part
 
     def slowly(folder: Path, rank: int, contents) -> None:
         shutil.rmtree(folder)
@@ -102,14 +103,14 @@ def test_a_rank_too_slow_for_the_first_one_has_lost_it_and_made_no_mistake(make_
         shutil.rmtree(folder)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_part", slowly)
+    monkeypatch.setattr(saving, "write_part", slowly)
     with pytest.raises(CheckpointError, match="No such file or directory"):  # nobody else takes the first one's away
-        policy.save(tmp_path / "step_1", {})
+        checkpointer.save(tmp_path / "step_1", {})
     policy.mesh = dataclasses.replace(policy.mesh, rank=1)
     said = r"step_2: could not be saved \(the first rank waits for this one's part no longer\)"
     with pytest.raises(RanksLostError, match=said):
-        policy.save(tmp_path / "step_2", {})
-    monkeypatch.setattr(checkpoint, "write_part", full)
+        checkpointer.save(tmp_path / "step_2", {})
+    monkeypatch.setattr(saving, "write_part", full)
     with pytest.raises(CheckpointError, match="No space left"):  # its own fault all the same
-        policy.save(tmp_path / "step_3", {})
+        checkpointer.save(tmp_path / "step_3", {})
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,8 @@ def run(stage: Any, config: Any, folder: Path, *, resume: bool = False, **policy
 
     run_dir = RunDir(folder, config, CLUSTER, resume=resume)
     try:
-        stage.run(config, CLUSTER, run_dir, build=build)
+        with recording.recorded_saves():
+            stage.run(config, CLUSTER, run_dir, build=build)
     finally:
         run_dir.close()
     return built[0]

@@ -21,7 +21,11 @@ from r1mega.errors import CheckpointError
 if TYPE_CHECKING:
     from megatron.core import dist_checkpointing
 
-    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as saving
+    from r1mega.trainer.checkpoint import publishing
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+    from r1mega.trainer.checkpoint.reading import newest_whole
+    from r1mega.trainer.checkpoint.slices import find_slices
     from r1mega.trainer.network.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
@@ -29,10 +33,14 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True, scope="module")
 def megatron(mesh):
     """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
-    global checkpoint, dist_checkpointing, load_weights, own_tensors
+    global Checkpointer, dist_checkpointing, find_slices, load_weights, newest_whole, own_tensors, publishing, saving
     from megatron.core import dist_checkpointing
 
-    from r1mega.trainer.checkpoint import checkpointer as checkpoint
+    from r1mega.trainer.checkpoint import checkpointer as saving
+    from r1mega.trainer.checkpoint import publishing
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+    from r1mega.trainer.checkpoint.reading import newest_whole
+    from r1mega.trainer.checkpoint.slices import find_slices
     from r1mega.trainer.network.names import own_tensors
     from r1mega.weights.megatron_io import load_weights
 
@@ -50,12 +58,12 @@ def test_a_resumed_run_continues_bit_for_bit(make_policy, documents, tmp_path):
     policy = make_policy(**settings)
     policy.refresh_reference()
     steps(policy, 1, 2)
-    policy.save(tmp_path / "step_2", {"step": 2, "note": "half way"})
+    Checkpointer(policy).save(tmp_path / "step_2", {"step": 2, "note": "half way"})
     draws = (torch.rand(3).tolist(), np.random.rand(), random.random())
     uninterrupted = steps(policy, 3, 4)
 
     resumed = make_policy(**settings, seed=9)
-    assert resumed.load(tmp_path / "step_2") == {"step": 2, "note": "half way"}
+    assert Checkpointer(resumed).load(tmp_path / "step_2") == {"step": 2, "note": "half way"}
     assert (torch.rand(3).tolist(), np.random.rand(), random.random()) == draws
     assert steps(resumed, 3, 4) == uninterrupted
     assert all(torch.equal(t, resumed.state()[n]) for n, t in policy.state().items())
@@ -65,47 +73,50 @@ def test_a_resumed_run_continues_bit_for_bit(make_policy, documents, tmp_path):
 
 def test_saving_again_replaces_and_leaves_nothing_behind(make_policy, tmp_path):
     policy = make_policy()
-    policy.save(tmp_path / "last", {"step": 1})
-    policy.save(tmp_path / "last", {"step": 2})
-    assert policy.load(tmp_path / "last") == {"step": 2}
+    checkpointer = Checkpointer(policy)
+    checkpointer.save(tmp_path / "last", {"step": 1})
+    checkpointer.save(tmp_path / "last", {"step": 2})
+    assert checkpointer.load(tmp_path / "last") == {"step": 2}
     assert policy.reference is None
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
 
 
 def test_missing_torn_and_foreign_folders_are_refused(make_policy, spec, tmp_path):
     policy = make_policy()
+    checkpointer = Checkpointer(policy)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        policy.load(tmp_path / "nowhere")
-    policy.save(tmp_path / "good", {})
+        checkpointer.load(tmp_path / "nowhere")
+    checkpointer.save(tmp_path / "good", {})
     with pytest.raises(CheckpointError, match="vocab_size"):
-        make_policy(spec=spec.with_vocab(400, bos=1, eos=2, pad=0)).load(tmp_path / "good")
+        Checkpointer(make_policy(spec=spec.with_vocab(400, bos=1, eos=2, pad=0))).load(tmp_path / "good")
     (data,) = (tmp_path / "good").glob("*.distcp")
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="torn"):
-        policy.load(tmp_path / "good")
+        checkpointer.load(tmp_path / "good")
     (tmp_path / "good" / "policy.json").unlink()
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        policy.load(tmp_path / "good")
+        checkpointer.load(tmp_path / "good")
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(make_policy, tmp_path, monkeypatch):
     policy = make_policy()
-    policy.save(tmp_path / "last", {"step": 1})
+    checkpointer = Checkpointer(policy)
+    checkpointer.save(tmp_path / "last", {"step": 1})
 
     def broken(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "write_part", broken)
+    monkeypatch.setattr(saving, "write_part", broken)
     with pytest.raises(CheckpointError, match=r"last: could not be saved \(disk full\)"):
-        policy.save(tmp_path / "last", {"step": 2})
+        checkpointer.save(tmp_path / "last", {"step": 2})
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
-    assert policy.load(tmp_path / "last") == {"step": 1}
+    assert checkpointer.load(tmp_path / "last") == {"step": 1}
 
 
 def test_megatron_itself_reads_the_weights(make_policy, tmp_path):
     policy = make_policy()
     steps(policy, 1, 1)
-    policy.save(tmp_path / "step_1", {})
+    Checkpointer(policy).save(tmp_path / "step_1", {})
     other = make_policy(seed=9)
     template = other.network.sharded_state_dict(metadata={"singleton_local_shards": False})
     loaded = dist_checkpointing.load(template, str(tmp_path / "step_1"))
@@ -117,7 +128,7 @@ def test_megatron_itself_reads_the_weights(make_policy, tmp_path):
 def test_weights_alone(make_policy, tmp_path):
     policy = make_policy()
     steps(policy, 1, 1)
-    policy.save(tmp_path / "step_1", {})
+    Checkpointer(policy).save(tmp_path / "step_1", {})
     other = make_policy(seed=9)
     load_weights(other, tmp_path / "step_1")
     assert all(torch.equal(t, other.state()[n]) for n, t in policy.state().items())
@@ -125,61 +136,63 @@ def test_weights_alone(make_policy, tmp_path):
 
 def test_a_save_keeps_the_state_of_its_moment_while_training_goes_on(make_policy, tmp_path, monkeypatch):
     policy = make_policy(expert_bias_rate=1e-3)
+    checkpointer = Checkpointer(policy)
     policy.refresh_reference()
     steps(policy, 1, 1)
     before = {n: t.clone() for n, t in policy.state().items()}
     begun, go_on = threading.Event(), threading.Event()
-    write = checkpoint.write_part
+    write = saving.write_part
 
     def held_up(*arguments):
         begun.set()
         assert go_on.wait(600)
         write(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write_part", held_up)
-    policy.save(tmp_path / "step_1", {}, asynchronous=True)
+    monkeypatch.setattr(saving, "write_part", held_up)
+    checkpointer.save(tmp_path / "step_1", {}, asynchronous=True)
     assert begun.wait(600)
     uninterrupted = steps(policy, 2, 3)
     policy.refresh_reference()
-    assert policy.saving.busy and not (tmp_path / "step_1").exists()
+    assert checkpointer.busy and not (tmp_path / "step_1").exists()
     go_on.set()
-    policy.saving.wait()
+    checkpointer.wait()
     resumed = make_policy(expert_bias_rate=1e-3, seed=9)
-    resumed.load(tmp_path / "step_1")
+    Checkpointer(resumed).load(tmp_path / "step_1")
     assert all(torch.equal(t, resumed.state()[n]) for n, t in before.items())
     assert steps(resumed, 2, 3) == uninterrupted
 
 
 def test_writing_that_fails_is_told_once_at_the_next_boundary(make_policy, tmp_path, monkeypatch):
     policy = make_policy()
-    policy.save(tmp_path / "step_1", {"step": 1})
+    checkpointer = Checkpointer(policy)
+    checkpointer.save(tmp_path / "step_1", {"step": 1})
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, "write_metadata", full)
-        policy.save(tmp_path / "step_2", {"step": 2}, asynchronous=True)
+        broken.setattr(publishing, "write_metadata", full)
+        checkpointer.save(tmp_path / "step_2", {"step": 2}, asynchronous=True)
         with pytest.raises(CheckpointError, match=r"step_2: could not be saved .*No space left.*--resume"):
-            policy.saving.wait()
-    policy.saving.check()
+            checkpointer.wait()
+    checkpointer.check()
     assert [p.name for p in tmp_path.iterdir()] == ["step_1"]
-    policy.save(tmp_path / "step_3", {"step": 3})
-    assert policy.load(tmp_path / "step_3") == {"step": 3}
+    checkpointer.save(tmp_path / "step_3", {"step": 3})
+    assert checkpointer.load(tmp_path / "step_3") == {"step": 3}
 
 
 def test_a_checkpoint_that_lacks_or_repeats_a_part_is_not_made(make_policy, tmp_path, monkeypatch):
-    write = checkpoint.write_part
+    write = saving.write_part
     policy = make_policy()
-    box = checkpoint.holdings(policy).live[0]
+    box = find_slices(policy).live[0]
 
     def save(change):
         def changed(folder, rank, contents):
             contents.boxes[:] = change(contents.boxes)
             write(folder, rank, contents)
 
-        monkeypatch.setattr(checkpoint, "write_part", changed)
-        policy.save(tmp_path / "step_1", {})
+        monkeypatch.setattr(saving, "write_part", changed)
+        Checkpointer(policy).save(tmp_path / "step_1", {})
 
     half = dataclasses.replace(box, values=box.values[: box.shape[0] // 2])
     with pytest.raises(CheckpointError, match=re.escape(f"{box.key}: 0 of {box.values.numel()} elements")):
@@ -197,13 +210,15 @@ def two_checkpoints(make_policy, tmp_path_factory):
     policy = make_policy()
     policy.refresh_reference()
     for step in (1, 2):
-        policy.save(folder / f"step_{step}", {"step": step}, {"00000.rollout.npz": b"what is left of a rollout"})
+        Checkpointer(policy).save(
+            folder / f"step_{step}", {"step": step}, {"00000.rollout.npz": b"what is left of a rollout"}
+        )
     return folder
 
 
 def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(two_checkpoints, mesh, caplog):
     first, second = two_checkpoints / "step_1", two_checkpoints / "step_2"
-    assert checkpoint.newest_whole(mesh, [first, second]) == second
+    assert newest_whole(mesh, [first, second]) == second
     names = sorted(p.name for p in second.iterdir())
     assert {".metadata", "__0_0.distcp", "policy.json", "random_0.pkl", "00000.rollout.npz", "common.pt",
             "metadata.json"} == set(names)  # fmt: skip
@@ -217,12 +232,12 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(two_check
             if damaged is not None:
                 (second / name).write_bytes(damaged)
             caplog.clear()
-            assert checkpoint.newest_whole(mesh, [first, second]) == first
+            assert newest_whole(mesh, [first, second]) == first
             (warning,) = caplog.records
             assert name in warning.getMessage() or damaged is None
             assert str(second) in warning.getMessage() and f"using {first}" in warning.getMessage()
         (second / name).write_bytes(whole)
-    assert checkpoint.newest_whole(mesh, [first, second]) == second
+    assert newest_whole(mesh, [first, second]) == second
 
 
 def test_where_no_checkpoint_is_whole_all_are_named(two_checkpoints, mesh, tmp_path):
@@ -230,8 +245,8 @@ def test_where_no_checkpoint_is_whole_all_are_named(two_checkpoints, mesh, tmp_p
     (copies[0] / "policy.json").unlink()
     (copies[1] / "random_0.pkl").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"(?s)no checkpoint is whole.*step_2/random_0.pkl.*step_1.*missing"):
-        checkpoint.newest_whole(mesh, copies)
-    assert checkpoint.newest_whole(mesh, []) is None
+        newest_whole(mesh, copies)
+    assert newest_whole(mesh, []) is None
 
 
 def test_one_changed_byte_anywhere_in_the_tensors_is_refused(two_checkpoints, make_policy, tmp_path):
@@ -240,7 +255,7 @@ def test_one_changed_byte_anywhere_in_the_tensors_is_refused(two_checkpoints, ma
     data[len(data) // 3] ^= 0x10
     (folder / "__0_0.distcp").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"__0_0.distcp: other bytes than were written"):
-        make_policy().load(folder)
+        Checkpointer(make_policy()).load(folder)
 
 
 def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_one_message(make_policy, tmp_path):
@@ -251,13 +266,14 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint_and_one_message(make_pol
         pytest.skip("may not mount a small disk")
     try:
         policy = make_policy()
-        policy.save(disk / "step_1", {"step": 1})
-        policy.save(disk / "step_2", {"step": 2}, asynchronous=True)
+        checkpointer = Checkpointer(policy)
+        checkpointer.save(disk / "step_1", {"step": 1})
+        checkpointer.save(disk / "step_2", {"step": 2}, asynchronous=True)
         steps(policy, 1, 1)
         with pytest.raises(CheckpointError, match=r"step_2: could not be saved \(.*No space left on device"):
-            policy.saving.wait()
+            checkpointer.wait()
         assert [p.name for p in disk.iterdir()] == ["step_1"]
-        assert policy.load(disk / "step_1") == {"step": 1}
+        assert checkpointer.load(disk / "step_1") == {"step": 1}
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -284,20 +300,21 @@ class Traffic(TorchDispatchMode):
 def test_a_save_stops_training_for_one_copy_of_the_state(make_policy, tmp_path, monkeypatch):
     """Each byte of it is read once and written once, and the rest of the work is another thread's."""
     policy = make_policy()
+    checkpointer = Checkpointer(policy)
     policy.refresh_reference()  # never written to in place: needs no copy
-    state = sum(box.values.nbytes for box in checkpoint.holdings(policy).live)
+    state = sum(box.values.nbytes for box in find_slices(policy).live)
     left, writers = threading.Event(), []
-    write_part = checkpoint.write_part
+    write_part = saving.write_part
 
     def when_left(*args) -> None:
         writers.append((threading.current_thread(), left.wait(600)))
         write_part(*args)
 
-    monkeypatch.setattr(checkpoint, "write_part", when_left)
+    monkeypatch.setattr(saving, "write_part", when_left)
     with Traffic() as traffic:
-        policy.save(tmp_path / "step_1", {}, asynchronous=True)
+        checkpointer.save(tmp_path / "step_1", {}, asynchronous=True)
     left.set()
-    policy.saving.wait()
+    checkpointer.wait()
     ((writer, training_went_on),) = writers
     assert training_went_on and writer is not threading.current_thread()
     random_states = 64 << 10

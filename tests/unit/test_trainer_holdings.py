@@ -14,16 +14,18 @@ from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from r1mega.formats.reader import Reader
-    from r1mega.trainer.checkpoint.slices import Box, boxes, holdings
+    from r1mega.formats.reader import Box, Reader
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+    from r1mega.trainer.checkpoint.slices import boxes, find_slices
 
 
 @pytest.fixture(autouse=True, scope="module")
 def megatron(mesh):
     """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
-    global Box, Reader, boxes, holdings
-    from r1mega.formats.reader import Reader
-    from r1mega.trainer.checkpoint.slices import Box, boxes, holdings
+    global Box, Checkpointer, Reader, boxes, find_slices
+    from r1mega.formats.reader import Box, Reader
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+    from r1mega.trainer.checkpoint.slices import boxes, find_slices
 
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
@@ -47,7 +49,7 @@ def test_boxes_are_the_range_in_order(shape: tuple[int, ...], data: st.DataObjec
 @pytest.mark.parametrize("mtp", ["off", "joint"])
 def test_a_policy_holds_every_weight_and_two_moments_of_every_trained_one(make_policy, mtp: str):
     policy = make_policy(mtp=mtp)
-    held = holdings(policy)
+    held = find_slices(policy)
     saved = held.live
     moments = sum(b.values.numel() for b in saved if b.key.startswith("optimizer."))
     assert moments == 2 * sum(p.numel() for p in policy.network.parameters() if p.requires_grad)
@@ -66,7 +68,7 @@ def test_an_optimizer_that_no_ranks_divide_updates_and_saves_the_same(mesh, make
     for policy in (make_policy(**settings), undivided):
         policy.forward_backward(documents, nll)
         policy.optim_step(1e-3)
-        found.append({(box.key, box.offset): box.values for box in holdings(policy).live})
+        found.append({(box.key, box.offset): box.values for box in find_slices(policy).live})
     divided, whole = found
     assert divided.keys() == whole.keys()
     for place, values in divided.items():
@@ -75,11 +77,11 @@ def test_an_optimizer_that_no_ranks_divide_updates_and_saves_the_same(mesh, make
 
 def test_rows_of_padding_may_differ_between_layouts_and_nothing_else(make_policy, tmp_path):
     policy = make_policy()
-    policy.save(tmp_path / "step_1", {})
+    Checkpointer(policy).save(tmp_path / "step_1", {})
     reader = Reader(tmp_path / "step_1")
     key = "embedding.word_embeddings.weight"
-    (embedding,) = (h for h in holdings(policy).held if h.key == key)
-    assert embedding.padded and not any(h.padded for h in holdings(policy).held if "layers" in h.key)
+    (embedding,) = (h for h in find_slices(policy).parts if h.key == key)
+    assert embedding.padded and not any(h.padded for h in find_slices(policy).parts if "layers" in h.key)
     rows, columns = embedding.shape
     stored = policy.network.state_dict()[key]
     for more in (64, -64):

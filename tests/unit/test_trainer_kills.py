@@ -28,17 +28,17 @@ BASE = Path(__file__).parents[2] / "configs/tiny/r1_zero/0_base.toml"
 
 def set_all(policy, step: int) -> None:
     """A state that is all of one step: the number stands in every weight and moment."""
-    from r1mega.trainer.checkpoint.slices import holdings
+    from r1mega.trainer.checkpoint.slices import find_slices
 
     with torch.no_grad():
-        for box in holdings(policy).live:
+        for box in find_slices(policy).live:
             box.values.fill_(step)
 
 
 def only_number(policy) -> float:
-    from r1mega.trainer.checkpoint.slices import holdings
+    from r1mega.trainer.checkpoint.slices import find_slices
 
-    found = {float(t) for box in holdings(policy).live for t in (box.values.min(), box.values.max())}
+    found = {float(t) for box in find_slices(policy).live for t in (box.values.min(), box.values.max())}
     assert len(found) == 1, found
     return found.pop()
 
@@ -55,12 +55,12 @@ def save_on_and_on(policy, run: RunDir, step: int) -> None:
         saves.checkpoint(step, {"step": step})
 
 
-def seconds_a_save(policy, folder: Path) -> float:
+def seconds_a_save(checkpointer, folder: Path) -> float:
     """Of the machine as it is; the least of three, as it may pause in one."""
     seconds = []
     for attempt in range(3):
         begin = time.perf_counter()
-        policy.save(folder / f"step_{attempt}", {"step": 0})
+        checkpointer.save(folder / f"step_{attempt}", {"step": 0})
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 
@@ -71,11 +71,13 @@ def ended(child: int) -> bool:
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_a_whole_checkpoint_each_time(make_policy, mesh, tmp_path: Path):
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.weights.saves import last_checkpoint
 
     policy = make_policy(mtp="joint")
+    checkpointer = Checkpointer(policy)
     run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)
-    save_s = seconds_a_save(policy, tmp_path / "measured")
+    save_s = seconds_a_save(checkpointer, tmp_path / "measured")
     step = further = midway = 0
     run.rewind(-1)
     for later, num_saves in KILLS:
@@ -95,7 +97,7 @@ def test_kills_at_random_moments_leave_a_whole_checkpoint_each_time(make_policy,
         if latest is None:
             assert step == 0
             continue
-        found = policy.load(latest)["step"]
+        found = checkpointer.load(latest)["step"]
         assert found == checkpoint_step(latest) == only_number(policy) >= step
         assert found == run.saved_steps()[-1]  # none of them was damaged
         further += found > step
@@ -110,9 +112,11 @@ def test_kills_at_random_moments_leave_a_whole_checkpoint_each_time(make_policy,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_before_any_change_of_a_save_the_old_or_the_new_checkpoint_is_the_newest(make_policy, mesh, tmp_path):
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.weights.saves import Saves, last_checkpoint
 
     policy = make_policy(mtp="joint")
+    checkpointer = Checkpointer(policy)
     run = RunDir(tmp_path / "run", *load(BASE, "laptop"), resume=False)
     saves = Saves(policy, run, Save(every_steps=1, keep_last=2), None)
 
@@ -129,7 +133,7 @@ def test_killed_before_any_change_of_a_save_the_old_or_the_new_checkpoint_is_the
         cut = killed_at(number, lambda: save(3))
         latest = last_checkpoint(mesh, run)
         assert latest is not None
-        newest.append(policy.load(latest)["step"])
+        newest.append(checkpointer.load(latest)["step"])
         assert newest[-1] == checkpoint_step(latest) == only_number(policy) == run.saved_steps()[-1]
         run.rewind(2)
         assert {p.name for p in run.checkpoints.iterdir()} <= {"step_1", "step_2", "step_3.damaged"}

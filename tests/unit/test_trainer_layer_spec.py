@@ -320,7 +320,7 @@ def test_weights_in_bf16_have_main_parameters_in_fp32(mesh, spec, documents):
     import dataclasses
 
     from r1mega.config.training import Batch, Optimizer
-    from r1mega.trainer.checkpoint.slices import holdings
+    from r1mega.trainer.checkpoint.slices import find_slices
     from r1mega.trainer.offload import optimizer_tensors
     from r1mega.trainer.policy import Policy
 
@@ -340,6 +340,8 @@ def test_weights_in_bf16_have_main_parameters_in_fp32(mesh, spec, documents):
         policy.optim_step(3e-3)
     assert losses[-1] < losses[0] - 0.3
     states = {
-        box.key.split(".")[2]: box.values.dtype for box in holdings(policy).live if box.key.startswith("optimizer.")
+        box.key.split(".")[2]: box.values.dtype
+        for box in find_slices(policy).live
+        if box.key.startswith("optimizer.")
     }
     assert states == {"param": torch.float32, "exp_avg": torch.bfloat16, "exp_avg_sq": torch.bfloat16}

@@ -57,6 +57,7 @@ def test_the_optimiser_waits_on_the_host(mesh, spec, documents, tmp_path):
     """With offload_optimizer its state is away except in an update, a save and a load; nothing else changes."""
     from r1mega.config.cluster import TrainerLayout
     from r1mega.config.training import Batch, Optimizer
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.trainer.offload import optimizer_tensors, weights_and_gradients
     from r1mega.trainer.policy import Policy
 
@@ -67,17 +68,18 @@ def test_the_optimiser_waits_on_the_host(mesh, spec, documents, tmp_path):
             spec, dataclasses.replace(mesh, layout=layout), Optimizer(lr=1e-3), Batch(chunk_tokens=64),
             mtp="off", mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
         )  # fmt: skip
+        checkpointer = Checkpointer(policy)
         for step in range(2):
             policy.forward_backward(documents, nll)
             policy.optim_step(1e-3)
             if step == 0:
-                policy.save(tmp_path / str(offload), {"step": step})
+                checkpointer.save(tmp_path / str(offload), {"step": step})
         weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(policy.chunks)}
         held = {id(t): t.untyped_storage() for t in optimizer_tensors(policy.optimizer)}
         own = [s for s in held.values() if s.size() == 0 or s.data_ptr() not in weights]
         assert own
         assert all((s.size() == 0) is offload for s in own)
-        policy.load(tmp_path / str(offload))
+        checkpointer.load(tmp_path / str(offload))
         policy.forward_backward(documents, nll)
         policy.optim_step(1e-3)
         found.append({n: t.clone() for n, t in policy.state().items()})

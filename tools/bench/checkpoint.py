@@ -1,8 +1,8 @@
 """How long a save stops training (r1mega/trainer/checkpoint/checkpointer.py) against a plain copy of the same state.
 
-In turn in one process: `copy` clones every tensor that is saved, `save` is an asynchronous `Policy.save` until it
-returns. Beside them, not as ratios to it: the whole of the writing, and an update step alone and while a checkpoint
-is being written. The model is a DeepSeek-V3 of two layers whose vocabulary makes up the size that is asked for.
+In turn in one process: `copy` clones every tensor that is saved, `save` is an asynchronous `Checkpointer.save` until
+it returns. Also measured, not as ratios to it: the whole of the writing, and an update step alone and while a
+checkpoint is being written. The model is a DeepSeek-V3 of two layers whose vocabulary makes up the size asked for.
 """
 
 import argparse
@@ -58,10 +58,11 @@ def update(policy: Any) -> float:
 
 
 def measure(mib: int, threads: int, repetitions: int, folder: Path) -> dict[str, Any]:
-    from r1mega.trainer.checkpoint.slices import holdings
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
 
     policy = build(mib, threads)
-    tensors = [box.values for box in holdings(policy).live]
+    checkpointer = Checkpointer(policy)
+    tensors = [box.values for box in checkpointer.slices().live]
     writing: list[float] = []
     beside: list[float] = []
     alone: list[float] = []
@@ -73,10 +74,10 @@ def measure(mib: int, threads: int, repetitions: int, folder: Path) -> dict[str,
 
     def save(lap: Callable[[str], None]) -> None:
         start = time.perf_counter()
-        policy.save(folder / "step_1", {}, asynchronous=True)
+        checkpointer.save(folder / "step_1", {}, asynchronous=True)
         lap("stall")
         beside.append(update(policy))
-        policy.saving.wait()
+        checkpointer.wait()
         writing.append(time.perf_counter() - start)
         alone.append(update(policy))
 
@@ -110,7 +111,10 @@ def main() -> None:
     if preload:  # as the trainer does it
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **preload})
     trainer = harness.ROOT / "r1mega/trainer/checkpoint"
-    sources = [Path(__file__).resolve(), *(trainer / n for n in ("checkpointer.py", "slices.py", "writing.py"))]
+    sources = [
+        Path(__file__).resolve(),
+        *(trainer / n for n in ("checkpointer.py", "slices.py", "writing.py", "publishing.py")),
+    ]
     about = {"about": " ".join((__doc__ or "").split())}
     about |= harness.provenance(["torch", "megatron-core", "r1mega"], sources)
     cases: list[dict[str, Any]] = []

@@ -7,88 +7,135 @@ Loading at another layout of ranks continues the same training, up to rounding.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
-import pickle
-import random
+import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-from megatron.core import tensor_parallel
+from typing import Any
 
 from r1mega.errors import CheckpointError, RanksLostError
-from r1mega.formats.manifest import FORMAT, MANIFEST, digest, read_manifest
+from r1mega.formats.manifest import FORMAT, read_manifest
 from r1mega.formats.reader import Reader
-from r1mega.runtime.files import put_folder, sync
-from r1mega.trainer.checkpoint.slices import REFERENCE, holdings
-from r1mega.trainer.checkpoint.writing import (
-    Contents,
-    collect_parts,
-    file_digest,
-    given_up,
-    leave_failure,
-    write_file,
-    write_metadata,
-    write_part,
-)
-from r1mega.trainer.mesh import Mesh
-
-if TYPE_CHECKING:
-    from r1mega.trainer.policy import Policy
+from r1mega.runtime.background import Background
+from r1mega.trainer.checkpoint import random_states
+from r1mega.trainer.checkpoint.publishing import collect_parts, publish
+from r1mega.trainer.checkpoint.reading import damage
+from r1mega.trainer.checkpoint.slices import Slices, find_slices, places_in_memory
+from r1mega.trainer.checkpoint.writing import Contents, given_up, leave_failure, write_part
+from r1mega.trainer.policy import Policy
 
 log = logging.getLogger(__name__)
 
 AXES = ("tp", "pp", "vpp", "ep", "etp", "cp", "dp")
 
 
-def save(
-    policy: "Policy",
-    folder: Path,
-    extra: dict[str, Any],
-    own: Mapping[str, bytes],
-    then: Callable[[], None] = lambda: None,
-) -> None:
-    """Copy the state, and let `policy.saving` write the checkpoint and put it at `folder`, replacing an older one.
+class Checkpointer:
+    """Saves a policy while it trains, and loads it at any layout. All ranks have one, and call it at the same steps.
 
-    Every rank calls this, and none waits for another. If the one before is still being written, this waits for it.
+        checkpointer = Checkpointer(policy)
+        checkpointer.save(run_dir.checkpoint(40), {"step": 40}, asynchronous=True)  # a copy in memory, then on
+        ... the next step ...
+        checkpointer.check()  # tells of a disk that was full
 
-    Args:
-        extra: the first rank's counts.
-        own: files of each rank's.
-        then: called in the writing thread of the first rank when the checkpoint stands.
-
-    Raises:
-        CheckpointError: the save before this one has failed.
-        RanksLostError: it has, since a rank has stopped writing its part, or the first one waits for it no longer.
+    One checkpoint at a time is being written. Each rank writes its own part in a thread, and none waits for another:
+    rank 0's thread alone waits for the parts, in the folder, and makes the checkpoint of them.
     """
-    policy.saving.wait()  # first: its copy must be gone before there is another
-    rank, num_ranks = policy.mesh.rank, policy.mesh.world_size
-    held = holdings(policy)
-    boxes = [dataclasses.replace(box, values=box.values.detach().to("cpu", copy=True)) for box in held.live]
-    boxes += held.saved_reference(policy)
-    files = {**own, f"random_{rank}.pkl": pickle.dumps(_random_states())}
-    contents = Contents(boxes, held.expected(policy), held.objects, files)
-    manifest = _as_json(_manifest_of(policy, extra))
-    temporary = folder.with_name(f".{folder.name}.{policy.next_save()}.tmp")
-    abandoned, silence_s = policy.saving.abandoned.is_set, policy.mesh.layout.collective_timeout_s
 
-    def write() -> None:
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._writing = Background("checkpoint")
+        self._unique, self._num_saves = "", 0
+        self._slices: tuple[tuple[int, ...], Slices] | None = None
+        """And where in memory they were found."""
+
+    # ---- saving -----------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        folder: Path,
+        extra: dict[str, Any],
+        own: Mapping[str, bytes] | None = None,
+        *,
+        asynchronous: bool = False,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write all that a resumed run needs; the folder appears complete or not at all, in an older one's place.
+
+        If the save before is still being written, this waits for it.
+
+        Args:
+            extra: plain JSON that `load` returns; rank 0's counts.
+            own: other files of this rank's, by name; they lie in the folder with the rest.
+            asynchronous: return when the state is copied; `check` or `wait` tell how writing went.
+            then: called on rank 0, in the thread that writes, when the folder stands.
+
+        Raises:
+            CheckpointError: it, or an asynchronous one before it, could not be written.
+            RanksLostError: a rank has stopped writing its part of the one before, or rank 0 waits for it no longer.
+        """
+        self._writing.wait()  # first: its copy must be gone before there is another
+        with self._policy.optimizer_here():
+            contents = self._copy(own or {})
+        manifest = _as_json(self._manifest(extra))
+        # The name is agreed on here: the threads that write may enter no collective.
+        temporary = folder.with_name(f".{folder.name}.{self._next_name()}.tmp")
+        self._writing.start(lambda: self._write(temporary, folder, contents, manifest, then))
+        if not asynchronous:
+            self._writing.wait()
+            self._policy.mesh.barrier()
+
+    def check(self) -> None:
+        """Raise what was not told yet of a save that failed; return at once in any case. Raises as `save`."""
+        self._writing.check()
+
+    def wait(self) -> None:
+        """Return when the last save stands. Raises as `save`."""
+        self._writing.wait()
+
+    def abandon(self, grace_s: float) -> None:
+        """Give the last save some time to stand, on the way out with an error of another kind; raises nothing."""
+        self._writing.abandon(grace_s)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._writing.busy
+
+    def slices(self) -> Slices:
+        """What this rank has; found once, and again where weights or states have moved in memory."""
+        places = places_in_memory(self._policy)
+        if self._slices is None or self._slices[0] != places:
+            self._slices = places, find_slices(self._policy)
+        return self._slices[1]
+
+    def _copy(self, own: Mapping[str, bytes]) -> Contents:
+        """This rank's part of the state as it is now, on the host."""
+        slices = self.slices()
+        boxes = [dataclasses.replace(box, values=box.values.detach().to("cpu", copy=True)) for box in slices.live]
+        boxes += slices.saved_reference(self._policy)
+        files = {**own, f"random_{self._policy.mesh.rank}.pkl": random_states.random_states()}
+        return Contents(boxes, slices.expected(self._policy), slices.objects, files)
+
+    def _write(
+        self, temporary: Path, folder: Path, contents: Contents, manifest: dict[str, Any], then: Callable[[], None]
+    ) -> None:
+        """What runs in this rank's thread."""
+        rank = self._policy.mesh.rank
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             write_part(temporary, rank, contents)
             if rank == 0:
-                _publish(temporary, folder, manifest, collect_parts(temporary, num_ranks, abandoned, silence_s))
+                abandoned, silence_s = self._writing.abandoned.is_set, self._policy.mesh.layout.collective_timeout_s
+                parts = collect_parts(temporary, self._policy.mesh.world_size, abandoned, silence_s)
+                publish(temporary, folder, manifest, parts)
         except BaseException as error:
             contents.boxes.clear()
             if rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)  # or a full disk stays full
             elif leave_failure(temporary, rank, error):
-                return  # the first rank says it
+                return  # rank 0 says it
             elif given_up(temporary, error):
                 error = RanksLostError("the first rank waits for this one's part no longer")
             kind = RanksLostError if isinstance(error, RanksLostError) else CheckpointError
@@ -99,163 +146,74 @@ def save(
         if rank == 0:
             then()
 
-    policy.saving.start(write)
+    def _next_name(self) -> str:
+        """A name for the next save's temporary folder, the same on every rank, and never used before."""
+        if not self._unique:
+            self._unique = self._policy.mesh.from_first(lambda: secrets.token_hex(4))
+        self._num_saves += 1
+        return f"{self._unique}{self._num_saves}"
 
+    def _manifest(self, extra: dict[str, Any]) -> dict[str, Any]:
+        policy = self._policy
+        return {
+            "format": FORMAT,
+            "reference": policy.reference is not None,
+            "ranks": self._policy.mesh.world_size,
+            "layout": self._layout(),
+            "optimizer": {"step": max(group["step"] for group in policy.optimizer.param_groups)},
+            "model": dict(policy.spec.hf),
+            "extra": extra,
+        }
 
-def _publish(temporary: Path, folder: Path, manifest: dict[str, Any], parts: list[dict[str, Any]]) -> None:
-    """Make one checkpoint of all ranks' files, and give it its name."""
-    manifest["files"] = write_metadata(temporary, parts)
-    manifest["crc32"] = digest(manifest)
-    write_file(temporary / MANIFEST, lambda file: file.write(json.dumps(manifest, indent=2).encode()))
-    sync(temporary)
-    put_folder(temporary, folder)
+    def _layout(self) -> dict[str, int]:
+        layout = self._policy.mesh.layout
+        return {axis: layout.expert_tp if axis == "etp" else getattr(layout, axis) for axis in AXES}
 
+    # ---- loading ----------------------------------------------------------------------------------------
 
-def _manifest_of(policy: "Policy", extra: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "reference": policy.reference is not None,
-        "ranks": policy.mesh.world_size,
-        "layout": _layout(policy),
-        "optimizer": {"step": max(group["step"] for group in policy.optimizer.param_groups)},
-        "model": dict(policy.spec.hf),
-        "extra": extra,
-    }
+    def load(self, folder: Path, *, verified: bool = False) -> dict[str, Any]:
+        """Fill a freshly built policy from a checkpoint of any layout; returns the `extra` of its `save`.
 
+        Args:
+            verified: `reading.newest_whole` has just read all of it.
 
-def _layout(policy: "Policy") -> dict[str, int]:
-    layout = policy.mesh.layout
-    return {axis: layout.expert_tp if axis == "etp" else getattr(layout, axis) for axis in AXES}
+        Raises:
+            CheckpointError: missing, damaged, written by another version, or of another model.
+        """
+        policy = self._policy
+        with policy.optimizer_here():
+            manifest = read_manifest(folder)
+            if manifest["model"] != _as_json(dict(policy.spec.hf)):
+                changed = sorted(k for k in policy.spec.hf if policy.spec.hf[k] != manifest["model"].get(k))
+                raise CheckpointError(
+                    f"{folder}: belongs to another model; these fields differ: {', '.join(changed)}"
+                )
+            if not verified and (faults := damage(self._policy.mesh, folder)):
+                raise CheckpointError("\n  ".join([f"{folder}: damaged, or torn:", *faults]))
+            slices, reader = self.slices(), Reader(folder)
+            reader.fill([*slices.weights(policy), *slices.moments()])
+            for group in policy.optimizer.param_groups:
+                group["step"] = manifest["optimizer"]["step"]
+            policy.reference = None
+            if manifest["reference"]:
+                policy.refresh_reference()  # makes room; overwritten here
+                reader.fill(slices.reference(policy))
+            self._restore_random_states(folder, manifest["layout"])
+        return manifest["extra"]
 
-
-# ---- what is on disk ----------------------------------------------------------------------------------------
-
-
-def newest_whole(mesh: Mesh, folders: Sequence[Path]) -> Path | None:
-    """The last of `folders`, oldest first, whose files are all as they were written. Every rank calls this.
-
-    Damaged ones are named in a warning.
-
-    Raises:
-        CheckpointError: there are folders, and all are damaged; lists them.
-    """
-    damaged: list[str] = []
-    for folder in reversed(folders):
-        faults = damage(mesh, folder)
-        if not faults:
-            for text in damaged if mesh.first else ():
-                log.warning("damaged checkpoint, using %s instead: %s", folder, text)
-            return folder
-        damaged.append("; ".join(faults))
-    if damaged:
-        raise CheckpointError("\n  ".join(["no checkpoint is whole:", *damaged]))
-    return None
-
-
-def damage(mesh: Mesh, folder: Path) -> list[str]:
-    """What of a checkpoint is not as it was written; nothing where it is whole. The ranks read a share each."""
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        manifest, mine = None, [str(error)]
-    else:
-        names = sorted(manifest["files"])[mesh.rank :: mesh.world_size]
-        mine = [f for name in names if (f := _damage_of(folder / name, manifest["files"][name]))]
-    return list(dict.fromkeys(fault for part in mesh.gather(mine) for fault in part))
-
-
-def _damage_of(file: Path, written: dict[str, int]) -> str:
-    try:
-        size = file.stat().st_size
-        if size != written["bytes"]:
-            return f"{file}: {size} bytes, {written['bytes']} were written"
-        return "" if file_digest(file) == written else f"{file}: other bytes than were written (CRC-32)"
-    except OSError as error:
-        return f"{file}: {error.strerror}"
+    def _restore_random_states(self, folder: Path, saved: dict[str, int]) -> None:
+        """Each rank's own states; at another layout, whose ranks are others, states derived from rank 0's."""
+        layout = self._layout()
+        same = {"vpp": 1, **saved} == layout
+        random_states.restore(folder / f"random_{self._policy.mesh.rank if same else 0}.pkl", same_layout=same)
+        if not same and self._policy.mesh.first:
+            then, now = (", ".join(f"{k} {v}" for k, v in at.items()) for at in (saved, layout))
+            log.warning(
+                "%s was saved at %s and is loaded at %s: training goes on up to rounding, with new random states",
+                folder, then, now,
+            )  # fmt: skip
 
 
 def _as_json(value: Any) -> Any:
     """A copy that later changes do not reach, as JSON gives it back."""
     return json.loads(json.dumps(value))
-
-
-# ---- loading ------------------------------------------------------------------------------------------------
-
-
-def load(policy: "Policy", folder: Path, *, verified: bool = False) -> dict[str, Any]:
-    """Fill a freshly built policy from a checkpoint of any layout; returns its `extra`. Every rank calls this.
-
-    Args:
-        verified: `newest_whole` has just found it whole.
-
-    Raises:
-        CheckpointError: missing, damaged, written by another version, or of another model.
-    """
-    manifest = read_manifest(folder)
-    if manifest["model"] != _as_json(dict(policy.spec.hf)):
-        changed = sorted(k for k in policy.spec.hf if policy.spec.hf[k] != manifest["model"].get(k))
-        raise CheckpointError(f"{folder}: belongs to another model; these fields differ: {', '.join(changed)}")
-    if not verified and (faults := damage(policy.mesh, folder)):
-        raise CheckpointError("\n  ".join([f"{folder}: damaged, or torn:", *faults]))
-    found = holdings(policy)
-    reader = Reader(folder)
-    reader.fill([*found.weights(policy), *(box for part in found.held for box in part.moments())])
-    for group in policy.optimizer.param_groups:
-        group["step"] = manifest["optimizer"]["step"]
-    policy.reference = None
-    if manifest["reference"]:
-        policy.refresh_reference()  # makes room; overwritten here
-        assert policy.reference is not None
-        parts = [part.whole(policy.reference[part.name]) for part in found.held]
-        reader.fill([dataclasses.replace(box, key=REFERENCE + box.key) for box in parts])
-    _restore_random(policy, folder, manifest)
-    return manifest["extra"]
-
-
-# ---- random states ------------------------------------------------------------------------------------------
-
-
-def _random_states() -> dict[str, Any]:
-    tracker: Any = tensor_parallel.get_cuda_rng_tracker()
-    return {
-        "torch": torch.get_rng_state().numpy(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-        "megatron": {k: v.cpu().numpy() for k, v in tracker.get_states().items()},
-        "cuda": torch.cuda.get_rng_state().numpy() if torch.cuda.is_available() else None,
-    }
-
-
-def _restore_random(policy: "Policy", folder: Path, manifest: dict[str, Any]) -> None:
-    """Each rank's own states; at another layout, whose ranks are others, states derived from the first rank's."""
-    same = {"vpp": 1, **manifest["layout"]} == _layout(policy)
-    file = folder / f"random_{policy.mesh.rank if same else 0}.pkl"
-    try:
-        data = file.read_bytes()
-        states = pickle.loads(data)
-    except (OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as e:
-        raise CheckpointError(f"{file}: torn or missing ({type(e).__name__})") from e
-    if same:
-        _set_random_states(states)
-        return
-    seed = int.from_bytes(hashlib.sha256(data).digest()[:4], "big") >> 1
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
-    if policy.mesh.first:
-        then, now = (", ".join(f"{k} {v}" for k, v in at.items()) for at in (manifest["layout"], _layout(policy)))
-        log.warning(
-            "%s was saved at %s and is loaded at %s: training goes on up to rounding, with new random states",
-            folder, then, now,
-        )  # fmt: skip
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    torch.set_rng_state(torch.from_numpy(states["torch"]))
-    np.random.set_state(states["numpy"])
-    random.setstate(states["python"])
-    if states.get("cuda") is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(torch.from_numpy(states["cuda"]))
-    tracker: Any = tensor_parallel.get_cuda_rng_tracker()
-    tracker.set_states({k: torch.from_numpy(v) for k, v in states["megatron"].items()})

@@ -1,15 +1,15 @@
-"""What a rank holds of the whole model's state, in coordinates that no layout changes.
+"""Which slices of the whole model's state a rank has, in coordinates that no layout changes.
 
-Every tensor has a key and a shape of the whole model's (Megatron's own, experts stacked). A rank holds boxes of it:
-its tensor-, pipeline- and expert-parallel part of the weights, and of that part a range for the optimiser, which the
+Every tensor has a key and a shape of the whole model's (Megatron's own, experts stacked). A rank has boxes of it: its
+tensor-, pipeline- and expert-parallel part of the weights, and of that part a range for the optimiser, which the
 data-parallel ranks divide. What is saved are boxes, and what is loaded are boxes, so that any layout can load what
 any other has saved, and no rank needs to hear of another to save.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
@@ -18,9 +18,7 @@ from torch import Tensor
 
 from r1mega.formats.reader import Box
 from r1mega.trainer.network.names import by_whole_model_names
-
-if TYPE_CHECKING:
-    from r1mega.trainer.policy import Policy
+from r1mega.trainer.policy import Policy
 
 REFERENCE = "reference."
 MOMENTS = "optimizer.state."
@@ -28,36 +26,46 @@ MOMENTS = "optimizer.state."
 
 
 @dataclass(frozen=True)
-class Held:
-    """A part of one of this rank's tensors that is one box of the whole model. Ranges are of the flattened part."""
+class Slice:
+    """A part of one of this rank's tensors that is one box of the whole model. Ranges count the flattened part.
+
+    At tp 2 and two data-parallel ranks that divide the optimiser, rank 0 has of a [6, 4] matrix cut by rows
+    `offset` (0, 0) and `sizes` (3, 4), and of these 12 elements `to_save` and `trained` (0, 6).
+    """
 
     name: str
     """The tensor's in the family's table."""
     key: str
+    """Megatron's, under which a checkpoint has it."""
     shape: tuple[int, ...]
+    """Of the whole tensor."""
     offset: tuple[int, ...]
     sizes: tuple[int, ...]
     start: int
     """Where the part begins in the flattened tensor of this rank."""
-    ours: tuple[int, int]
+    to_save: tuple[int, int]
     """The range that this rank saves: over all ranks, every element is in one; empty where another rank saves it."""
     trained: tuple[int, int]
     """The range that `states` cover, which this rank's share of the optimiser decides."""
     states: dict[str, Tensor]
-    """The optimiser's flat tensors over that range, by their names."""
+    """[trained range] fp32 or bf16: the optimiser's flat tensors, by their names."""
     padded: bool = False
     """As in `Box`."""
 
     def whole(self, tensor: Tensor) -> Box:
-        """The part as one box, of this rank's tensor of that name or of another of its shape."""
+        """The slice as one box.
+
+        Args:
+            tensor: this rank's of that name, or another of its shape and any dtype.
+        """
         flat = tensor.detach().view(-1)[self.start : self.start + math.prod(self.sizes)]
         return Box(self.key, self.shape, self.offset, flat.view(self.sizes), self.padded)
 
     def saved(self, tensor: Tensor, prefix: str = "") -> Iterator[Box]:
-        """What this rank saves of that tensor."""
-        begin, end = self.ours
+        """What this rank saves of a tensor, which is as in `whole`; its keys begin with `prefix`."""
+        begin, end = self.to_save
         flat = tensor.detach().view(-1)[self.start + begin : self.start + end]
-        yield from self._boxes(flat, self.ours, prefix)
+        yield from self._boxes(flat, self.to_save, prefix)
 
     def moments(self) -> Iterator[Box]:
         """The optimiser's states that this rank updates."""
@@ -101,49 +109,57 @@ def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple
 
 
 @dataclass(frozen=True)
-class Holdings:
+class Slices:
     """All of a rank's."""
 
-    held: list[Held]
+    parts: list[Slice]
     objects: list[str]
-    """Keys of the empty objects that Megatron looks for beside its tensors, where this rank saves them."""
+    """Keys of the empty objects that Megatron looks for with its tensors, where this rank saves them."""
     live: list[Box]
     """Views of the weights and of the optimiser's states that this rank saves."""
 
-    def weights(self, policy: "Policy") -> list[Box]:
-        """All weights that this rank has a part of, whoever saves them, as views."""
+    def weights(self, policy: Policy) -> list[Box]:
+        """All weights that this rank has a part of, whichever rank saves them, as views."""
         tensors = policy.state()
-        return [part.whole(tensors[part.name]) for part in self.held]
+        return [part.whole(tensors[part.name]) for part in self.parts]
 
-    def expected(self, policy: "Policy") -> dict[str, tuple[int, ...]]:
-        """Key and shape of every whole tensor that this rank has a part of, whoever saves it."""
+    def moments(self) -> list[Box]:
+        """All of the optimiser's states that this rank updates, as views."""
+        return [box for part in self.parts for box in part.moments()]
+
+    def expected(self, policy: Policy) -> dict[str, tuple[int, ...]]:
+        """Key and shape of every whole tensor that this rank has a part of, whichever rank saves it."""
         found: dict[str, tuple[int, ...]] = {}
-        for held in self.held:
-            prefixes = ["", *(f"{MOMENTS}{name}." for name in held.states)]
+        for part in self.parts:
+            prefixes = ["", *(f"{MOMENTS}{name}." for name in part.states)]
             prefixes += [REFERENCE] if policy.reference is not None else []
-            found |= {prefix + held.key: held.shape for prefix in prefixes}
+            found |= {prefix + part.key: part.shape for prefix in prefixes}
         return found
 
-    def saved_reference(self, policy: "Policy") -> Iterator[Box]:
-        """The same of the reference, which is never written to in place."""
-        for held in self.held if policy.reference is not None else ():
+    def reference(self, policy: Policy) -> list[Box]:
+        """All of the reference that this rank has a part of, as views; it must have one."""
+        assert policy.reference is not None
+        boxes_of = (part.whole(policy.reference[part.name]) for part in self.parts)
+        return [replace(box, key=REFERENCE + box.key) for box in boxes_of]
+
+    def saved_reference(self, policy: Policy) -> Iterator[Box]:
+        """What this rank saves of the reference, which is never written to in place; nothing where there is none."""
+        for part in self.parts if policy.reference is not None else ():
             assert policy.reference is not None
-            yield from held.saved(policy.reference[held.name], REFERENCE)
+            yield from part.saved(policy.reference[part.name], REFERENCE)
 
 
-def holdings(policy: "Policy") -> Holdings:
-    """What this rank holds; found once, and again where weights or states have moved in memory."""
+def places_in_memory(policy: Policy) -> tuple[int, ...]:
+    """Where weights and optimiser states lie: slices found before these have changed are views of old memory."""
     chain: Any = policy.optimizer
     tensors = [t for network in policy.networks for t in (*network.parameters(), *network.buffers())]
     for part in getattr(chain, "chained_optimizers", [chain]):
         tensors += [t for state in part.optimizer.state.values() for t in state.values()]
-    places = tuple(t.data_ptr() for t in tensors)
-    if policy.held is None or policy.held[0] != places:
-        policy.held = places, _find(policy)
-    return policy.held[1]
+    return tuple(t.data_ptr() for t in tensors)
 
 
-def _find(policy: "Policy") -> Holdings:
+def find_slices(policy: Policy) -> Slices:
+    """What this rank has, of a policy whose optimiser's state is on the device (`Policy.optimizer_here`)."""
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "singleton_local_shards": False,
@@ -154,22 +170,23 @@ def _find(policy: "Policy") -> Holdings:
         found: dict[str, Any] = network.sharded_state_dict(metadata=metadata)  # type: ignore[assignment]
         shards |= by_whole_model_names(network, found)
     trained = _trained(policy)
-    held: list[Held] = []
+    parts: list[Slice] = []
     objects: list[str] = []
     for name, shard in shards.items():
         if isinstance(shard, ShardedObject):
             if not any(_replica(shard)):
                 objects.append(shard.unique_key)
             continue
-        parts: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
-        held += [_held(name, shard.data, part, trained.get(shard.data)) for part in parts]
+        pieces: list[Any] = list(shard.build()) if isinstance(shard, ShardedTensorFactory) else [shard]
+        parts += [_slice(name, shard.data, piece, trained.get(shard.data)) for piece in pieces]
     tensors = policy.state()
     live: list[Box] = []
-    for part in held:
+    for part in parts:
         live += part.saved(tensors[part.name])
-        if part.ours == part.trained:
+        # Ranks that keep all of a parameter's states have the same ones: who saves the weight saves them.
+        if part.to_save == part.trained:
             live += part.moments()
-    return Holdings(held, objects, live)
+    return Slices(parts, objects, live)
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,7 @@ class _Share:
     """Whether the data-parallel ranks have a range each; otherwise each has all."""
 
 
-def _trained(policy: "Policy") -> dict[Tensor, _Share]:
+def _trained(policy: Policy) -> dict[Tensor, _Share]:
     found: dict[Tensor, _Share] = {}
     chain: Any = policy.optimizer
     params = [p for network in policy.networks for p in network.parameters()]
@@ -206,7 +223,7 @@ def _trained(policy: "Policy") -> dict[Tensor, _Share]:
     return found
 
 
-def _held(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -> Held:
+def _slice(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -> Slice:
     values: Any = part.data
     if not (local.is_contiguous() and values.is_contiguous()):
         raise NotImplementedError(f"{name}: not a contiguous part of a contiguous tensor")
@@ -222,13 +239,13 @@ def _held(name: str, local: Tensor, part: ShardedTensor, share: _Share | None) -
     if local.requires_grad:
         # The last number counts data-parallel ranks, who divide a parameter as the optimiser does, if it does.
         divided = share is not None and share.divided
-        ours = (0, 0) if any(replica[:-1] if divided else replica) else trained
+        to_save = (0, 0) if any(replica[:-1] if divided else replica) else trained
     else:
-        ours = (0, 0) if any(replica) else (0, size)
+        to_save = (0, 0) if any(replica) else (0, size)
     offset = tuple(part.global_offset)
     sizes = (1,) * (len(offset) - values.dim()) + tuple(values.shape)
     whole = tuple(part.global_shape)
-    return Held(name, part.key, whole, offset, sizes, start, ours, trained, states, part.allow_shape_mismatch)
+    return Slice(name, part.key, whole, offset, sizes, start, to_save, trained, states, part.allow_shape_mismatch)
 
 
 def _replica(shard: ShardedTensor | ShardedObject) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ def build_and_reach(report: Report, *recipes: str) -> NoReturn:
     from policies import documents, small
 
     from r1mega.families.spec import Kind
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
 
     wanted = {row.megatron: row.shape for row in small().tensors() if row.kind is not Kind.COPY}
     for recipe in recipes:
@@ -75,7 +76,7 @@ def build_and_reach(report: Report, *recipes: str) -> NoReturn:
         engine = {type(m).__module__.split(".")[0] for n in made.networks for m in n.modules()}
         assert "transformer_engine" in engine, engine
         with tempfile.TemporaryDirectory() as folder:
-            made.save(Path(folder, "step_1"), {})
+            Checkpointer(made).save(Path(folder, "step_1"), {})
             size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
         with reaching() as kernel:
             made.logprobs(documents(), temperature=1.0)
