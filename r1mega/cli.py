@@ -19,11 +19,11 @@ import typer
 from r1mega.config import slurm
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import default_run_dir
-from r1mega.config.load import is_pipeline, load_pipeline
-from r1mega.config.schema import Stage
 from r1mega.conversion import commands
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
-from r1mega.preflight.look import Look, look, look_at_chain
+from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
+from r1mega.preflight.look import Look, look
+from r1mega.recipe.recipe import Recipe, imported
 from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -102,13 +102,17 @@ def check(
     seen = look(config, cluster, overrides or [])
     _note(seen)
     if fact is Fact.SLURM:
-        print(slurm.needs(seen.stage, seen.cluster).options)
+        print(_needs(seen).options)
     elif fact is Fact.PLACEMENT:
         from r1mega.runtime.slurm import granted
 
-        print(slurm.place(slurm.needs(seen.stage, seen.cluster), granted()).lines)
+        print(slurm.place(_needs(seen), granted()).lines)
     else:
-        print(f"{config}: {seen.stage.stage} stage on {cluster}: ok")
+        print(f"{config}: {seen.recipe.stage} stage on {cluster}: ok")
+
+
+def _needs(seen: Look) -> slurm.Needs:
+    return slurm.needs(seen.cluster, trains=seen.recipe.trains, samples=seen.recipe.samples)
 
 
 def _note(seen: Look, stage: str = "") -> None:
@@ -130,12 +134,12 @@ def run(
     Under torchrun or srun, which set RANK and WORLD_SIZE, this process is one rank.
     """
     path = run_dir or default_run_dir(config)
-    tokenised = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
-    seen = look(config, cluster, overrides or [], starting=True, tokenised=tokenised)
+    resumed = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
+    seen = look(config, cluster, overrides or [], starting=True, resumed=resumed)
     seen.refuse_absent()
     if env.launch() is None and seen.num_ranks > 1:
         raise typer.Exit(_run_ranks(path, seen.num_ranks))
-    _run_stage(seen.stage, seen.cluster, path, resume=resume, verify_inputs=verify_inputs)
+    _run_stage(seen.recipe, seen.cluster, path, resume=resume, verify_inputs=verify_inputs)
 
 
 @app.command()
@@ -161,7 +165,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory, of a s
     _report(run_dir)
 
 
-def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool, verify_inputs: bool) -> None:
+def _run_stage(recipe: Recipe, machine: Cluster, path: Path, *, resume: bool, verify_inputs: bool) -> None:
     """The stage, on this rank."""
     launch = env.launch()
     leads = launch is None or launch.rank == 0
@@ -176,26 +180,11 @@ def _run_stage(stage: Stage, machine: Cluster, path: Path, *, resume: bool, veri
     from r1mega.runtime.run_dir import RunDir
 
     if leads:
-        directory = RunDir(path, stage, machine, resume=resume, verify_inputs=verify_inputs)
+        directory = RunDir(path, recipe, machine, resume=resume, verify_inputs=verify_inputs)
     else:
         directory = RunDir.join(path, machine.trainer.collective_timeout_s)
     try:
-        if stage.stage == "pretrain":
-            from r1mega.stages import pretrain
-
-            pretrain.run(stage, machine, directory)
-        elif stage.stage == "sft":
-            from r1mega.stages import sft
-
-            sft.run(stage, machine, directory)
-        elif stage.stage == "grpo":
-            from r1mega.stages import grpo
-
-            grpo.run(stage, machine, directory)
-        else:
-            from r1mega.stages import evaluate
-
-            evaluate.run(stage, machine, directory)
+        imported(recipe.runs)(recipe, machine, directory)
     finally:
         directory.close()
     if leads:

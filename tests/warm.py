@@ -36,7 +36,7 @@ START_S = 600.0
 MAY_DIFFER = ("R1MEGA_", "PYTEST_", "PYTHONPATH", "NO_PROXY", "no_proxy")
 """Names, or beginnings of names, of variables that nothing reads while it is imported."""
 IMPORTS = (
-    "typer", "r1mega.conversion.commands", "r1mega.config.load", "r1mega.runtime.run_dir", "r1mega.stages.pretrain",
+    "typer", "r1mega.conversion.commands", "r1mega.recipe.load", "r1mega.runtime.run_dir", "r1mega.stages.pretrain",
     "r1mega.stages.grpo", "r1mega.stages.sft", "r1mega.stages.evaluate", "reasoning_gym",
     "transformers.models.auto.tokenization_auto", "r1mega.report.show",
 )  # fmt: skip

@@ -3,11 +3,11 @@
 Layout only, never science: no setting here changes what is learnt, beyond rounding.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from r1mega.config.section import Section
+from r1mega.config.section import OnResume, Section
 
 
 class Recompute(Section):
@@ -49,51 +49,51 @@ class Precision(Section):
 class TrainerLayout(Section):
     """How the trainer's ranks are spread over one model. Ranks = tp x pp x dp; experts share tp x dp of them."""
 
-    tp: int = Field(default=1, gt=0)
+    tp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Tensor parallel: ranks that share each matrix. Above 1 with sequence parallelism, always."""
-    sp: bool = True
+    sp: Annotated[bool, OnResume.ROUNDING] = True
     """Sequence parallelism where tp > 1. Off is refused: without it Megatron reduces some of latent attention's
     gradients twice and trains mixtures of experts not at all."""
-    pp: int = Field(default=1, gt=0)
+    pp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Pipeline parallel: ranks that hold consecutive layers."""
-    vpp: int = Field(default=1, gt=0)
+    vpp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Virtual pipeline: chunks of layers that each pipeline rank holds, interleaved with the other ranks' (shorter
     waits, more messages). Stage i is chunk i // pp of rank i % pp."""
-    pipeline: str = ""
+    pipeline: Annotated[str, OnResume.ROUNDING] = ""
     """What each of the pp x vpp stages holds, in megatron-core's letters: E embedding, t layer, m MTP layer, L head,
     | between stages, *n for repeats, such as "Ettt|(tt|)*29m|L". Empty: layers in equal parts, the first stages with
     one more where they do not divide, and the MTP layers with the head."""
-    ep: int = Field(default=1, gt=0)
+    ep: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Expert parallel: ranks over which a layer's experts are spread; divides tp x dp."""
-    etp: int | None = Field(default=None, gt=0)
+    etp: Annotated[int | None, OnResume.ROUNDING] = Field(default=None, gt=0)
     """Expert tensor parallel: ranks that share each expert's matrices; tp where ep is 1, otherwise 1."""
-    cp: int = Field(default=1, gt=0)
+    cp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
-    dp: int = Field(default=1, gt=0)
+    dp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Data parallel: copies of the model."""
-    distributed_optimizer: bool = True
+    distributed_optimizer: Annotated[bool, OnResume.ROUNDING] = True
     """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
-    dispatcher: Literal["allgather", "alltoall", "flex"] | None = None
+    dispatcher: Annotated[Literal["allgather", "alltoall", "flex"] | None, OnResume.ROUNDING] = None
     """How tokens reach their experts: every rank gets all of them, or each those that are its own, or by DeepEP's
     kernels (CUDA). Left out: alltoall where experts are spread over ranks, otherwise allgather."""
-    recompute: Recompute = Recompute()
-    threads: int = Field(default=1, gt=0)
+    recompute: Annotated[Recompute, OnResume.ROUNDING] = Recompute()
+    threads: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Of weights and activations."""
     precision: Precision = Precision()
-    offload_optimizer: bool = False
+    offload_optimizer: Annotated[bool, OnResume.ROUNDING] = False
     """Whether the optimiser's state waits in host memory while no update is made (CUDA)."""
-    transformer_engine: Literal["auto", "off"] = "auto"
+    transformer_engine: Annotated[Literal["auto", "off"], OnResume.ROUNDING] = "auto"
     """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
     ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
-    interface: str = ""
+    interface: Annotated[str, OnResume.FREE] = ""
     """Network interface over which ranks speak, where GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in the environment do
     not say; the same on every host. Empty: on each host the one that leads to rank 0's (MASTER_ADDR)."""
-    collective_timeout_s: float = Field(default=600.0, gt=0)
+    collective_timeout_s: Annotated[float, OnResume.FREE] = Field(default=600.0, gt=0)
     """Longest wait of a rank for the others, at the start and in a step, and of the first for a rank of whose part of
     a checkpoint nothing more comes to the disk."""
-    first_rank_timeout_s: float = Field(default=7200.0, gt=0)
+    first_rank_timeout_s: Annotated[float, OnResume.FREE] = Field(default=7200.0, gt=0)
     """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
 
     @property

@@ -3,10 +3,11 @@
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from r1mega.config.schema import GRPO, SFT, Model, Stage
+from r1mega.config.model import Model
 
 MADE_BY = " is made by: "
 """In a line of a config's head, between a setting and the command that makes what it names."""
@@ -14,6 +15,13 @@ RUNS, CONFIGS = "runs", "configs"
 CLUSTER = re.compile(r"^# cluster: (\w+)$", re.MULTILINE)
 """The line of a full-size config's head that names its cluster file."""
 NO_MAKERS: Mapping[str, str] = {}
+
+
+class Input(NamedTuple):
+    """A file or folder of data that a setting names."""
+
+    setting: str
+    path: Path
 
 
 def default_run_dir(config: Path) -> Path:
@@ -72,21 +80,13 @@ def missing_weights(model: Model, made_by: Mapping[str, str] = NO_MAKERS) -> str
     )
 
 
-def missing_data(stage: Stage, made_by: Mapping[str, str] = NO_MAKERS) -> list[str]:
-    """What is to be done about each file and folder of questions or conversations that is not there yet."""
-    wanted: list[tuple[str, Path]] = []
-    if isinstance(stage, GRPO) and stage.questions is not None:
-        wanted.append(("questions", stage.questions))
-    if isinstance(stage, SFT):
-        for section, of in (("data", stage.data), ("validation", stage.validation)):
-            if of is not None:
-                wanted += [(f"{section}.files", file) for file in of.files]
-                wanted += [(f"{section}.dataset", Path(of.dataset))] if of.dataset.startswith("/") else []
+def missing(inputs: Iterable[Input], made_by: Mapping[str, str] = NO_MAKERS) -> list[str]:
+    """What is to be done about each file and folder of data that is not there yet."""
     told: list[str] = []
-    for setting, file in wanted:
-        if file.exists():
+    for setting, path in inputs:
+        if path.exists():
             continue
-        maker = made_by.get(setting) or maker_of(file)
+        maker = made_by.get(setting) or maker_of(path)
         remedy = f"made by `{maker}`" if maker else "put it there, or name another with --set"
-        told.append(f"{setting}: {file}: not there yet; {remedy}")
+        told.append(f"{setting}: {path}: not there yet; {remedy}")
     return told

@@ -1,4 +1,4 @@
-"""Reads a stage config and a cluster file: TOML, then `--set` overrides, then the schema, then the laws.
+"""Reads a config of any section: TOML, then `--set` overrides, then names, types and ranges.
 
 Every fault becomes one ConfigError that lists them all: which key, what was found, what is allowed, and the
 nearest valid name of a mistyped key.
@@ -12,58 +12,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from r1mega.config import checks
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import GRPO, SFT, Evaluate, Pipeline, Pretrain, Stage
 from r1mega.config.section import FromShell, Section
 from r1mega.errors import ConfigError
 
-STAGES: dict[str, type[Stage]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}
 CLUSTER_DIR = Path("configs/cluster")
 
 Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
 """What TOML can hold, dates aside."""
 S = TypeVar("S", bound=Section)
-
-
-def load_stage(path: Path, overrides: Sequence[str] = ()) -> Stage:
-    """The stage config in `path` with `overrides` ("a.b=value") applied. Weights and data need not be there yet.
-
-    Raises:
-        ConfigError: missing file, malformed TOML or override, unknown key, value out of range, or a broken law
-            between fields.
-    """
-    table = _read_toml(path)
-    _apply(table, overrides)
-    stage = table.get("stage")
-    if stage is None and "stages" in table:
-        raise ConfigError(f"{path}: a pipeline, not a stage; `r1mega pipeline {path}` runs it")
-    if not isinstance(stage, str) or stage not in STAGES:
-        near = _nearest(str(stage), STAGES)
-        raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(STAGES)}{near}")
-    config = _validate(STAGES[stage], table, path)
-    checks.raise_if_any(path, checks.stage_faults(config))
-    return config
-
-
-def is_pipeline(path: Path) -> bool:
-    """Whether a config chains stages, and is none itself. Raises ConfigError where it cannot be read."""
-    table = _read_toml(path)
-    return "stages" in table and "stage" not in table
-
-
-def load_pipeline(path: Path) -> Pipeline:
-    """The pipeline config in `path`.
-
-    Raises:
-        ConfigError: as `load_stage`.
-    """
-    table = _read_toml(path)
-    if "stages" not in table and "stage" in table:
-        raise ConfigError(f"{path}: a stage, not a pipeline; `r1mega run {path}` runs it")
-    pipeline = _validate(Pipeline, table, path)
-    checks.raise_if_any(path, checks.pipeline_faults(pipeline))
-    return pipeline
 
 
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
@@ -75,27 +32,26 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
             known = sorted(p.stem for p in CLUSTER_DIR.glob("*.toml"))
             raise ConfigError(
                 f"cluster {name!r}: no file {path} (run from the repository root, or give a path ending in .toml); "
-                f"known: {', '.join(known) or 'none'}{_nearest(name, known)}"
+                f"known: {', '.join(known) or 'none'}{nearest(name, known)}"
             )
-    table = _read_toml(path)
-    _apply(table, overrides)
-    return _validate(Cluster, table, path)
+    table = read_toml(path)
+    apply_overrides(table, overrides)
+    return validate(Cluster, table, path)
 
 
-def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Stage, Cluster]:
-    """Stage and cluster together, with the laws between them.
-
-    An override that starts with `cluster.` goes to the cluster file, every other to the stage config.
-    """
-    prefix = "cluster."
-    machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
-    own = [o for o in overrides if not o.startswith(prefix)]
-    stage = load_stage(path, own)
-    checks.raise_if_any(path, checks.cluster_faults(stage, machine))
-    return stage, machine
+def faulty(path: Path, faults: Sequence[str]) -> ConfigError:
+    """The error that lists what is wrong with a config file."""
+    return ConfigError("\n  ".join([f"{path}: {len(faults)} fault(s)", *faults]))
 
 
-def _read_toml(path: Path) -> dict[str, Node]:
+def raise_if_any(path: Path, faults: Sequence[str]) -> None:
+    """Raises ConfigError naming `path` and every fault, if there is one."""
+    if faults:
+        raise faulty(path, faults)
+
+
+def read_toml(path: Path) -> dict[str, Node]:
+    """The tables of a config file. Raises ConfigError where it is not there, cannot be read, or is no TOML."""
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
@@ -109,7 +65,7 @@ def _read_toml(path: Path) -> dict[str, Node]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _apply(table: dict[str, Any], overrides: Iterable[str]) -> None:
+def apply_overrides(table: dict[str, Any], overrides: Iterable[str]) -> None:
     """Write each "a.b=value" into `table`; a number in the path is an index into a list of tables."""
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -159,7 +115,8 @@ def _from_shell(value: Node) -> Node:
     return FromShell(value) if isinstance(value, str) else value
 
 
-def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
+def validate(section: type[S], table: dict[str, Node], path: Path) -> S:
+    """A file's tables as a section. Raises ConfigError with everything that is unknown, missing or out of range."""
     lines = list(_empty(table))
     try:
         made = section.model_validate(table, context={"folder": str(path.resolve().parent)})
@@ -172,7 +129,7 @@ def _validate(section: type[S], table: dict[str, Node], path: Path) -> S:
     else:
         if not lines:
             return made
-    raise ConfigError("\n  ".join([f"{path}: {len(lines)} fault(s)", *lines]))
+    raise faulty(path, lines)
 
 
 def _empty(node: Node, where: str = "") -> Iterator[str]:
@@ -190,7 +147,7 @@ def _describe(section: type[Section], item: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         fields = _fields_at(section, item["loc"][:-1])
-        return f"{where}: unknown key{_nearest(str(item['loc'][-1]), fields)}; valid: {', '.join(fields)}"
+        return f"{where}: unknown key{nearest(str(item['loc'][-1]), fields)}; valid: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{where}: missing"
     said = item["msg"].removeprefix("Value error, ")
@@ -208,6 +165,7 @@ def _fields_at(section: Any, loc: tuple[Any, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ " (did you mean ...?)" where one of `names` is nearly `name`."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

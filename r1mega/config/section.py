@@ -1,10 +1,11 @@
 """What a table of a config file is: its names, its values as they are written, and the paths in it."""
 
+import enum
 import types
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -34,6 +35,36 @@ def _kinds(annotation: Any) -> set[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return {kind for part in get_args(annotation) for kind in _kinds(part)}
     return {annotation}
+
+
+class OnResume(enum.Enum):
+    """What becomes of a run that resumes with another value of a setting, in the field's `Annotated`.
+
+    A setting without one must have the value that the run began with. A mark on a table is all its settings'.
+    """
+
+    FREE = "goes on: nothing learnt so far depends on it"
+    LENGTH = "goes on where the learning rate is constant, and so does not depend on how long the run is"
+    ROUNDING = "goes on, equal up to rounding, and is told so"
+    FILES_BY_TOKENS = "goes on if its files and datasets give the same tokens, which the stage compares; else refused"
+
+
+def marked(section: type[Section], mark: OnResume) -> frozenset[str]:
+    """Names of the settings and tables of a section that have a mark, spelt as `--set` does."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        if mark in field.metadata:
+            found.add(name)
+        inner = (kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Section))
+        found |= {f"{name}.{below}" for kind in inner for below in marked(kind, mark)}
+    return frozenset(found)
+
+
+class RunSettings(Section):
+    """What a run directory knows of whatever runs in it: settings, of which two have their names here."""
+
+    stage: str
+    seed: int = Field(default=0, ge=0, lt=2**31)
 
 
 class FromShell(str):

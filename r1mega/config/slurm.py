@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import GRPO, Evaluate, Stage
 from r1mega.errors import ConfigError
 
 
@@ -108,14 +107,17 @@ class Placement:
         return "\n".join(f"{name}={value}" for name, value in values.items())
 
 
-def needs(stage: Stage, machine: Cluster) -> Needs:
-    """What `stage` needs of Slurm on `machine`.
+def needs(machine: Cluster, *, trains: bool, samples: bool) -> Needs:
+    """What a stage needs of Slurm on `machine`.
+
+    Args:
+        trains: whether it has a trainer.
+        samples: whether it has an engine.
 
     Raises:
         ConfigError: the cluster file has GPUs and does not say how many a node has.
     """
-    samples = isinstance(stage, GRPO | Evaluate)
-    ranks = 1 if isinstance(stage, Evaluate) else machine.trainer.ranks
+    ranks = machine.trainer.ranks if trains else 1
     if machine.device == "cpu":
         return Needs(ranks, machine.trainer.threads, 0, 0, samples, 0)
     if machine.gpus_per_node is None:
@@ -123,7 +125,7 @@ def needs(stage: Stage, machine: Cluster) -> Needs:
             "cluster.gpus_per_node: not set, so how many nodes to ask Slurm for is not known; set it to the GPUs of "
             "a node, in the cluster file or by --set cluster.gpus_per_node=8"
         )
-    trainer_gpus = 0 if isinstance(stage, Evaluate) else ranks
+    trainer_gpus = ranks if trains else 0
     server_gpus = machine.rollout.tp if samples else 0
     return Needs(ranks, machine.trainer.threads, trainer_gpus, server_gpus, samples, machine.gpus_per_node)
 

@@ -10,7 +10,7 @@ import typer
 from r1mega.config.load import load_cluster
 from r1mega.config.training import Batch
 from r1mega.errors import ConversionError
-from r1mega.families.registry import check_layout
+from r1mega.layout.laws import check_layout
 
 if TYPE_CHECKING:
     from r1mega.conversion.convert import Options, Report

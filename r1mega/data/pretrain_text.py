@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from r1mega.buffers import Int32s
-from r1mega.config import schema
 from r1mega.data.question import Question
+from r1mega.data.settings import AnswerStyles, Task
 from r1mega.data.special_tokens import begin
 from r1mega.data.tasks import apportion, draw, family
 from r1mega.data.template import (
@@ -44,7 +44,7 @@ class TextDocument:
 
 
 def write_answer(question: Question, style: Style) -> str:
-    """The right answer to `question` in `style`; the styles are those of `schema.AnswerStyles`."""
+    """The right answer to `question` in `style`; the styles are those of `AnswerStyles`."""
     steps = family(question.verifier).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
     if style in ("think", "tags"):
         return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}"
@@ -52,8 +52,8 @@ def write_answer(question: Question, style: Style) -> str:
 
 
 def documents(
-    tasks: Sequence[schema.Task],
-    styles: schema.AnswerStyles,
+    tasks: Sequence[Task],
+    styles: AnswerStyles,
     n: int,
     seed: int,
     exclude: Container[str] = frozenset(),

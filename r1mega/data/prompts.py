@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1mega.buffers import Int32s
-from r1mega.config import schema
 from r1mega.data.question import Question, question_id
 from r1mega.data.questions_file import listed
+from r1mega.data.settings import Evaluation, Task
 from r1mega.data.special_tokens import begin, special_tokens
 from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.tasks import questions
@@ -20,14 +20,14 @@ CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
 
 def train_prompts(
-    tasks: Sequence[schema.Task], num: int, seed: int, tokenizer: Any, template: Template = TINY
+    tasks: Sequence[Task], num: int, seed: int, tokenizer: Any, template: Template = TINY
 ) -> list[Prompt]:
     """`num` different questions of the side that is trained on. Raises as `questions` and `prompts`."""
     return prompts(questions(tasks, num, seed, exclude=HELD_OUT), tokenizer, template)
 
 
 def held_out_prompts(
-    tasks: Sequence[schema.Task], evaluation: schema.Evaluation, tokenizer: Any, template: Template = TINY
+    tasks: Sequence[Task], evaluation: Evaluation, tokenizer: Any, template: Template = TINY
 ) -> list[Prompt]:
     """The held-out questions of `evaluation`, which no stage trains on. Raises as `questions` and `prompts`."""
     held_out = questions(tasks, evaluation.num_questions, evaluation.seed, exclude=TRAINED_ON)

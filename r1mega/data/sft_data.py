@@ -8,16 +8,16 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from r1mega.config.inputs import missing_data
-from r1mega.config.schema import SFT, Conversations
 from r1mega.data import token_store
 from r1mega.data.chat import Chat, Tokens
 from r1mega.data.conversations import Conversation, Source
+from r1mega.data.settings import Conversations, SFTData, ValidationData
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tasks import questions_in
 from r1mega.data.token_store import Spans, TokenStore
@@ -31,7 +31,29 @@ AT_ONCE = 512
 """Conversations tokenised together: the tokenizer spreads them over the machine's cores."""
 
 
-def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed: bool = False) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """Which conversations are learnt from and which are validated on."""
+
+    data: SFTData
+    validation: ValidationData | None
+    seed: int
+    """Of the share that is held out."""
+    absent: Sequence[str] = ()
+    """A line for each file and folder that is not there."""
+
+    @property
+    def own(self) -> bool:
+        """Whether validation has conversations of its own."""
+        return self.validation is not None and bool(self.validation.files or self.validation.dataset)
+
+    @property
+    def share(self) -> float:
+        """Share of the training conversations that is validated on instead."""
+        return self.validation.share if self.validation else 0.0
+
+
+def prepare(wanted: Wanted, chat: Chat, folder: Path, trained_on: Path, *, resumed: bool = False) -> None:
     """Tokenise into `folder`/train and `folder`/validation, where they do not stand yet.
 
     Args:
@@ -43,20 +65,18 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
         DataError: as `Source`, `Chat.encode` and `fit`; files are gone that are needed; or nothing is
             left to train or validate on.
     """
-    validation = config.validation
-    own = validation is not None and bool(validation.files or validation.dataset)
-    source = _source(config.data)
+    validation, own, share, seed = wanted.validation, wanted.own, wanted.share, wanted.seed
+    source = _source(wanted.data)
     held_back = _source(validation) if validation is not None and own else source
-    missing = "; ".join(missing_data(config)) or _fault_of(source, held_back)
+    missing = "; ".join(wanted.absent) or _fault_of(source, held_back)
     if missing:
-        wanted = ["train", "validation"] if validation else ["train"]
-        if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in wanted)):
+        stores = ["train", "validation"] if validation else ["train"]
+        if not (resumed and trained_on.is_file() and all(token_store.load(folder / name) for name in stores)):
             raise DataError(f"{missing}; {folder} has not all of their tokens, or no checkpoint knows them")
         log.warning("%s: goes on with the tokens that are there; what they were made of is gone: %s", folder, missing)
         return
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
-    share = validation.share if validation else 0.0
 
     def rows(what: str, source: Source, keep: Callable[[Conversation], bool]) -> Generator[Conversation]:
         with Bar(f"tokenising {what}", len(source), unit="conversation") as bar:
@@ -69,16 +89,16 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
     counts = {"held_out": 0}
 
     def train() -> Generator[Conversation]:
-        for c in rows("train", source, lambda c: not held_out(c, share, config.seed)):
+        for c in rows("train", source, lambda c: not held_out(c, share, seed)):
             if asks_held_out(c):
                 counts["held_out"] += 1
             else:
                 asked.update(c.questions)
                 yield c
 
-    key = _key(config, source, chat, f"train/{share}/{config.seed}")
+    key = _key(wanted.data, source, chat, f"train/{share}/{seed}")
     if not trained_on.is_file() or token_store.load(folder / "train", key) is None:
-        _write(config, chat, folder / "train", key, train(), counts)
+        _write(wanted, chat, folder / "train", key, train(), counts)
         if counts["held_out"]:
             log.warning(
                 "train: %d conversations ask questions of the held-out side, which no stage trains on: left out",
@@ -86,11 +106,11 @@ def prepare(config: SFT, chat: Chat, folder: Path, trained_on: Path, *, resumed:
             )
         files.write_jsonl(trained_on, ({"question": q} for q in sorted(asked)))
     if validation is not None:
-        key = _key(config, held_back, chat, f"validation/{own}/{share}/{config.seed}/{key}")
+        key = _key(wanted.data, held_back, chat, f"validation/{own}/{share}/{seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
-            kept = rows("validation", held_back, lambda c: own or held_out(c, share, config.seed))
+            kept = rows("validation", held_back, lambda c: own or held_out(c, share, seed))
             kept = _without_trained_on(kept, trained_on) if own else kept
-            _write(config, chat, folder / "validation", key, kept, {})
+            _write(wanted, chat, folder / "validation", key, kept, {})
 
 
 def _source(of: Conversations) -> Source:
@@ -150,7 +170,7 @@ def first_question(conversation: Conversation) -> str:
     return next(iter(conversation.questions), conversation.messages[0]["content"])
 
 
-def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Tokens | None:
+def fit(tokens: Tokens, data: SFTData, where: str, counts: dict[str, int]) -> Tokens | None:
     """A conversation that is no longer than `data.max_tokens`, by `data.too_long`; None where it is left out.
 
     Args:
@@ -159,7 +179,7 @@ def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Toke
     Raises:
         DataError: it is too long, and that is an error.
     """
-    limit, way = config.data.max_tokens, config.data.too_long
+    limit, way = data.max_tokens, data.too_long
     if len(tokens.ids) <= limit:
         return tokens
     if way == "error":
@@ -176,22 +196,23 @@ def fit(tokens: Tokens, config: SFT, where: str, counts: dict[str, int]) -> Toke
 
 
 def _write(
-    config: SFT, chat: Chat, folder: Path, key: str, rows: Generator[Conversation], counts: dict[str, int]
+    wanted: Wanted, chat: Chat, folder: Path, key: str, rows: Generator[Conversation], counts: dict[str, int]
 ) -> None:
     """counts: what `rows` counts is stored along."""
     counts |= {"conversations": 0, "targets": 0, "truncated": 0, "dropped": 0}
     with contextlib.closing(rows):  # and with them their bar, before the message of an error
-        token_store.write(folder, key, _documents(config, chat, rows, counts), counts)
-    refuse_nothing_left(folder.name, counts, config)
+        token_store.write(folder, key, _documents(wanted.data, chat, rows, counts), counts)
+    refuse_nothing_left(folder.name, counts, wanted.data, validates=wanted.validation is not None)
     log.info("%s: %s", folder.name, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
 
 
-def refuse_nothing_left(what: str, counts: Mapping[str, int], config: SFT) -> None:
+def refuse_nothing_left(what: str, counts: Mapping[str, int], data: SFTData, *, validates: bool) -> None:
     """Raises DataError where no conversation is left to learn from or to validate on.
 
     Args:
         what: "train" or "validation".
         counts: "conversations" that were read, and those of them "dropped".
+        validates: whether some conversations are validated on.
     """
     if (read := counts["conversations"]) != counts["dropped"]:
         return
@@ -202,27 +223,27 @@ def refuse_nothing_left(what: str, counts: Mapping[str, int], config: SFT) -> No
         )
     raise DataError(
         f"{what}: no conversation to learn from or to validate on; of the {read} that were read none has "
-        f"a turn of the assistant within data.max_tokens = {config.data.max_tokens}"
+        f"a turn of the assistant within data.max_tokens = {data.max_tokens}"
         if read
         else f"{what}: no conversations in data.files or data.dataset"
-        f"{', or none on its side of validation.share' if config.validation else ''}: name some that have them"
+        f"{', or none on its side of validation.share' if validates else ''}: name some that have them"
     )
 
 
 def _documents(
-    config: SFT, chat: Chat, rows: Iterator[Conversation], counts: dict[str, int]
+    data: SFTData, chat: Chat, rows: Iterator[Conversation], counts: dict[str, int]
 ) -> Iterable[tuple[tuple[int, ...], Spans]]:
     while some := list(islice(rows, AT_ONCE)):
         for row, tokens in zip(some, chat.encode(some), strict=True):
             counts["conversations"] += 1
-            if (kept := fit(tokens, config, row.where, counts)) is not None:
+            if (kept := fit(tokens, data, row.where, counts)) is not None:
                 counts["targets"] += sum(stop - start for start, stop in kept.spans)
                 yield kept.ids, kept.spans
 
 
-def _key(config: SFT, source: Source, chat: Chat, what: str) -> str:
+def _key(data: SFTData, source: Source, chat: Chat, what: str) -> str:
     """Names everything that the tokens depend on."""
     tokenizer: Any = chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else ""
-    parts = [what, source.mark(), config.data.max_tokens, config.data.too_long, chat.template, chat.ends]
+    parts = [what, source.mark(), data.max_tokens, data.too_long, chat.template, chat.ends]
     text = json.dumps([*parts, tokenizer, dict(chat.tokenizer.special_tokens_map)], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,13 +6,13 @@ They stand in for a teacher's samples where a tiny student is distilled. Held-ou
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from r1mega.config import schema
 from r1mega.data.pretrain_text import write_answer
+from r1mega.data.settings import Task
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tasks import draw
 
 
-def task_conversations(tasks: Sequence[schema.Task], num: int, seed: int) -> Iterator[dict[str, Any]]:
+def task_conversations(tasks: Sequence[Task], num: int, seed: int) -> Iterator[dict[str, Any]]:
     """Rows {"messages": [user, assistant]}; the same arguments give the same rows.
 
     Raises:

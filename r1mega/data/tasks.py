@@ -18,8 +18,8 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_type_hints
 
-from r1mega.config import schema
 from r1mega.data.question import Question, question_id
+from r1mega.data.settings import Task
 from r1mega.data.split import what_is_asked
 from r1mega.errors import ConfigError, DataError
 
@@ -112,9 +112,7 @@ def family(name: str) -> TaskFamily:
     return TASKS[name]
 
 
-def questions(
-    tasks: Sequence[schema.Task], n: int, seed: int, exclude: Container[str] = frozenset()
-) -> list[Question]:
+def questions(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str] = frozenset()) -> list[Question]:
     """`n` questions with different texts, none of them in `exclude`, shuffled; shares follow the weights.
 
     `exclude` is a set of texts or one side of `data.split`.
@@ -125,9 +123,7 @@ def questions(
     return draw(tasks, n, seed, exclude, distinct=True)
 
 
-def draw(
-    tasks: Sequence[schema.Task], n: int, seed: int, exclude: Container[str], *, distinct: bool
-) -> list[Question]:
+def draw(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str], *, distinct: bool) -> list[Question]:
     """`questions`, which may repeat unless `distinct` (pretraining keeps the generator's own mix of lengths)."""
     drawn: list[Question] = []
     met: set[str] = set()
@@ -163,7 +159,7 @@ def apportion(n: int, weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def _generate(task: schema.Task, seed: int) -> Iterator[Question]:
+def _generate(task: Task, seed: int) -> Iterator[Question]:
     """Questions without end. Raises ConfigError on parameters that the generator does not take."""
     dataset = _dataset(task, seed)
     index = 0
@@ -180,7 +176,7 @@ def _generate(task: schema.Task, seed: int) -> Iterator[Question]:
         index += 1
 
 
-def _dataset(task: schema.Task, seed: int) -> Any:
+def _dataset(task: Task, seed: int) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
     config = DATASETS[family(task.name).name][1]

@@ -5,15 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1mega.config import pipeline_stages
-from r1mega.config.cluster import TrainerLayout
-from r1mega.config.schema import Model
-from r1mega.config.training import Batch
+from r1mega.config.model import Model
 from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
 from r1mega.families.fields import read_json
 from r1mega.families.passed_over import LENGTHS
-from r1mega.families.spec import Grouped, ModelSpec
+from r1mega.families.spec import ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "deepseek_v3": deepseek_v3.read,
@@ -22,147 +19,6 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "qwen3": qwen3.read,
 }
 """model_type of a config.json -> the family's reader."""
-
-
-def check_lengths(longest: int, spec: ModelSpec, batch: Batch, setting: str = "sampling.max_new_tokens") -> None:
-    """Refuse sequences that the model or a chunk cannot hold, before anything is started.
-
-    Args:
-        longest: tokens of the longest sequence that can come up; in RL the longest prompt + max_new_tokens.
-        setting: what bounds it.
-
-    Raises:
-        ConfigError: naming the limit and the setting to change.
-    """
-    if longest > spec.max_positions:
-        raise ConfigError(
-            f"sequences of up to {longest} tokens exceed the model's max_position_embeddings = {spec.max_positions}: "
-            f"lower {setting} or choose a model with more positions"
-        )
-    if longest > batch.chunk_tokens:
-        raise ConfigError(
-            f"sequences of up to {longest} tokens exceed batch.chunk_tokens = {batch.chunk_tokens}: raise it to at "
-            f"least {longest} (it never changes the result)"
-        )
-
-
-FP8_ROWS = {"blockwise": 128, "tensorwise": 16, "mxfp8": 32}
-"""Tokens of which a rank must have a multiple: the tile that a recipe scales, or what its kernels ask for."""
-
-
-def check_layout(spec: ModelSpec, layout: TrainerLayout, batch: Batch) -> None:
-    """Refuse a layout that cannot hold the model.
-
-    Raises:
-        ConfigError: lists every size that its ranks do not divide, and what else it cannot hold.
-    """
-    tp, moe = layout.tp, spec.moe
-    divided = [
-        ("tp", tp, "attention heads (num_attention_heads)", spec.num_heads),
-        ("tp", tp, "channels of a dense layer (intermediate_size)", spec.ffn_size),
-        ("tp", tp, "tokens of a chunk (batch.chunk_tokens)", batch.chunk_tokens),
-    ]
-    if moe is not None:
-        divided += [
-            (
-                "tp",
-                tp,
-                "channels of the shared experts (moe_intermediate_size x n_shared_experts)",
-                moe.shared_ffn_size,
-            ),
-            ("etp", layout.expert_tp, "channels of an expert (moe_intermediate_size)", moe.ffn_size),
-            ("ep", layout.ep, "experts (n_routed_experts)", moe.num_experts),
-        ]
-    faults = [
-        f"cluster.trainer.{axis} = {ranks} does not divide the model's {size} {what}"
-        for axis, ranks, what, size in divided
-        if size % ranks
-    ]
-    blocks = 2 * layout.cp * tp
-    if layout.cp > 1 and batch.chunk_tokens % blocks:
-        faults.append(
-            f"batch.chunk_tokens = {batch.chunk_tokens} does not divide into the 2 x cp x tp = {blocks} blocks of "
-            "context parallelism"
-        )
-    tile = FP8_ROWS.get(layout.precision.fp8, 1)
-    if batch.chunk_tokens % (tile * layout.cp * tp):
-        faults.append(
-            f"batch.chunk_tokens = {batch.chunk_tokens} leaves a rank (cp x tp = {layout.cp * tp}) no whole number "
-            f"of FP8 tiles of {tile} tokens (cluster.trainer.precision.fp8 = {layout.precision.fp8!r})"
-        )
-    own = layout.precision.bf16_layers_at_start, layout.precision.bf16_layers_at_end
-    if max(own) > spec.num_layers // layout.pp:
-        faults.append(
-            f"cluster.trainer.precision.bf16_layers_at_start, _at_end = {own[0]}, {own[1]}: Megatron takes no more "
-            f"than a pipeline rank's {spec.num_layers // layout.pp} layers"
-        )
-    if isinstance(spec.attention, Grouped) and spec.attention.num_kv_heads % tp:
-        groups = spec.attention.num_kv_heads
-        faults.append(
-            f"cluster.trainer.tp = {tp} does not divide the model's {groups} key-value heads (num_key_value_heads), "
-            f"and a rank holds whole ones: choose tp among the divisors of {groups}"
-        )
-    if moe is None and layout.ep > 1:
-        faults.append(f"cluster.trainer.ep = {layout.ep}, but the model has no experts: leave ep out")
-    if moe is not None and layout.recompute.granularity == "full" and layout.recompute.method == "block":
-        faults.append(
-            "cluster.trainer.recompute.method = 'block' with a mixture of experts: Megatron-core 0.16 then "
-            "counts padding in the routers of the layers that are not recomputed, and their biases drift; use "
-            "'uniform'"
-        )
-    if moe is None and layout.dispatcher is not None:
-        faults.append(
-            f"cluster.trainer.dispatcher = {layout.dispatcher!r}, but the model has no experts: leave it out"
-        )
-    faults += _pipeline_faults(spec, layout) + _recompute_faults(spec, layout)
-    share = -(-spec.vocab_size // tp)
-    if share * (tp - 1) >= spec.vocab_size:
-        faults.append(f"cluster.trainer.tp = {tp} leaves ranks without any of the {spec.vocab_size} ids (vocab_size)")
-    if faults:
-        raise ConfigError("\n  ".join([f"the layout does not fit the model: {len(faults)} fault(s)", *faults]))
-
-
-def _pipeline_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
-    layers, stages = spec.num_layers, layout.pp * layout.vpp
-    if layout.pipeline:
-        held = pipeline_stages.expand(layout.pipeline)
-        letters = "".join(held)
-        faults = [
-            f"cluster.trainer.pipeline = {layout.pipeline!r} has {letters.count(letter)} {letter}, the model "
-            f"{number} {what}"
-            for letter, number, what in (
-                ("t", layers, "layers (num_hidden_layers)"),
-                ("m", spec.num_mtp_layers, "MTP layers (num_nextn_predict_layers)"),
-            )
-            if letters.count(letter) != number
-        ]
-        if spec.tied and any("m" in stage for stage in held[:-1]):
-            faults.append(
-                f"cluster.trainer.pipeline = {layout.pipeline!r}: the model's head is its embedding "
-                "(tie_word_embeddings), and then m belongs into L's stage"
-            )
-        return faults
-    if layout.vpp > 1 and layers % stages:
-        return [
-            f"cluster.trainer.vpp = {layout.vpp} x pp = {layout.pp} does not divide the model's {layers} layers "
-            "(num_hidden_layers): say in cluster.trainer.pipeline what each stage holds"
-        ]
-    if layout.pp > layers:
-        return [f"cluster.trainer.pp = {layout.pp} is more than the model's {layers} layers (num_hidden_layers)"]
-    return []
-
-
-def _recompute_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
-    lacks = {
-        "moe": spec.moe is None,
-        "moe_act": spec.moe is None,
-        "shared_experts": spec.moe is None or not spec.moe.num_shared_experts,
-    }
-    return [
-        f"cluster.trainer.recompute.modules: the model has no part {module!r}: leave it out"
-        for module in layout.recompute.modules
-        if lacks.get(module)
-    ]
 
 
 def check_tokenizer(spec: ModelSpec, tokenizer: Any, folder: Path) -> None:
@@ -200,7 +56,7 @@ def read_stage_model(model: Model) -> ModelSpec:
     stated = read_model(model.config) if model.config is not None else None
     if stated is not None and (model.path is None or not model.path.exists()):
         return stated
-    assert model.path is not None, "config.checks demands one of the two"
+    assert model.path is not None, "a recipe has one of the two"
     found = read_model(model.path)
     if stated is not None and (differing := differences(stated, found)):
         raise ConfigError(

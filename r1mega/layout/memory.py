@@ -45,7 +45,7 @@ def rank_memory(
 
     Args:
         table: `spec.tensors()`, which takes a while to make.
-        layout: one that fits the model (`families.registry.check_layout`).
+        layout: one that fits the model (`laws.check_layout`).
         mtp_learns: off, the multi-token-prediction layers are frozen: weights alone.
     """
     dense, experts = [0.0] * layout.pp, [0.0] * layout.pp

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from r1mega.config.cluster import TrainerLayout
-from r1mega.config.pipeline_stages import expand
+from r1mega.config.pp_layout import expand
 from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.shards import axis, pieces
 
@@ -65,7 +65,7 @@ def stage_layers(num_layers: int, num_stages: int) -> list[range]:
 
 
 def stage_contents(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
-    """What each of the pp x vpp stages holds, in their order and in the letters of `config.pipeline_stages`."""
+    """What each of the pp x vpp stages holds, in their order and in the letters of `config.pp_layout`."""
     if layout.pipeline:
         return expand(layout.pipeline)
     held = ["t" * len(layers) for layers in stage_layers(spec.num_layers, layout.pp * layout.vpp)]
@@ -97,7 +97,7 @@ def stages(row: Row, spec: ModelSpec, layout: TrainerLayout) -> tuple[int, ...]:
 def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[Piece]]]:
     """(rank, its pieces) for every rank of the layout; copies under a second name are no tensors of their own.
 
-    The layout must fit the model (`families.registry.check_layout`).
+    The layout must fit the model (`laws.check_layout`).
     """
     table: Mapping[tuple[int, int | None], list[Row]] = defaultdict(list)
     per_rank = spec.moe.num_experts // layout.ep if spec.moe else 1

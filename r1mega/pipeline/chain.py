@@ -16,10 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from r1mega.config.load import load
-from r1mega.config.schema import Node, Pipeline
 from r1mega.errors import DataError, R1MegaError, RunDirError
-from r1mega.preflight.look import look_at_chain, own_overrides, weights_handed_over
+from r1mega.pipeline.graph import Node, Pipeline, look_at_chain, own_overrides, weights_handed_over
+from r1mega.recipe.load import load
 from r1mega.runtime import files
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
@@ -88,10 +87,10 @@ def _handed_over(node: Node, run_dir: Path) -> list[str]:
 
 
 def _refuse_other_config(node: Node, cluster: str, run_dir: Path, overrides: list[str], verify: bool) -> None:
-    stage, machine = load(node.config, cluster, overrides)
+    recipe, machine = load(node.config, cluster, overrides)
     folder = run_dir / node.name
-    inputs = inputs_of(stage, folder, Digests(folder, verify=verify))
-    if changed := changes(folder, stage, machine, inputs):
+    inputs = inputs_of(recipe, folder, Digests(folder, verify=verify))
+    if changed := changes(folder, recipe, machine, inputs):
         lines = [f"{folder}: finished with another config; choose another --run-dir; changed:", *changed]
         raise RunDirError("\n  ".join(lines))
 

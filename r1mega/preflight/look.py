@@ -1,21 +1,20 @@
-"""The one function that decides for `r1mega check` and `r1mega run`, on a stage or a chain of them."""
+"""The one function that decides for `r1mega check` and `r1mega run`, on a stage."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1mega.config.checks import raise_if_any
 from r1mega.config.cluster import Cluster
-from r1mega.config.inputs import NO_MAKERS, makers, missing_data, missing_weights
-from r1mega.config.load import STAGES, load, load_stage
-from r1mega.config.schema import SFT, Evaluate, Node, Pipeline, Stage
+from r1mega.config.inputs import NO_MAKERS, makers, missing, missing_weights
+from r1mega.config.load import raise_if_any
 from r1mega.errors import ConfigError
-from r1mega.families.registry import read_stage_model, with_positions
+from r1mega.families.registry import read_stage_model
 from r1mega.families.spec import ModelSpec
-from r1mega.preflight.abilities import ability_faults, missing_memory
-from r1mega.preflight.data import check_data, on_the_hub
+from r1mega.preflight.data import check_data
 from r1mega.preflight.weights import check_weights
+from r1mega.recipe.load import load
+from r1mega.recipe.memory import missing_memory
+from r1mega.recipe.recipe import Recipe
 from r1mega.runtime import env
 from r1mega.runtime.resources import num_gpus
 
@@ -25,7 +24,7 @@ class Look:
     """A stage in which nothing is wrong."""
 
     config: Path
-    stage: Stage
+    recipe: Recipe
     cluster: Cluster
     spec: ModelSpec | None
     """The model that it starts from; None where nothing is known of it yet."""
@@ -36,8 +35,8 @@ class Look:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the trainer; an evaluation has none, and runs in one process."""
-        return 1 if isinstance(self.stage, Evaluate) else self.cluster.trainer.ranks
+        """Processes of the stage itself."""
+        return self.recipe.ranks(self.cluster)
 
     def refuse_absent(self) -> None:
         """Raises ConfigError where something is not there yet."""
@@ -55,7 +54,7 @@ def look(
     overrides: Sequence[str] = (),
     *,
     starting: bool = False,
-    tokenised: bool = False,
+    resumed: bool = False,
     model: ModelSpec | None = None,
     made_before: bool = False,
 ) -> Look:
@@ -63,7 +62,7 @@ def look(
 
     Args:
         starting: it is about to run, and reads long data itself first thing.
-        tokenised: it resumes, with its conversations' tokens beside it: they need not be there any more.
+        resumed: it goes on from a checkpoint, and may do without data that it keeps in its run directory.
         model: what is known of a model whose folder is not there yet.
         made_before: an earlier stage of the chain makes that folder.
 
@@ -71,89 +70,40 @@ def look(
         ConfigError, DataError, WeightMappingError, CheckpointError: something is wrong, or not built; in the order of
             this package, so that what raises is the first thing to mend.
     """
-    stage, machine = load(config, cluster, overrides)
-    spec = _model(stage) or model
-    if spec is not None and isinstance(stage, SFT):
-        spec = with_positions(spec, stage.max_positions)
-    raise_if_any(config, ability_faults(stage, machine, spec))
+    recipe, machine = load(config, cluster, overrides)
+    spec = _model(recipe) or model
+    if spec is not None:
+        spec = recipe.adapted(spec)
+    raise_if_any(config, recipe.faults_on(machine, spec))
     made_by: Mapping[str, str] = makers(config, overrides) or NO_MAKERS
-    no_data = [] if tokenised and isinstance(stage, SFT) else missing_data(stage, made_by)
-    no_weights = None if made_before else missing_weights(stage.model, made_by)
+    needs_data = not (resumed and recipe.keeps_data)
+    no_data = missing(recipe.inputs(), made_by) if needs_data else []
+    no_weights = None if made_before else missing_weights(recipe.model, made_by)
     leads = (launch := env.launch()) is None or launch.rank == 0
     absent = [*no_data, *filter(None, [no_weights])]
-    if leads and not no_data and not (tokenised and isinstance(stage, SFT)):
-        # A stage that starts now reads its conversations itself, before anything else.
-        check_data(stage, spec, brief=starting and not absent)
+    if leads and needs_data and not no_data:
+        # A stage that starts now reads long data itself, before anything else.
+        check_data(recipe, spec, brief=starting and not absent)
     if leads and spec is not None:
-        check_weights(stage, spec)
-    return Look(config, stage, machine, spec, (*absent, *_missing_here(stage, machine, spec)), tuple(_unseen(stage)))
+        check_weights(recipe, spec)
+    absent += _missing_here(recipe, machine, spec)
+    return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()))
 
 
-def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str]) -> list[Look]:
-    """Each stage of a chain, with what earlier ones will make.
-
-    Args:
-        run_dir: of the chain; what it holds already counts as it is.
-
-    Raises: as `look`, and ConfigError where an override concerns no stage.
-    """
-    for override in overrides:
-        if not any(own_overrides(node, pipeline, [override]) for node in pipeline.stages):
-            names = ", ".join(node.name for node in pipeline.stages)
-            raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
-    looks: dict[str, Look] = {}
-    for node in pipeline.stages:
-        own = [*own_overrides(node, pipeline, overrides), *weights_handed_over(node, run_dir)]
-        start = looks.get(node.start)
-        looks[node.name] = look(
-            node.config, cluster, own, model=start.spec if start else None, made_before=start is not None
-        )
-    return list(looks.values())
-
-
-def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
-    """The user's overrides that concern this stage."""
-    names = {n.name for n in pipeline.stages}
-    fields = {*STAGES[load_stage(node.config).stage].model_fields, "cluster"}
-    own: list[str] = []
-    for override in overrides:
-        name, colon, rest = override.partition(":")
-        if colon and name in names:
-            own += [rest] if name == node.name else []
-        elif override.partition("=")[0].split(".")[0] in fields:
-            own.append(override)
-    return own
-
-
-def weights_handed_over(node: Node, run_dir: Path) -> list[str]:
-    """The override that starts a stage from an earlier one's final weights."""
-    return [f"model.path={json.dumps(str((run_dir / node.start / 'hf').resolve()))}"] if node.start else []
-
-
-def _model(stage: Stage) -> ModelSpec | None:
-    if stage.model.config is None and not (stage.model.path and stage.model.path.exists()):
+def _model(recipe: Recipe) -> ModelSpec | None:
+    model = recipe.model
+    if model.config is None and not (model.path and model.path.exists()):
         return None
-    return read_stage_model(stage.model)
+    return read_stage_model(model)
 
 
-def _unseen(stage: Stage) -> list[str]:
-    if not isinstance(stage, SFT):
-        return []
-    sections = [("data", stage.data), *([("validation", stage.validation)] if stage.validation else [])]
-    return [
-        f"{section}.dataset: {of.dataset!r}, split {of.split!r}, is on the hub or in its cache: not looked at here"
-        for section, of in sections
-        if on_the_hub(of)
-    ]
-
-
-def _missing_here(stage: Stage, cluster: Cluster, spec: ModelSpec | None) -> list[str]:
+def _missing_here(recipe: Recipe, cluster: Cluster, spec: ModelSpec | None) -> list[str]:
     """What this machine lacks where this command would start the ranks itself, all of them here."""
     if env.launch() is not None:
         return []
     if cluster.device == "cpu":
-        return missing_memory(stage, cluster, spec) if spec is not None else []
-    wanted, found = 1 if isinstance(stage, Evaluate) else cluster.trainer.ranks, num_gpus()
+        return missing_memory(recipe.holds(), cluster, spec) if spec is not None else []
+    wanted, found = recipe.ranks(cluster), num_gpus()
     if found >= wanted:
         return []
     return [

@@ -2,25 +2,24 @@
 
 from pathlib import Path
 
-from r1mega.config.schema import GRPO, Evaluate, Stage
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.spec import ModelSpec
 from r1mega.formats.hf_files import read_files
 from r1mega.formats.hf_headers import HFHeaders
 from r1mega.formats.manifest import read_model_fields
 from r1mega.preflight import verdicts
+from r1mega.recipe.recipe import Recipe
 
 OTHER_FORMS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 """Files of weights that are not read."""
 
 
-def missing_tokenizer(stage: Stage, folder: Path) -> list[str]:
-    """Files of the tokenizer that a stage needs and `folder` lacks; the engine reads no other than the fast one."""
-    wanted = ["tokenizer_config.json", *(["tokenizer.json"] if isinstance(stage, GRPO | Evaluate) else [])]
-    return [name for name in wanted if not (folder / name).is_file()]
+def missing_tokenizer(recipe: Recipe, folder: Path) -> list[str]:
+    """Files of the tokenizer that a stage needs and `folder` lacks."""
+    return [name for name in recipe.tokenizer_files() if not (folder / name).is_file()]
 
 
-def check_weights(stage: Stage, spec: ModelSpec) -> None:
+def check_weights(recipe: Recipe, spec: ModelSpec) -> None:
     """Refuse a folder that is there and cannot be started from.
 
     Args:
@@ -31,10 +30,10 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         WeightMappingError: tensors that are missing, torn, or of other shapes than the model's; all of them.
         CheckpointError: a Megatron checkpoint that is torn.
     """
-    folder = stage.model.path
+    folder = recipe.model.path
     if folder is None or not folder.exists():
         return
-    absent = missing_tokenizer(stage, folder)
+    absent = missing_tokenizer(recipe, folder)
     if (folder / ".metadata").is_file():
         read_model_fields(folder)
     elif not any(folder.glob("*.safetensors")):
@@ -52,10 +51,10 @@ def check_weights(stage: Stage, spec: ModelSpec) -> None:
         )
     if (folder / ".metadata").is_file():
         return
-    key = verdicts.key("weights", _marks(folder), isinstance(stage, Evaluate))
+    key = verdicts.key("weights", _marks(folder), not recipe.trains)
     if verdicts.known(key):
         return
-    if isinstance(stage, Evaluate):  # the engine alone reads it, which may do with less than the trainer
+    if not recipe.trains:  # the engine alone reads it, which may do with less than the trainer
         if faults := read_files(folder)[1]:
             raise WeightMappingError("\n  ".join([f"{folder}: {len(faults)} fault(s) of its index", *faults]))
     else:

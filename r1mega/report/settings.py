@@ -1,4 +1,4 @@
-"""Every setting of a run beside its default and what the schema says of it, from the run's config.json."""
+"""Every setting of a run beside its default and what its section says of it, from the run's config.json."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,8 +9,8 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import STAGES
 from r1mega.config.section import Section
+from r1mega.recipe.load import RECIPES
 from r1mega.report.rows import read_object
 
 
@@ -40,7 +40,7 @@ def settings(run_dir: Path) -> dict[str, list[Setting]]:
     stage, cluster = config.get("stage") or {}, config.get("cluster") or {}
     tables: dict[str, list[Setting]] = {}
     for table, setting in (
-        *_walk(stage, STAGES.get(str(stage.get("stage"))), ""),
+        *_walk(stage, RECIPES.get(str(stage.get("stage"))), ""),
         *_walk(cluster, Cluster, "cluster"),
     ):
         tables.setdefault(table, []).append(setting)

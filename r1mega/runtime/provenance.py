@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from r1mega.config.schema import Stage
 from r1mega.config.section import Section
 from r1mega.runtime.digests import Digests, digest_of
 
@@ -84,14 +83,14 @@ def new_run_id() -> str:
     return secrets.token_hex(8)
 
 
-def inputs_of(stage: Stage, run_dir: Path, digests: Digests) -> Inputs:
+def inputs_of(recipe: Section, run_dir: Path, digests: Digests) -> Inputs:
     """Everything that a stage's config names on disk.
 
     Raises:
         DataError: as `Digests.of`.
     """
     found: Inputs = {}
-    for setting, path in _paths(stage, ""):
+    for setting, path in _paths(recipe, ""):
         place = {"path": str(path), "from_run": _from(run_dir, path), "digest": digests.of(path)}
         found.setdefault(setting, []).append(place)
     return found

@@ -5,48 +5,31 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from r1mega.config.cluster import Cluster, TrainerLayout
-from r1mega.config.schema import Stage
+from r1mega.config.section import OnResume, RunSettings, marked
 from r1mega.errors import RunDirError
 from r1mega.runtime.digests import digest_of
 from r1mega.runtime.provenance import RUN, Inputs
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = frozenset(
-    {"save", "wandb", "batch", "experts", "rollout.replay", "rollout.keep_journal", "validation.every_steps"}
-)
-"""Settings that a resumed run may have changed: they do not alter the steps already taken."""
 
-LENGTH = frozenset({"num_steps", "max_steps", "num_epochs"})
-"""As well where the learning rate does not depend on how long the run is."""
-
-COMPARED_BY_TOKENS = frozenset({"data.files", "data.dataset"})
-"""What SFT learns from: its checkpoints know the tokens, and are held against those that are made of it."""
-
-LAYOUT = frozenset(
-    {"tp", "sp", "pp", "vpp", "pipeline", "ep", "etp", "cp", "dp", "distributed_optimizer", "dispatcher", "recompute"}
-    | {"threads", "offload_optimizer", "transformer_engine"}
-)
-"""Settings of the trainer's layout that a resumed run may have changed: they alter its results by rounding alone."""
-
-
-def recipe(stage: Stage, inputs: Inputs) -> str:
+def recipe_digest(recipe: RunSettings, inputs: Inputs) -> str:
     """Digest of what a stage does to the model it begins as: settings that a resumed run may not change, and data.
 
     What settings name on disk counts by content, so that a moved checkout has the same recipes.
     """
-    settings = flat(stage.model_dump(mode="json"))
-    may_change = _may_change(settings)
+    settings = flat(recipe.model_dump(mode="json"))
+    may_change = _may_change(recipe, settings)
     for setting, places in inputs.items():
         settings[setting] = [place["digest"] for place in places]
     begun_as = ("model.path", "model.config")
     return digest_of({k: v for k, v in settings.items() if k not in begun_as and not _is_of(k, may_change)})
 
 
-def changes(path: Path, stage: Stage, cluster: Cluster, inputs: Inputs) -> list[str]:
+def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -> list[str]:
     """What differs between a run and a config that is to go on with it, in what alters its results.
 
     Files and folders are compared by content, so that a run whose inputs were moved goes on, and one whose inputs
@@ -58,28 +41,27 @@ def changes(path: Path, stage: Stage, cluster: Cluster, inputs: Inputs) -> list[
     """
     try:
         found = json.loads((path / "config.json").read_text())
-        then_stage: dict[str, Any] = _with_defaults(found["stage"])
+        then_stage: dict[str, Any] = _with_defaults(found["stage"], type(recipe))
         then_layout = TrainerLayout.model_validate(found["cluster"]["trainer"]).model_dump()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
     recorded: Inputs = _recorded_inputs(path)
-    before, after = flat(then_stage), flat(stage.model_dump(mode="json"))
-    may_change = _may_change(before)
+    before, after = flat(then_stage), flat(recipe.model_dump(mode="json"))
+    may_change, by_tokens = _may_change(recipe, before), marked(type(recipe), OnResume.FILES_BY_TOKENS)
     refused: list[str] = []
     for key in dict.fromkeys([*after, *before]):
         if _is_of(key, may_change):
             continue
         if key in recorded and key in inputs:
-            refused += _changed_content(key, recorded, inputs)
+            refused += [] if _is_of(key, by_tokens) else _changed_content(key, recorded, inputs)
         elif before.get(key) != after.get(key):
             refused.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     now_layout = cluster.trainer.model_dump()
-    # How long ranks wait for each other changes no result.
-    waits = {name for name in now_layout if name.endswith("_timeout_s")} | {"interface"}
-    moved = sorted(key for key in LAYOUT & now_layout.keys() if then_layout[key] != now_layout[key])
+    free, rounding = (marked(TrainerLayout, mark) for mark in (OnResume.FREE, OnResume.ROUNDING))
+    moved = sorted(key for key in rounding if then_layout[key] != now_layout[key])
     refused += [
         f"cluster.trainer.{key}: {then_layout[key]!r} -> {now_layout[key]!r}"
-        for key in now_layout.keys() - waits - LAYOUT
+        for key in now_layout.keys() - free - rounding
         if then_layout[key] != now_layout[key]
     ]
     if not refused and moved:
@@ -88,8 +70,10 @@ def changes(path: Path, stage: Stage, cluster: Cluster, inputs: Inputs) -> list[
     return refused
 
 
-def _may_change(settings: dict[str, Any]) -> frozenset[str]:
-    return MAY_CHANGE | LENGTH if settings.get("optimizer.schedule") == "constant" else MAY_CHANGE
+def _may_change(recipe: RunSettings, settings: dict[str, Any]) -> frozenset[str]:
+    free = marked(type(recipe), OnResume.FREE)
+    constant = settings.get("optimizer.schedule") == "constant"
+    return free | marked(type(recipe), OnResume.LENGTH) if constant else free
 
 
 def _is_of(key: str, settings: frozenset[str]) -> bool:
@@ -99,8 +83,6 @@ def _is_of(key: str, settings: frozenset[str]) -> bool:
 def _changed_content(key: str, recorded: Inputs, inputs: Inputs) -> list[str]:
     """What a setting named then and names now, where it is not the same."""
     then, now = recorded[key], inputs[key]
-    if key in COMPARED_BY_TOKENS:
-        return []
     if len(then) != len(now):
         return [f"{key}: {[p['path'] for p in then]!r} -> {[p['path'] for p in now]!r}"]
     told: list[str] = []
@@ -122,12 +104,12 @@ def _recorded_inputs(path: Path) -> Inputs:
         return {}
 
 
-def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """A recorded stage, with the defaults of settings that are newer than it."""
+def _with_defaults(settings: dict[str, Any], kind: type[RunSettings]) -> dict[str, Any]:
+    """A recorded recipe, with the defaults of settings that are newer than it."""
     try:
-        adapter: TypeAdapter[Stage] = TypeAdapter(Stage)
-        return adapter.validate_python(settings).model_dump(mode="json")
-    except ValidationError:  # a setting that is gone, or a value that is no longer taken: named among the changes
+        return kind.model_validate(settings).model_dump(mode="json")
+    except ValidationError:  # a setting that is gone, or a value that is no longer taken: or of another
+        # stage: named among the changes
         return settings
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import Stage
+from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
 from r1mega.runtime import files, locks, provenance
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
-from r1mega.runtime.resume import changes, recipe
+from r1mega.runtime.resume import changes, recipe_digest
 
 LOCK_TIMEOUT_S = 15.0
 """How long a run waits for the one before it to let go of its directory."""
@@ -46,7 +46,7 @@ class RunDir:
     """
 
     def __init__(
-        self, path: Path, stage: Stage, cluster: Cluster, *, resume: bool, verify_inputs: bool = False
+        self, path: Path, recipe: RunSettings, cluster: Cluster, *, resume: bool, verify_inputs: bool = False
     ) -> None:
         """
         Args:
@@ -60,16 +60,16 @@ class RunDir:
         self._lock: IO[str] | None = self._take_lock()
         try:
             digests = Digests(path, verify=verify_inputs, beat=self._beat)
-            self._open(stage, cluster, provenance.inputs_of(stage, path, digests), exists=exists)
+            self._open(recipe, cluster, provenance.inputs_of(recipe, path, digests), exists=exists)
         except BaseException:
             self._lock.close()
             raise
         finally:
             (path / OPENING).unlink(missing_ok=True)
 
-    def _open(self, stage: Stage, cluster: Cluster, inputs: Inputs, *, exists: bool) -> None:
+    def _open(self, recipe: RunSettings, cluster: Cluster, inputs: Inputs, *, exists: bool) -> None:
         path = self.path
-        if exists and (changed := changes(path, stage, cluster, inputs)):
+        if exists and (changed := changes(path, recipe, cluster, inputs)):
             raise RunDirError(
                 "\n  ".join([f"{path}: --resume with another config than the run's own; changed:", *changed])
             )
@@ -79,7 +79,7 @@ class RunDir:
         if exists and (path / RUN).is_file():
             record = json.loads((path / RUN).read_text())
         if not {"start", "recipe", "run", "earlier", "inode"} <= record.keys():  # new, or of an older version
-            begun = provenance.start_of(inputs), recipe(stage, inputs), (provenance.new_run_id(),)
+            begun = provenance.start_of(inputs), recipe_digest(recipe, inputs), (provenance.new_run_id(),)
             record = {**Lineage(*begun).record(), "inputs": inputs, "parts": record["parts"]}
         elif record["inode"] != path.stat().st_ino:  # a copy: it and the one it was made of go different ways
             record["earlier"] = [record["run"], *record["earlier"]]
@@ -87,11 +87,10 @@ class RunDir:
         for setting, places in record["inputs"].items():  # what it holds stays as it was begun with
             for place, now in zip(places, inputs.get(setting, []), strict=False):
                 place |= {name: now[name] for name in ("path", "from_run")}
-        record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], provenance.part(stage.seed)]}
+        record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], provenance.part(recipe.seed)]}
         files.write_json(path / RUN, record)
-        files.write_json(
-            path / "config.json", {"stage": stage.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
-        )
+        config = {"stage": recipe.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
+        files.write_json(path / "config.json", config)
 
     def _beat(self) -> None:
         file = self.path / OPENING

@@ -6,13 +6,13 @@ The last weights of any stage can be compared this way; the GRPO stage evaluates
 from collections.abc import Callable
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import Evaluate
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.evaluation.metrics import EvalResult, evaluate
 from r1mega.families.registry import check_tokenizer, read_model
+from r1mega.recipe.evaluate import Evaluate
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.server import Server
@@ -35,7 +35,7 @@ def run(
         serve: starts what answers, as `Server` does.
         client: asks it, as `Fleet` does.
     """
-    assert config.model.path is not None, "config.checks demands it"
+    assert config.model.path is not None, "the recipe demands it"
     tokenizer = load_tokenizer(config.model.path)
     check_tokenizer(read_model(config.model.path), tokenizer, config.model.path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts

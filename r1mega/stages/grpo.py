@@ -5,7 +5,7 @@
 
 A step is an optimiser step, as the report counts them; the weight version is the step it was pushed at. The first
 rank samples (stages/sampling.py) while the others wait; then every rank learns from its share.
-Deviations from the report: every choice that Eq. 1-3 leave open is a setting (config.rl.Objective); outputs
+Deviations from the report: every choice that Eq. 1-3 leave open is a setting (algos.settings.Objective); outputs
 are split at random into mini-batches before packing, since packing first would sort mini-batches by length.
 """
 
@@ -21,11 +21,11 @@ from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.algos.schedule import learning_rate
 from r1mega.buffers import Float32s
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import GRPO
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
+from r1mega.recipe.grpo import GRPO
 from r1mega.rollout.engine import derived_seed
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt, Interrupted
@@ -69,7 +69,7 @@ def run(
         RolloutError: the engine cannot start or answer, or a rollout leaves too little to learn from.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
-    assert config.model.path is not None, "config.checks demands it"
+    assert config.model.path is not None, "the recipe demands it"
     ours = mesh.start(cluster.trainer, device=cluster.device, seed=config.seed)
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         checkpoint = last_checkpoint(ours, run_dir)

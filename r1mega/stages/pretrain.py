@@ -12,15 +12,16 @@ from typing import Any
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.buffers import Float32s
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import Pretrain
 from r1mega.data.batches import Batches
 from r1mega.data.epochs import Epochs
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
-from r1mega.families.registry import check_lengths, check_tokenizer, read_model
+from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.laws import check_lengths
+from r1mega.recipe.pretrain import Pretrain
 from r1mega.runtime import files
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
@@ -122,7 +123,7 @@ def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
         spec = read_model(config.model.path)
         check_tokenizer(spec, tokenizer, config.model.path)
         return with_ends(spec, tokenizer)
-    assert config.model.config is not None, "config.checks demands it"
+    assert config.model.config is not None, "the recipe demands it"
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return read_model(config.model.config).with_vocab(
         vocab_size, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1mega.config.schema import GRPO
 from r1mega.data.prompts import held_out_prompts, prompts, train_prompts
 from r1mega.data.questions_file import TrainingQuestions, listed, refuse_too_few, training_questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
@@ -14,8 +13,10 @@ from r1mega.data.tasks import questions
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
-from r1mega.families.registry import check_lengths, check_tokenizer, read_model
+from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.laws import check_lengths
+from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.accuracy import can_be_right
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import GRPO
 from r1mega.data.prompts import PromptStream
 from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.evaluation.metrics import evaluate
+from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.rubric import Rubric
@@ -168,7 +168,7 @@ class Sampling:
         Args:
             engine: makes what answers, as `LiveEngine` does.
         """
-        assert config.model.path is not None, "config.checks demands it"
+        assert config.model.path is not None, "the recipe demands it"
         self.config, self.run_dir, self.questions, self.step = config, run_dir, questions, step
         self.tracker = Tracker(run_dir.path, config.wandb, config)
         self.say: Callable[[str, str], None] = lambda what, text: None

@@ -15,17 +15,19 @@ from typing import Any
 
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import SFT
+from r1mega.config.inputs import missing
 from r1mega.data.batches import Batches
 from r1mega.data.chat import Chat
 from r1mega.data.epochs import Epochs
-from r1mega.data.sft_data import opened, prepare
+from r1mega.data.sft_data import Wanted, opened, prepare
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.token_store import TokenStore
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
-from r1mega.families.registry import check_lengths, check_tokenizer, read_stage_model, with_positions
+from r1mega.families.registry import check_tokenizer, read_stage_model, with_positions
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.laws import check_lengths
+from r1mega.recipe.sft import SFT
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages import tokenizers
@@ -141,7 +143,8 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     spec = with_ends(spec, tokenizer)
     chat = Chat(tokenizer, spec.ends, config.chat_template)
     resumed = bool(run_dir.saved_steps())
-    prepare(config, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)
+    wanted = Wanted(config.data, config.validation, config.seed, missing(config.inputs()))
+    prepare(wanted, chat, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)
     tokenizers.write(folder, run_dir.tokenizer, chat.template)
     return spec
 
@@ -172,7 +175,7 @@ def _policy(config: SFT, mesh: meshes.Mesh, spec: ModelSpec, build: Callable[...
 
 
 def _base(config: SFT) -> Path:
-    assert config.model.path is not None, "config.checks demands it"
+    assert config.model.path is not None, "the recipe demands it"
     return config.model.path
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from r1mega.config.cluster import TrainerLayout
-from r1mega.config.pipeline_stages import expand
+from r1mega.config.pp_layout import expand
 from r1mega.errors import ConfigError, RanksLostError
 from r1mega.runtime import env, shims
 from r1mega.trainer.meeting import forming, meet

@@ -14,7 +14,8 @@ from layouts import parse
 
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch, Optimizer
-from r1mega.families.registry import check_layout, read_model
+from r1mega.families.registry import read_model
+from r1mega.layout.laws import check_layout
 from r1mega.trainer import mesh as meshes
 
 BATCH = Batch(chunk_tokens=200, chunks_per_micro_batch=1)

@@ -18,9 +18,9 @@ from rank_pool import Pool
 from r1mega.algos.grpo import GRPOLoss, documents, weighted
 from r1mega.buffers import Float32s, Int32s
 from r1mega.config.cluster import Cluster, TrainerLayout
-from r1mega.config.layout_checks import layout_faults
 from r1mega.config.training import Batch, Optimizer
 from r1mega.families.deepseek_v3 import read
+from r1mega.layout.device_laws import layout_faults
 from r1mega.samples import Document, Sample
 from r1mega.trainer import mesh as meshes
 

@@ -20,9 +20,9 @@ import torch
 from layouts import parse
 from resumes import build
 
-from r1mega.config.load import load
 from r1mega.config.training import Save
 from r1mega.errors import R1MegaError, RanksLostError
+from r1mega.recipe.load import load
 from r1mega.runtime import process, shims
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 

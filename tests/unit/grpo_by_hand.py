@@ -11,7 +11,7 @@ from typing import Any
 
 from recording import Asked, Call
 
-from r1mega.config.schema import GRPO
+from r1mega.recipe.grpo import GRPO
 
 
 @dataclass

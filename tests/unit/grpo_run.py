@@ -11,9 +11,8 @@ import torch
 from grpo_by_hand import expected_rows
 from recording import Engines, RecordingPolicy
 
-from r1mega.config import checks
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import GRPO
+from r1mega.recipe.grpo import GRPO
 from r1mega.runtime.run_dir import RunDir
 
 CLUSTER = Cluster(device="cpu")
@@ -81,7 +80,7 @@ def config(base: Path, changes: dict[str, Any]) -> GRPO:
     for name, value in changes.items():
         settings[name] = {**settings.get(name, {}), **value} if isinstance(value, dict) else value
     made = GRPO.model_validate(settings)
-    assert checks.stage_faults(made) == []
+    assert made.faults() == []
     return made
 
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.schema import SFT, Task
+from r1mega.data.settings import Task
 from r1mega.data.task_conversations import task_conversations
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.families.registry import read_model
+from r1mega.recipe.sft import SFT
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
 TASK = Task(name="chain_sum", params={"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1})

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from r1mega import cli
-from r1mega.config.load import load_pipeline, load_stage
 from r1mega.errors import ConfigError
+from r1mega.pipeline.graph import load_pipeline
+from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -44,7 +45,7 @@ def test_a_stage_is_no_pipeline_and_a_pipeline_no_stage():
     with pytest.raises(
         ConfigError, match=r"demo.toml: a pipeline, not a stage; `r1mega pipeline \S+demo.toml` runs it$"
     ):
-        load_stage(TINY / "demo.toml")
+        load_recipe(TINY / "demo.toml")
 
 
 def test_the_version_is_told():

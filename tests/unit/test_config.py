@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 from r1mega import cli
-from r1mega.config.load import load, load_cluster, load_pipeline, load_stage
-from r1mega.config.schema import GRPO, SFT, Conversations, Pretrain, TemplateName
+from r1mega.config.load import load_cluster
+from r1mega.data.settings import Conversations, TemplateName
 from r1mega.data.template import TEMPLATES
 from r1mega.errors import ConfigError
+from r1mega.pipeline.graph import load_pipeline
 from r1mega.preflight import verdicts
+from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.load import load, load_recipe
+from r1mega.recipe.pretrain import Pretrain
+from r1mega.recipe.sft import SFT
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -39,7 +44,7 @@ def test_an_engine_is_not_started_from_a_megatron_folder(model: str):
     folder = Path(model.removeprefix("model.path="))
     (folder / ".metadata").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"is a Megatron checkpoint.*r1mega convert to-hf"):
-        load_stage(RL, [model])
+        load_recipe(RL, [model])
 
 
 def test_templates_are_those_there_are():
@@ -53,7 +58,7 @@ def test_shipped_pipeline_loads():
 
 def fault(file: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as error:
-        load_stage(file, overrides)
+        load_recipe(file, overrides)
     return str(error.value)
 
 
@@ -90,7 +95,7 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
 )
 def test_faults_are_named(model: str, override: str, part: str | None):
     if part is None:  # one reward weight may be 0 ...
-        load_stage(RL, [model, override])
+        load_recipe(RL, [model, override])
         override, part = "rewards.accuracy=0", "nothing to learn"  # ... but not both
         assert part in fault(RL, model, "rewards.format=0", override)
     else:
@@ -177,7 +182,7 @@ def test_missing_and_malformed_files(tmp_path: Path):
 
 def test_a_folder_without_a_config_is_no_models(tmp_path: Path):
     assert f"no file {tmp_path}/config.json" in fault(RL, f"model.path={tmp_path}")
-    load_stage(RL, [f"model.path={tmp_path}/nowhere"])  # not there yet: `r1mega.preflight` says so
+    load_recipe(RL, [f"model.path={tmp_path}/nowhere"])  # not there yet: `r1mega.preflight` says so
 
 
 def test_a_model_needs_a_config_or_a_path(tmp_path: Path):
@@ -233,14 +238,14 @@ def test_styles_must_sum_to_one():
 def test_relative_paths_count_from_the_file_and_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text("{}")
-    base = load_stage(BASE)
+    base = load_recipe(BASE)
     assert isinstance(base, Pretrain)
     assert base.model.config == TINY.parent / "deepseek_v3.json"
     monkeypatch.chdir(tmp_path)
-    rl = load_stage(RL, ["model.path=hf"])
+    rl = load_recipe(RL, ["model.path=hf"])
     assert isinstance(rl, GRPO)
     assert rl.model.path == tmp_path / "hf"
-    sft = load_stage(TINY.parent / "sft/1_qwen2.toml", ["model.path=hf", "data.files=['a.jsonl', '/b.jsonl']"])
+    sft = load_recipe(TINY.parent / "sft/1_qwen2.toml", ["model.path=hf", "data.files=['a.jsonl', '/b.jsonl']"])
     assert isinstance(sft, SFT)
     assert sft.data.files == (tmp_path / "a.jsonl", Path("/b.jsonl"))
 

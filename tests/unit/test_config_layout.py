@@ -8,10 +8,11 @@ import pytest
 from published import SMOLLM2_135M
 
 from r1mega.config.cluster import Cluster, Recompute, TrainerLayout
-from r1mega.config.layout_checks import layout_faults
 from r1mega.config.training import Batch
 from r1mega.errors import ConfigError
-from r1mega.families.registry import FAMILIES, check_layout, read_model
+from r1mega.families.registry import FAMILIES, read_model
+from r1mega.layout.device_laws import layout_faults
+from r1mega.layout.laws import check_layout
 
 ROOT = Path(__file__).parents[2]
 

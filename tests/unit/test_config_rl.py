@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from r1mega.config import checks
-from r1mega.config.schema import GRPO, SFT, Evaluate, Pretrain, Sampling
+from r1mega.recipe.asking import Sampling
+from r1mega.recipe.evaluate import Evaluate
+from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.pretrain import Pretrain
+from r1mega.recipe.sft import SFT
 from r1mega.rollout.engine import SamplingParams
 
 TINY = Path(__file__).parents[2] / "configs/tiny/qwen2.json"
@@ -36,7 +39,7 @@ EVALUATE = {name: RL[name] for name in ("model", "tasks", "sampling", "evaluatio
 
 
 def faults(stage: Any) -> list[str]:
-    return checks.stage_faults(stage)
+    return stage.faults()
 
 
 def rl(**changes: Any) -> list[str]:

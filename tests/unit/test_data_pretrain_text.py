@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from r1mega.buffers import Float32s, Int32s
-from r1mega.config.schema import AnswerStyles, Task
 from r1mega.data.pretrain_text import STYLES, documents
+from r1mega.data.settings import AnswerStyles, Task
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tasks import TASKS, questions
 from r1mega.errors import ConfigError

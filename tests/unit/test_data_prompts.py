@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizer_forms import byte_level, save
 
 from r1mega.buffers import Int32s
-from r1mega.config.schema import AnswerStyles, Evaluation, Task
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, train_prompts
 from r1mega.data.question import Question
+from r1mega.data.settings import AnswerStyles, Evaluation, Task
 from r1mega.data.template import R1_ZERO, TINY
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError

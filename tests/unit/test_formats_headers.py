@@ -28,7 +28,7 @@ LOOK = """
 import sys
 from pathlib import Path
 sys.modules["torch"] = None  # an import of it fails
-from r1mega.config.schema import Pretrain
+from r1mega.recipe.pretrain import Pretrain
 from r1mega.families.registry import model_of
 from r1mega.formats.hf_files import read_config
 from r1mega.preflight.weights import check_weights

@@ -14,13 +14,15 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from r1mega.config.load import load_stage
-from r1mega.config.schema import GRPO, Pretrain, Task
 from r1mega.data.conversations import conversation
+from r1mega.data.settings import Task
 from r1mega.data.sft_data import asks_held_out
 from r1mega.data.task_conversations import task_conversations
 from r1mega.data.tasks import TASKS, questions, questions_in
 from r1mega.errors import DataError
+from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.load import load_recipe
+from r1mega.recipe.pretrain import Pretrain
 from r1mega.stages import pretrain
 from r1mega.stages.questions import make_questions
 
@@ -52,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rl(folder: Path, *overrides: str) -> GRPO:
     settings = ("template=r1_zero", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64", "rollout.num_prompts=4",
                 "num_questions=60", "evaluation.num_questions=10", f"model.path={folder}")  # fmt: skip
-    stage = load_stage(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides])
+    stage = load_recipe(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides])
     assert isinstance(stage, GRPO)
     return stage
 
@@ -72,7 +74,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 def test_pretraining_meets_no_held_out_question(tmp_path: Path):
     overrides = ["data.num_documents=300", "data.vocab_size=320"]
-    stage = load_stage(ROOT / "configs/tiny/r1_zero/0_base.toml", overrides)
+    stage = load_recipe(ROOT / "configs/tiny/r1_zero/0_base.toml", overrides)
     assert isinstance(stage, Pretrain)
     pretrain._corpus(stage, in_dir(tmp_path))
     asked = listed(tmp_path / "trained_on.jsonl")

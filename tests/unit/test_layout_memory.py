@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from r1mega.config.cluster import Cluster, Precision, TrainerLayout
-from r1mega.config.load import load
 from r1mega.families.registry import read_model
 from r1mega.layout.memory import GIB, num_parameters, rank_memory
-from r1mega.preflight import abilities
-from r1mega.preflight.abilities import memory_faults, missing_memory
+from r1mega.recipe import memory
+from r1mega.recipe.load import load
+from r1mega.recipe.memory import memory_faults, missing_memory
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "configs/models"
@@ -91,7 +91,7 @@ def test_frozen_mtp_layers_are_weights_alone():
 def faults(config: str, cluster: str, *overrides: str) -> list[str]:
     stage, machine = load(ROOT / "configs" / config, cluster, overrides)
     assert stage.model.config is not None
-    return memory_faults(stage, machine, read_model(stage.model.config))
+    return memory_faults(stage.holds(), machine, read_model(stage.model.config))
 
 
 def test_70b_on_the_1_5b_layout_is_refused_with_the_arithmetic():
@@ -104,7 +104,7 @@ def test_70b_on_the_1_5b_layout_is_refused_with_the_arithmetic():
 
 
 def test_671b_on_two_cores_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(abilities, "machine_memory_gib", lambda: 24.0)
+    monkeypatch.setattr(memory, "machine_memory_gib", lambda: 24.0)
     (fault,) = faults("r1/1_cold_start.toml", "laptop")
     assert "parameters in fp32, 4 bytes each, gradients 4, Adam's moments 8: 10,1" in fault
     assert "GiB, before activations, and the machine has 24.0 GiB (this one; cluster.memory_gib" in fault
@@ -112,7 +112,7 @@ def test_671b_on_two_cores_is_refused_with_the_arithmetic(monkeypatch: pytest.Mo
 
 def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pytest.MonkeyPatch):
     """A tiny V3 in RL on two ranks: weights, gradients and reference 12 bytes each, moments 8 on two; MTP frozen."""
-    monkeypatch.setattr(abilities, "machine_memory_gib", lambda: 1000.0)
+    monkeypatch.setattr(memory, "machine_memory_gib", lambda: 1000.0)
     file = ROOT / "configs/tiny/deepseek_v3.json"
     spec = read_model(file)
     every, trunk = num_parameters(spec.tensors()), num_parameters(spec.tensors(), mtp=False)
@@ -121,7 +121,7 @@ def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pyte
     def found(gib: float) -> tuple[list[str], list[str]]:
         overrides = [f"model.config={file}", f"cluster.memory_gib={gib:.12f}"]
         stage, machine = load(ROOT / "configs/tiny/r1_zero/1_rl.toml", "laptop2", overrides)
-        return memory_faults(stage, machine, spec), missing_memory(stage, machine, spec)
+        return memory_faults(stage.holds(), machine, spec), missing_memory(stage.holds(), machine, spec)
 
     assert found(2 * rank + engine + 1e-9) == ([], [])
     faults, missing = found(2 * rank + engine - 1e-9)
@@ -135,7 +135,7 @@ def test_gpus_that_are_named_have_at_most_what_their_kind_has():
     stage, machine = load(ROOT / "configs/distill/llama_3_3_70b_instruct.toml", "h800_1b5")
     spec = read_model(MODELS / "Llama-3.3-70B-Instruct")
     named = Cluster(**{**machine.model_dump(), "gpu_memory_gib": None})
-    (fault,) = memory_faults(stage, named, spec)
+    (fault,) = memory_faults(stage.holds(), named, spec)
     assert "it has 141 GiB (the most that cluster.gpu = 'hopper' has)" in fault
     unknown = Cluster(**{**machine.model_dump(), "gpu_memory_gib": None, "gpu": None})
-    assert memory_faults(stage, unknown, spec) == []
+    assert memory_faults(stage.holds(), unknown, spec) == []

@@ -7,7 +7,8 @@ from published import DEEPSEEK_V3, LLAMA31_8B, LLAMA33_70B, QWEN25_05B, QWEN25_3
 
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch
-from r1mega.families.registry import FAMILIES, check_layout
+from r1mega.families.registry import FAMILIES
+from r1mega.layout.laws import check_layout
 from r1mega.layout.placement import Piece, held, place, stage_contents, stage_layers, stages, tiling_faults
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.config.load import load, load_pipeline
-from r1mega.config.schema import Pipeline
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
 from r1mega.pipeline import chain
+from r1mega.pipeline.graph import Pipeline, load_pipeline
+from r1mega.recipe.load import load
 from r1mega.runtime.interrupt import Interrupted
 
 DEMO = Path(__file__).parents[2] / "configs/tiny/r1_zero/demo.toml"

@@ -9,8 +9,8 @@ from power_cut import Disk
 from trainer_data import TINY, nll
 
 from r1mega.buffers import Float32s, Int32s
-from r1mega.config.load import load
 from r1mega.config.training import Wandb
+from r1mega.recipe.load import load
 from r1mega.runtime import files
 from r1mega.samples import Completion, FinishReason, Prompt
 

@@ -3,7 +3,7 @@
 import pytest
 from test_data_tasks import SMALL
 
-from r1mega.config.schema import Task
+from r1mega.data.settings import Task
 from r1mega.data.tasks import TASKS, questions
 from r1mega.rewards.verifiers import VERIFIERS
 

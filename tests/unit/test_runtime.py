@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from kills import killed_at
 
-from r1mega.config.load import load
 from r1mega.config.training import Wandb
 from r1mega.errors import RunDirError
+from r1mega.recipe.load import load
 from r1mega.runtime import files, run_dir
 from r1mega.runtime.interrupt import Interrupt, StopNow
 from r1mega.runtime.resources import peak_rss_gib
@@ -283,10 +283,10 @@ def test_wandb_is_the_runs_own_also_where_a_process_with_another_starts_it(tmp_p
     """That one's service is gone here; W&B itself would look for it."""
     monkeypatch.setenv("WANDB_SERVICE", f"3-{os.getpid()}-unix-{tmp_path}/gone")
     code = (
-        "import sys, pathlib; from r1mega.config.load import load_stage; from r1mega.config.training import Wandb\n"
+        "import sys, pathlib; from r1mega.recipe.load import load_recipe; from r1mega.config.training import Wandb\n"
         "from r1mega.runtime.tracking import Tracker\n"
         "folder, config = map(pathlib.Path, sys.argv[1:])\n"
-        "tracker = Tracker(folder, Wandb(mode='offline'), load_stage(config))\n"
+        "tracker = Tracker(folder, Wandb(mode='offline'), load_recipe(config))\n"
         "tracker.log('train', 1, {'loss': 1.5}); tracker.close()"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path, BASE], capture_output=True, text=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from r1mega import cli
-from r1mega.config.load import load
-from r1mega.config.schema import Task
 from r1mega.data import tasks
+from r1mega.data.settings import Task
 from r1mega.errors import ConfigError
 from r1mega.pipeline import chain
+from r1mega.recipe.load import load
 from r1mega.report import show
 from r1mega.rollout.journal import Journal
 from r1mega.runtime import locks, provenance, run_dir

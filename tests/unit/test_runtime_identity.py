@@ -11,9 +11,10 @@ import pytest
 from model_folders import changed_models, model
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import load, load_stage
-from r1mega.config.schema import GRPO, SFT
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
+from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.load import load, load_recipe
+from r1mega.recipe.sft import SFT
 from r1mega.runtime import digests, run_dir
 from r1mega.runtime.provenance import Lineage
 from r1mega.runtime.run_dir import RunDir
@@ -35,7 +36,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rl(base: Path, *overrides: str) -> GRPO:
-    stage = load_stage(RL, [f"model.path={base}", *overrides])
+    stage = load_recipe(RL, [f"model.path={base}", *overrides])
     assert isinstance(stage, GRPO)
     return stage
 
@@ -103,7 +104,7 @@ def test_what_sft_learns_from_may_be_gone_and_what_validates_may_not_be_exchange
     base, mine, theirs = model(tmp_path / "base"), tmp_path / "mine.jsonl", tmp_path / "theirs.jsonl"
     mine.write_text("1\n")
     theirs.write_text("2\n")
-    stage = load_stage(SFT_CONFIG, [f"model.path={base}", f"data.files=['{mine}']"])
+    stage = load_recipe(SFT_CONFIG, [f"model.path={base}", f"data.files=['{mine}']"])
     assert isinstance(stage, SFT)
     validated = stage.model_copy(
         update={

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from r1mega.config.load import load_stage
 from r1mega.config.training import Wandb
+from r1mega.recipe.load import load_recipe
 from r1mega.runtime import mirror, tracking
 from r1mega.runtime.mirror import choose_mode
 
@@ -84,7 +84,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def track(run: Path, mode: str, rows: int = ROWS) -> None:
-    tracker = tracking.Tracker(run, Wandb.model_validate({"mode": mode}), load_stage(STAGE))
+    tracker = tracking.Tracker(run, Wandb.model_validate({"mode": mode}), load_recipe(STAGE))
     for step in range(rows):
         tracker.log("train", step, {"loss": step / 4, "text": "no number"})
     tracker.close()
@@ -163,7 +163,7 @@ def test_a_run_that_is_over_does_not_wait_for_ever(planted: Path, monkeypatch, c
 def test_signals_to_all_of_a_run_leave_its_rows(planted: Path, monkeypatch):
     """Slurm sends SIGTERM to every process of a job step."""
     monkeypatch.setenv("PLANTED", "")
-    tracker = tracking.Tracker(planted, Wandb(mode="offline"), load_stage(STAGE))
+    tracker = tracking.Tracker(planted, Wandb(mode="offline"), load_recipe(STAGE))
     tracker.log("train", 1, {"loss": 1.0})
     while not logged(planted, "offline"):
         time.sleep(0.02)

@@ -10,7 +10,7 @@ from sft_data import sft_config
 
 from r1mega.data import token_store
 from r1mega.data.chat import Chat
-from r1mega.data.sft_data import prepare
+from r1mega.data.sft_data import Wanted, prepare
 from r1mega.data.template import TINY
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.data.turns import conversation
@@ -28,8 +28,12 @@ def write(file: Path, rows: list[tuple[str, str]]) -> Path:
     return file
 
 
+def wanted_by(config: Any) -> Wanted:
+    return Wanted(config.data, config.validation, config.seed)
+
+
 def digest(config: Any, chat: Chat, run: Path) -> str:
-    prepare(config, chat, run / "data", run / "trained_on.jsonl")
+    prepare(wanted_by(config), chat, run / "data", run / "trained_on.jsonl")
     found = token_store.load(run / "data/train")
     assert found is not None
     return found.about["digest"]
@@ -63,7 +67,7 @@ def test_all_answers_to_a_question_are_on_one_side_of_the_validation_split(token
     ]
     data = {"files": [str(file) for file in files], "max_tokens": 96}
     config = sft_config(tmp_path, files[0], data=data, validation={"share": 0.5, "every_steps": 4})
-    prepare(config, Chat(tokenizer, []), tmp_path / "data", tmp_path / "trained_on.jsonl")
+    prepare(wanted_by(config), Chat(tokenizer, []), tmp_path / "data", tmp_path / "trained_on.jsonl")
     sides: dict[str, list[str]] = defaultdict(list)
     for side in ("train", "validation"):
         store = token_store.load(tmp_path / "data" / side)

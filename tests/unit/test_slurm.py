@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import load, load_cluster, load_stage
+from r1mega.config.load import load_cluster
 from r1mega.config.slurm import GrantedNode, Needs, needs, place
 from r1mega.errors import ConfigError
+from r1mega.recipe.load import load
 from r1mega.runtime.slurm import granted
 
 ROOT = Path(__file__).parents[2]
@@ -38,16 +39,17 @@ def test_every_stage_asks_for_what_its_cluster_file_has(cluster: str, monkeypatc
         kind = "supervised" if stage.stage in ("pretrain", "sft") else stage.stage
         nodes, tasks, cpus, gpus = ASKED[cluster][kind]
         options = f"--nodes={nodes} --ntasks-per-node={tasks} --cpus-per-task={cpus}"
-        assert needs(stage, machine).options == options + (f" --gpus-per-node={gpus}" if gpus else ""), config
+        asked = needs(machine, trains=stage.trains, samples=stage.samples)
+        assert asked.options == options + (f" --gpus-per-node={gpus}" if gpus else ""), config
 
 
 def test_gpus_of_a_node_must_be_known(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    stage = load_stage(Path("configs/tiny/r1_zero/0_base.toml"))
     with pytest.raises(ConfigError, match=r"cluster\.gpus_per_node: not set.*--set cluster\.gpus_per_node=8"):
-        needs(stage, Cluster(device="cuda"))
+        needs(Cluster(device="cuda"), trains=True, samples=False)
     half = load_cluster("h800_14b", ["gpus_per_node=4"])  # 16 ranks
-    assert needs(stage, half).options == "--nodes=4 --ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4"
+    asked = needs(half, trains=True, samples=False)
+    assert asked.options == "--nodes=4 --ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4"
 
 
 def cpus(ranks: int, *, threads: int = 1, samples: bool = False) -> Needs:

@@ -11,12 +11,12 @@ from grpo_run import CLUSTER, base
 from grpo_run import config as grpo_config
 
 from r1mega.buffers import Float32s, Int32s
-from r1mega.config.load import load_stage
-from r1mega.config.schema import Evaluate
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError
 from r1mega.preflight.data import check_data
+from r1mega.recipe.evaluate import Evaluate
+from r1mega.recipe.load import load_recipe
 from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
@@ -119,7 +119,7 @@ def test_settings_of_sampling_go_from_a_file_into_the_requests(base: Path, tmp_p
         sampling = {{ temperature = 0.6, top_p = 0.95, max_new_tokens = 3, stop = ["</answer>", "so:"] }}
         evaluation = {{ every_steps = 1, num_questions = 1, samples_per_question = 2 }}
     """)
-    config, server = load_stage(tmp_path / "eval.toml"), OverHttp(base)
+    config, server = load_recipe(tmp_path / "eval.toml"), OverHttp(base)
     server.vocab_size = 288
     assert isinstance(config, Evaluate)
     run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)

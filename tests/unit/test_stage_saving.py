@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from r1mega.config.load import load
 from r1mega.config.training import Save
 from r1mega.errors import CheckpointError, RanksLostError
+from r1mega.recipe.load import load
 from r1mega.runtime.run_dir import RunDir
 
 if TYPE_CHECKING:

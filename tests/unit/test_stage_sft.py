@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from sft_data import FAMILIES, sft_config, write_base, write_conversations
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import SFT
 from r1mega.errors import ConfigError, DataError
+from r1mega.recipe.sft import SFT
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 

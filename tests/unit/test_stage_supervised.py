@@ -19,11 +19,11 @@ import torch
 from recording import CONFIG, RecordingPolicy, stop_signal
 
 from r1mega.buffers import Float32s, Int32s
-from r1mega.config import checks
 from r1mega.config.cluster import Cluster
-from r1mega.config.schema import SFT, Pretrain
 from r1mega.data.batches import Batches
 from r1mega.data.epochs import Epochs
+from r1mega.recipe.pretrain import Pretrain
+from r1mega.recipe.sft import SFT
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
@@ -51,7 +51,7 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(stage: Any, config: Any, folder: Path, *, resume: bool = False, **policy: Any) -> RecordingPolicy:
-    assert checks.stage_faults(config) == []
+    assert config.faults() == []
     built: list[RecordingPolicy] = []
 
     def build(*arguments: Any, **settings: Any) -> RecordingPolicy:

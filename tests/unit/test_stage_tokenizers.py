@@ -9,12 +9,12 @@ import pytest
 
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import load_stage
 from r1mega.data.prompts import prompts
 from r1mega.data.question import Question
 from r1mega.data.template import R1_ZERO, TINY, Template
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
+from r1mega.recipe.load import load_recipe
 from r1mega.runtime.run_dir import RunDir
 
 RL = Path(__file__).parents[2] / "configs/tiny/r1_zero/1_rl.toml"
@@ -91,7 +91,7 @@ def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy,
 
     policy = make_policy()
     export(policy, tmp_path / "base", base)
-    config = load_stage(RL, [f"model.path={tmp_path / 'base'}", "num_questions=40", "evaluation.num_questions=5"])
+    config = load_recipe(RL, [f"model.path={tmp_path / 'base'}", "num_questions=40", "evaluation.num_questions=5"])
     assert config.stage == "grpo"
     run = RunDir(tmp_path / "run", config, Cluster(device="cpu"), resume=False)
     try:

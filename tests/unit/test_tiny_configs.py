@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.config.inputs import default_run_dir, makers, missing_data, missing_weights
-from r1mega.config.load import load_pipeline, load_stage
+from r1mega.config.inputs import default_run_dir, makers, missing, missing_weights
+from r1mega.pipeline.graph import load_pipeline
+from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem != "demo")
@@ -16,7 +17,7 @@ CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem !
 
 def inputs(config: Path) -> dict[str, Path]:
     """Setting -> what lies under runs/, from the repository's root."""
-    stage = load_stage(config)
+    stage = load_recipe(config)
     named = {"model.path": stage.model.path, "data.files": None}
     if stage.stage == "sft":
         (named["data.files"],) = stage.data.files
@@ -63,14 +64,14 @@ def test_check_names_the_command(tmp_path: Path):
         (tmp_path / name).parent.mkdir()
         shutil.copyfile(ROOT / f"configs/tiny/{name}.toml", tmp_path / f"{name}.toml")
     rl = tmp_path / "r1_zero/1_rl.toml"
-    said = missing_weights(load_stage(rl).model, makers(rl))
+    said = missing_weights(load_recipe(rl).model, makers(rl))
     assert said is not None and said.endswith("/hf is not there yet; made by `make demo`")
     elsewhere = ["model.path=/nowhere"]  # not what the head speaks of
-    said = missing_weights(load_stage(rl, elsewhere).model, makers(rl, elsewhere))
+    said = missing_weights(load_recipe(rl, elsewhere).model, makers(rl, elsewhere))
     assert said is not None and said.startswith("model.path: /nowhere is not there yet: a Hugging Face folder")
     sft = tmp_path / "sft/1_qwen2.toml"
     command = makers(sft)["data.files"]
-    (said,) = missing_data(load_stage(sft), makers(sft))
+    (said,) = missing(load_recipe(sft).inputs(), makers(sft))
     assert said.endswith(f"conversations.jsonl: not there yet; made by `{command}`")
     assert "data.files" not in makers(sft, ["data.files=[]"])
 

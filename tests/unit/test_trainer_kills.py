@@ -11,8 +11,8 @@ import rotation
 import torch
 from kills import killed_at
 
-from r1mega.config.load import load
 from r1mega.config.training import Save
+from r1mega.recipe.load import load
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 
 _draw = random.Random(0)

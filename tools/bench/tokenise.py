@@ -20,10 +20,10 @@ from typing import Any
 
 import harness
 
-from r1mega.config.schema import SFT
 from r1mega.data.chat import Chat
 from r1mega.data.conversations import conversation
-from r1mega.data.sft_data import opened, prepare
+from r1mega.data.settings import SFTData
+from r1mega.data.sft_data import Wanted, opened, prepare
 from r1mega.runtime.files import write_json
 
 TOKENS_PER_WORD = 1.9
@@ -47,25 +47,13 @@ def rows(num: int) -> Iterator[dict[str, str]]:
         yield {"prompt": text(60), "response": f"{thought}\n\n{text(50)}"}
 
 
-def whole(tokenizer_dir: Path, chat: Chat, num: int) -> dict[str, Any]:
+def whole(chat: Chat, num: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(num)))
-        config = SFT.model_validate(
-            {
-                "stage": "sft",
-                "model": {"path": str(tokenizer_dir)},
-                "data": {"files": [str(folder / "rows.jsonl")], "max_tokens": 32768, "too_long": "truncate"},
-                "num_epochs": 1,
-                "batch_size": 64,
-                "optimizer": {"lr": 1e-5},
-                "batch": {"chunk_tokens": 32768},
-                "save": {"every_steps": 100},
-                "wandb": {"mode": "disabled"},
-            }
-        )
+        data = SFTData(files=(folder / "rows.jsonl",), max_tokens=32768, too_long="truncate")
         wall, cpu = time.perf_counter(), time.process_time()
-        prepare(config, chat, folder / "data", folder / "trained_on.jsonl")
+        prepare(Wanted(data, None, seed=0), chat, folder / "data", folder / "trained_on.jsonl")
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         tokens = sum(opened(folder / "data", "train").lengths)
     return {
@@ -108,7 +96,7 @@ def main() -> None:
     }
     about |= {"vocabulary": len(tokenizer), "template": given.chat_template.name if given.chat_template else None}
     variants = harness.compare({"call": call, "encode": encode}, baseline="call", repetitions=given.repetitions)
-    found = {"variants": variants, "prepare": whole(given.tokenizer, chat, given.num)}
+    found = {"variants": variants, "prepare": whole(chat, given.num)}
     write_json(given.out, about | found)
     print(json.dumps(found, indent=1))
 

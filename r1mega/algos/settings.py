@@ -1,4 +1,4 @@
-"""Sections of reinforcement learning alone: the objective with every choice by name, rewards, rollouts, mismatch."""
+"""Settings of the objective: every choice that Eq. 1-3 leave open, by name. Imports pydantic alone."""
 
 from typing import Annotated, Literal
 
@@ -56,34 +56,3 @@ class Objective(Section):
     """Correction from engine to trainer: truncated multiplies each token's loss by
     min(pi_old / pi_behaviour, importance_cap) (TIS)."""
     importance_cap: float = Field(default=2.0, gt=0)
-
-
-class Rewards(Section):
-    """Rule rewards and their weights; the report's R1-Zero adds accuracy and format with equal weight."""
-
-    accuracy: float = Field(default=1.0, ge=0)
-    format: float = Field(default=1.0, ge=0)
-
-
-class Rollout(Section):
-    """One rollout: questions x G answers, split at random into mini-batches, each one optimiser step."""
-
-    num_prompts: int = Field(gt=0)
-    """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
-    num_minibatches: int = Field(default=1, gt=0)
-    """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
-    replay: Literal["journal", "live"] = "journal"
-    """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
-    for bit; "live" samples all of them again and counts how many tokens came out the same."""
-    keep_journal: bool = False
-    """Keep all answers ever sampled, so that the whole run can be repeated from them; otherwise those that no kept
-    checkpoint needs are removed."""
-
-
-class Mismatch(Section):
-    """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
-
-    max_abs: float = Field(default=1e-4, gt=0)
-    tie_margin: float = Field(default=5e-6, ge=0)
-    """Lead, in the router's scores, below which its choice of experts counts as a tie that rounding may decide
-    either way; an answer after a tie is exempt from the bound. 0 exempts none."""

@@ -1,11 +1,11 @@
-"""Laws of a trainer's layout by itself; `families.registry.check_layout` holds it against a model."""
+"""Laws of a trainer's layout by itself, on its device; `laws` holds it against a model."""
 
-from r1mega.config import pipeline_stages
+from r1mega.config import pp_layout
 from r1mega.config.cluster import Cluster, TrainerLayout
 
 
 def layout_faults(cluster: Cluster) -> list[str]:
-    """Faults of the trainer's layout by itself; `families.registry.check_layout` holds it against a model."""
+    """Faults of the trainer's layout by itself."""
     layout = cluster.trainer
     faults: list[str] = []
     if layout.cp > 1 and not layout_runs_transformer_engine(cluster):
@@ -99,7 +99,7 @@ def _pipeline_faults(layout: TrainerLayout) -> list[str]:
         )
     elif layout.pipeline:
         try:
-            found = pipeline_stages.faults(pipeline_stages.expand(layout.pipeline), layout.pp, layout.vpp)
+            found = pp_layout.faults(pp_layout.expand(layout.pipeline), layout.pp, layout.vpp)
         except ValueError as error:
             found = [str(error)]
         faults += [f"cluster.trainer.pipeline: {layout.pipeline!r}: {fault}" for fault in found]

@@ -1,0 +1,97 @@
+"""Settings of questions, texts and conversations. Imports pydantic alone."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from r1mega.config.section import AnchoredPath, OnResume, Section, anchor_if_path
+
+TASK_NAMES = ("chain_sum", "products", "count_bits", "gcd")
+"""The keys of `r1mega.data.tasks.TASKS`."""
+TemplateName = Literal["tiny", "r1_zero"]
+"""A name of `r1mega.data.template.TEMPLATES`."""
+
+
+# ---- questions ---------------------------------------------------------------------------------------------------
+
+
+class Task(Section):
+    """A family of reasoning-gym questions with its own verifier."""
+
+    name: str
+    """Task name, as reasoning-gym spells it; one of `TASK_NAMES`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this task among the questions, relative to the other tasks' weights."""
+    params: dict[str, int | float | bool | str] = Field(default={})
+    """Parameters of the task's generator, e.g. min_terms = 4."""
+
+
+class Evaluation(Section):
+    """Held-out questions, answered by the engine with the current weights."""
+
+    every_steps: int = Field(gt=0)
+    """Optimiser steps between evaluations; the first and last weights are always evaluated."""
+    num_questions: int = Field(gt=0)
+    samples_per_question: int = Field(default=4, gt=0)
+    """k: pass@1 is the mean over k answers at `sampling.temperature`."""
+    seed: int = 999_999
+    """Seed of the held-out questions; none of them is trained on (checked)."""
+
+
+# ---- text for a tiny base ----------------------------------------------------------------------------------------
+
+
+class AnswerStyles(Section):
+    """Shares of the ways an answer is written in the pretraining text; they must sum to 1."""
+
+    think: float = Field(ge=0, le=1)
+    """Worked steps inside <think>, then <answer>: the format RL asks for."""
+    tags: float = Field(ge=0, le=1)
+    """Nothing worked: an empty thought in the same tags, then <answer>."""
+    steps: float = Field(ge=0, le=1)
+    """Worked steps in plain prose, no tags."""
+    plain: float = Field(ge=0, le=1)
+    """The bare answer in a sentence."""
+
+
+# ---- conversations -----------------------------------------------------------------------------------------------
+
+
+class Conversations(Section):
+    """Conversations: rows with `messages`, each {role, content}, or with `prompt` and `response`; and `system`."""
+
+    files: tuple[AnchoredPath, ...] = ()
+    """*.jsonl and *.parquet files, read in this order."""
+    dataset: Annotated[str, BeforeValidator(anchor_if_path)] = ""
+    """A dataset, beside files or instead: a name that `datasets.load_dataset` knows, on the hub or in its cache, or a
+    folder, which begins with "/" or "." and then counts from this file."""
+    dataset_config: str = ""
+    """Which config of it (the hub says subset), where it has several."""
+    split: str = "train"
+    """Which split of it."""
+
+    @property
+    def on_the_hub(self) -> bool:
+        """Whether the dataset is asked for by its name, and so perhaps not on this machine."""
+        return bool(self.dataset) and not self.dataset.startswith("/")
+
+
+class SFTData(Conversations):
+    """Conversations to learn from."""
+
+    max_tokens: int = Field(gt=0)
+    """Context length (report: 32,768): the longest conversation, and the length of a chunk where
+    batch_unit = "chunks"."""
+    too_long: Literal["error", "truncate", "drop"] = "error"
+    """What happens to a longer one: the run stops and names it; its first max_tokens tokens are learnt, so that it
+    never ends; or it is left out. The summary counts those truncated and dropped."""
+
+
+class ValidationData(Conversations):
+    """Conversations that are not trained on: of files of their own, or a share of the training data."""
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training conversations to hold out instead, by a hash of what is asked in them: no conversation
+    that begins with a held-out one's question is trained on."""
+    every_steps: Annotated[int, OnResume.FREE] = Field(gt=0)
+    """Optimiser steps between validations; the first and the last weights are always validated."""

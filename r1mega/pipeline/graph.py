@@ -1,0 +1,108 @@
+"""A chain of stages: its config, its laws, and what is said of its stages before the first one starts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from r1mega.config.load import raise_if_any, read_toml, validate
+from r1mega.config.section import AnchoredPath, Section
+from r1mega.errors import ConfigError
+from r1mega.preflight.look import Look, look
+from r1mega.recipe.load import load_recipe
+
+
+class Node(Section):
+    """One stage of a pipeline."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Name of the stage's run directory inside the pipeline's."""
+    config: AnchoredPath
+    """The stage config."""
+    start: str = ""
+    """The earlier stage whose final weights this one starts from; empty: the config says."""
+    same_seconds_as: str = ""
+    """The earlier stage whose training seconds bound this one's: a control at equal cost."""
+
+
+class Pipeline(Section):
+    """Stages run one after the other, each in a process of its own."""
+
+    stages: tuple[Node, ...] = Field(min_length=1)
+
+    def faults(self) -> list[str]:
+        """Faults of the chain by itself; its stages are looked at when it is about to run."""
+        faults: list[str] = []
+        seen: set[str] = set()
+        for node in self.stages:
+            if node.name in seen:
+                faults.append(f"stages: two are named {node.name!r}")
+            for field, name in (("start", node.start), ("same_seconds_as", node.same_seconds_as)):
+                if name and name not in seen:
+                    faults.append(f"stages.{node.name}.{field}: no earlier stage is named {name!r}")
+            if not node.config.is_file():
+                faults.append(f"stages.{node.name}.config: no file {node.config}")
+            seen.add(node.name)
+        return faults
+
+
+def is_pipeline(path: Path) -> bool:
+    """Whether a config chains stages, and is none itself. Raises ConfigError where it cannot be read."""
+    table = read_toml(path)
+    return "stages" in table and "stage" not in table
+
+
+def load_pipeline(path: Path) -> Pipeline:
+    """The pipeline config in `path`.
+
+    Raises:
+        ConfigError: as `recipe.load.load_recipe`.
+    """
+    table = read_toml(path)
+    if "stages" not in table and "stage" in table:
+        raise ConfigError(f"{path}: a stage, not a pipeline; `r1mega run {path}` runs it")
+    pipeline = validate(Pipeline, table, path)
+    raise_if_any(path, pipeline.faults())
+    return pipeline
+
+
+def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str]) -> list[Look]:
+    """Each stage of a chain, with what earlier ones will make.
+
+    Args:
+        run_dir: of the chain; what it holds already counts as it is.
+
+    Raises: as `look`, and ConfigError where an override concerns no stage.
+    """
+    for override in overrides:
+        if not any(own_overrides(node, pipeline, [override]) for node in pipeline.stages):
+            names = ", ".join(node.name for node in pipeline.stages)
+            raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
+    looks: dict[str, Look] = {}
+    for node in pipeline.stages:
+        own = [*own_overrides(node, pipeline, overrides), *weights_handed_over(node, run_dir)]
+        start = looks.get(node.start)
+        looks[node.name] = look(
+            node.config, cluster, own, model=start.spec if start else None, made_before=start is not None
+        )
+    return list(looks.values())
+
+
+def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
+    """The user's overrides that concern this stage."""
+    names = {n.name for n in pipeline.stages}
+    fields = {*type(load_recipe(node.config)).model_fields, "cluster"}
+    own: list[str] = []
+    for override in overrides:
+        name, colon, rest = override.partition(":")
+        if colon and name in names:
+            own += [rest] if name == node.name else []
+        elif override.partition("=")[0].split(".")[0] in fields:
+            own.append(override)
+    return own
+
+
+def weights_handed_over(node: Node, run_dir: Path) -> list[str]:
+    """The override that starts a stage from an earlier one's final weights."""
+    return [f"model.path={json.dumps(str((run_dir / node.start / 'hf').resolve()))}"] if node.start else []

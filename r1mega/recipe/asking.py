@@ -1,0 +1,93 @@
+"""What the recipes of stages have in which an engine answers questions."""
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from r1mega.config.cluster import Cluster
+from r1mega.config.section import Section
+from r1mega.data.settings import TASK_NAMES, Evaluation, Task, TemplateName
+from r1mega.families.spec import ModelSpec
+from r1mega.recipe.recipe import Recipe
+from r1mega.rollout.kernels import kernel_faults
+
+
+class Sampling(Section):
+    """How answers are drawn from the engine (`rollout.engine.SamplingParams`, which has the same fields)."""
+
+    temperature: float = Field(default=1.0, ge=0.01)
+    """T, no less than the engine takes (0.01). The engine's logprobs and the policy's, old and reference logprobs
+    are all of logits / T."""
+    max_new_tokens: int = Field(gt=0)
+    """Length limit of an answer; one that reaches it is truncated."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the fewest tokens whose probabilities sum to this (report's evaluations: 0.95). GRPO takes 1 alone:
+    below it the engine's logprobs are of another distribution than the policy's."""
+    stop: tuple[str, ...] = ()
+    """Strings of an answer's text that end it as well; such an answer counts as ended, not as truncated. Its text
+    ends with the string. Its tokens end with the one that completes it, and in GRPO all of them are learnt: but no
+    end token, so that the policy does not learn from these answers to end without the string."""
+
+
+class Asking(Recipe):
+    """Settings and laws of a stage that asks an engine questions made from tasks."""
+
+    samples = True
+
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    template: TemplateName = "tiny"
+    """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
+    `r1mega run` has trained."""
+    sampling: Sampling
+    evaluation: Evaluation
+
+    def faults(self) -> list[str]:
+        faults, path = super().faults(), self.model.path
+        if path is None:
+            faults.append("model.path: the engine needs a Hugging Face folder to start from, not a bare config")
+        elif (path / ".metadata").is_file():
+            faults.append(
+                f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
+                "from; `r1mega convert to-hf` writes it"
+            )
+        return faults + _stop_faults(self.sampling.stop)
+
+    def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+        faults = task_faults(self.tasks)
+        if importlib.util.find_spec("vllm") is None:
+            faults.append("vLLM is not installed in this environment; run `make env`")
+        if machine.device == "cuda":
+            faults.append(
+                f"cluster.device = cuda: rollout servers are started on CPUs alone as yet, so a {self.stage} stage "
+                "does not run on GPUs; supervised stages and the trainer do"
+            )
+        elif spec is not None:
+            faults += kernel_faults(spec, machine.rollout.tp)
+        return faults + super().faults_on(machine, spec)
+
+
+def _stop_faults(stop: tuple[str, ...]) -> list[str]:
+    """Stop strings that end every answer at once, or none; what needs the tokenizer: `data.special_tokens`."""
+    faults: list[str] = []
+    if "" in stop:
+        faults.append("sampling.stop: an empty string would end every answer at once; leave it out")
+    for place, string in enumerate(stop):
+        others = [o for i, o in enumerate(stop) if o and o in string and i != place and (o != string or i < place)]
+        if others:
+            faults.append(
+                f"sampling.stop: {string!r} ends no answer, since it contains {others[0]!r}, which ends it no later; "
+                "take one of them out"
+            )
+    return faults
+
+
+def task_faults(tasks: Sequence[Task]) -> list[str]:
+    """Names of tasks that there are not."""
+    faults: list[str] = []
+    for name in (task.name for task in tasks if task.name not in TASK_NAMES):
+        near = difflib.get_close_matches(name, TASK_NAMES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        faults.append(f"tasks: unknown task {name!r}{hint}: the supported ones are {', '.join(TASK_NAMES)}")
+    return faults

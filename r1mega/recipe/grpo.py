@@ -1,0 +1,123 @@
+"""Recipe of reinforcement learning with GRPO; the stage is `r1mega.stages.grpo`."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from r1mega.algos.settings import Objective
+from r1mega.config.inputs import Input
+from r1mega.config.section import AnchoredPath, OnResume, Section
+from r1mega.recipe.asking import Asking
+from r1mega.recipe.memory import Holds
+from r1mega.recipe.training import Training
+from r1mega.rewards.settings import Rewards
+
+
+class Rollout(Section):
+    """One rollout: questions x G answers, split at random into mini-batches, each one optimiser step."""
+
+    num_prompts: int = Field(gt=0)
+    """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
+    num_minibatches: int = Field(default=1, gt=0)
+    """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
+    replay: Annotated[Literal["journal", "live"], OnResume.FREE] = "journal"
+    """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
+    for bit; "live" samples all of them again and counts how many tokens came out the same."""
+    keep_journal: Annotated[bool, OnResume.FREE] = False
+    """Keep all answers ever sampled, so that the whole run can be repeated from them; otherwise those that no kept
+    checkpoint needs are removed."""
+
+
+class Mismatch(Section):
+    """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
+
+    max_abs: float = Field(default=1e-4, gt=0)
+    tie_margin: float = Field(default=5e-6, ge=0)
+    """Lead, in the router's scores, below which its choice of experts counts as a tie that rounding may decide
+    either way; an answer after a tie is exempt from the bound. 0 exempts none."""
+
+
+class GRPO(Asking, Training):
+    """Reinforcement learning with GRPO (report Eq. 1-3; R1-Zero: section 2.2)."""
+
+    runs = "r1mega.stages.grpo:run"
+    checks_data = "r1mega.preflight.questions:check_training_questions"
+    learns_from = "rewards"
+
+    stage: Literal["grpo"]
+    questions: AnchoredPath | None = None
+    """A JSONL file of training questions (fields task, question, truth) to use instead of made ones. Those of the
+    held-out side (one in eight, `r1mega.data.split`) are left out and counted, as in every stage."""
+    duplicates: Literal["error", "drop"] = "error"
+    """What happens to a question of the file that an earlier line asks: the run stops and lists them, or it is left
+    out and counted."""
+    max_prompt_tokens: int = Field(default=0, ge=0)
+    """Longest prompt, template included; 0: what the model's positions leave beside sampling.max_new_tokens."""
+    too_long: Literal["error", "drop"] = "error"
+    """What happens to a training question with a longer prompt: the run stops and names it, or it is left out and
+    counted."""
+    num_questions: int = Field(gt=0)
+    """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
+    num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
+    """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    rollout: Rollout
+    objective: Objective
+    rewards: Rewards = Rewards()
+    mismatch: Mismatch = Mismatch()
+
+    def faults(self) -> list[str]:
+        faults, rollout = super().faults(), self.rollout
+        if self.sampling.top_p < 1:
+            faults.append(
+                f"sampling.top_p: {self.sampling.top_p} renormalises the engine's log-probabilities over the tokens "
+                "it keeps, so they would be of another distribution than the policy's, which GRPO compares with them "
+                "token by token; leave it at 1 here (an evaluate stage takes it)"
+            )
+        outputs = rollout.num_prompts * self.objective.group_size
+        if outputs % rollout.num_minibatches:
+            faults.append(
+                f"rollout.num_minibatches: {outputs} outputs ({rollout.num_prompts} prompts x group_size "
+                f"{self.objective.group_size}) do not split evenly into {rollout.num_minibatches} mini-batches"
+            )
+        faults += self._schedule_faults()
+        if self.questions is not None and self.questions.is_dir():
+            faults.append(f"questions: {self.questions} is a folder; name a JSONL file")
+        if self.questions is None and rollout.num_prompts > self.num_questions:
+            faults.append(
+                f"num_questions: {self.num_questions} is less than one rollout's {rollout.num_prompts} prompts"
+            )
+        if self.rewards.accuracy == 0 and self.rewards.format == 0:
+            faults.append("rewards: every weight is 0, so there is nothing to learn")
+        return faults + self.warmup_faults(self.num_steps, "num_steps")
+
+    def _schedule_faults(self) -> list[str]:
+        """What does not happen between two rollouts, where alone it can."""
+        faults: list[str] = []
+        each, evaluation = self.rollout.num_minibatches, self.evaluation.every_steps
+        if self.num_steps % each:
+            faults.append(
+                f"num_steps: {self.num_steps} optimiser steps are no whole number of rollouts of {each} steps"
+            )
+        if evaluation % each:
+            faults.append(
+                f"evaluation.every_steps: {evaluation} falls between two rollouts; use a multiple of "
+                f"rollout.num_minibatches = {each}"
+            )
+        if (refresh := self.objective.reference_refresh_steps) % each:
+            faults.append(
+                f"objective.reference_refresh_steps: {refresh} falls inside a rollout; use a multiple of "
+                f"rollout.num_minibatches = {each}"
+            )
+        return faults
+
+    def longest(self) -> tuple[int, str]:
+        return self.sampling.max_new_tokens + 1, "sampling.max_new_tokens"  # a prompt has one token at least
+
+    def holds(self) -> Holds:
+        reference = self.objective.kl_coef > 0
+        return dataclasses.replace(super().holds(), mtp_learns=self.objective.mtp != "off", reference=reference)
+
+    def inputs(self) -> Sequence[Input]:
+        return [Input("questions", self.questions)] if self.questions is not None else []

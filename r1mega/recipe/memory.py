@@ -1,0 +1,101 @@
+"""Whether what a stage holds of a model fits the machine: plain arithmetic, without activations."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r1mega.config.cluster import Cluster
+from r1mega.families.spec import ModelSpec
+from r1mega.layout.memory import BYTES, GIB, RankMemory, num_parameters, rank_memory
+from r1mega.runtime.resources import machine_memory_gib
+
+GPU_GIB = {"ampere": 80.0, "ada": 48.0, "hopper": 141.0, "blackwell": 288.0, "blackwell_rtx": 96.0}
+"""Most memory of a GPU of that kind, where `gpu_memory_gib` does not say: A100, L40S, H200, B300, RTX PRO 6000."""
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What of a model a stage keeps in memory."""
+
+    trainer: bool = True
+    """Weights, gradients and optimiser."""
+    mtp_learns: bool = True
+    """Off: multi-token-prediction layers are frozen, weights alone."""
+    reference: bool = False
+    """A second set of weights, which does not learn."""
+    engine: bool = False
+    """Weights and a cache in the engine's processes."""
+
+
+def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
+    """Whether a rank's state alone, or the engine's weights, are more than a GPU has, or on cpu a whole machine."""
+    if machine.device == "cpu":
+        parts, gib = _on_cpu(holds, machine, spec)
+        most = max((part for part in parts if part.size > gib * GIB), key=lambda part: part.size, default=None)
+        return [f"memory: {_told([most], machine, gib)}"] if most else []
+    ranks = _ranks(holds, machine, spec)
+    gib = machine.gpu_memory_gib or (GPU_GIB[machine.gpu] if machine.gpu else None)
+    largest = max(ranks, key=lambda rank: rank.total, default=None)
+    if gib is None or largest is None or largest.total <= gib * GIB:
+        return []
+    stated = (
+        "cluster.gpu_memory_gib" if machine.gpu_memory_gib else f"the most that cluster.gpu = {machine.gpu!r} has"
+    )
+    return [
+        f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, and it has {gib:g} GiB ({stated}). "
+        "Divide the model further (cluster.trainer.tp, pp, ep; dp divides the optimiser's state alone), or take "
+        "a cluster file that was made for its size"
+    ]
+
+
+def missing_memory(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
+    """Whether all ranks and the engine together are more than this machine has; over several they may fit."""
+    if machine.device != "cpu":
+        return []
+    parts, gib = _on_cpu(holds, machine, spec)
+    if sum(part.size * part.times for part in parts) <= gib * GIB:
+        return []
+    return [f"memory: {_told(parts, machine, gib)}; or start the ranks on several machines (slurm/rl_stage.sh)"]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What processes of one kind hold in a machine's memory."""
+
+    what: str
+    size: float
+    """Bytes of one."""
+    times: int = 1
+
+
+def _ranks(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[RankMemory]:
+    if not holds.trainer:
+        return []
+    return rank_memory(spec.tensors(), spec, machine.trainer, mtp_learns=holds.mtp_learns)
+
+
+def _on_cpu(holds: Holds, machine: Cluster, spec: ModelSpec) -> tuple[list[_Part], float]:
+    """What takes memory, and GiB of the machine."""
+    layout = machine.trainer
+    copies = layout.tp * layout.cp * layout.dp
+    parts: list[_Part] = []
+    for rank in _ranks(holds, machine, spec):
+        what = f"a rank's {rank.params / 1e9:,.3g}B parameters in fp32, 4 bytes each, gradients 4, Adam's moments 8"
+        what += ", a reference 4" if holds.reference else ""
+        parts.append(_Part(what, rank.total + (rank.weights if holds.reference else 0), copies))
+    if holds.engine and not machine.rollout.launch:
+        number = num_parameters(spec.tensors(), mtp=False)
+        what = f"the engine's {number / 1e9:,.3g}B parameters in {machine.rollout.dtype} and its cache"
+        parts.append(_Part(what, number * BYTES[machine.rollout.dtype] + machine.rollout.kv_cache_gib * GIB))
+    return parts, machine.memory_gib or machine_memory_gib() or math.inf
+
+
+def _told(parts: Sequence[_Part], machine: Cluster, gib: float) -> str:
+    many = len(parts) > 1
+    each = [(f"{part.times} times " if many and part.times > 1 else "", part) for part in parts]
+    told = ", ".join(f"{times}{part.what}: {part.size / GIB:,.1f} GiB" for times, part in each)
+    stated = "cluster.memory_gib" if machine.memory_gib else "this one; cluster.memory_gib says otherwise"
+    return (
+        f"{told}, before activations, and the machine has {gib:,.1f} GiB ({stated}). Take a smaller model, or a "
+        "cluster file with GPUs that hold it"
+    )

@@ -1,0 +1,62 @@
+"""Recipe of pretraining a tiny base model on text made from tasks; the stage is `r1mega.stages.pretrain`."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from r1mega.config.cluster import Cluster
+from r1mega.config.section import OnResume, Section
+from r1mega.data.settings import AnswerStyles, Task
+from r1mega.families.spec import ModelSpec
+from r1mega.recipe.asking import task_faults
+from r1mega.recipe.training import Training
+
+
+class PretrainData(Section):
+    """Clean text made from tasks: correct answers in several styles, so that RL has something to choose."""
+
+    num_documents: int = Field(gt=0)
+    """Documents generated; training passes over them as often as `num_steps` asks."""
+    styles: AnswerStyles
+    learn: Literal["all", "answers"] = "all"
+    """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
+    them, and their gradient is noise."""
+    part: int = Field(default=0, ge=0, lt=1000)
+    """Which part of the endless text this stage reads; a stage that trains on takes another part."""
+    vocab_size: int = Field(default=384, ge=300)
+    """Size of the byte-level BPE trained on this text (single digits; special tokens and tags included)."""
+
+
+class Pretrain(Training):
+    """Pretraining of a base model: next-token cross-entropy + MTP loss (DeepSeek-V3 report 2.2)."""
+
+    runs = "r1mega.stages.pretrain:run"
+    checks_data = "r1mega.preflight.questions:check_tasks"
+    learns_from = "text"
+
+    stage: Literal["pretrain"]
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    data: PretrainData
+    num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
+    """Optimiser steps; with `max_seconds` also set, whichever comes first ends the stage."""
+    documents_per_step: int = Field(gt=0)
+    max_seconds: float = Field(default=0.0, ge=0)
+    """End the stage after this much training time (0: no bound). The schedule then follows time, not steps."""
+    mtp_loss_weight: float = Field(default=0.3, ge=0)
+    """lambda of the V3 report's Eq. 25 (0.3 for most of pretraining, later 0.1)."""
+    expert_bias_rate: float = Field(default=0.001, ge=0)
+    """gamma: step of the auxiliary-loss-free load balancing bias, after each optimiser step."""
+
+    def faults(self) -> list[str]:
+        faults, styles = super().faults(), self.data.styles
+        total = styles.think + styles.tags + styles.steps + styles.plain
+        if not math.isclose(total, 1.0, abs_tol=1e-9):
+            faults.append(f"data.styles: the shares sum to {total:g}, they must sum to 1")
+        per_step, num_documents = self.documents_per_step, self.data.num_documents
+        if per_step > num_documents:
+            faults.append(f"documents_per_step: {per_step} exceeds data.num_documents = {num_documents}")
+        return faults + self.warmup_faults(self.num_steps, "num_steps")
+
+    def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+        return task_faults(self.tasks) + super().faults_on(machine, spec)

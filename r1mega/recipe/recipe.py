@@ -1,0 +1,99 @@
+"""What the recipes of all stages have: settings, laws, what is read, and the function that runs the stage."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+from r1mega.config.cluster import Cluster
+from r1mega.config.inputs import Input
+from r1mega.config.model import Model
+from r1mega.config.section import RunSettings
+from r1mega.families.spec import ModelSpec
+from r1mega.recipe.memory import Holds, memory_faults
+
+
+class Recipe(RunSettings):
+    """Settings of one stage; a subclass a stage. What differs from stage to stage is said by these members.
+
+    A fault is one sentence: which setting, what is wrong with it, and what would be right.
+    """
+
+    runs: ClassVar[str]
+    """module:function that is the stage; takes (recipe, cluster, run directory)."""
+    checks_data: ClassVar[str]
+    """module:function that reads the stage's data as the stage would; takes (recipe, model or None, folder of the
+    tokenizer or None) and `brief`, whether what the stage reads first thing and takes long is left to it."""
+    learns_from: ClassVar[Literal["text", "conversations", "rewards", "nothing"]]
+    """What trains the model; "nothing": there is no trainer."""
+    samples: ClassVar[bool] = False
+    """Whether an engine answers questions."""
+    keeps_data: ClassVar[bool] = False
+    """Whether a run that resumes has all it learns from in its run directory, and needs the files no more."""
+
+    model: Model
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a trainer."""
+        return self.learns_from != "nothing"
+
+    def ranks(self, machine: Cluster) -> int:
+        """Processes of the stage: the trainer's ranks, or the one that asks the engine."""
+        return machine.trainer.ranks if self.trains else 1
+
+    def faults(self) -> list[str]:
+        """Faults of the settings by themselves; weights and data that are not there yet are none (`inputs`)."""
+        return _model_faults(self.model)
+
+    def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+        """What cannot be done on a machine, whose layout by itself `layout.laws` has judged.
+
+        Args:
+            spec: the model, as `adapted` has made it, where anything is known of it.
+        """
+        return [] if spec is None else memory_faults(self.holds(), machine, spec)
+
+    def holds(self) -> Holds:
+        """What of the model stays in memory."""
+        return Holds(trainer=self.trains, engine=self.samples)
+
+    def adapted(self, spec: ModelSpec) -> ModelSpec:
+        """The model that the stage makes of the one it starts from.
+
+        Raises:
+            ConfigError: it cannot be made of this one.
+        """
+        return spec
+
+    def inputs(self) -> Sequence[Input]:
+        """Files and folders of data that the stage reads; an earlier stage may write them."""
+        return ()
+
+    def unseen(self) -> Sequence[str]:
+        """A line for whatever the stage reads that nobody looks at before it."""
+        return ()
+
+    def tokenizer_files(self) -> Sequence[str]:
+        """Files of a tokenizer that the stage needs."""
+        # The engine reads the fast form alone.
+        return ("tokenizer_config.json", "tokenizer.json") if self.samples else ("tokenizer_config.json",)
+
+
+def imported(entry: str) -> Callable[..., Any]:
+    """The function that "module:function" names, imported now: what a recipe names may reach torch."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _model_faults(model: Model) -> list[str]:
+    if model.config is None and model.path is None:
+        return ["model: give config (an architecture, as a config.json), path (a Hugging Face folder), or both"]
+    faults: list[str] = []
+    if model.config is not None and not model.config.is_file():
+        faults.append(f"model.config: no file {model.config}")
+    if model.path is not None and model.path.exists() and not (model.path / "config.json").is_file():
+        faults.append(
+            f"model.path: no file {model.path / 'config.json'}: name the folder that has config.json, weights and "
+            "tokenizer; one that is being downloaded is not complete yet"
+        )
+    return faults
