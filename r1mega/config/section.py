@@ -1,6 +1,7 @@
 """What a table of a config file is: its names, its values as they are written, and the paths in it."""
 
 import enum
+import functools
 import types
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_origin
@@ -49,6 +50,7 @@ class OnResume(enum.Enum):
     FILES_BY_TOKENS = "goes on if its files and datasets give the same tokens, which the stage compares; else refused"
 
 
+@functools.cache
 def marked(section: type[Section], mark: OnResume) -> frozenset[str]:
     """Names of the settings and tables of a section that have a mark, spelt as `--set` does."""
     found: set[str] = set()

@@ -28,11 +28,14 @@ def test_a_recipe_has_every_setting_that_alters_a_step(config, own: set[str], le
     settings = recipe.model_dump(mode="json")
     settings["optimizer"]["schedule"] = schedule
 
+    holder = [settings]  # values of another kind than the section's would be refused
+    dumped: Any = type(
+        "Dumped", (type(recipe),), {"model_dump": lambda self, mode: holder[0], "__module__": __name__}
+    ).model_construct()
+
     def made(settings: dict[str, Any]) -> str:
-        dumped: Any = type(
-            "Dumped", (type(recipe),), {"model_dump": lambda self, mode: settings, "__module__": __name__}
-        )
-        return recipe_digest(dumped.model_construct(), {})
+        holder[0] = settings
+        return recipe_digest(dumped, {})
 
     kept = set[str]()
     for name in flat(settings):
