@@ -7,8 +7,8 @@ import pytest
 from grpo_run import CLUSTER, Run, base, plain
 from recording import RecordingPolicy
 
-from r1mega.config.schema import SFT
 from r1mega.diagnostics.load_balance import metrics
+from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import ExpertLoad, LayerLoad
