@@ -4,6 +4,8 @@ The command line prints the message alone and leaves with exit code 2, or with t
 carries; anything else is a defect of ours and shows its traceback. Imports nothing of r1mega.
 """
 
+from collections.abc import Sequence
+
 
 class R1MegaError(Exception):
     """A fault in what the program was given: shown without a traceback, exit code 2."""
@@ -55,3 +57,13 @@ class RanksLostError(Exception):
     exit_code = 75
     """EX_TEMPFAIL of sysexits.h, and no code that Python or a signal gives: launchers (runtime/ranks.py,
     slurm/rank.sh) look past it for the rank that failed by itself."""
+
+
+MAX_LISTED = 100
+"""Lines of a message that lists faults; how many more there are is said."""
+
+
+def listed(head: str, faults: Sequence[str]) -> str:
+    """A message with a line for each fault, `MAX_LISTED` of them at most."""
+    more = [f"and {len(faults) - MAX_LISTED} more"] if len(faults) > MAX_LISTED else []
+    return "\n  ".join([head, *faults[:MAX_LISTED], *more])

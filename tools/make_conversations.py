@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 try:
-    from r1mega.data.settings import Task
+    from r1mega.data.sources.reasoning_gym import Task
     from r1mega.data.task_conversations import task_conversations
     from r1mega.errors import R1MegaError
     from r1mega.runtime import files

@@ -6,11 +6,12 @@ nearest valid name of a mistyped key.
 
 import difflib
 import tomllib
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Discriminator, Tag, ValidationError
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import FromShell, Section
@@ -144,25 +145,50 @@ def _empty(node: Node, where: str = "") -> Iterator[str]:
 
 def _describe(section: type[Section], item: dict[str, Any]) -> str:
     """One line for one pydantic error: key, what is wrong, what was found, the nearest valid name."""
-    where = ".".join(str(part) for part in item["loc"])
+    names, above = _names(section, item["loc"])
+    where = ".".join(names)
     if item["type"] == "extra_forbidden":
-        fields = _fields_at(section, item["loc"][:-1])
-        return f"{where}: unknown key{nearest(str(item['loc'][-1]), fields)}; valid: {', '.join(fields)}"
+        fields = list(above.model_fields)
+        return f"{where}: unknown key{nearest(names[-1], fields)}; valid: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{where}: missing"
     said = item["msg"].removeprefix("Value error, ")
     return f"{where}: {said[0].lower()}{said[1:]} (got {item['input']!r})"
 
 
-def _fields_at(section: Any, loc: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the section that lies at `loc` below `section`."""
+def _names(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """A fault's place as `--set` spells it, and the section that its last name is looked for in.
+
+    pydantic's place names the member of a union as well, which no config file does.
+    """
+    names: list[str] = []
+    here: Any = section
+    above: Any = section
     for part in loc:
-        if isinstance(part, int):
+        if members := _members(here):
+            here = members.get(part, Section)
             continue
-        annotation: Any = section.model_fields[part].annotation
-        inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-        section = inner[0] if inner else annotation
-    return list(section.model_fields)
+        names.append(str(part))
+        if isinstance(here, type) and issubclass(here, Section):
+            above = here
+            here = _one(here.model_fields[part].annotation) if part in here.model_fields else None
+        else:  # an item of a list, or a table's entry under a free name
+            here = _one(next((arg for arg in reversed(get_args(here)) if arg is not ...), None))
+    return names, above
+
+
+def _members(kind: Any) -> dict[Any, Any]:
+    """The sections of a union whose member is told by a tag; none of anything else."""
+    if not any(isinstance(mark, Discriminator) for mark in getattr(kind, "__metadata__", ())):
+        return {}
+    tagged = [get_args(member) for member in get_args(get_args(kind)[0]) if get_origin(member) is Annotated]
+    return {mark.tag: member for member, *marks in tagged for mark in marks if isinstance(mark, Tag)}
+
+
+def _one(annotation: Any) -> Any:
+    """The section among the alternatives of a setting, or the setting's kind."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), annotation)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from r1mega.buffers import Int32s
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles, Task
+from r1mega.data.settings import AnswerStyles
+from r1mega.data.sources.reasoning_gym import Task, apportion, draw, family
 from r1mega.data.special_tokens import begin
-from r1mega.data.tasks import apportion, draw, family
 from r1mega.data.template import (
     ANSWER_CLOSE,
     ANSWER_OPEN,

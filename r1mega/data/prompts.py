@@ -7,23 +7,15 @@ from typing import Any
 
 from r1mega.buffers import Int32s
 from r1mega.data.question import Question, question_id
-from r1mega.data.questions_file import listed
-from r1mega.data.settings import Evaluation, Task
+from r1mega.data.settings import Evaluation
+from r1mega.data.sources.reasoning_gym import Task, questions
 from r1mega.data.special_tokens import begin, special_tokens
-from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import questions
+from r1mega.data.split import TRAINED_ON
 from r1mega.data.template import TINY, Template, render_prompt
-from r1mega.errors import DataError
+from r1mega.errors import DataError, listed
 from r1mega.samples import Prompt
 
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-
-
-def train_prompts(
-    tasks: Sequence[Task], num: int, seed: int, tokenizer: Any, template: Template = TINY
-) -> list[Prompt]:
-    """`num` different questions of the side that is trained on. Raises as `questions` and `prompts`."""
-    return prompts(questions(tasks, num, seed, exclude=HELD_OUT), tokenizer, template)
 
 
 def held_out_prompts(

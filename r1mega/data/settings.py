@@ -6,24 +6,11 @@ from pydantic import BeforeValidator, Field
 
 from r1mega.config.section import AnchoredPath, OnResume, Section, anchor_if_path
 
-TASK_NAMES = ("chain_sum", "products", "count_bits", "gcd")
-"""The keys of `r1mega.data.tasks.TASKS`."""
 TemplateName = Literal["tiny", "r1_zero"]
 """A name of `r1mega.data.template.TEMPLATES`."""
 
 
 # ---- questions ---------------------------------------------------------------------------------------------------
-
-
-class Task(Section):
-    """A family of reasoning-gym questions with its own verifier."""
-
-    name: str
-    """Task name, as reasoning-gym spells it; one of `TASK_NAMES`."""
-    weight: float = Field(default=1.0, gt=0)
-    """Share of this task among the questions, relative to the other tasks' weights."""
-    params: dict[str, int | float | bool | str] = Field(default={})
-    """Parameters of the task's generator, e.g. min_terms = 4."""
 
 
 class Evaluation(Section):

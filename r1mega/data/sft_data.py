@@ -18,8 +18,8 @@ from r1mega.data import token_store
 from r1mega.data.chat import Chat, Tokens
 from r1mega.data.conversations import Conversation, Source
 from r1mega.data.settings import Conversations, SFTData, ValidationData
+from r1mega.data.sources.reasoning_gym import questions_in
 from r1mega.data.split import HELD_OUT
-from r1mega.data.tasks import questions_in
 from r1mega.data.token_store import Spans, TokenStore
 from r1mega.errors import DataError
 from r1mega.runtime import files

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from r1mega.data.pretrain_text import write_answer
-from r1mega.data.settings import Task
+from r1mega.data.sources.reasoning_gym import Task, draw
 from r1mega.data.split import HELD_OUT
-from r1mega.data.tasks import draw
 
 
 def task_conversations(tasks: Sequence[Task], num: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import questions
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
@@ -52,7 +52,7 @@ def check_training_questions(recipe: GRPO, spec: ModelSpec | None, tokenizer: Pa
 
         return ask(recipe).counts if tokenizer is not None else ask_without_tokens(recipe)
 
-    with names_setting("questions", [recipe.questions] if recipe.questions else []):
+    with names_setting("questions", [path for source in recipe.questions for path in source.files()]):
         _once(recipe, tokenizer, check)
 
 

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import Section
-from r1mega.data.settings import TASK_NAMES, Evaluation, Task, TemplateName
+from r1mega.data.settings import Evaluation, TemplateName
+from r1mega.data.sources.reasoning_gym import TASKS, Task
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.recipe import Recipe
 from r1mega.rollout.kernels import kernel_faults
@@ -86,8 +87,8 @@ def _stop_faults(stop: tuple[str, ...]) -> list[str]:
 def task_faults(tasks: Sequence[Task]) -> list[str]:
     """Names of tasks that there are not."""
     faults: list[str] = []
-    for name in (task.name for task in tasks if task.name not in TASK_NAMES):
-        near = difflib.get_close_matches(name, TASK_NAMES, n=1)
+    for name in (task.name for task in tasks if task.name not in TASKS):
+        near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        faults.append(f"tasks: unknown task {name!r}{hint}: the supported ones are {', '.join(TASK_NAMES)}")
+        faults.append(f"tasks: unknown task {name!r}{hint}: the supported ones are {', '.join(TASKS)}")
     return faults

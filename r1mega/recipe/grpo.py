@@ -8,11 +8,16 @@ from pydantic import Field
 
 from r1mega.algos.settings import Objective
 from r1mega.config.inputs import Input
-from r1mega.config.section import AnchoredPath, OnResume, Section
+from r1mega.config.section import OnResume, Section
+from r1mega.data.sources.reasoning_gym import MadeQuestions
+from r1mega.data.sources.registry import Sources
+from r1mega.data.sources.source import QuestionSource
 from r1mega.recipe.asking import Asking
 from r1mega.recipe.memory import Holds
 from r1mega.recipe.training import Training
-from r1mega.rewards.settings import Rewards
+from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.format import Format
+from r1mega.rewards.registry import Rewards
 
 
 class Rollout(Section):
@@ -47,12 +52,13 @@ class GRPO(Asking, Training):
     learns_from = "rewards"
 
     stage: Literal["grpo"]
-    questions: AnchoredPath | None = None
-    """A JSONL file of training questions (fields task, question, truth) to use instead of made ones. Those of the
-    held-out side (one in eight, `r1mega.data.split`) are left out and counted, as in every stage."""
+    questions: Sources = ()
+    """Training questions to use instead of those made from `tasks`: tables [[questions]], or the path of one JSONL
+    file (fields task, question, truth). Those of the held-out side (one in eight, `r1mega.data.split`) are left out
+    and counted, as in every stage."""
     duplicates: Literal["error", "drop"] = "error"
-    """What happens to a question of the file that an earlier line asks: the run stops and lists them, or it is left
-    out and counted."""
+    """What happens to a question that an earlier one asks already: the run stops and lists them, or it is left out
+    and counted."""
     max_prompt_tokens: int = Field(default=0, ge=0)
     """Longest prompt, template included; 0: what the model's positions leave beside sampling.max_new_tokens."""
     too_long: Literal["error", "drop"] = "error"
@@ -64,7 +70,8 @@ class GRPO(Asking, Training):
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
     rollout: Rollout
     objective: Objective
-    rewards: Rewards = Rewards()
+    rewards: Rewards = Field(default_factory=lambda: {"accuracy": Accuracy(), "format": Format()})
+    """What answers are worth; the report's R1-Zero adds accuracy and format with equal weight."""
     mismatch: Mismatch = Mismatch()
 
     def faults(self) -> list[str]:
@@ -82,13 +89,12 @@ class GRPO(Asking, Training):
                 f"{self.objective.group_size}) do not split evenly into {rollout.num_minibatches} mini-batches"
             )
         faults += self._schedule_faults()
-        if self.questions is not None and self.questions.is_dir():
-            faults.append(f"questions: {self.questions} is a folder; name a JSONL file")
-        if self.questions is None and rollout.num_prompts > self.num_questions:
+        faults += [fault for source in self.questions for fault in source.faults()]
+        if not self.questions and rollout.num_prompts > self.num_questions:
             faults.append(
                 f"num_questions: {self.num_questions} is less than one rollout's {rollout.num_prompts} prompts"
             )
-        if self.rewards.accuracy == 0 and self.rewards.format == 0:
+        if not any(reward.weight for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
@@ -120,4 +126,8 @@ class GRPO(Asking, Training):
         return dataclasses.replace(super().holds(), mtp_learns=self.objective.mtp != "off", reference=reference)
 
     def inputs(self) -> Sequence[Input]:
-        return [Input("questions", self.questions)] if self.questions is not None else []
+        return [Input("questions", path) for source in self.questions for path in source.files()]
+
+    def sources(self) -> Sequence[QuestionSource]:
+        """Of the training questions."""
+        return self.questions or (MadeQuestions(tasks=self.tasks, num=self.num_questions),)

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import OnResume, Section
-from r1mega.data.settings import AnswerStyles, Task
+from r1mega.data.settings import AnswerStyles
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.asking import task_faults
 from r1mega.recipe.training import Training

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from r1mega.data.tasks import TASKS
+from r1mega.data.sources.reasoning_gym import TASKS
 from r1mega.errors import ConfigError
 from r1mega.rewards.reasoning_gym import ReasoningGym
 

@@ -103,12 +103,13 @@ def start_of(inputs: Inputs) -> str:
 
 
 def _paths(section: Section, prefix: str) -> Iterator[tuple[str, Path]]:
-    """Setting and path, settings spelt as `--set` does; a list's paths have its name."""
+    """Setting and path, settings spelt as `--set` does; a list's paths have its name, a list's tables numbers."""
     for name in type(section).model_fields:
         value = getattr(section, name)
-        for inner in value if isinstance(value, tuple) else (value,):
+        several = isinstance(value, tuple)
+        for number, inner in enumerate(value if several else (value,)):
             if isinstance(inner, Section):
-                yield from _paths(inner, f"{prefix}{name}.")
+                yield from _paths(inner, f"{prefix}{name}.{number}." if several else f"{prefix}{name}.")
             elif isinstance(inner, Path):
                 yield f"{prefix}{name}", inner
             elif name == "dataset" and isinstance(inner, str) and inner.startswith("/"):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,13 @@ def _with_defaults(settings: dict[str, Any], kind: type[RunSettings]) -> dict[st
         return settings
 
 
-def flat(settings: dict[str, Any]) -> dict[str, Any]:
+def flat(settings: Mapping[Any, Any]) -> dict[str, Any]:
     """Settings by their names as `--set` spells them."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{inner}": v for inner, v in flat(value).items()}
+        tables = dict(enumerate(value)) if isinstance(value, list) and value and isinstance(value[0], dict) else value
+        if isinstance(tables, dict):
+            found |= {f"{key}.{inner}": v for inner, v in flat(tables).items()}
         else:
             found[key] = value
     return found

@@ -3,21 +3,21 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from r1mega.data.prompts import held_out_prompts, prompts, train_prompts
-from r1mega.data.questions_file import TrainingQuestions, listed, refuse_too_few, training_questions
+from r1mega.data.prompts import held_out_prompts, prompts
+from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import questions
+from r1mega.data.split import TRAINED_ON
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import DataError
+from r1mega.data.training_questions import TrainingQuestions, refuse_too_few, training_questions
+from r1mega.errors import DataError, listed
 from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.accuracy import can_be_right
+from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
@@ -72,14 +72,8 @@ def ask(config: GRPO) -> Questions:
     check_tokenizer(spec, tokenizer, config.model.path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer, spec.ends))  # before anything starts
     held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
-    if config.questions is not None:
-        read = _read(config, config.questions)
-        where = "{}, line {}".format
-        made = prompts(read.questions, tokenizer, put, lambda id: where(config.questions, read.lines[id]))
-        train, counts = _fitting(config, spec, made, read)
-    else:
-        train = train_prompts(config.tasks, config.num_questions, config.seed, tokenizer, put)
-        train, counts = _fitting(config, spec, train, None)
+    read = _read(config)
+    train, counts = _fitting(config, spec, prompts(read.questions, tokenizer, put, read.where.__getitem__), read)
     asked = Questions(train, held_out, tokenizers.chat_template_of(train, put, tokenizer), counts)
     _refuse_common({p.question for p in asked.train} & {p.question for p in asked.held_out})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
@@ -89,13 +83,9 @@ def ask(config: GRPO) -> Questions:
 def ask_without_tokens(config: GRPO) -> Mapping[str, int]:
     """As much of `ask` as is known without the model and its tokenizer; its counts. Raises as it does."""
     held_out = questions(config.tasks, config.evaluation.num_questions, config.evaluation.seed, exclude=TRAINED_ON)
-    if config.questions is not None:
-        read = _read(config, config.questions)
-        train, counts = read.questions, read.counts
-    else:
-        train, counts = questions(config.tasks, config.num_questions, config.seed, exclude=HELD_OUT), {}
-    _refuse_common({q.text for q in train} & {q.text for q in held_out})
-    return counts
+    read = _read(config)
+    _refuse_common({q.text for q in read.questions} & {q.text for q in held_out})
+    return read.counts
 
 
 def _refuse_common(common: set[str]) -> None:
@@ -103,16 +93,20 @@ def _refuse_common(common: set[str]) -> None:
         raise DataError(f"{len(common)} training questions are held out for evaluation, such as {min(common)!r}")
 
 
-def _read(config: GRPO, file: Path) -> TrainingQuestions:
-    """The questions of a file, each of which has an answer that scores."""
-    read = training_questions(file, duplicates=config.duplicates, least=config.rollout.num_prompts)
-    hopeless = [q for q in read.questions if not can_be_right(q)]
-    if hopeless:
-        told = [f"line {read.lines[q.id]}: truth {q.truth[:60]!r} of task {q.verifier}" for q in hopeless]
+def _read(config: GRPO) -> TrainingQuestions:
+    """The training questions, each of which has an answer that scores."""
+    sources = config.sources()
+    least = config.rollout.num_prompts
+    read = training_questions(sources, config.seed, verifiers=VERIFIERS, duplicates=config.duplicates, least=least)
+    if all(source.sound for source in sources):
+        return read
+    if hopeless := [q for q in read.questions if not can_be_right(q)]:
+        told = [f"{read.where[q.id]}: truth {q.truth[:60]!r} of task {q.verifier}" for q in hopeless]
         raise DataError(
             listed(
-                f"{file}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are wrong "
-                "by their task's own verifier; write each as it reads answers (a bare number, no units, no LaTeX)",
+                f"{read.title}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are "
+                "wrong by their task's own verifier; write each as it reads answers (a bare number, no units, no "
+                "LaTeX)",
                 told,
             )
         )
@@ -120,7 +114,7 @@ def _read(config: GRPO, file: Path) -> TrainingQuestions:
 
 
 def _fitting(
-    config: GRPO, spec: ModelSpec, asked: list[Prompt], read: TrainingQuestions | None
+    config: GRPO, spec: ModelSpec, asked: list[Prompt], read: TrainingQuestions
 ) -> tuple[list[Prompt], dict[str, int]]:
     """The prompts that are not too long, and what became of the questions that were read.
 
@@ -135,8 +129,8 @@ def _fitting(
     long = [p for p in asked if len(p.token_ids) > limit]
 
     def place(p: Prompt) -> str:
-        where = f"{config.questions}, line {read.lines[p.id]}" if read is not None else f"question {p.id}"
-        return f"{where}: {len(p.token_ids)} tokens: {p.question[:60]!r}{'...' if len(p.question) > 60 else ''}"
+        more = "..." if len(p.question) > 60 else ""
+        return f"{read.where[p.id]}: {len(p.token_ids)} tokens: {p.question[:60]!r}{more}"
 
     if long:
         told = [place(p) for p in long]
@@ -150,7 +144,6 @@ def _fitting(
             raise DataError(listed(f"{len(long)} prompt(s) longer than {limit} tokens, {bound}; {remedy}", told))
         log.warning(listed(f"{len(long)} prompt(s) longer than {limit} tokens dropped ({bound})", told))
     kept = [p for p in asked if len(p.token_ids) <= limit]
-    counts = {**(read.counts if read is not None else {"read": len(asked)}), "too_long": len(long)}
-    source = config.questions if read is not None and config.questions is not None else "the tasks' questions"
-    refuse_too_few(source, len(kept), counts, config.rollout.num_prompts)
+    counts = {**read.counts, "too_long": len(long)}
+    refuse_too_few(read.title, len(kept), counts, config.rollout.num_prompts)
     return kept, counts

@@ -18,8 +18,6 @@ from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.evaluation.metrics import evaluate
 from r1mega.recipe.grpo import GRPO
-from r1mega.rewards.accuracy import Accuracy
-from r1mega.rewards.format import Format
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams, derived_seed
 from r1mega.rollout.fleet import Fleet
@@ -173,9 +171,7 @@ class Sampling:
         self.tracker = Tracker(run_dir.path, config.wandb, config)
         self.say: Callable[[str, str], None] = lambda what, text: None
         """Tells people what is waited for (`progress.Bar.say`)."""
-        weights = config.rewards
-        rewards = {"accuracy": Accuracy(weight=weights.accuracy), "format": Format(weight=weights.format)}
-        self.rubric = Rubric(rewards, config.objective.truncated)
+        self.rubric = Rubric(config.rewards, config.objective.truncated)
         self._params = SamplingParams(**dict(config.sampling))
         self.stream = PromptStream(questions.train, config.seed)
         self._place: dict[str, Any] | None = None

@@ -23,7 +23,8 @@ from r1mega.config.cluster import RolloutLayout, TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompts import held_out_prompts
-from r1mega.data.settings import AnswerStyles, Evaluation, Task
+from r1mega.data.settings import AnswerStyles, Evaluation
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.errors import MismatchError

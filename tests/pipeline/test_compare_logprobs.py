@@ -12,7 +12,8 @@ from conversion_data import ONE, tiny_spec, write_folder
 
 from r1mega.conversion.convert import convert
 from r1mega.data.pretrain_text import documents
-from r1mega.data.settings import AnswerStyles, Task
+from r1mega.data.settings import AnswerStyles
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]

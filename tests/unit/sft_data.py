@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from r1mega.data.settings import Task
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.data.task_conversations import task_conversations
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.families.registry import read_model

@@ -121,7 +121,7 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         ("stage=false", "stage = False is not a stage"),
         ("stage=''", "stage = '' is not a stage"),
         ("evaluation={}", "evaluation.every_steps: missing"),
-        ("questions=false", "questions: input is not a valid path"),
+        ("questions=false", "questions: should be the path of a JSONL file, or tables"),
     ],
 )
 def test_what_is_falsy_is_given_and_no_kind_is_read_as_another(model: str, override: str, part: str):

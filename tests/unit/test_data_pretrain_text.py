@@ -6,9 +6,9 @@ import pytest
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.pretrain_text import STYLES, documents
-from r1mega.data.settings import AnswerStyles, Task
+from r1mega.data.settings import AnswerStyles
+from r1mega.data.sources.reasoning_gym import TASKS, Task, questions
 from r1mega.data.split import HELD_OUT
-from r1mega.data.tasks import TASKS, questions
 from r1mega.errors import ConfigError
 from r1mega.evaluation.metrics import grade
 from r1mega.rewards.accuracy import Accuracy

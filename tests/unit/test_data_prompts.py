@@ -9,9 +9,11 @@ from tokenizer_forms import byte_level, save
 
 from r1mega.buffers import Int32s
 from r1mega.data.pretrain_text import documents
-from r1mega.data.prompts import PromptStream, held_out_prompts, prompts, train_prompts
+from r1mega.data.prompts import PromptStream, held_out_prompts, prompts
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles, Evaluation, Task
+from r1mega.data.settings import AnswerStyles, Evaluation
+from r1mega.data.sources.reasoning_gym import Task, questions
+from r1mega.data.split import HELD_OUT
 from r1mega.data.template import R1_ZERO, TINY
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
@@ -71,7 +73,7 @@ def test_a_stream_refuses_what_it_cannot_keep():
 
 
 def test_training_and_held_out_prompts_are_disjoint(tokenizer):
-    train = train_prompts(TASKS, 300, 0, tokenizer)
+    train = prompts(questions(TASKS, 300, 0, exclude=HELD_OUT), tokenizer, TINY)
     held_out = held_out_prompts(TASKS, Evaluation(every_steps=1, num_questions=100, seed=0), tokenizer)
     assert (len(train), len(held_out)) == (300, 100)
     assert {p.question for p in train}.isdisjoint(p.question for p in held_out)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from r1mega.data.pretrain_text import documents, tokenize
 from r1mega.data.prompts import prompts
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles, Task
+from r1mega.data.settings import AnswerStyles
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.data.template import R1_ZERO, TAGS, TINY, render_prompt, template
 from r1mega.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
 from r1mega.errors import ConfigError, DataError

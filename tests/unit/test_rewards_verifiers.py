@@ -1,10 +1,9 @@
 """Right and wrong by a question's verifier: what is read as an answer, and what the library says of it."""
 
 import pytest
-from test_data_tasks import SMALL
+from test_data_reasoning_gym import SMALL
 
-from r1mega.data.settings import Task
-from r1mega.data.tasks import TASKS, questions
+from r1mega.data.sources.reasoning_gym import TASKS, Task, questions
 from r1mega.rewards.verifiers import VERIFIERS
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from r1mega import cli
-from r1mega.data import tasks
-from r1mega.data.settings import Task
+from r1mega.data.sources import reasoning_gym
+from r1mega.data.sources.reasoning_gym import Task
 from r1mega.errors import ConfigError
 from r1mega.pipeline import chain
 from r1mega.recipe.load import load
@@ -67,9 +67,9 @@ def test_a_run_needs_no_commit(tmp_path: Path, monkeypatch, how: str):
 
 def test_a_generator_that_raises_is_a_fault_of_its_parameters(monkeypatch):
     entries = [{"question": "?", "answer": "1"}, {"question": "??", "answer": "2"}]
-    monkeypatch.setattr(tasks, "_dataset", lambda task, seed: entries)
+    monkeypatch.setattr(reasoning_gym, "_dataset", lambda task, seed: entries)
     with pytest.raises(ConfigError, match=r"task gcd .*\{'max_value': 3\} fails at its question 2: IndexError"):
-        list(tasks._generate(Task(name="gcd", params={"max_value": 3}), 0))
+        list(reasoning_gym._generate(Task(name="gcd", params={"max_value": 3}), 0))
 
 
 FAULTS = [RuntimeError("no font"), OSError(errno.ENOSPC, "No space left on device"), BrokenPipeError(), KeyError("x")]

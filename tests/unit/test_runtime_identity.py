@@ -73,9 +73,9 @@ def test_questions_are_compared_by_content(tmp_path: Path):
     other.write_text("1\n")
     assert begin(tmp_path / "run", rl(base, f"questions={other}")) == first
     other.write_text("2\n")
-    with pytest.raises(RunDirError, match="questions: other content"):
+    with pytest.raises(RunDirError, match=r"questions\.0\.path: other content"):
         begin(tmp_path / "run", rl(base, f"questions={other}"))
-    with pytest.raises(RunDirError, match=r"questions: '.*own.jsonl' -> None|questions: '.*elsewhere.jsonl' -> None"):
+    with pytest.raises(RunDirError, match=r"questions\.0\.path: '.*(own|elsewhere)\.jsonl' -> None"):
         begin(tmp_path / "run", rl(base))
     assert begin(tmp_path / "another", rl(base, f"questions={other}")).recipe != first.recipe
 

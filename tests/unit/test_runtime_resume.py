@@ -43,7 +43,7 @@ def test_a_recipe_has_every_setting_that_alters_a_step(config, own: set[str], le
         *sections, last = name.split(".")
         section = changed
         for inner in sections:
-            section = section[inner]
+            section = section[int(inner) if isinstance(section, list) else inner]
         section[last] = ["another", section[last]]
         if name != "optimizer.schedule" and made(changed) == made(settings):
             kept.add(name)

@@ -9,10 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from r1mega.data.questions_file import read_jsonl, training_questions
+from r1mega.data import training_questions as module
+from r1mega.data.sources.jsonl import JSONL
+from r1mega.data.sources.reasoning_gym import MadeQuestions, Task
+from r1mega.data.sources.registry import Sources
 from r1mega.data.split import HELD_OUT, TRAINED_ON, what_is_asked
 from r1mega.errors import DataError
+
+
+def read_jsonl(path: Path):
+    return JSONL(path=path).read(0)
+
+
+def training_questions(*paths: Path, duplicates: str, least: int = 1) -> module.TrainingQuestions:
+    return read([JSONL(path=p) for p in paths], duplicates=duplicates, least=least)
+
+
+def read(sources, seed: int = 0, duplicates: Any = "error", least: int = 1) -> module.TrainingQuestions:
+    known = ["chain_sum", "products"]
+    return module.training_questions(sources, seed, verifiers=known, duplicates=duplicates, least=least)
+
 
 ROW = {"task": "chain_sum", "question": "1 + 1 =", "truth": "2"}
 
@@ -42,8 +60,14 @@ def test_a_file_is_read(tmp_path: Path):
     rows = [ROW, {**ROW, "question": "2 + 0 =", "id": "mine", "entry": {"answer": "2"}}]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode() + b"\r\n\r\n")
     (one, first), (two, second) = read_jsonl(path)
-    assert (one, first.text, first.truth, first.verifier, len(first.id)) == (1, "1 + 1 =", "2", "chain_sum", 16)
-    assert (two, second.id, second.entry) == (2, "mine", {"answer": "2"})
+    assert (one, first.text, first.truth, first.verifier, len(first.id)) == (
+        "line 1",
+        "1 + 1 =",
+        "2",
+        "chain_sum",
+        16,
+    )
+    assert (two, second.id, second.entry) == ("line 2", "mine", {"answer": "2"})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +85,6 @@ def test_a_file_is_read(tmp_path: Path):
         ([json.dumps({**ROW, "id": 7})], "line 1: field 'id'"),
         ([json.dumps({**ROW, "entry": [1]})], "line 1: field 'entry'"),
         ([json.dumps({**ROW, "answer": "2"})], "line 1: unknown field 'answer'"),
-        ([json.dumps({**ROW, "task": "chess"})], "line 1: field 'task': unknown 'chess'"),
         (["", json.dumps({**ROW, "question": "1 + \ud83d ="})], r"line 2: field 'question': half a character"),
         ([json.dumps({**ROW, "truth": "\udc00"})], r"line 1: field 'truth': half a character"),
         ([json.dumps({**ROW, "id": "\udc00"})], r"line 1: field 'id': half a character"),
@@ -148,6 +171,15 @@ def test_the_same_question_of_another_task_is_asked_twice(tmp_path: Path):
         training_questions(own, duplicates="error")
 
 
+def test_an_unknown_verifier_is_named_by_its_line(tmp_path: Path):
+    own = write(tmp_path / "own.jsonl", TRAINED[0], {**ROW, "task": "chess", "question": HELD[0]})
+    with pytest.raises(DataError) as error:
+        training_questions(own, duplicates="error")
+    assert str(error.value).splitlines() == [
+        f"{own}: 1 question(s) of a task that is unknown; known: chain_sum, products", "  line 2: 'chess'",
+    ]  # fmt: skip
+
+
 # ---- held out -----------------------------------------------------------------------------------------------
 
 
@@ -156,7 +188,7 @@ def test_the_held_out_side_is_left_out_whatever_its_spaces(tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         kept = training_questions(write(tmp_path / "own.jsonl", *mixed), duplicates="error", least=7)
     assert [q.text for q in kept.questions] == TRAINED[:7]
-    assert kept.lines[kept.questions[-1].id] == 11
+    assert kept.where[kept.questions[-1].id] == f"{tmp_path / 'own.jsonl'}, line 11"
     assert kept.counts == {"read": 11, "duplicates": 0, "held_out": 4}
     assert "4 questions are of the held-out side, which no stage trains on: left out" in caplog.text
 
@@ -171,6 +203,68 @@ def test_too_few_are_left(tmp_path: Path):
         training_questions(write(own, *HELD), duplicates="error")
 
 
-def test_it_reaches_no_torch():
-    code = "import sys, r1mega.data.questions_file; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+# ---- several sources ----------------------------------------------------------------------------------------
+
+
+def test_questions_of_several_sources_are_told_apart_and_named_by_their_source(tmp_path: Path):
+    one = write(tmp_path / "one.jsonl", TRAINED[0], TRAINED[1], {**ROW, "question": TRAINED[2], "id": "mine"})
+    two = write(tmp_path / "two.jsonl", TRAINED[3], f" {TRAINED[1]}")
+    kept = training_questions(one, two, duplicates="drop")
+    assert [q.text for q in kept.questions] == [*TRAINED[:3], TRAINED[3]]
+    assert kept.where[kept.questions[-1].id] == f"{two}, line 1" and kept.counts["duplicates"] == 1
+    with pytest.raises(DataError) as error:
+        training_questions(one, two, duplicates="error")
+    assert str(error.value).splitlines()[1] == f"  {two}, line 2 asks what {one}, line 2 asks"
+    write(two, {**ROW, "question": TRAINED[4], "id": "mine"})
+    with pytest.raises(DataError, match=f"{two}, line 1: id 'mine' already stands in {one}, line 3"):
+        training_questions(one, two, duplicates="drop")
+
+
+def test_made_questions_are_a_source_and_counted_alone(tmp_path: Path):
+    made = MadeQuestions(tasks=(Task(name="chain_sum", params={"max_digits": 1}),), num=20, domain="logic")
+    alone = read([made], 3, least=20)
+    assert alone.counts == {"read": 20} and {q.domain for q in alone.questions} == {"logic"}
+    assert not any(q.text in HELD_OUT for q in alone.questions)
+    assert alone.where[alone.questions[0].id] == f"question {alone.questions[0].id}"
+    assert alone.questions != read([made], 4).questions
+    own = JSONL(path=write(tmp_path / "own.jsonl", *TRAINED[:3], HELD[0]))
+    both = read([own, made], 3)
+    assert both.counts == {"read": 24, "duplicates": 0, "held_out": 1}
+    assert both.questions[3:] == alone.questions
+
+
+# ---- settings -----------------------------------------------------------------------------------------------
+
+
+def test_a_text_alone_is_a_file_of_questions_and_its_path_counts_from_the_config(tmp_path: Path):
+    adapter, context = TypeAdapter(Sources), {"folder": str(tmp_path)}
+    (own,) = adapter.validate_python("own.jsonl", context=context)
+    assert own == JSONL(path=tmp_path / "own.jsonl")
+    table = [{"kind": "jsonl", "path": "own.jsonl", "domain": "stem"},
+             {"kind": "reasoning_gym", "num": 3, "tasks": [{"name": "gcd"}]}]  # fmt: skip
+    first, second = adapter.validate_python(table, context=context)
+    assert (first.domain, second.num, second.tasks[0].name) == ("stem", 3, "gcd")
+    assert adapter.validate_python([s.model_dump(mode="json") for s in (first, second)]) == (first, second)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([{"kind": "parquet", "path": "a"}], "there is no source 'parquet': choose of jsonl, reasoning_gym"),
+        ([{"path": "a"}], "a source has a kind: choose of jsonl, reasoning_gym"),
+        ([{"kind": "jsonl"}], "path\n *Field required"),
+        ([{"kind": "jsonl", "path": "a", "domain": "maths"}], "Input should be 'math', 'code'"),
+        ([{"kind": "reasoning_gym", "num": 0, "tasks": [{"name": "gcd"}]}], "greater than 0"),
+    ],
+)
+def test_what_is_no_source_is_refused(value: object, message: str):
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(Sources).validate_python(value)
+
+
+def test_sources_reach_no_library_that_makes_questions_or_trains():
+    code = (
+        "import sys, r1mega.data.sources.registry, r1mega.data.training_questions;"
+        "print([m for m in ('torch', 'numpy', 'transformers', 'reasoning_gym') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mega.data.settings import Task
+from r1mega.data.sources.reasoning_gym import TASKS, Task, apportion, questions
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.tasks import TASKS, apportion, questions
 from r1mega.errors import ConfigError, DataError
 
 SMALL = {

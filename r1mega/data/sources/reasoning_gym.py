@@ -1,14 +1,12 @@
-"""Task families: questions from reasoning-gym, worked steps that we write, and the library's own verifier.
+"""Questions that reasoning-gym makes.
 
-A row of `TASKS` is a task whose steps are short enough for a tiny model and whose answer is much harder to
-give at once than step by step, so that RL has something to find. The question keeps the library's wording: it
-is the same for every question of a task, and the tokenizer, trained on it, folds it into a few tokens.
-
-Steps of chain_sum and products are a calculator's tape, a running result: `4-1=3-7=-4` reads "4; take 1, have 3;
-take 7, have -4". It spends one token per character and repeats no number.
+A row of `TASKS` is a task whose steps are short enough for a tiny model and whose answer is much harder to give at
+once than step by step, so that RL has something to find. The question keeps the library's wording: it is the same
+for every question of a task, and the tokenizer, trained on it, folds it into a few tokens.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import hashlib
 import io
@@ -16,12 +14,27 @@ import random
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
+from pydantic import Field
+
+from r1mega.config.section import Section
 from r1mega.data.question import Question, question_id
-from r1mega.data.settings import Task
-from r1mega.data.split import what_is_asked
+from r1mega.data.sources.source import Located, QuestionSource
+from r1mega.data.split import HELD_OUT, what_is_asked
+from r1mega.data.worked_steps import count_bits, euclid, tape
 from r1mega.errors import ConfigError, DataError
+
+
+class Task(Section):
+    """A family of reasoning-gym questions with its own verifier."""
+
+    name: str
+    """Task name, as reasoning-gym spells it; one of `TASKS`."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this task among the questions, relative to the other tasks' weights."""
+    params: dict[str, int | float | bool | str] = Field(default={})
+    """Parameters of the task's generator, e.g. min_terms = 4."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +49,6 @@ class TaskFamily:
     """The library's wording of a question, whatever its numbers."""
 
 
-def _tape(metadata: Mapping[str, Any]) -> str:
-    first, *rest = metadata["expression"].split()
-    total, steps = int(first), [first]
-    for sign, term in zip(rest[::2], rest[1::2], strict=True):
-        value = int(term)
-        total = total + value if sign == "+" else total - value if sign == "-" else total * value
-        steps.append(f"{sign}{term}={total}")
-    return "".join(steps)
-
-
-def _euclid(metadata: Mapping[str, Any]) -> str:
-    """`98%58=40,58%40=18,40%18=4,18%4=2,4%2=0`: the divisor of the last line is the answer."""
-    steps, (result, *others) = [], metadata["numbers"]
-    for other in others:
-        high, low = max(result, other), min(result, other)
-        while low:
-            steps.append(f"{high}%{low}={high % low}")
-            high, low = low, high % low
-        result = high
-    return ",".join(steps)
-
-
-def _count_bits(metadata: Mapping[str, Any]) -> str:
-    """`18-16=2[1]-2=0[2]`: take away the largest power of two, count, until nothing is left."""
-    left, count, steps = metadata["number"], 0, [str(metadata["number"])]
-    while left:
-        power = 1 << (left.bit_length() - 1)
-        left, count = left - power, count + 1
-        steps.append(f"-{power}={left}[{count}]")
-    return "".join(steps)
-
-
 def _wording(text: str) -> re.Pattern[str]:
     """A question with {} where its numbers and what is between them stand."""
     return re.compile("[-+*, 0-9]+".join(re.escape(part) for part in text.split("{}")), re.ASCII)
@@ -76,20 +57,20 @@ def _wording(text: str) -> re.Pattern[str]:
 TASKS: dict[str, TaskFamily] = {
     row.name: row
     for row in (
-        TaskFamily("chain_sum", _tape, _wording("State the final answer to the following arithmetic problem:{}=")),
+        TaskFamily("chain_sum", tape, _wording("State the final answer to the following arithmetic problem:{}=")),
         TaskFamily(
             "products",
-            _tape,
+            tape,
             _wording("Solve the following multiplication:{}. Give only the result as your final answer."),
         ),
         TaskFamily(
             "count_bits",
-            _count_bits,
+            count_bits,
             _wording("How many 1 bits are there in the binary representation of the number{}?"),
         ),
         TaskFamily(
             "gcd",
-            _euclid,
+            euclid,
             _wording(
                 "Find the Greatest Common Divisor (GCD) of these numbers:{}. Give only the GCD as your final answer."
             ),
@@ -110,6 +91,25 @@ def family(name: str) -> TaskFamily:
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}: the supported ones are {', '.join(TASKS)}")
     return TASKS[name]
+
+
+class MadeQuestions(QuestionSource):
+    """Different questions of some tasks, shuffled; none of the held-out side."""
+
+    sound = True
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    num: int = Field(gt=0)
+    """Questions in all; the tasks' shares follow their weights."""
+
+    @property
+    def title(self) -> str:
+        return "the tasks' questions"
+
+    def read(self, seed: int) -> list[Located]:
+        made = questions(self.tasks, self.num, seed, exclude=HELD_OUT)
+        return [(f"question {q.id}", dataclasses.replace(q, domain=self.domain)) for q in made]
 
 
 def questions(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str] = frozenset()) -> list[Question]:
