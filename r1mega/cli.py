@@ -1,4 +1,4 @@
-"""The command line: `r1mega check | run | pipeline | convert | report`.
+"""The command line: `r1mega check | run | pipeline | convert | report | compare | decontaminate`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal, a rank that has lost another one with 75. Everything heavy is imported inside the commands, so that
@@ -21,6 +21,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import default_run_dir
 from r1mega.conversion import commands
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
+from r1mega.evaluation import commands as evaluation
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
@@ -37,6 +38,8 @@ LOST_RANK = (
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
+app.command()(evaluation.compare)
+app.command()(evaluation.decontaminate)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]

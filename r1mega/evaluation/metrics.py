@@ -1,20 +1,22 @@
-"""pass@1 and what stands beside it: format, length, style, and the interval (report 2.4: pass@1 over k answers).
+"""An evaluation's figures: pass@1 with its interval (report 2.4), and beside it format, length and style.
 
-pass@1 is the mean over all k answers to all questions. Its standard error is clustered by question, since k
-answers to one question are not k questions: with r the deviations from the mean and Q questions,
-SE^2 = Q / (Q - 1) * sum_q (sum_{i in q} r_i)^2 / N^2, which for equal k is the standard error of Q means.
+Each figure with an interval is a mean over questions of the mean over a question's scored answers (intervals.py), the
+others are shares of the scored answers. An answer that could not be judged is no wrong one: it is counted apart, and
+changes none of them.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from r1mega.errors import DataError, RewardError
+from r1mega.errors import ConfigError, DataError, RewardError
+from r1mega.evaluation.intervals import Interval, interval_of
+from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.rewards.accuracy import ends_right, is_right
-from r1mega.rewards.format import Style, is_formatted, style_of
-from r1mega.samples import Completion, Prompt
+from r1mega.rewards.format import Style, find_answer, is_formatted, style_of
+from r1mega.runtime.digests import digest_of
+from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,12 @@ class Graded:
     style: Style
     num_tokens: int
     """Length, the end token included."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of answers with its clustered standard error and 95% interval (normal, cut to [0, 1])."""
-
-    mean: float
-    se: float
-    low: float
-    high: float
+    answer: str | None = None
+    """What stands in its answer tags, where it is in the required format: nothing else has a vote in cons@k."""
+    status: VerdictStatus = VerdictStatus.SCORED
+    """Whether strict and lenient say anything."""
+    reason: str = ""
+    """Why they do not."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,15 @@ class StyleShare:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One evaluation. All shares are of the answers, in [0, 1]."""
+    """One evaluation. All shares are of the scored answers, in [0, 1]."""
 
     num_questions: int
+    """With a scored answer."""
     num_answers: int
-    strict: Rate
+    """Scored ones."""
+    strict: Interval
     """pass@1: right and in the required format."""
-    lenient: Rate
+    lenient: Interval
     """pass@1 with the answer taken wherever it stands."""
     format: float
     truncated: float
@@ -69,6 +69,10 @@ class EvalResult:
     works: float
     """Share of answers with a thought in the format's tags, or with worked steps in prose."""
     by_style: Mapping[str, StyleShare]
+    unscorable: int = 0
+    """Answers to questions without a truth, which are in no other figure."""
+    failed: int = 0
+    """Answers at which the verifier broke, which are in no other figure either."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and numbers; `from_json` reads them back."""
@@ -78,7 +82,7 @@ class EvalResult:
     def from_json(cls, row: Mapping[str, Any]) -> "EvalResult":
         """Raises DataError when `row` is not what `to_json` writes."""
         try:
-            parts = {name: Rate(**row[name]) for name in ("strict", "lenient")}
+            parts = {name: Interval(**row[name]) for name in ("strict", "lenient")}
             by_style = {style: StyleShare(**share) for style, share in row["by_style"].items()}
             return cls(**{**row, **parts, "by_style": by_style})
         except (KeyError, TypeError, AttributeError) as error:
@@ -99,63 +103,106 @@ class EvalResult:
         }
 
 
-def evaluate(prompts: Sequence[Prompt], completions: Sequence[Completion]) -> EvalResult:
+def evaluate(prompts: Sequence[Prompt], completions: Iterable[Completion]) -> EvalResult:
     """Grade `completions` (any number a prompt, any order) and sum them up. Raises as `grade` and `summarise`."""
+    return summarise(grade_all(prompts, completions))
+
+
+def grade_all(prompts: Sequence[Prompt], completions: Iterable[Completion]) -> list[Graded]:
+    """Every completion judged, in order. Raises as `grade`."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    return summarise([grade(by_id[completion.prompt_id], completion) for completion in completions])
+    return [grade(by_id[completion.prompt_id], completion) for completion in completions]
 
 
 def grade(prompt: Prompt, completion: Completion) -> Graded:
-    """Judge one answer. Raises RewardError when the verifier breaks: a broken verifier is no wrong answer."""
+    """Judge one answer: unscorable without a truth, failed where the verifier breaks, which is no wrong answer.
+
+    Raises ConfigError on an unknown verifier.
+    """
     text = prompt.prefill + completion.text
     formatted = is_formatted(text) and not completion.truncated
+    strict = lenient = False
+    status, reason = VerdictStatus.SCORED, ""
     try:
-        strict, lenient = formatted and is_right(prompt, text), ends_right(prompt, text)
-    except Exception as error:
-        raise RewardError(f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}") from error
-    tokens = len(completion.token_ids)
-    return Graded(prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens)
+        if prompt.truth.strip():
+            strict, lenient = formatted and is_right(prompt, text), ends_right(prompt, text)
+        else:
+            status, reason = VerdictStatus.UNSCORABLE, "the question has no reference answer"
+    except ConfigError:
+        raise
+    except Exception as error:  # a verifier is foreign code and may raise anything
+        status = VerdictStatus.FAILED
+        reason = f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}"
+    tokens, answer = len(completion.token_ids), find_answer(text) if formatted else None
+    return Graded(
+        prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens, answer, status, reason
+    )
 
 
 def summarise(graded: Sequence[Graded]) -> EvalResult:
-    """The figures of one evaluation. Raises DataError when there is no answer."""
+    """The figures of one evaluation.
+
+    Raises:
+        DataError: there is no answer.
+        RewardError: none could be scored; says what became of the first.
+    """
     if not graded:
         raise DataError("no answers to evaluate")
+    scored = [answer for answer in graded if answer.status is VerdictStatus.SCORED]
+    statuses = [answer.status for answer in graded]
+    if not scored:
+        raise RewardError(f"none of {len(graded)} answers could be scored; the first: {graded[0].reason}")
 
-    def share(holds: Callable[[Graded], float], among: Sequence[Graded] = graded) -> float:
+    def share(holds: Callable[[Graded], float], among: Sequence[Graded] = scored) -> float:
         return sum(map(holds, among)) / len(among) if among else 0.0
 
     by_style: dict[str, list[Graded]] = {style: [] for style in get_args(Style)}
-    for answer in graded:
+    for answer in scored:
         by_style[answer.style].append(answer)
     return EvalResult(
-        num_questions=len({answer.prompt_id for answer in graded}),
-        num_answers=len(graded),
-        strict=clustered_rate([(a.prompt_id, a.strict) for a in graded]),
-        lenient=clustered_rate([(a.prompt_id, a.lenient) for a in graded]),
+        num_questions=len({answer.prompt_id for answer in scored}),
+        num_answers=len(scored),
+        strict=interval_of(question_means((a.prompt_id, a.strict) for a in scored)),
+        lenient=interval_of(question_means((a.prompt_id, a.lenient) for a in scored)),
         format=share(lambda a: a.formatted),
         truncated=share(lambda a: a.truncated),
         mean_tokens=share(lambda a: a.num_tokens),
         works=share(lambda a: a.style in ("think", "steps")),
         by_style={
-            style: StyleShare(len(answers) / len(graded), share(lambda a: a.lenient, answers))
+            style: StyleShare(len(answers) / len(scored), share(lambda a: a.lenient, answers))
             for style, answers in by_style.items()
         },
+        unscorable=statuses.count(VerdictStatus.UNSCORABLE),
+        failed=statuses.count(VerdictStatus.FAILED),
     )
 
 
-def clustered_rate(outcomes: Sequence[tuple[str, bool]]) -> Rate:
-    """Mean of the outcomes with the standard error clustered by question (see the module).
+def question_means(outcomes: Iterable[tuple[str, float]]) -> list[float]:
+    """The mean over each question's outcomes, questions in the order of their first ones."""
+    by_question: dict[str, list[float]] = {}
+    for question, outcome in outcomes:
+        by_question.setdefault(question, []).append(outcome)
+    return [math.fsum(values) / len(values) for values in by_question.values()]
 
-    With one question nothing is known of the spread between questions: se is 0.5, the most that a share can have.
-    """
-    num = len(outcomes)
-    mean = sum(right for _, right in outcomes) / num
-    deviation: dict[str, float] = defaultdict(float)
-    for question, right in outcomes:
-        deviation[question] += right - mean
-    clusters = len(deviation)
-    if clusters < 2:
-        return Rate(mean, 0.5, 0.0, 1.0)
-    se = math.sqrt(clusters / (clusters - 1) * sum(d * d for d in deviation.values())) / num
-    return Rate(mean, se, max(0.0, mean - 1.96 * se), min(1.0, mean + 1.96 * se))
+
+def results_of(prompts: Sequence[Prompt], graded: Sequence[Graded]) -> list[QuestionResult]:
+    """Graded answers as results.jsonl has them, a row a question: a value is 1 where the answer is strictly right."""
+    by_question: dict[str, list[SampleResult]] = {prompt.id: [] for prompt in prompts}
+    for answer in graded:
+        parts = {"lenient": float(answer.lenient), "format": float(answer.formatted)}
+        scored = answer.status is VerdictStatus.SCORED
+        by_question[answer.prompt_id].append(
+            SampleResult(
+                status=answer.status,
+                value=float(answer.strict),
+                parts=parts if scored else {},
+                answer=answer.answer,
+                tokens=answer.num_tokens,
+                finish=FinishReason.LENGTH if answer.truncated else FinishReason.STOP,
+                reason=answer.reason,
+            )
+        )
+    return [
+        QuestionResult(prompt.id, digest_of(prompt.question, prompt.truth), tuple(by_question[prompt.id]))
+        for prompt in prompts
+    ]

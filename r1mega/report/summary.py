@@ -14,6 +14,7 @@ from rich.text import Text
 
 from r1mega.diagnostics import load_balance
 from r1mega.errors import DataError
+from r1mega.evaluation.intervals import Interval
 from r1mega.evaluation.metrics import EvalResult
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary, series
 from r1mega.report.text import cut, visible
@@ -164,20 +165,22 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
     if evals.get(when):
         result = EvalResult.from_json(evals[when])
         lines = {
-            "pass@1 (strict)": _with_error(result.strict.mean, result.strict.se),
-            "lenient": _with_error(result.lenient.mean, result.lenient.se),
+            "pass@1 (strict)": _with_interval(result.strict),
+            "lenient": _with_interval(result.lenient),
             "format": f"{result.format:.1%}",
             "thought or steps": f"{result.works:.1%}",
             "truncated": f"{result.truncated:.1%}",
             "tokens per answer": f"{result.mean_tokens:.1f}",
         }
+        if result.unscorable or result.failed:
+            lines["not scored"] = f"{result.unscorable} unscorable, {result.failed} failed"
     greedy = evals.get(f"greedy_{when}")
     if _is_number(greedy):
         lines["greedy"] = f"{greedy:.1%}"
     elif greedy:
         result = EvalResult.from_json(greedy)
-        lines["greedy strict"] = _with_error(result.strict.mean, result.strict.se)
-        lines["greedy lenient"] = _with_error(result.lenient.mean, result.lenient.se)
+        lines["greedy strict"] = _with_interval(result.strict)
+        lines["greedy lenient"] = _with_interval(result.lenient)
     return lines
 
 
@@ -207,8 +210,8 @@ def cost_lines(summary: Row, costs: Sequence[tuple[str, str, str]] = COSTS) -> d
     return lines
 
 
-def _with_error(share: float, se: float) -> str:
-    return f"{100 * share:.1f} ± {196 * se:.1f}%"
+def _with_interval(of: Interval) -> str:
+    return f"{of.mean:.1%} ({100 * of.low:.1f} to {100 * of.high:.1f})"
 
 
 def _is_number(value: Any) -> bool:

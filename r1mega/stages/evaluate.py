@@ -3,14 +3,17 @@
 The last weights of any stage can be compared this way; the GRPO stage evaluates itself as it goes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from r1mega.config.cluster import Cluster
 from r1mega.data.prompts import held_out_prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.template import template
+from r1mega.data.template import render_prompt, template
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.evaluation.metrics import EvalResult, evaluate
+from r1mega.evaluation import results
+from r1mega.evaluation.metrics import Graded, grade_all, results_of, summarise
+from r1mega.evaluation.scores import doubling, score
+from r1mega.evaluation.voting import same_answer
 from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
@@ -19,6 +22,7 @@ from r1mega.rollout.server import Server
 from r1mega.runtime import files
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir
+from r1mega.samples import Prompt
 
 
 def run(
@@ -29,7 +33,7 @@ def run(
     serve: Callable[..., Server] = Server,
     client: Callable[[list[Server]], Engine] = Fleet,
 ) -> None:
-    """Write summary.json with pass@1 at the sampling temperature and greedily.
+    """Write summary.json with pass@1 at the sampling temperature and greedily, and the judged answers of the former.
 
     Args:
         serve: starts what answers, as `Server` does.
@@ -54,20 +58,32 @@ def run(
         server.wait_ready()
         engine = client([server])
 
-        def ask(params: SamplingParams, num_samples: int) -> EvalResult:
+        def ask(params: SamplingParams, num_samples: int) -> list[Graded]:
             answers = engine.generate(
                 [Request(p, num_samples, derived_seed(config.seed, "eval", 0, p.id)) for p in held_out],
                 params,
                 version=0,
                 on_answer=lambda _, come: bar.advance(len(come)),
             )
-            return evaluate(held_out, [c for group in answers for c in group])
+            return grade_all(held_out, [c for group in answers for c in group])
 
         with Stopwatch() as watch:
             params = SamplingParams(**dict(config.sampling))
             sampled = ask(params, config.evaluation.samples_per_question)
             greedy = ask(params.greedy(), 1)
-    result = {"after": sampled.to_json(), "greedy_after": greedy.to_json()}
+    result = {"after": summarise(sampled).to_json(), "greedy_after": summarise(greedy).to_json()}
+    _write_results(config, run_dir, held_out, sampled)
     files.write_json(
         run_dir.path / "summary.json", {"stage": "evaluate", "seconds": watch.seconds, "steps": 0, "eval": result}
     )
+
+
+def _write_results(config: Evaluate, run_dir: RunDir, held_out: Sequence[Prompt], sampled: Sequence[Graded]) -> None:
+    """results.jsonl and evaluation.json of the sampled answers, for `r1mega compare` and whoever counts anew."""
+    answers = results_of(held_out, sampled)
+    sampling = {**config.sampling.model_dump(mode="json"), "samples": config.evaluation.samples_per_question}
+    prompt = render_prompt(template(config.template), "{question}")
+    digests = results.digests_of(answers, run_dir.lineage.start, prompt, sampling)
+    ks = doubling(answers)
+    scores = score(answers, same_answer, ks=ks, votes=ks[-1:])
+    results.write(run_dir.path, answers, results.Record(digests, sampling, scores.to_json()))

@@ -1,10 +1,7 @@
-"""pass@1 and its interval, by hand and against simulation."""
+"""What an evaluation's answers come to: figures by hand, verdicts that are no scores, and what goes to disk."""
 
 import dataclasses
 import json
-import math
-import random
-import statistics
 
 import pytest
 from hypothesis import given
@@ -12,9 +9,9 @@ from hypothesis import strategies as st
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.template import TAGS
-from r1mega.errors import DataError, RewardError
-from r1mega.evaluation.metrics import EvalResult, Graded, clustered_rate, evaluate, grade, summarise
-from r1mega.rewards import reasoning_gym
+from r1mega.errors import ConfigError, DataError, RewardError
+from r1mega.evaluation.metrics import EvalResult, Graded, evaluate, grade, grade_all, results_of, summarise
+from r1mega.rewards.reasoning_gym import ReasoningGym
 from r1mega.samples import Completion, FinishReason, Prompt
 
 PROMPTS = [Prompt(f"p{i}", "chain_sum", f"{i} - 1 =", str(i - 1), Int32s([1])) for i in range(3)]
@@ -38,8 +35,8 @@ def test_one_evaluation_by_hand():
         ],
     )
     assert (result.num_questions, result.num_answers) == (2, 6)
-    assert result.strict.mean == pytest.approx(1 / 6)
-    assert result.lenient.mean == pytest.approx(5 / 6)
+    assert result.strict.mean == pytest.approx((1 / 2 + 0) / 2)
+    assert result.lenient.mean == pytest.approx((1 + 3 / 4) / 2)
     assert result.format == pytest.approx(2 / 6)
     assert result.truncated == pytest.approx(2 / 6)
     assert result.mean_tokens == pytest.approx(47 / 6)
@@ -53,8 +50,8 @@ def test_one_evaluation_by_hand():
         "other": (1, 1),
     }
     assert result.metrics()["eval/strict"] == result.strict.mean
-    # Deviations: question a 1 - 2/6, question b 0 - 4/6; SE = sqrt(2 / 1 * (4/9 + 4/9)) / 6.
-    assert result.strict.se == pytest.approx(math.sqrt(16 / 9) / 6)
+    # The questions' means are 1/2 and 0: standard deviation sqrt(1/8), of two of them 1/4.
+    assert result.strict.se == pytest.approx(1 / 4)
 
 
 def test_json_there_and_back():
@@ -66,39 +63,66 @@ def test_json_there_and_back():
             EvalResult.from_json(broken)
 
 
-def test_equal_k_gives_the_standard_error_of_the_question_means():
-    rng = random.Random(0)
-    outcomes = [(f"q{q}", rng.random() < q / 20) for q in range(20) for _ in range(4)]
-    means = [statistics.mean(right for name, right in outcomes if name == f"q{q}") for q in range(20)]
-    assert clustered_rate(outcomes).se == pytest.approx(statistics.stdev(means) / math.sqrt(20))
-
-
-def test_the_interval_covers_where_answers_of_a_question_agree():
-    # Each question is right or wrong in all of 8 answers: a standard error per answer would be 8 ** 0.5 too small.
-    rng, covered = random.Random(1), 0
-    for _ in range(400):
-        rights = [rng.random() < 0.4 for _ in range(60)]
-        rate = clustered_rate([(str(q), right) for q, right in enumerate(rights) for _ in range(8)])
-        covered += rate.low <= 0.4 <= rate.high
-    assert 0.91 < covered / 400 < 0.985
-
-
-def test_small_and_extreme_evaluations():
-    assert dataclasses.astuple(clustered_rate([("a", True), ("a", False)])) == (0.5, 0.5, 0, 1)
-    assert dataclasses.astuple(clustered_rate([("a", True), ("b", True)])) == (1, 0, 1, 1)
-    rate = clustered_rate([("a", True), ("b", True), ("c", False)])
-    assert rate.low >= 0 and rate.high == 1
+def test_no_answers_are_no_evaluation():
     with pytest.raises(DataError, match="no answers"):
         summarise([])
 
 
-def test_a_broken_verifier_stops_the_evaluation(monkeypatch):
-    def broken(answer, entry):
-        raise OSError("gone")
+@pytest.fixture
+def broken_at_minus_one(monkeypatch):
+    """A verifier that breaks at the answer -1, and holds any other right."""
 
-    monkeypatch.setattr(reasoning_gym, "_rule", lambda name: broken)
-    with pytest.raises(RewardError, match="verifier of chain_sum broke on question p0"):
-        grade(PROMPTS[0], completion(PROMPTS[0], "The answer is -1."))
+    def verify(answer, truth, entry):
+        if answer == "-1":
+            raise OSError("gone")
+        return True
+
+    monkeypatch.setattr(ReasoningGym, "verify", lambda self, *given: verify(*given))
+
+
+def test_a_broken_verifier_makes_no_answer_wrong(broken_at_minus_one):
+    a, b, _ = PROMPTS
+    survivors = [completion(a, "<think></think><answer>5</answer>"), completion(b, "<answer>6</answer>")]
+    lost = completion(a, "<think></think><answer>-1</answer>")
+    result = evaluate(PROMPTS, [survivors[0], lost, survivors[1]])
+    assert dataclasses.replace(result, failed=0) == evaluate(PROMPTS, survivors)
+    assert (result.failed, result.unscorable, result.num_answers) == (1, 0, 2)
+    with pytest.raises(
+        RewardError, match=r"none of 1 answers could be scored; the first: the verifier of chain_sum "
+    ):
+        evaluate(PROMPTS, [lost])
+    with pytest.raises(ConfigError, match="unknown verifier"):
+        grade(dataclasses.replace(a, verifier="absent"), lost)
+
+
+def test_a_question_without_a_truth_is_no_wrong_answer():
+    without = dataclasses.replace(PROMPTS[0], truth=" ")
+    right = completion(PROMPTS[1], "<think></think><answer>0</answer>")
+    result = evaluate([without, PROMPTS[1]], [completion(without, "<answer>3</answer>"), right])
+    assert (result.unscorable, result.num_questions, result.strict.mean) == (1, 1, 1.0)
+
+
+def test_results_as_they_go_to_disk(broken_at_minus_one):
+    a, b, _ = PROMPTS
+    completions = [
+        completion(a, "<think></think><answer>5</answer>", tokens=3),
+        completion(b, "<think></think><answer>6</answer>", FinishReason.LENGTH),
+        completion(a, "<think></think><answer>-1</answer>"),
+        completion(a, "no tags 5"),
+    ]
+    first, second, third = results_of(PROMPTS, grade_all(PROMPTS, completions))
+    assert [(s.status, s.value, s.parts, s.answer, s.tokens, s.finish) for s in first.samples] == [
+        ("scored", 1.0, {"lenient": 1.0, "format": 1.0}, "5", 3, "stop"),
+        ("failed", 0.0, {}, "-1", 4, "stop"),
+        ("scored", 0.0, {"lenient": 1.0, "format": 0.0}, None, 4, "stop"),
+    ]
+    assert "broke on question p0: OSError('gone')" in first.samples[1].reason
+    (cut,) = second.samples
+    assert (cut.value, cut.parts, cut.answer, cut.finish) == (0.0, {"lenient": 1.0, "format": 0.0}, None, "length")
+    assert third.samples == () and (first.id, second.id) == ("p0", "p1")
+    other = dataclasses.replace(a, truth="7")
+    (changed,) = results_of([other], [])
+    assert changed.digest != first.digest != second.digest
 
 
 pieces = ["3", "+3", "03", "3.0", "3,", "4", "-", " ", "=", ".", "<think></think>", *TAGS]

@@ -136,7 +136,8 @@ def test_a_finished_run(run_dir: Path):
         assert part in seen.text, part
     for part in ("started and resumed: 2 parts", "2026-01-01T10:00:00", "2026-01-02T10:00:00"):
         assert part in seen.text, part
-    for part in ("25.0 ± 49.0%", "75.0 ± 49.0%", "50.0 ± 56.6%", "100%, 75%", "4,321", "2.0e-05", "4, 4"):
+    shares = ("25.0% (1.6 to 86.9)", "75.0% (13.1 to 98.4)", "50.0% (6.1 to 93.9)")
+    for part in (*shares, "100%, 75%", "4,321", "2.0e-05", "4, 4"):
         assert part in seen.text, part
     assert "ot finished" not in seen.text
 
@@ -228,7 +229,7 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_got(tmp_path: Path):
         file.write(json.dumps({"kind": "eval", "step": 2, "eval/strict": 0.75, "result": result(3)}) + "\n")
         file.write(json.dumps(train(3, **{"mismatch/max": 3e-5})) + '\n{"kind": "tr')
     text = made(run_dir).text
-    assert "rl: so far, step 2" in text and "75.0 ± 49.0%" in text and "3.0e-05" in text
+    assert "rl: so far, step 2" in text and "75.0% (13.1 to 98.4)" in text and "3.0e-05" in text
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path):

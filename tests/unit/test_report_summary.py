@@ -49,9 +49,9 @@ def test_stages_stand_side_by_side(tmp_path):
     control = write(tmp_path / "control", {"stage": "evaluate", "eval": {"greedy_after": result([True, False])}})
     text = shown(lambda console: console.print(table([grpo, control])))
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
-    assert "25.0 ± 49.0%" in lines["pass@1 (strict)"] and "75.0 ± 49.0%" in lines["pass@1 (strict)"]
+    assert "25.0% (1.6 to 86.9)" in lines["pass@1 (strict)"] and "75.0% (13.1 to 98.4)" in lines["pass@1 (strict)"]
     assert "87.5%" in lines["greedy"] and "88.0%" in lines["greedy"]
-    assert "50.0 ± 98.0%" in lines["greedy strict"]
+    assert "50.0% (0.2 to 99.8)" in lines["greedy strict"]
     assert "4,321" in lines["tokens per second: rollout"]
     assert "3.14" in lines["peak memory, GiB"]
     assert "8.0e-06" in next(line for name, line in lines.items() if name.endswith("nats: max"))

@@ -14,6 +14,8 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError
+from r1mega.evaluation import results
+from r1mega.evaluation.compare import refuse_different
 from r1mega.preflight.data import check_data
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.load import load_recipe
@@ -183,3 +185,25 @@ def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any,
     assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
     assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
     assert engine.said == ["ready", "stopped"]
+
+
+def test_judged_answers_are_kept_for_comparisons(evaluated: Any):
+    """KINDS, judged and in order; what they are of; and the figures of the summary once more."""
+    config, _, folder = evaluated
+    record, rows = results.read(folder)
+    kept = [[(s.value, s.parts["lenient"], s.parts["format"], s.tokens) for s in row.samples] for row in rows]
+    wrong = (0.0, 0.0, 0.0, 2)
+    assert kept == [[(1.0, 1.0, 1.0, 2), (0.0, 1.0, 0.0, 2), wrong], [wrong] * 3]
+    questions = [json.loads(line)["question"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert len({row.digest for row in rows}) == len(questions) == 2
+    assert record.sampling["temperature"] == 0.7 and record.sampling["samples"] == 3
+    assert record.digests["weights"] == json.loads((folder / "run.json").read_text())["start"] != ""
+    summary = json.loads((folder / "summary.json").read_text())["eval"]["after"]
+    assert record.scores["pass_at_1"] == summary["strict"]
+    assert [of["k"] for of in record.scores["pass_at_k"]] == [2, 3]
+    (votes,) = record.scores["cons_at_k"]
+    assert votes["k"] == 3 and votes["interval"]["mean"] == 0.5  # the one vote that is cast is right
+    refuse_different(record, record, "A", "B")
+    hotter = config.model_copy(update={"sampling": config.sampling.model_copy(update={"temperature": 0.8})})
+    other = results.digests_of(rows, "w", "p", {**hotter.sampling.model_dump(), "samples": 3})
+    assert other["sampling"] != record.digests["sampling"] and other["questions"] == record.digests["questions"]

@@ -1,0 +1,166 @@
+"""Files of JSONL in blocks of whole lines, searched by several processes, and what came of each block, in order."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1mega.data.lines import BYTE_ORDER_MARK
+from r1mega.errors import DataError
+from r1mega.evaluation.normalise import normalise
+from r1mega.evaluation.overlap import Evaluations, Hit, Place
+from r1mega.evaluation.row_texts import Text, texts_of
+from r1mega.runtime.process import die_with_parent
+
+BLOCK_BYTES = 2 * 2**20
+"""Of a file that a process searches at a time; a longer line is a block by itself."""
+
+_state: dict[str, Any] = {}
+"""What a process of the pool searches for, and in which fields."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The files that are searched, and how."""
+
+    paths: Sequence[Path]
+    fields: Sequence[str] = ()
+    """Of a row that are looked at; none: `row_texts.NAMED`."""
+    processes: int = 1
+    """With one, this process does it all."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Raises DataError where a file is not there."""
+        try:
+            return sum(path.stat().st_size for path in self.paths)
+        except OSError as error:
+            raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a file."""
+
+    file: Path
+    start: int
+    length: int
+    first_line: int
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a block holds."""
+
+    rows: int
+    texts: int
+    hits: Sequence[Hit]
+    lines: Sequence[tuple[int, int]]
+    """Of each row with hits: where its line begins and ends in the block, ascending."""
+
+
+def searched(data: Data, evaluations: Evaluations) -> Iterator[tuple[Block, Searched]]:
+    """Every block and what it holds, in order; no more blocks are under way than keep the processes busy.
+
+    Raises:
+        DataError: a file cannot be read; a line is not JSON, or is no object with one of the fields; a process was
+            killed.
+    """
+    if data.processes <= 1:
+        for block in blocks(data.paths):
+            yield block, search(block, evaluations, data.fields)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    start = evaluations, data.fields, os.getpid()
+    with ProcessPoolExecutor(data.processes, context, _start, start) as pool:
+        under_way = deque[tuple[Block, Future[Searched]]]()
+        try:
+            for block in blocks(data.paths):
+                under_way.append((block, pool.submit(_search, block)))
+                if len(under_way) > 2 * data.processes:
+                    yield _ended(*under_way.popleft())
+            while under_way:
+                yield _ended(*under_way.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def blocks(paths: Sequence[Path], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The files in blocks of whole lines. Raises DataError on one that cannot be read."""
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                start, line = 0, 1
+                while some := file.read(block_bytes):
+                    some += file.readline()
+                    yield Block(path, start, len(some), line)
+                    start, line = start + len(some), line + some.count(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read(block: Block) -> bytes:
+    """The lines of a block."""
+    with block.file.open("rb") as file:
+        return os.pread(file.fileno(), block.length, block.start)
+
+
+def search(block: Block, evaluations: Evaluations, fields: Sequence[str]) -> Searched:
+    """The hits of a block.
+
+    Raises:
+        DataError: a line is not a JSON object with one of the fields; names file and line.
+    """
+    places, texts, where = list[Place](), list[str](), dict[int, tuple[int, int]]()
+    at = 0
+    for number, line in enumerate(io.BytesIO(read(block)), block.first_line):
+        start, at = at, at + len(line)
+        if number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.strip():
+            where[number] = start, at
+            found = _texts(line, f"{block.file}, line {number}", fields)
+            places += [Place(str(block.file), number, name) for name, _ in found]
+            texts += [normalise(text) for _, text in found]
+    hits = evaluations.hits(places, texts)
+    lines = [where[number] for number in dict.fromkeys(hit.place.line for hit in hits)]
+    return Searched(len(where), len(texts), hits, lines)
+
+
+def _texts(line: bytes, place: str, fields: Sequence[str]) -> list[Text]:
+    try:
+        return texts_of(json.loads(line.decode("utf-8")), fields)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: byte {error.start + 1}, 0x{line[error.start]:02x}, is not UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def _start(evaluations: Evaluations, fields: Sequence[str], parent: int) -> None:
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too
+    _state.update(evaluations=evaluations, fields=fields)
+
+
+def _search(block: Block) -> Searched:
+    return search(block, _state["evaluations"], _state["fields"])
+
+
+def _ended(block: Block, future: "Future[Searched]") -> tuple[Block, Searched]:
+    try:
+        return block, future.result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{block.file}: a process that searched it was killed, perhaps because memory ran out; run the same "
+            "command again, with fewer --processes"
+        ) from error
