@@ -13,6 +13,7 @@ from typing import Any
 
 from r1mega.report.catalogue import FIGURES, Figure
 from r1mega.report.rows import Row, number, read_rows, read_summary, series
+from r1mega.report.runs import learns_from
 
 COLORS = ("#1f5fa8", "#d1642a", "#3a8a5c", "#8a4f9e", "#7a7a7a")
 STYLE: dict[Any, Any] = {
@@ -90,6 +91,7 @@ def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float]]:
     points, trained = [], 0.0
     for run_dir in run_dirs:
         summary = read_summary(run_dir) or {}
+        trains = learns_from(summary.get("stage")) != "nothing"
         metrics = run_dir / "metrics.jsonl"
         rows = read_rows(metrics) if metrics.is_file() else []
         steps = [row for row in rows if row.get("kind") == "train"]
@@ -101,10 +103,10 @@ def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float]]:
                 points.append((trained + seconds, share, number(row, "eval/strict_se") or 0.0))
         if not evals:
             rate = ((summary.get("eval") or {}).get("after") or {}).get("strict") or {}
-            at = trained + (0.0 if summary.get("stage") == "evaluate" else number(summary, "seconds") or 0.0)
+            at = trained + (number(summary, "seconds") or 0.0 if trains else 0.0)
             if (share := number(rate, "mean")) is not None:
                 points.append((at, share, number(rate, "se") or 0.0))
-        if summary.get("stage") != "evaluate":
+        if trains:
             trained += sum(map(_seconds, steps)) or number(summary, "seconds") or 0.0
     return points
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from r1mega.report import summary
 from r1mega.report.catalogue import CAPTIONS
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary
-from r1mega.report.runs import parts, plain, provenance, stage_dirs
+from r1mega.report.runs import learns_from, parts, plain, provenance, samples, stage_dirs
 from r1mega.report.settings import settings
 from r1mega.report.text import cut, pieces, visible
 from r1mega.runtime import files
@@ -25,8 +25,6 @@ NUM_ANSWERS = 8
 """Answers shown of the earliest samples, and of the latest."""
 MAX_ANSWER_CHARS = 6000
 MAX_RECOVERIES = 200
-ASKING = ("grpo", "evaluate")
-"""Kinds of stage that ask held-out questions of an engine."""
 COSTS = (*summary.COSTS[:1], ("time, s", "seconds_by_phase", ",.0f"), *summary.COSTS[1:])
 
 Column = tuple[str, dict[str, str]]
@@ -45,7 +43,7 @@ def write(run_dir: Path, drawn: Sequence[Path]) -> Path:
     page = run_dir / "report.html"
     stages = [_stage(folder, drawn) for folder in stage_dirs(run_dir)]
     pipeline, whole = stages[0]["path"] != run_dir, read_summary(run_dir) or {}
-    asks = any(stage["kind"] in ASKING for stage in stages)
+    asks = any(samples(stage["kind"]) for stage in stages)
     environment = jinja2.Environment(
         autoescape=True, finalize=_shown, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -120,7 +118,8 @@ def _results(stage: dict[str, Any], lines: Any) -> list[Column]:
     """The columns of a stage's evaluations: before, and after or so far; none where it has none."""
     name = stage["name"]
     after = "after" if stage["finished"] else f"so far, step {stage['eval_step']}"
-    headings = {"before": f"{name}: before", "after": name if stage["kind"] == "evaluate" else f"{name}: {after}"}
+    only = learns_from(stage["kind"]) == "nothing"  # its one evaluation has no before and after
+    headings = {"before": f"{name}: before", "after": name if only else f"{name}: {after}"}
     columns = [(heading, lines(stage["summary"], when)) for when, heading in headings.items()]
     return [(heading, cells) for heading, cells in columns if cells]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.errors import DataError
+from r1mega.recipe.load import RECIPES
 from r1mega.report.rows import Row, read_object
 
 
@@ -28,6 +29,18 @@ def stage_dirs(run_dir: Path) -> list[Path]:
 
 def _is_stage(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("run.json", "metrics.jsonl", "summary.json"))
+
+
+def learns_from(stage: Any) -> str | None:
+    """What a stage of that name learns from (`Recipe.learns_from`); None of one that this version does not know."""
+    recipe = RECIPES.get(str(stage))
+    return recipe.learns_from if recipe else None
+
+
+def samples(stage: Any) -> bool:
+    """Whether a stage of that name asks held-out questions of an engine."""
+    recipe = RECIPES.get(str(stage))
+    return recipe is not None and recipe.samples
 
 
 def parts(run_dir: Path) -> list[Row]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from r1mega.report import figures, heatmap, page, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
-from r1mega.report.runs import stage_dirs
+from r1mega.report.runs import learns_from, stage_dirs
 
 
 def show(run_dir: Path) -> None:
@@ -55,13 +55,13 @@ def _evaluated(stage: Path) -> Path | None:
 
 def _comparison(run_dir: Path, stages: list[Path]) -> list[Path]:
     """RL and its control from the same base against training time, where the pipeline has both."""
-    kinds = {stage: (read_summary(stage) or {}).get("stage") for stage in stages}
-    rl = [s for s in stages if kinds[s] == "grpo"]
-    evaluated = [s for s in stages if kinds[s] == "evaluate"]
+    by = {stage: learns_from((read_summary(stage) or {}).get("stage")) for stage in stages}
+    rl = [s for s in stages if by[s] == "rewards"]
+    evaluated = [s for s in stages if by[s] == "nothing"]
     if not rl:
         return []
     (run_dir / "figures").mkdir(exist_ok=True)
-    pairs = [(model, s) for s in evaluated if (model := _evaluated(s)) in stages and kinds[model] == "pretrain"]
+    pairs = [(model, s) for s in evaluated if (model := _evaluated(s)) in stages and by[model] == "text"]
     if not pairs:
         return []
     drawn = figures.pass_at_1(
