@@ -7,6 +7,7 @@ import torch
 from rounding import EPS
 from trainer_data import nll
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.samples import Document
 
 
@@ -51,8 +52,8 @@ def test_entropy_and_auxiliary_loss_by_hand(make_policy, spec):
     for i in (1, 2):
         router = policy.network.decoder.layers[i].mlp.router
         router.register_forward_hook(lambda r, inputs, out, i=i: seen.update({str(i): (r, inputs[0], out[1])}))
-    tokens = tuple(range(5, 37))
-    policy.forward_backward([Document(tokens, 1, {"weight": (1 / 31,) * 31})], nll)
+    tokens = Int32s(range(5, 37))
+    policy.forward_backward([Document(tokens, 1, {"weight": Float32s.repeated(1 / 31, 31)})], nll)
     policy.optim_step(0.0)
     bound = spec.hidden_size * EPS  # the terms of a score, which are of the order of 1 together
     for name, (router, hidden, chosen) in seen.items():
