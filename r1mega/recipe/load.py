@@ -13,7 +13,12 @@ from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
 from r1mega.recipe.sft import SFT
 
-RECIPES: Mapping[str, type[Recipe]] = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "evaluate": Evaluate}
+RECIPES: Mapping[str, type[Recipe]] = {
+    "pretrain": Pretrain,
+    "sft": SFT,
+    "grpo": GRPO,
+    "evaluate": Evaluate,
+}
 """`stage` of a config file -> its recipe."""
 
 
