@@ -103,17 +103,6 @@ class EvalResult:
         }
 
 
-def evaluate(prompts: Sequence[Prompt], completions: Iterable[Completion]) -> EvalResult:
-    """Grade `completions` (any number a prompt, any order) and sum them up. Raises as `grade` and `summarise`."""
-    return summarise(grade_all(prompts, completions))
-
-
-def grade_all(prompts: Sequence[Prompt], completions: Iterable[Completion]) -> list[Graded]:
-    """Every completion judged, in order. Raises as `grade`."""
-    by_id = {prompt.id: prompt for prompt in prompts}
-    return [grade(by_id[completion.prompt_id], completion) for completion in completions]
-
-
 def grade(prompt: Prompt, completion: Completion) -> Graded:
     """Judge one answer: unscorable without a truth, failed where the verifier breaks, which is no wrong answer.
 

@@ -1,10 +1,13 @@
 """Servers that failed: bring them back, and give up on one that fails again and again."""
 
+import logging
 import re
 from dataclasses import dataclass
 
 from r1mega.errors import RolloutError
 from r1mega.rollout.server import Server
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class Recovery:
     """From when its failure was noticed until it could serve again."""
     requests_reissued: int
     """Requests that it had been sent and not answered; they were asked again, of it or of another server."""
+
+    def tell(self) -> None:
+        """Say it in the log."""
+        log.warning("%s serves again after %.0f s: %s", self.url, self.seconds, self.reason)
 
 
 class Restarts:

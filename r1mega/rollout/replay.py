@@ -10,9 +10,12 @@ import numpy as np
 from r1mega.rollout.engine import Engine, OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
+from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion
 
 log = logging.getLogger(__name__)
+
+Replay = Literal["journal", "live"]
 
 
 @dataclass
@@ -36,8 +39,33 @@ class Comparison:
         self.equal_tokens += int((old != new).argmax()) if (old != new).any() else shorter
 
 
+def open_journal(run_dir: RunDir, replay: Replay) -> Journal:
+    """The run's journal; close it.
+
+    What is in it of a run that began alike and did the same, this one repeats; any other answers in it are never
+    used, whatever they are called. Whoever asks for everything anew needs nothing of an older form.
+
+    Raises: as `Journal`.
+    """
+    journal = Journal(run_dir.path / "journal", set_older_aside=replay == "live")
+    found, mine = journal.lineage, run_dir.lineage
+    if found is not None and not mine.repeats(found):
+        num = sum(journal.state()["entries"].values())
+        kinds = (("model", found.start, mine.start), ("config", found.recipe, mine.recipe))
+        other = " and ".join(what for what, theirs, own in kinds if theirs != own)
+        log.warning(
+            "%s: holds %d answers of a run of another %s: used are those to the very same prompts of the model as "
+            "it was before training, if any; all else is sampled anew", journal.folder, num, other,
+        )  # fmt: skip
+    elif found is not None:
+        run_dir.repeat(found)
+    journal.belong_to(run_dir.lineage)
+    return journal
+
+
 class JournalledEngine:
-    """An `Engine` over another one and a journal."""
+    """An `Engine` over another one and a journal. The other is asked for what the journal lacks and for nothing else:
+    a rollout that is all in the journal needs no server."""
 
     def __init__(
         self,
@@ -45,8 +73,7 @@ class JournalledEngine:
         journal: Journal,
         *,
         policies: Callable[[int], tuple[str, ...]],
-        replay: Literal["journal", "live"],
-        before_sampling: Callable[[int], None] = lambda _: None,
+        replay: Replay,
     ) -> None:
         """Nothing is asked of either yet.
 
@@ -55,11 +82,8 @@ class JournalledEngine:
                 those of the runs that this one repeats.
             replay: "journal" asks the inner engine only for what the journal lacks; "live" asks it for everything
                 and compares. New answers replace journalled ones.
-            before_sampling: called with the weight version before the inner engine is asked for anything: the
-                place to push the weights, since a rollout that is all in the journal needs no server.
         """
         self._engine, self._journal, self._policies, self._replay = engine, journal, policies, replay
-        self._before_sampling = before_sampling
         self.replayed = self.sampled = 0
         """Requests of the last `generate` that the journal answered, and that the inner engine did."""
         self.stale = 0
@@ -121,7 +145,6 @@ class JournalledEngine:
                 "journal: %d answers of the weights after step %d dropped: some of this step's are missing, and "
                 "what is sampled now may lead to other weights", num, version,
             )  # fmt: skip
-        self._before_sampling(version)
         try:
             asked = [requests[index] for index in missing]
             self._engine.generate(asked, params, version=version, on_answer=record)

@@ -14,6 +14,14 @@ class StopNow(KeyboardInterrupt):
     """A signal came while work ran that need not be finished."""
 
 
+class Stopped(Exception):
+    """A signal has come, and every rank is told: the run saves and leaves (`Interrupted`)."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"signal {signum}")
+        self.signum = signum
+
+
 class Interrupted(Exception):
     """The run was asked to stop and has saved; exit code 128 + signal."""
 

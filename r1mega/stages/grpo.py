@@ -4,7 +4,7 @@
             -> push the weights to the engine -> next rollout
 
 A step is an optimiser step, as the report counts them; the weight version is the step it was pushed at. The first
-rank samples (stages/sampling.py) while the others wait; then every rank learns from its share.
+rank samples while the others wait (weights/live_engine.py); then every rank learns from its share.
 Deviations from the report: every choice that Eq. 1-3 leave open is a setting (algos.settings.Objective); outputs
 are split at random into mini-batches before packing, since packing first would sort mini-batches by length.
 """
@@ -26,25 +26,30 @@ from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
+from r1mega.rollout.collect import GroupSource, NoGroups
 from r1mega.rollout.engine import derived_seed
+from r1mega.rollout.served import NotServed, ServedModel
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt, Interrupted
+from r1mega.runtime.interrupt import Interrupt, Interrupted, Stopped
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
 from r1mega.samples import NO_LOGP, Document, Sample
 from r1mega.stages.experts import ExpertLog
-from r1mega.stages.lead import Lead
+from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.outcome import note, summary
-from r1mega.stages.questions import make_questions
-from r1mega.stages.sampling import LiveEngine, Metrics, Sampling
+from r1mega.stages.rank_zero import RankZero, rank_zero, usable
 from r1mega.trainer import mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches, decode, encode, redivide, scatter
 from r1mega.weights import hf_io
+from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
+from r1mega.weights.push import Pusher
 from r1mega.weights.saves import Saves, last_checkpoint
 
 log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
 
 PENDING = "rollout.npz"
 """In a checkpoint: what a data-parallel rank had not yet learnt from."""
@@ -56,13 +61,15 @@ def run(
     run_dir: RunDir,
     *,
     build: Callable[..., Policy] = Policy.build,
-    engine: Callable[..., LiveEngine] = LiveEngine,
+    serve: Callable[..., ServedModel] = ServedModel,
+    pusher: Callable[..., Pusher] = Pusher,
 ) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
 
     Args:
         build: makes the policy, as `Policy.build` does.
-        engine: makes what samples on the first rank, as `LiveEngine` does.
+        serve: makes what answers on the first rank, as `ServedModel` does.
+        pusher: makes what gives it the policy's weights, as `Pusher` does.
 
     Raises:
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
@@ -74,15 +81,21 @@ def run(
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         checkpoint = last_checkpoint(ours, run_dir)
         step = checkpoint_step(checkpoint) if checkpoint else 0
-        sampling = None
+        first: RankZero | None = None
+        served: ServedModel | NotServed = NotServed()
         if ours.first:
-            questions = make_questions(config, run_dir)
-            run_dir.rewind(step if checkpoint else -1)
-            # The server starts in its own process while this one builds the policy.
-            sampling = stack.enter_context(Sampling(config, cluster, run_dir, questions, step, interrupt, engine))
+            first = stack.enter_context(rank_zero(config, run_dir, step if checkpoint else -1))
+            served = first.served(serve, config, cluster, run_dir, interrupt, step=step)
+        stack.enter_context(served)
         policy = _policy(config, ours, build)
         saves = stack.enter_context(Saves(policy, run_dir, config.save, run_dir.tokenizer))
-        trainer = Trainer(config, run_dir, policy, sampling, interrupt, step, saves)
+        recovered = first.log_recovery if first is not None else lambda version, recovery: None
+        live = live_engine(
+            policy, served, interrupt=interrupt, address=cluster.address, on_recovery=recovered, pusher=pusher
+        )
+        engine = stack.enter_context(live)
+        bar = Bar("grpo", config.num_steps, done=step, silent=not ours.first)
+        trainer = Trainer(config, run_dir, policy, engine, first, interrupt, step, saves, bar)
         if checkpoint is not None:
             trainer.load(checkpoint)
         else:
@@ -91,7 +104,7 @@ def run(
                 policy.refresh_reference()
         trainer.loop()
         trainer.finish_saving()
-        rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": sampling.live.peak_rss_gib() if sampling else 0}
+        rss = {"trainer": sum(ours.gather(peak_rss_gib())), "server": served.peak_rss_gib()}
     identity = run_dir.lineage.policy(trainer.step)
     hf_io.export(policy, run_dir.hf, tokenizer_dir=run_dir.tokenizer, identity=identity)
     if ours.first:
@@ -121,21 +134,27 @@ class Trainer:
         config: GRPO,
         run_dir: RunDir,
         policy: Policy,
-        sampling: Sampling | None,
+        engine: LiveEngine | Follower,
+        first: RankZero | None,
         interrupt: Interrupt,
         step: int,
         saves: Saves,
+        bar: Bar,
     ) -> None:
-        """sampling: on the first rank alone."""
-        self.saves = saves
+        """first: on the first rank alone."""
+        self.saves, self.bar, self.engine = saves, bar, engine
         self.config, self.run_dir, self.policy, self.mesh = config, run_dir, policy, policy.mesh
-        self.sampling, self.interrupt, self.step = sampling, interrupt, step
+        self.interrupt, self.step = interrupt, step
+        self.tracker = first.tracker if first is not None else None
         self.pending: MiniBatches = []
         """This rank's share of the mini-batches that the current rollout still holds."""
         self.metrics: Metrics = {}
         """Of the current rollout, until its first step's line."""
-        self.experts = ExpertLog(run_dir, config.experts, sampling.tracker) if sampling is not None else None
-        self.lead = Lead(policy, sampling, interrupt)
+        self.experts = ExpertLog(run_dir, config.experts, self.tracker) if self.tracker is not None else None
+        self.source: GroupSource | NoGroups = NoGroups()
+        self.held_out: HeldOut | NotHeldOut = NotHeldOut()
+        if first is not None and isinstance(engine, LiveEngine):
+            self.source, self.held_out = first.asks(config, run_dir, engine, bar.say)
         objective = config.objective
         self.loss = GRPOLoss(
             clip_low=objective.clip_low,
@@ -148,71 +167,67 @@ class Trainer:
 
     def loop(self) -> None:
         """Rollout, learn, push, until `num_steps` optimiser steps are taken."""
-        config = self.config
-        with Bar("grpo", config.num_steps, done=self.step, silent=not self.mesh.first) as bar:
-            if self.sampling is not None:
-                self.sampling.say = bar.say
-            self.saves.make_up(self.step)
-            if not self.pending and (
-                self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
-            ):
-                self.evaluate()  # at the start, or the one that was broken off
-            while self.step < config.num_steps:
-                if not self.pending:
-                    self.next_rollout()
-                    bar.say("answers", note(self.metrics))
-                learned = self.update(self.pending.pop(0))
-                bar.advance(1, note=note(self.metrics | learned))
-                last = self.step >= config.num_steps
-                if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
-                    self.evaluate()
-                stop = self.mesh.from_first(lambda: self.interrupt.received)
-                self.check_saves()
-                if last or stop or self.step % config.save.every_steps == 0:
+        with self.bar:
+            try:
+                self._loop()
+            except Stopped as stopped:  # while the first rank sampled; what came is in the journal
+                self.finish_saving()
+                # Where the step has a checkpoint, it is of this very state.
+                if not self.mesh.from_first(self.run_dir.checkpoint(self.step).exists):
                     self.save()
-                self.saves.export_if_due(self.step)
-                if stop:
                     self.finish_saving()
-                    raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
+                raise Interrupted(stopped.signum, f"saved at step {self.step}; continue with --resume") from None
+
+    def _loop(self) -> None:
+        config = self.config
+        self.saves.make_up(self.step)
+        if not self.pending and (
+            self.step in (0, config.num_steps) or self.step % config.evaluation.every_steps == 0
+        ):
+            self.evaluate()  # at the start, or the one that was broken off
+        while self.step < config.num_steps:
+            if not self.pending:
+                self.next_rollout()
+                self.bar.say("answers", note(self.metrics))
+            learned = self.update(self.pending.pop(0))
+            self.bar.advance(1, note=note(self.metrics | learned))
+            last = self.step >= config.num_steps
+            if not self.pending and (last or self.step % config.evaluation.every_steps == 0):
+                self.evaluate()
+            stop = self.mesh.from_first(lambda: self.interrupt.received)
+            self.check_saves()
+            if last or stop or self.step % config.save.every_steps == 0:
+                self.save()
+            self.saves.export_if_due(self.step)
+            if stop:
+                self.finish_saving()
+                raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
 
     def evaluate(self) -> None:
         """Held-out questions with the current weights; with the first and last ones greedily as well."""
-        greedy = self.step in (0, self.config.num_steps)
-        self.first_rank(lambda sampling: sampling.evaluate(self.step, greedy=greedy))
-
-    def first_rank(self, work: Callable[[Sampling], Any]) -> None:
-        """Let the first rank do what only it can do, while the others serve its pushes; a signal breaks it off.
-
-        Raises:
-            Interrupted: the signal came; everything is saved, and what was sampled is in the journal.
-        """
-        stop = self.lead.alone(work)
-        if stop is not None:
-            self.finish_saving()
-            # Where the step has a checkpoint, it is of this very state.
-            if not self.mesh.from_first(self.run_dir.checkpoint(self.step).exists):
-                self.save()
-                self.finish_saving()
-            raise Interrupted(stop, f"saved at step {self.step}; continue with --resume")
+        with self.engine.alone():
+            self.held_out.evaluate(self.step, greedy=self.step in (0, self.config.num_steps))
 
     # ---- one rollout ------------------------------------------------------------------------------------
 
     def next_rollout(self) -> None:
         """A new rollout's mini-batches, this rank's share, with both policies' logprobs."""
-        minibatches: MiniBatches = []
-
-        def sample(sampling: Sampling) -> None:
-            samples, self.metrics = sampling.roll_out(self.step)
-            rollout, objective = self.config.rollout, self.config.objective
-            minibatches.extend(
-                weighted(m, objective.reduction, max_length=self.config.sampling.max_new_tokens)
-                for m in split_at_random(samples, rollout.num_minibatches, self._rng())
-            )
-
-        self.first_rank(sample)
+        pushing, objective = self.engine.push_seconds, self.config.objective
+        with self.engine.alone():
+            rollout = self.source.next(self.step)
+        pushing = self.engine.push_seconds - pushing
+        self.metrics = {
+            **rollout.metrics,
+            "seconds/rollout": rollout.seconds - pushing,
+            "seconds/push": pushing,
+        }
+        samples = usable(self.config, rollout.groups)
+        minibatches = [
+            weighted(m, objective.reduction, max_length=self.config.sampling.max_new_tokens)
+            for m in split_at_random(samples, self.config.rollout.num_minibatches, self._rng())
+        ]
         share = scatter(self.mesh, minibatches if self.mesh.first else None, self.config.batch.chunk_tokens)
-        if self.sampling is not None:
-            self.sampling.handed_over()
+        self.source.handed_over()
         with Stopwatch() as watch:
             self.pending = self.attach_logprobs(share)
         self.metrics |= {"seconds/logprobs": watch.seconds} | self.mismatch([s for m in self.pending for s in m])
@@ -253,10 +268,10 @@ class Trainer:
             if config.objective.kl_coef > 0 and refresh and self.step % refresh == 0:
                 self.policy.refresh_reference()
         tokens = sum(self.mesh.gather_over_data(sum(len(s.prompt_ids) + len(s.completion_ids) for s in minibatch)))
-        if self.sampling is not None and self.experts is not None:
+        if self.tracker is not None and self.experts is not None:
             learned |= self.experts.metrics(self.step, self.policy.expert_load)
             row = self.metrics | learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-            self.sampling.tracker.log("train", self.step, row | {"seconds/update": watch.seconds})
+            self.tracker.log("train", self.step, row | {"seconds/update": watch.seconds})
         # The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
         self.metrics = {k: v for k, v in self.metrics.items() if not k.startswith("seconds/")}
         return learned
@@ -270,9 +285,9 @@ class Trainer:
     def save(self) -> None:
         """A checkpoint of everything that a resumed run needs, the rest of the rollout included."""
         state: dict[str, Any] = {"step": self.step}
-        if self.sampling is not None:
-            self.sampling.tracker.sync()
-            state |= self.sampling.state() | {"metrics": self.metrics}
+        if self.tracker is not None:
+            self.tracker.sync()
+            state |= self.source.state(self.step) | {"metrics": self.metrics}
             state |= self.experts.state() if self.experts is not None else {}
         mine = {self._pending_file(): encode(self.pending)} if self.mesh.leads_copy else {}
         self.saves.checkpoint(self.step, state, mine)
@@ -280,8 +295,8 @@ class Trainer:
     def check_saves(self) -> None:
         """Between two steps: what came of the last save. Raises as `Saves.check`."""
         self.saves.check()
-        if self.sampling is not None and self.saves.settled() and not self.config.rollout.keep_journal:
-            self.sampling.journal.prune(min(self.run_dir.saved_steps()))
+        if self.mesh.first and self.saves.settled() and not self.config.rollout.keep_journal:
+            self.source.forget_before(min(self.run_dir.saved_steps()))
 
     def finish_saving(self) -> None:
         """Wait for the last save. Raises as `Saves.check`."""
@@ -295,8 +310,7 @@ class Trainer:
         """Go on where `save` was called, at any layout."""
         state = self.saves.resume(checkpoint)
         self.metrics = state.get("metrics", {})
-        if self.sampling is not None:
-            self.sampling.restore(state)
+        self.source.restore(state)
         if self.experts is not None:
             self.experts.restore(state)
         files = sorted(checkpoint.glob(f"*.{PENDING}"))

@@ -1,14 +1,14 @@
 """What an RL run tells of itself: the words beside its bar, and summary.json."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from r1mega.diagnostics.load_balance import summarise
 from r1mega.runtime.run_dir import RunDir
-from r1mega.stages.sampling import Metrics
 
 
-def note(metrics: Metrics) -> str:
+def note(metrics: Mapping[str, Any]) -> str:
     """What people watch of a rollout and its steps, in the few words that fit behind a bar."""
     shown = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens", "kl/mean": "KL {:.4f}"}
     return ", ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)

@@ -64,8 +64,9 @@ class Run:
             return self.policies[-1]
 
         try:
+            answers: Any = {"serve": self.engines.make, "pusher": self.engines.pusher}
             with recording.recorded_saves():
-                grpo.run(self.config, CLUSTER, run_dir, build=build, engine=self.engines.make)  # type: ignore[arg-type]
+                grpo.run(self.config, CLUSTER, run_dir, build=build, **answers)
         finally:
             run_dir.close()
         return self

@@ -55,6 +55,8 @@ class CountingEngine:
 
     def __init__(self, salt: int = 0, dies_after: int | None = None) -> None:
         self.asked, self.salt, self.dies_after = list[str](), salt, dies_after
+        self.versions = list[int]()
+        """Of the weights, call by call."""
 
     def generate(
         self,
@@ -64,6 +66,7 @@ class CountingEngine:
         version: int,
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
+        self.versions.append(version)
         answers = {}
         for i in random.Random(len(requests)).sample(range(len(requests)), len(requests)):  # as they arrive
             if len(answers) == self.dies_after:

@@ -223,9 +223,12 @@ class Engines:
     options: list[dict[str, Any]] = field(default_factory=list)
     """With which each engine was made."""
 
-    def make(self, model_dir: Path, cluster: Any, **options: Any) -> "RecordingEngine":
+    def make(self, model_dir: Path, layout: Any, **options: Any) -> "RecordingEngine":
         self.options.append({"model_dir": model_dir, **options})
-        return RecordingEngine(self, options["interrupt"])
+        return RecordingEngine(self)
+
+    def pusher(self, source: Any, servers: Sequence["RecordingEngine"], **options: Any) -> "RecordingPusher":
+        return RecordingPusher(source, servers, options["announce"])
 
     def rollouts(self) -> dict[int, list[Asked]]:
         """What was asked for training, by the version of the weights: that which stands between two evaluations."""
@@ -244,34 +247,50 @@ class Engines:
         return found
 
 
-class RecordingEngine:
-    """What `stages.sampling.LiveEngine` does, from the weights that are pushed to it."""
+class RecordingPusher:
+    """What `weights.push.Pusher` does, for `RecordingEngine`."""
 
-    push_seconds = 0.0
-
-    def __init__(self, engines: Engines, interrupt: Any) -> None:
-        self._engines, self._interrupt = engines, interrupt
-        self._version, self._theta = -1, torch.zeros(0)
-
-    def start(self) -> None: ...
+    def __init__(self, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None]) -> None:
+        self._source, self._servers, self._announce = source, servers, announce
 
     def prepare(self) -> None: ...
 
-    def stop(self) -> None: ...
+    def close(self) -> None: ...
 
-    def halt(self) -> None: ...
+    def push(self, version: int) -> Any:
+        self._announce()
+        theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
+        for server in self._servers:
+            server.take(version, theta)
+        return SimpleNamespace(seconds=0.0, recoveries=())
+
+
+class RecordingEngine:
+    """What `rollout.served.ServedModel`, its server and its client do, at the weights that were pushed."""
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._version, self._theta = -1, torch.zeros(0)
+
+    def take(self, version: int, theta: Tensor) -> None:
+        self._version, self._theta = version, theta
+
+    def __enter__(self) -> "RecordingEngine":
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    @property
+    def servers(self) -> tuple["RecordingEngine", ...]:
+        return (self,)
+
+    def start(self) -> None: ...
+
+    def client(self, *_: Any) -> "RecordingEngine":
+        return self
 
     def peak_rss_gib(self) -> float:
         return 0.0
-
-    def connect(self, source: Any, announce: Callable[[], None]) -> None:
-        self._source, self._announce = source, announce
-
-    def bring_to(self, version: int) -> None:
-        if version != self._version:
-            self._announce()
-            self._theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
-            self._version = version
 
     def generate(
         self,
@@ -283,17 +302,16 @@ class RecordingEngine:
     ) -> list[tuple[Completion, ...]]:
         assert version == self._version
         engines, found = self._engines, []
-        with self._interrupt.at_once():
-            for place, request in enumerate(requests):
-                question = engines.places.setdefault(request.prompt.id, len(engines.places))
-                kinds = tuple(engines.groups[question % len(engines.groups)][: request.n])
-                answers = tuple(self._answer(request, i, kind, params) for i, kind in enumerate(kinds))
-                found.append(answers)
-                engines.asked.append(Asked(version, params, request, answers, kinds))
-                if on_answer is not None:
-                    on_answer(place, answers)
-                if len(engines.asked) == engines.stop_after:
-                    stop_signal()
+        for place, request in enumerate(requests):
+            question = engines.places.setdefault(request.prompt.id, len(engines.places))
+            kinds = tuple(engines.groups[question % len(engines.groups)][: request.n])
+            answers = tuple(self._answer(request, i, kind, params) for i, kind in enumerate(kinds))
+            found.append(answers)
+            engines.asked.append(Asked(version, params, request, answers, kinds))
+            if on_answer is not None:
+                on_answer(place, answers)
+            if len(engines.asked) == engines.stop_after:
+                stop_signal()
         return found
 
     def _answer(self, request: Request, i: int, kind: str, params: SamplingParams) -> Completion:

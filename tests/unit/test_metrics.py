@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.template import TAGS
 from r1mega.errors import ConfigError, DataError, RewardError
-from r1mega.evaluation.metrics import EvalResult, Graded, evaluate, grade, grade_all, results_of, summarise
+from r1mega.evaluation.metrics import EvalResult, Graded, grade, results_of, summarise
 from r1mega.rewards.reasoning_gym import ReasoningGym
 from r1mega.samples import Completion, FinishReason, Prompt
 
@@ -21,19 +21,26 @@ def completion(prompt, text, finish=FinishReason.STOP, tokens=4):
     return Completion(prompt.id, 0, Int32s.repeated(7, tokens), Float32s.repeated(0.0, tokens), text, finish, 0, 0)
 
 
+def graded(prompts, completions):
+    by_id = {prompt.id: prompt for prompt in prompts}
+    return [grade(by_id[one.prompt_id], one) for one in completions]
+
+
+def evaluate(prompts, completions):
+    return summarise(graded(prompts, completions))
+
+
 def test_one_evaluation_by_hand():
     a, b, _ = PROMPTS
-    result = evaluate(
-        PROMPTS,
-        [
-            completion(a, "<think>0-1=-1</think><answer>-1</answer>", tokens=10),
-            completion(a, "The answer is -1.", tokens=2),
-            completion(b, "1-1=0. So it is 0.", tokens=6),
-            completion(b, "<think>1-1=0</think><answer>0</answer>", FinishReason.LENGTH, tokens=12),
-            completion(b, "<think></think><answer>7</answer>", tokens=5),
-            completion(b, "<think>1-1=0</think><answer>0", FinishReason.LENGTH, tokens=12),
-        ],
-    )
+    answers = [
+        (a, completion(a, "<think>0-1=-1</think><answer>-1</answer>", tokens=10)),
+        (a, completion(a, "The answer is -1.", tokens=2)),
+        (b, completion(b, "1-1=0. So it is 0.", tokens=6)),
+        (b, completion(b, "<think>1-1=0</think><answer>0</answer>", FinishReason.LENGTH, tokens=12)),
+        (b, completion(b, "<think></think><answer>7</answer>", tokens=5)),
+        (b, completion(b, "<think>1-1=0</think><answer>0", FinishReason.LENGTH, tokens=12)),
+    ]
+    result = summarise([grade(prompt, answer) for prompt, answer in answers])
     assert (result.num_questions, result.num_answers) == (2, 6)
     assert result.strict.mean == pytest.approx((1 / 2 + 0) / 2)
     assert result.lenient.mean == pytest.approx((1 + 3 / 4) / 2)
@@ -110,7 +117,7 @@ def test_results_as_they_go_to_disk(broken_at_minus_one):
         completion(a, "<think></think><answer>-1</answer>"),
         completion(a, "no tags 5"),
     ]
-    first, second, third = results_of(PROMPTS, grade_all(PROMPTS, completions))
+    first, second, third = results_of(PROMPTS, graded(PROMPTS, completions))
     assert [(s.status, s.value, s.parts, s.answer, s.tokens, s.finish) for s in first.samples] == [
         ("scored", 1.0, {"lenient": 1.0, "format": 1.0}, "5", 3, "stop"),
         ("failed", 0.0, {}, "-1", 4, "stop"),

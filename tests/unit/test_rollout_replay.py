@@ -25,11 +25,10 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RunDirError
 from r1mega.rollout.engine import Request
 from r1mega.rollout.journal import Journal
-from r1mega.rollout.replay import Comparison, JournalledEngine
+from r1mega.rollout.replay import Comparison, JournalledEngine, open_journal
 from r1mega.rollout.segment import tokens_digest
 from r1mega.runtime.provenance import Lineage
 from r1mega.samples import Completion, FinishReason, Prompt
-from r1mega.stages.sampling import _take_over
 
 
 @pytest.fixture
@@ -46,12 +45,13 @@ def generate(
     version: int = 3,
     policies: Any = policies_of,
 ) -> tuple[JournalledEngine, list[tuple[Completion, ...]], dict[int, Any], list[int]]:
-    pushed, arrived = list[int](), dict[int, Any]()
-    journalled = JournalledEngine(engine, journal, policies=policies, replay=replay, before_sampling=pushed.append)
+    """Engine, answers, answers as they arrived, and the versions that the inner engine was asked at."""
+    arrived = dict[int, Any]()
+    journalled = JournalledEngine(engine, journal, policies=policies, replay=replay)
     answers = journalled.generate(
         [request(i) for i in range(num)], PARAMS, version=version, on_answer=arrived.setdefault
     )
-    return journalled, answers, arrived, pushed
+    return journalled, answers, arrived, engine.versions
 
 
 def test_only_what_is_missing_is_asked_for(journal: Journal) -> None:
@@ -306,26 +306,31 @@ def test_files_that_are_no_weights_version_are_left_alone(journal: Journal):
 class Repeats:
     """A run directory, as far as a journal is taken over by it."""
 
-    def __init__(self, lineage: Lineage) -> None:
-        self.lineage = lineage
+    def __init__(self, path: Path, lineage: Lineage) -> None:
+        self.path, self.lineage = path, lineage
 
     def repeat(self, other: Lineage) -> None:
         more = tuple(run for run in other.runs if run not in self.lineage.runs)
         self.lineage = dataclasses.replace(self.lineage, runs=(*self.lineage.runs, *more))
 
 
-def test_a_copied_journal_is_repeated_by_a_run_that_does_the_same(journal: Journal, caplog: pytest.LogCaptureFixture):
-    _take_over(journal, Repeats(MINE))  # type: ignore[arg-type]
-    ask(journal, [request(i) for i in range(3)], version=4)
-    second: Any = Repeats(Lineage("start", "recipe", ("second",)))
-    _take_over(journal, second)
-    assert second.lineage.runs == ("second", "run") and journal.lineage == second.lineage
-    _, asked = ask(journal, [request(i) for i in range(3)], of=second.lineage, version=4)
-    assert not asked and not caplog.text
-    third: Any = Repeats(Lineage("start", "another recipe", ("third",)))
+def test_a_copied_journal_is_repeated_by_a_run_that_does_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def taken_over(*of: Any) -> tuple[Any, Journal]:
+        run: Any = Repeats(tmp_path, Lineage(*of))
+        return run, open_journal(run, "journal")
+
+    first, journal = taken_over("start", "recipe", ("run",))
+    with journal:
+        ask(journal, [request(i) for i in range(3)], of=first.lineage, version=4)
+    second, journal = taken_over("start", "recipe", ("second",))
+    with journal:
+        assert second.lineage.runs == ("second", "run") and journal.lineage == second.lineage
+        _, asked = ask(journal, [request(i) for i in range(3)], of=second.lineage, version=4)
+        assert not asked and not caplog.text
     with caplog.at_level(logging.WARNING):
-        _take_over(journal, third)
-    assert third.lineage.runs == ("third",) and journal.lineage == third.lineage
-    assert "holds 3 answers of a run of another config" in caplog.text
-    _, asked = ask(journal, [request(i) for i in range(3)], of=third.lineage, version=4)
-    assert len(asked) == 3
+        third, journal = taken_over("start", "another recipe", ("third",))
+    with journal:
+        assert third.lineage.runs == ("third",) and journal.lineage == third.lineage
+        assert "holds 3 answers of a run of another config" in caplog.text
+        _, asked = ask(journal, [request(i) for i in range(3)], of=third.lineage, version=4)
+        assert len(asked) == 3

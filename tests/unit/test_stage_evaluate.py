@@ -1,6 +1,8 @@
 """The evaluation of a finished model, with answers whose verdicts are known: what is asked, and what is summed up."""
 
 import json
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from fake_server import FakeServer
 from grpo_run import CLUSTER, base
 from grpo_run import config as grpo_config
+from recording import stop_signal
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.split import HELD_OUT
@@ -19,7 +22,9 @@ from r1mega.evaluation.compare import refuse_different
 from r1mega.preflight.data import check_data
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.load import load_recipe
+from r1mega.rollout import served
 from r1mega.rollout.engine import SamplingParams
+from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
 from r1mega.stages.questions import ask
@@ -32,85 +37,120 @@ KINDS = {0.7: (("right", "bare", "wrong"), ("wrong",) * 3), 0.0: (("right",), ("
 
 
 class Answering:
-    """A server and its client in one."""
+    """What `rollout.served.ServedModel` does, again and again; it remembers what it was asked."""
 
-    log_file = "vllm.log"
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
+    def __init__(self, stop_after: int | None = None) -> None:
+        """stop_after: so many requests a signal comes."""
+        self.did: list[str] = []
         self.made: dict[str, Any] = {}
         self.asked: list[SimpleNamespace] = []
+        self.stop_after, self._places = stop_after, dict[str, int]()
 
-    def serve(self, model_dir: Path, rollout: Any, **options: Any) -> Any:
-        self.made = {"model_dir": model_dir, "rollout": rollout, **options}
-        return self
-
-    def client(self, servers: list[Any]) -> Any:
-        assert servers == [self]
+    def serve(self, model_dir: Path, layout: Any, *, interrupt: Any, **options: Any) -> Any:
+        self.made = {"model_dir": model_dir, "layout": layout, **options}
+        self._interrupt = interrupt
         return self
 
     def __enter__(self) -> "Answering":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.said.append("stopped")
+        self.did.append("stopped")
 
-    def wait_ready(self) -> None:
-        self.said.append("ready")
+    def generate(self, requests: Any, params: SamplingParams, *, version: int, on_answer: Any) -> None:
+        self.did.append(f"asked {len(requests)}")
+        with self._interrupt.at_once():
+            for place, request in enumerate(requests):
+                self.asked.append(SimpleNamespace(request=request, params=params, version=version))
+                on_answer(place, self._answers(request, params))
+                if len(self.asked) == self.stop_after:
+                    stop_signal()
 
-    def generate(self, requests: Any, params: SamplingParams, *, version: int, on_answer: Any) -> Any:
-        assert self.said == ["ready"]
-        self.asked.append(SimpleNamespace(requests=requests, params=params, version=version))
-        found = []
-        for place, (request, kinds) in enumerate(zip(requests, KINDS[params.temperature], strict=True)):
-            assert request.n == len(kinds)
-            p = request.prompt
-            texts = [SAID[kind].format(p.truth) for kind in kinds]
-            found.append(
-                tuple(
-                    Completion(
-                        p.id, i, Int32s([5, 6]), Float32s([-1.0, -1.0]), text, FinishReason.STOP, 0, request.seed + i
-                    )
-                    for i, text in enumerate(texts)
-                )
-            )
-            on_answer(place, found[-1])
-        return found
+    def _answers(self, request: Any, params: SamplingParams) -> tuple[Completion, ...]:
+        p = request.prompt
+        kinds = KINDS[params.temperature][self._places.setdefault(p.id, len(self._places))]
+        assert request.n == len(kinds)
+        ids, logp = Int32s([5, 6]), Float32s([-1.0, -1.0])
+        texts = [SAID[kind].format(p.truth) for kind in kinds]
+        return tuple(
+            Completion(p.id, i, ids, logp, text, FinishReason.STOP, 0, request.seed + i)
+            for i, text in enumerate(texts)
+        )
+
+
+def evaluate(base: Path, folder: Path, engine: Answering, *, resume: bool = False, **sampling: Any) -> Evaluate:
+    """The stage, in a run directory that may have been begun."""
+    from r1mega.stages import evaluate
+
+    sums = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}
+    drawn = {"temperature": 0.7, "max_new_tokens": 8, "top_p": 0.9, "stop": ["</answer>"], **sampling}
+    config = Evaluate.model_validate({
+        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [sums], "sampling": drawn,
+        "evaluation": {"every_steps": 1, "num_questions": 2, "samples_per_question": 3},
+    })  # fmt: skip
+    run_dir = RunDir(folder, config, CLUSTER, resume=resume)
+    try:
+        evaluate.run(config, CLUSTER, run_dir, serve=engine.serve)
+    finally:
+        run_dir.close()
+    return config
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "summary.json").read_text())
+    return {name: value for name, value in found.items() if name != "seconds"}
 
 
 @pytest.fixture(scope="module")
 def evaluated(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(settings, what was asked, the run directory)"""
-    from r1mega.stages import evaluate
+    engine, folder = Answering(), tmp_path_factory.mktemp("evaluated") / "run"
+    return evaluate(base, folder, engine), engine, folder
 
-    sums = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}
-    settings = {
-        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [sums],
-        "sampling": {"temperature": 0.7, "max_new_tokens": 8, "top_p": 0.9, "stop": ["</answer>"]},
-        "evaluation": {"every_steps": 1, "num_questions": 2, "samples_per_question": 3},
-    }  # fmt: skip
-    config, engine = Evaluate.model_validate(settings), Answering()
-    run_dir = RunDir(tmp_path_factory.mktemp("evaluated") / "run", config, CLUSTER, resume=False)
-    try:
-        evaluate.run(config, CLUSTER, run_dir, serve=engine.serve, client=engine.client)
-    finally:
-        run_dir.close()
-    return config, engine, run_dir.path
+
+@pytest.mark.parametrize("answered", [1, 2, 3])
+def test_a_stopped_evaluation_goes_on_and_samples_nothing_twice(
+    answered: int, evaluated: Any, base: Path, tmp_path: Path
+):
+    engine, folder = Answering(stop_after=answered), tmp_path / "run"
+    with pytest.raises(Interrupted, match="continue with --resume") as stopped:
+        evaluate(base, folder, engine)
+    assert stopped.value.exit_code == 128 + signal.SIGTERM and len(engine.asked) == answered
+    evaluate(base, folder, engine, resume=True)
+    undisturbed = evaluated[1].asked
+    assert [(a.request, a.params) for a in engine.asked] == [(a.request, a.params) for a in undisturbed]
+    num = {1: 3, 2: 6, 3: 7}[answered]  # three to each question, then one to each
+    assert summary(folder) == {**summary(evaluated[2]), "replayed_answers": num}
+
+
+def test_an_evaluation_that_is_all_in_the_journal_asks_for_nothing(evaluated: Any, base: Path, tmp_path: Path):
+    folder, engine = tmp_path / "run", Answering()
+    shutil.copytree(evaluated[2], folder)
+    evaluate(base, folder, engine, resume=True)
+    assert engine.asked == [] and engine.did == ["stopped"]
+    assert summary(folder) == {**summary(evaluated[2]), "replayed_answers": 8}
+
+
+def test_answers_of_other_settings_are_not_used(evaluated: Any, base: Path, tmp_path: Path):
+    folder, engine = tmp_path / "run", Answering()
+    folder.mkdir()
+    shutil.copytree(evaluated[2] / "journal", folder / "journal")
+    evaluate(base, folder, engine, top_p=0.8)
+    assert [a.params.top_p for a in engine.asked] == [0.8, 0.8]  # greedily it is of no consequence
 
 
 class OverHttp(FakeServer):
-    """As the stage starts it; asked through the real client."""
-
-    def __enter__(self) -> "OverHttp":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.shut()
+    """As `ServedModel` starts it; asked through the real client."""
 
     def wait_ready(self) -> None: ...
 
+    def stop(self) -> None:
+        self.shut()
 
-def test_settings_of_sampling_go_from_a_file_into_the_requests(base: Path, tmp_path: Path):
+
+def test_settings_of_sampling_go_from_a_file_into_the_requests(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Sampled answers as the file says, greedy ones as far as it concerns them."""
     from r1mega.stages import evaluate
 
@@ -123,10 +163,11 @@ def test_settings_of_sampling_go_from_a_file_into_the_requests(base: Path, tmp_p
     """)
     config, server = load_recipe(tmp_path / "eval.toml"), OverHttp(base)
     server.vocab_size = 288
+    monkeypatch.setattr(served, "Server", lambda *_, **__: server)
     assert isinstance(config, Evaluate)
     run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
     try:
-        evaluate.run(config, CLUSTER, run_dir, serve=lambda *_, **__: server)  # type: ignore[arg-type]
+        evaluate.run(config, CLUSTER, run_dir)
     finally:
         run_dir.close()
     sent = [
@@ -172,19 +213,20 @@ def test_every_answer_counts_once(evaluated: Any):
 
 def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any, base: Path):
     config, engine, folder = evaluated
-    sampled, greedy = engine.asked
-    assert sampled.params == SamplingParams(0.7, 8, top_p=0.9, stop=("</answer>",))
-    assert greedy.params == SamplingParams(0.0, 8, stop=("</answer>",))
-    assert (sampled.version, greedy.version) == (0, 0)
-    asked = [r.prompt for r in sampled.requests]
-    assert [r.prompt for r in greedy.requests] == asked
+    assert [(a.params, a.version) for a in engine.asked] == [
+        *2 * [(SamplingParams(0.7, 8, top_p=0.9, stop=("</answer>",)), 0)],
+        *2 * [(SamplingParams(0.0, 8, stop=("</answer>",)), 0)],
+    ]
+    sampled, greedy = [a.request for a in engine.asked[:2]], [a.request for a in engine.asked[2:]]
+    asked = [r.prompt for r in sampled]
+    assert [r.prompt for r in greedy] == asked
     listed = [json.loads(line)["question"] for line in (folder / "held_out.jsonl").read_text().splitlines()]
     assert listed == [p.question for p in asked] and all(q in HELD_OUT for q in listed)
-    drawn = [r.seed + i for r in sampled.requests for i in range(r.n)]
+    drawn = [r.seed + i for r in sampled for i in range(r.n)]
     assert len(set(drawn)) == len(drawn) == 6
     assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
     assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
-    assert engine.said == ["ready", "stopped"]
+    assert engine.did == ["asked 2", "asked 2", "stopped"]
 
 
 def test_judged_answers_are_kept_for_comparisons(evaluated: Any):

@@ -1,0 +1,229 @@
+"""Prompts in, judged groups out as they complete, journalled: what a rollout and an evaluation ask of an engine.
+
+groups = collect(engine, requests, params, version=step, judge=partial(judged, rubric, step))
+
+source = GroupSource(engine, journal, prompts, ...)     # rank 0; `NoGroups` elsewhere
+rollout = source.next(step)
+...the samples are with the ranks that learn from them...
+source.handed_over()
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from r1mega.data.prompts import PromptStream
+from r1mega.diagnostics.rollout import rollout_metrics, transcripts
+from r1mega.errors import RolloutError
+from r1mega.rewards.rubric import Rubric
+from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
+from r1mega.rollout.journal import Journal
+from r1mega.rollout.replay import JournalledEngine
+from r1mega.runtime import files
+from r1mega.runtime.progress import Stopwatch
+from r1mega.samples import Completion, Group, Prompt
+
+log = logging.getLogger(__name__)
+
+MAX_EMPTY_ROLLOUTS = 10
+"""Rollouts in a row that leave nothing to learn from before the run gives up."""
+
+J = TypeVar("J")
+Judge = Callable[[Prompt, tuple[Completion, ...]], J]
+"""What becomes of all answers to one prompt: a `Group`, or the grades of an evaluation."""
+Say = Callable[[str, str], None]
+"""Tells people what is waited for, and what has come of it (`progress.Bar.say`)."""
+
+
+def collect(
+    engine: Engine,
+    requests: Sequence[Request],
+    params: SamplingParams,
+    *,
+    version: int,
+    judge: Judge[J],
+    on_judged: Callable[[int, J], None] = lambda index, judged: None,
+) -> list[J]:
+    """Ask, and judge each request's answers when they are all there, while others are still being sampled.
+
+    Args:
+        engine: asked once; where it is a `JournalledEngine`, answers are journalled before they are judged.
+        version: of the weights that answer.
+        judge: called once a request, in the thread that samples.
+        on_judged: called after it with the request's index, in the order in which answers come.
+
+    Returns:
+        What `judge` made of each request, in the requests' order.
+
+    Raises: as `Engine.generate` and `judge`.
+    """
+    collected = _Collected(requests, judge, on_judged)
+    engine.generate(requests, params, version=version, on_answer=collected.take)
+    return [collected.judged[index] for index in range(len(requests))]
+
+
+class _Collected(Generic[J]):
+    """What has come so far of one `collect`."""
+
+    def __init__(self, requests: Sequence[Request], judge: Judge[J], on_judged: Callable[[int, J], None]) -> None:
+        self._requests, self._judge, self._on_judged = requests, judge, on_judged
+        self.judged: dict[int, J] = {}
+
+    def take(self, index: int, completions: tuple[Completion, ...]) -> None:
+        self.judged[index] = self._judge(self._requests[index].prompt, completions)
+        self._on_judged(index, self.judged[index])
+
+
+def judged(rubric: Rubric, step: int, prompt: Prompt, completions: tuple[Completion, ...]) -> Group:
+    """All answers to one prompt, with the rules' verdicts after `step` optimiser steps. Raises as `Rubric.judge`."""
+    return Group(prompt, completions, rubric.judge(prompt, completions, step))
+
+
+class Count:
+    """Tells people how many answers have come. An `on_judged` of `collect`."""
+
+    def __init__(self, say: Say, what: str, num_requests: int, n: int) -> None:
+        """n: answers to each request."""
+        self._say, self._what = say, what
+        self._n, self._come, self._total = n, 0, num_requests * n
+        say(what, f"waiting for the first of {self._total:,} answers")
+
+    def __call__(self, index: int, judged: object) -> None:
+        self._come += self._n
+        self._say(self._what, f"{self._come:,} of {self._total:,} answers")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was sampled to learn from at one step's weights.
+
+    `Rollout(groups=(Group(...), ...), metrics={"rollout/answers": 8192.0, ...}, seconds=210.0)`
+    """
+
+    groups: tuple[Group, ...] = ()
+    """One a prompt; none on ranks that do not sample."""
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Of these groups, and of those that were tried before and left too little."""
+    seconds: float = 0.0
+    """Of sampling, judging and pushing."""
+
+
+class GroupSource:
+    """What the loop takes its rollouts from: the next prompts, each with G judged answers of the present weights."""
+
+    def __init__(
+        self,
+        engine: JournalledEngine,
+        journal: Journal,
+        prompts: PromptStream,
+        params: SamplingParams,
+        *,
+        group_size: int,
+        num_prompts: int,
+        rubric: Rubric,
+        num_usable: Callable[[Sequence[Group]], int],
+        least: int,
+        seed: int,
+        folder: Path,
+        say: Say,
+    ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            journal: the engine's.
+            group_size: G.
+            num_prompts: of one rollout.
+            rubric: its rules judge here; what a model scores is added where all ranks take part.
+            num_usable: how many answers of some groups can be learnt from.
+            least: fewer than these are no rollout: other prompts are taken.
+            seed: the run's.
+            folder: where people read the answers, a file step_N.jsonl a step.
+        """
+        self._engine, self._journal, self._prompts, self._params = engine, journal, prompts, params
+        self._group_size, self._num_prompts, self._rubric = group_size, num_prompts, rubric
+        self._num_usable, self._least = num_usable, least
+        self._seed, self._folder, self._say = seed, folder, say
+        self._place: dict[str, Any] | None = None
+        """Among the prompts, before the rollout that is not yet handed over."""
+
+    def next(self, step: int) -> Rollout:
+        """Groups sampled at the weights of `step`.
+
+        Raises:
+            RolloutError: `MAX_EMPTY_ROLLOUTS` in a row left too little.
+        """
+        self._place = self._prompts.state()
+        tried, seconds = list[Group](), 0.0
+        for _ in range(MAX_EMPTY_ROLLOUTS):
+            with Stopwatch() as watch:
+                groups = self._groups(step)
+            tried += groups
+            files.write_jsonl(self._folder / f"step_{step}.jsonl", transcripts(step, tried))
+            seconds += watch.seconds
+            usable = self._num_usable(groups)
+            if usable >= self._least:
+                return Rollout(tuple(groups), self._metrics(tried, usable), seconds)
+            log.warning("step %d: %d usable answers in the rollout; taking other prompts", step, usable)
+        raise RolloutError(
+            f"step {step}: {MAX_EMPTY_ROLLOUTS} rollouts in a row left fewer usable answers than the "
+            f"{self._least} mini-batches; objective.constant_groups and objective.truncated decide what is usable, "
+            f"{self._folder} holds the answers"
+        )
+
+    def _groups(self, step: int) -> list[Group]:
+        asked = [
+            Request(p, self._group_size, derived_seed(self._seed, "rollout", step, p.id))
+            for p in self._prompts.take(self._num_prompts)
+        ]
+        count = Count(self._say, "rollout", len(asked), self._group_size)
+        rules = partial(judged, self._rubric, step)
+        return collect(self._engine, asked, self._params, version=step, judge=rules, on_judged=count)
+
+    def _metrics(self, tried: Sequence[Group], usable: int) -> dict[str, float]:
+        compared = self._engine.comparison
+        again = {"replay/tokens": compared.tokens, "replay/equal_tokens": compared.equal_tokens}
+        return {
+            **rollout_metrics(tried),
+            # Not the answers without a verdict, of constant groups that are dropped, or of prompts in whose place
+            # others were taken.
+            "rollout/learnt_from": float(usable),
+            "rollout/replayed_requests": self._engine.replayed,
+            **(again if compared.tokens else {}),
+        }
+
+    def handed_over(self) -> None:
+        """The last rollout's samples are with the ranks that learn from them, and in every checkpoint from now on."""
+        self._place = None
+
+    def state(self, step: int) -> dict[str, Any]:
+        """For `restore`, at the policy's present step: to go on with the very next rollout, or to repeat one that was
+        broken off; JSON."""
+        return {"prompts": self._place or self._prompts.state(), "journal": self._journal.state(step)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Raises as `PromptStream.restore` and `Journal.check`."""
+        self._prompts.restore(state["prompts"])
+        self._journal.check(state["journal"])
+
+    def forget_before(self, step: int) -> None:
+        """Remove journalled answers of the weights before a step, which no checkpoint that is kept needs."""
+        self._journal.prune(step)
+
+
+class NoGroups:
+    """`GroupSource` on the ranks that do not sample."""
+
+    def next(self, step: int) -> Rollout:
+        return Rollout()
+
+    def handed_over(self) -> None: ...
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+    def forget_before(self, step: int) -> None: ...

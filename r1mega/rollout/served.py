@@ -1,0 +1,120 @@
+"""The rollout server of a model's folder and its client, started when they are first needed."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from r1mega.config.cluster import RolloutLayout
+from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
+from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.server import Server
+from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.resources import peak_rss_gib
+from r1mega.samples import Completion
+
+log = logging.getLogger(__name__)
+
+Reload = Callable[[Server, int], None]
+"""Gives a restarted server the weights of a version (`Fleet`)."""
+
+
+class ServedModel:
+    """One server of a folder's own weights. An `Engine` of version 0; whoever pushes to it asks for its `client`."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        layout: RolloutLayout,
+        *,
+        max_model_len: int,
+        seed: int,
+        log_file: Path,
+        interrupt: Interrupt,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            max_model_len: longest prompt + answer, in tokens.
+            interrupt: breaks off waiting for the server or its answers.
+        """
+        self._start = lambda: Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=log_file)
+        self._log_file, self._interrupt = log_file, interrupt
+        self._server: Server | None = None
+        self._client: Fleet | None = None
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Those that were started."""
+        return (self._server,) if self._server is not None else ()
+
+    def start(self) -> Server:
+        """Start the processes, where they are not, and return while they are starting."""
+        if self._server is None:
+            log.info("starting the rollout server; its log: %s", self._log_file)
+            self._server = self._start()
+        return self._server
+
+    def client(self, reload: Reload | None = None, on_recovery: Callable[[Recovery], None] = Recovery.tell) -> Fleet:
+        """What asks the server, once it can answer; started where it was not.
+
+        Args:
+            reload, on_recovery: see `Fleet`; of the first call alone.
+
+        Raises:
+            RolloutError: it does not start.
+            StopNow: a signal came while it started.
+        """
+        if self._client is None:
+            server = self.start()
+            with self._interrupt.at_once():
+                server.wait_ready()
+            self._client = Fleet([server], reload=reload, on_recovery=on_recovery)
+        return self._client
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        *,
+        version: int,
+        on_answer: OnAnswer | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Engine.generate`; no version but 0, of which the folder's own weights are. StopNow at a signal."""
+        client = self.client()
+        with self._interrupt.at_once():
+            return client.generate(requests, params, version=version, on_answer=on_answer)
+
+    def peak_rss_gib(self) -> float:
+        """Of the server's processes on this host; 0 where none was started."""
+        return sum(peak_rss_gib(server.pid, tree=True) for server in self.servers)
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class NotServed:
+    """`ServedModel` on the ranks that start no server."""
+
+    def start(self) -> None: ...
+
+    def peak_rss_gib(self) -> float:
+        return 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,117 @@
+"""What rank 0 of a GRPO run has and the others have not: questions, journal, metrics, and what it asks the engine."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+from r1mega.algos.advantage import samples_from_groups
+from r1mega.config.cluster import Cluster
+from r1mega.data.prompts import PromptStream
+from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.rubric import Rubric
+from r1mega.rollout.collect import GroupSource, Say
+from r1mega.rollout.engine import Engine, SamplingParams
+from r1mega.rollout.journal import Journal
+from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.replay import JournalledEngine, open_journal
+from r1mega.rollout.served import ServedModel
+from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.run_dir import RunDir
+from r1mega.runtime.tracking import Tracker
+from r1mega.samples import Group, Sample
+from r1mega.stages.held_out import HeldOut
+from r1mega.stages.questions import Questions, make_questions
+
+
+@dataclass(frozen=True)
+class RankZero:
+    """See `rank_zero`."""
+
+    questions: Questions
+    journal: Journal
+    tracker: Tracker
+
+    def served(
+        self,
+        serve: Callable[..., ServedModel],
+        config: GRPO,
+        cluster: Cluster,
+        run_dir: RunDir,
+        interrupt: Interrupt,
+        *,
+        step: int,
+    ) -> ServedModel:
+        """The rollout server, which starts now where the journal has no answers from `step` on to go on with.
+
+        It starts in its own process, while this one builds the policy.
+        """
+        model = serve(
+            config.model.path,
+            cluster.rollout,
+            max_model_len=self.questions.longest + config.sampling.max_new_tokens,
+            seed=config.seed,
+            log_file=run_dir.logs / "vllm.log",
+            interrupt=interrupt,
+        )
+        if config.rollout.replay == "live" or self.journal.newest_version() < step:
+            model.start()
+        return model
+
+    def log_recovery(self, version: int, recovery: Recovery) -> None:
+        self.tracker.log("recovery", version, dataclasses.asdict(recovery))
+
+    def asks(self, config: GRPO, run_dir: RunDir, engine: Engine, say: Say) -> tuple[GroupSource, HeldOut]:
+        """The run's rollouts, and its evaluations on the way."""
+        params = SamplingParams(**dict(config.sampling))
+        policies, replay = run_dir.lineage.policies, config.rollout.replay
+        answers = JournalledEngine(engine, self.journal, policies=policies, replay=replay)
+        source = GroupSource(
+            answers,
+            self.journal,
+            PromptStream(self.questions.train, config.seed),
+            params,
+            group_size=config.objective.group_size,
+            num_prompts=config.rollout.num_prompts,
+            rubric=Rubric(config.rewards, config.objective.truncated),
+            num_usable=lambda groups: len(usable(config, groups)),
+            least=config.rollout.num_minibatches,
+            seed=config.seed,
+            folder=run_dir.samples,
+            say=say,
+        )
+        held_out = HeldOut(
+            answers,
+            self.questions.held_out,
+            config.evaluation,
+            params,
+            seed=config.seed,
+            run_dir=run_dir,
+            log=self.tracker.log,
+            say=say,
+        )
+        return source, held_out
+
+
+@contextmanager
+def rank_zero(config: GRPO, run_dir: RunDir, at: int) -> Iterator[RankZero]:
+    """Open what rank 0 has, before the policy is built.
+
+    Args:
+        at: the checkpoint's step to go on from, -1 where there is none; what was written after it is dropped.
+
+    Raises: as `make_questions` and `open_journal`.
+    """
+    questions = make_questions(config, run_dir)
+    run_dir.rewind(at)
+    with (
+        closing(Tracker(run_dir.path, config.wandb, config)) as tracker,
+        open_journal(run_dir, config.rollout.replay) as journal,
+    ):
+        yield RankZero(questions, journal, tracker)
+
+
+def usable(config: GRPO, groups: Sequence[Group]) -> list[Sample]:
+    """What can be learnt from of judged groups, with its advantages (Eq. 3)."""
+    objective = config.objective
+    return samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)

@@ -1,0 +1,225 @@
+"""The engine that is always at the policy's weights, and what the other ranks do while rank 0 asks it.
+
+    with live_engine(policy, served, interrupt=interrupt) as engine:     # every rank
+        with engine.alone():
+            rollout = source.next(step)    # on rank 0 the groups; elsewhere `NoGroups`, after rank 0 has ended
+        samples = scatter(...)             # every rank again
+
+Who waits for whom, downwards in time:
+
+    rank 0, main thread              a restart's thread (Fleet)      every other rank, main thread
+    -------------------              --------------------------      -----------------------------
+    enters alone()                                                   enters alone(), waits for an order
+     generate(version)                                               |
+      push: Pusher's lock
+        order "push"  -----------------------------------------> reads the source once, rank 0 taking
+        sends what it reads to                                       its parts; waits for the next order
+        the servers, reads versions                                  |
+      Fleet asks and waits;
+        a server fails ------------> restarts it, then
+        (the others answer on)        takes `turn`, Pusher's lock
+                                      order "push" ------------> reads the source once
+                                      lets go of both
+                       <------------ it serves again
+     judged answers come, on and on
+     last one, or a signal: StopNow
+      then takes `turn` for good  <-- whoever has it pushes to its
+                                      end; nobody begins after that
+    order "go on"  --------------------------------------------> body of alone(), which has nothing to do
+    signal or none  -------------------------------------------> the same; both raise Stopped, or go on
+
+An order is a broadcast, so all ranks must be at one together: the Pusher's lock keeps pushes apart, and a thread that
+was still restarting a server when a signal came must not order a push where the others await "go on" (`turn`). Where
+no signal came no such thread is left: `Fleet.generate` returns when every server serves. What ends a broadcast that
+nobody answers is the mesh's own time limit (`trainer.meeting`). A signal breaks off waiting for servers alone, never
+a push, which is a collective.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from r1mega.errors import RolloutError
+from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
+from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.served import NotServed, ServedModel
+from r1mega.rollout.server import Server
+from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
+from r1mega.samples import Completion
+from r1mega.trainer.mesh import Mesh
+from r1mega.trainer.policy import Policy
+from r1mega.weights.push import Pusher
+from r1mega.weights.source import PolicySource
+
+Order = Literal["push", "go on"]
+OnRecovery = Callable[[int, Recovery], None]
+"""Takes the version of the weights that were asked for, and what happened to a server."""
+
+
+@contextmanager
+def live_engine(
+    policy: Policy,
+    served: ServedModel | NotServed,
+    *,
+    interrupt: Interrupt,
+    address: str = "",
+    on_recovery: OnRecovery = lambda version, recovery: None,
+    pusher: Callable[..., Pusher] = Pusher,
+) -> "Iterator[LiveEngine | Follower]":
+    """Rank 0's engine, and what follows it on the others. Every rank enters it at the same time.
+
+    Args:
+        served: rank 0's server; it is started when it is first asked, where it was not before.
+        interrupt: breaks off waiting for servers or their answers, and nothing else.
+        address: of this host as the servers know it (`Pusher`).
+        on_recovery: called for every server that failed and serves again, from any thread.
+        pusher: as `Pusher`.
+    """
+    source = PolicySource(policy, include_mtp=False)
+    if isinstance(served, NotServed):
+        yield Follower(policy.mesh, source)
+        return
+
+    def push_with(servers: Sequence[Server]) -> Pusher:
+        announce = Orders(policy.mesh).push
+        return pusher(source, servers, announce=announce, address=address, breakable=interrupt.at_once)
+
+    engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery)
+    try:
+        engine.prepare()
+        yield engine
+    finally:
+        engine.close()
+
+
+class Orders:
+    """What rank 0 tells the others, who wait for it."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def push(self) -> None:
+        """Take part in a push."""
+        self._give("push")
+
+    def go_on(self, signum: int | None = None) -> int | None:
+        """Wait no longer; the signal that has come, or none. Rank 0's, on every rank."""
+        self._give("go on")
+        return self._mesh.from_first(lambda: signum)
+
+    def next(self) -> Order:
+        """Rank 0's next one, on the others."""
+        return self._give("go on")
+
+    def signal(self) -> int | None:
+        """What came with "go on", on the others."""
+        return self._mesh.from_first(lambda: None)
+
+    def _give(self, order: Order) -> Order:
+        return self._mesh.from_first(lambda: order)
+
+
+class LiveEngine:
+    """Rank 0's: an `Engine` whose servers are given the policy's weights before they answer at a new version."""
+
+    def __init__(
+        self,
+        served: ServedModel,
+        orders: Orders,
+        push_with: Callable[[Sequence[Server]], Pusher],
+        interrupt: Interrupt,
+        on_recovery: OnRecovery,
+    ) -> None:
+        """push_with: makes what pushes to these servers."""
+        self._served, self._orders, self._interrupt = served, orders, interrupt
+        self._push_with, self._on_recovery = push_with, on_recovery
+        self._pusher: Pusher | None = None
+        self._turn, self._halted = threading.Lock(), False
+        self._version = -1
+        self.push_seconds = 0.0
+        """Of all pushes so far."""
+
+    def prepare(self) -> None:
+        """What takes long and can be done while servers start: the imports that pushing needs."""
+        if servers := self._served.servers:
+            self._pusher_of(servers).prepare()
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        *,
+        version: int,
+        on_answer: OnAnswer | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        """See `Engine.generate`; `version` is the policy's present one. StopNow at a signal while it waits."""
+        client = self._served.client(self._reload, self._recovered)
+        if version != self._version:
+            self._push(version)
+        with self._interrupt.at_once():
+            return client.generate(requests, params, version=version, on_answer=on_answer)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For what rank 0 does while the others wait; a signal breaks it off where it waits.
+
+        Raises:
+            Stopped: at its end, on every rank, where a signal has come.
+        """
+        try:
+            yield
+        except StopNow:
+            with self._turn:  # a thread may be in the middle of a push; none begins one after this
+                self._halted = True
+        if (signum := self._orders.go_on(self._interrupt.received)) is not None:
+            raise Stopped(signum)
+
+    def close(self) -> None:
+        """Take leave of the servers, which go on."""
+        if self._pusher is not None:
+            self._pusher.close()
+
+    def _push(self, version: int) -> None:
+        report = self._pusher_of(self._served.servers).push(version)
+        self._version = version
+        self.push_seconds += report.seconds
+        for recovery in report.recoveries:
+            self._recovered(recovery)
+
+    def _reload(self, server: Server, version: int) -> None:
+        """Give one restarted server its weights again, in the thread that restarted it."""
+        with self._turn:
+            if self._halted:
+                raise RolloutError("the run is stopping: the restarted server gets no weights")
+            report = self._pusher_of(self._served.servers).push(version, [server])
+        for recovery in report.recoveries:
+            self._recovered(recovery)
+
+    def _recovered(self, recovery: Recovery) -> None:
+        recovery.tell()
+        self._on_recovery(self._version, recovery)
+
+    def _pusher_of(self, servers: Sequence[Server]) -> Pusher:
+        if self._pusher is None:
+            self._pusher = self._push_with(servers)
+        return self._pusher
+
+
+class Follower:
+    """`LiveEngine` on the other ranks: takes part in rank 0's pushes, and asks nothing."""
+
+    push_seconds = 0.0
+
+    def __init__(self, mesh: Mesh, source: PolicySource) -> None:
+        self._orders, self._source = Orders(mesh), source
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Serve rank 0 until it goes on; see `LiveEngine.alone`."""
+        while self._orders.next() == "push":
+            for _ in self._source:
+                pass
+        yield
+        if (signum := self._orders.signal()) is not None:
+            raise Stopped(signum)

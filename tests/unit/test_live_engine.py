@@ -1,0 +1,213 @@
+"""The engine at the policy's weights, over servers that are none: what is pushed to which of them and when, what the
+other ranks do meanwhile, and who still pushes when a signal comes."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from r1mega.config.cluster import RolloutLayout
+from r1mega.errors import RolloutError
+from r1mega.rollout import served as served_module
+from r1mega.rollout.engine import SamplingParams
+from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.served import NotServed, ServedModel
+from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
+from r1mega.weights import live_engine as module
+from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
+
+RECOVERY = Recovery("http://s", "gone", 1.0, 2)
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=4)
+
+
+class Ranks:
+    """Two meshes whose ranks are threads: what rank 0 gives, the other one gets."""
+
+    def __init__(self) -> None:
+        self._sent = queue.Queue[Any]()
+        self.zero = SimpleNamespace(from_first=self._send)
+        self.one = SimpleNamespace(from_first=lambda _: self._sent.get(timeout=60))
+
+    def _send(self, value: Callable[[], Any]) -> Any:
+        sent = value()
+        self._sent.put(sent)
+        return sent
+
+
+class Rig:
+    """What `LiveEngine` makes and asks, in place of servers, pushers and fleets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.did, self.recovered = list[Any](), list[tuple[int, Recovery]]()
+        self.ranks, self.interrupt = Ranks(), Interrupt()
+        self.passes, self.on_push = 0, lambda: None
+        self.on_generate: Callable[[], Any] = lambda: []
+        self.server = SimpleNamespace(
+            wait_ready=lambda: self.did.append("ready"), stop=lambda: self.did.append("stop")
+        )
+        monkeypatch.setattr(served_module, "Server", self.start)
+        monkeypatch.setattr(served_module, "Fleet", self.fleet)
+        monkeypatch.setattr(module, "PolicySource", lambda policy, include_mtp: self)
+        layout = RolloutLayout()
+        self.served = ServedModel(
+            Path("model"), layout, max_model_len=9, seed=0, log_file=Path("log"), interrupt=self.interrupt
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        """The policy's weights, read once."""
+        self.passes += 1
+        return iter(())
+
+    def start(self, *_: Any, **__: Any) -> Any:
+        self.did.append("start")
+        return self.server
+
+    def fleet(self, servers: Sequence[Any], *, reload: Any, on_recovery: Any) -> Any:
+        assert list(servers) == [self.server]
+        self.reload = reload
+        return SimpleNamespace(generate=lambda *_, version, on_answer: self.on_generate())
+
+    def pusher(self, source: Any, servers: Sequence[Any], **options: Any) -> Any:
+        assert source is self and options["address"] == "here"
+        self.announce = options["announce"]
+        return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"), prepare=lambda: None)
+
+    def push(self, version: int, servers: Sequence[Any] | None = None) -> Any:
+        self.announce()
+        self.on_push()
+        self.did.append((version, servers))
+        return SimpleNamespace(seconds=2.0, recoveries=(RECOVERY,) if version == 4 else ())
+
+    def engine(self) -> contextlib.AbstractContextManager[Any]:
+        policy: Any = SimpleNamespace(mesh=self.ranks.zero)
+        return live_engine(
+            policy, self.served, interrupt=self.interrupt, address="here", pusher=self.pusher,
+            on_recovery=lambda version, recovery: self.recovered.append((version, recovery)),
+        )  # fmt: skip
+
+    def follower(self) -> contextlib.AbstractContextManager[Any]:
+        policy: Any = SimpleNamespace(mesh=self.ranks.one)
+        return live_engine(policy, NotServed(), interrupt=self.interrupt)
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
+
+
+def test_each_version_is_pushed_once_to_all_servers(rig: Rig) -> None:
+    with rig.engine() as engine:
+        for version in (0, 0, 2, 2, 4):
+            engine.generate([], PARAMS, version=version)
+    assert rig.did == ["start", "ready", (0, None), (2, None), (4, None), "close"]
+    assert (engine.push_seconds, rig.recovered) == (6.0, [(4, RECOVERY)])
+    rig.served.stop()
+    assert rig.did[-1] == "stop"
+
+
+def test_a_server_that_came_back_is_given_the_weights_that_answer_now(rig: Rig) -> None:
+    with rig.engine() as engine:
+        engine.generate([], PARAMS, version=2)
+        rig.reload(rig.server, 2)
+        assert rig.did[-1] == (2, [rig.server])
+        engine.generate([], PARAMS, version=4)
+        rig.reload(rig.server, 4)
+        assert rig.did[-2:] == [(4, None), (4, [rig.server])]
+        assert rig.recovered == [(4, RECOVERY), (4, RECOVERY)]  # while it was given them, too
+        with contextlib.suppress(Stopped), engine.alone():
+            rig.interrupt.received = 15
+            raise StopNow
+        with pytest.raises(RolloutError, match="the run is stopping"):
+            rig.reload(rig.server, 4)
+    assert rig.did[-2:] == [(4, [rig.server]), "close"]
+
+
+def test_a_push_in_a_restarts_thread_ends_before_the_others_are_told_to_go_on(rig: Rig) -> None:
+    """A signal comes while it sends: "go on" in its middle would reach ranks that read weights."""
+    begun, signalled, told = threading.Event(), threading.Event(), list[Any]()
+    went_on = threading.Event()
+
+    def push_slowly() -> None:
+        begun.set()
+        assert signalled.wait(60)
+        went_on.wait(0.2)  # in vain
+        told.append("sent")
+
+    def orders(value: Callable[[], Any]) -> Any:
+        if (order := value()) == "go on":
+            told.append(order)
+            went_on.set()
+        return order
+
+    with rig.engine() as engine, ThreadPoolExecutor(1) as threads:
+        engine.generate([], PARAMS, version=0)
+        rig.on_push, rig.ranks.zero.from_first = push_slowly, orders
+        reloading = threads.submit(rig.reload, rig.server, 0)
+        with pytest.raises(Stopped), engine.alone():
+            assert begun.wait(60)
+            rig.interrupt.received = 15
+            signalled.set()
+            raise StopNow
+        reloading.result(60)
+    assert told == ["sent", "go on"]
+
+
+def test_the_other_ranks_read_along_in_every_push_and_go_on_with_rank_zero(rig: Rig) -> None:
+    after = list[str]()
+
+    def rank_one() -> None:
+        with rig.follower() as engine:
+            assert isinstance(engine, Follower) and engine.push_seconds == 0.0
+            for _ in range(2):
+                with engine.alone():
+                    after.append(f"one after {rig.passes} passes")
+
+    with ThreadPoolExecutor(1) as threads, rig.engine() as engine:
+        assert isinstance(engine, LiveEngine)
+        follower = threads.submit(rank_one)
+        with engine.alone():
+            engine.generate([], PARAMS, version=0)
+            engine.generate([], PARAMS, version=0)
+            engine.generate([], PARAMS, version=2)
+        with engine.alone():  # all of it was in the journal
+            pass
+        follower.result(60)
+    assert after == ["one after 2 passes", "one after 2 passes"]
+
+
+@pytest.mark.parametrize("breaks_off", [True, False])
+def test_a_signal_stops_every_rank_at_the_same_place(breaks_off: bool, rig: Rig) -> None:
+    """While answers are waited for, or after the last of them has come."""
+
+    def signalled() -> Any:
+        rig.interrupt.received = 10
+        if breaks_off:
+            raise StopNow
+        return []
+
+    def rank_one() -> int:
+        with pytest.raises(Stopped) as stopped, rig.follower() as engine, engine.alone():
+            pass
+        return stopped.value.signum
+
+    rig.on_generate = signalled
+    with ThreadPoolExecutor(1) as threads, rig.engine() as engine:
+        follower = threads.submit(rank_one)
+        with pytest.raises(Stopped) as stopped, engine.alone():
+            engine.generate([], PARAMS, version=0)
+        assert stopped.value.signum == follower.result(60) == 10
+
+
+def test_what_else_goes_wrong_is_raised_as_it_is(rig: Rig) -> None:
+    def fails() -> Any:
+        raise RolloutError("no answer")
+
+    rig.on_generate = fails
+    with rig.engine() as engine, pytest.raises(RolloutError, match="no answer"), engine.alone():
+        engine.generate([], PARAMS, version=0)
