@@ -143,12 +143,29 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
 
 
 @pytest.mark.vllm
-def test_a_finished_model_is_evaluated_without_a_trainer(base: Path, tmp_path: Path):
-    settings = ("evaluation.num_questions=8", "sampling.max_new_tokens=16", f"model.path={base / 'hf'}")
+def test_a_finished_model_is_evaluated_without_a_trainer_and_killed_on_its_way(base: Path, tmp_path: Path):
+    run_dir, journal = tmp_path / "run", tmp_path / "run/journal/version_0.jsonl"
+    settings = ("evaluation.num_questions=60", "sampling.max_new_tokens=48", f"model.path={base / 'hf'}",
+                "sampling.top_p=0.95", "cluster.rollout.max_num_seqs=4")  # fmt: skip
     sets = [part for s in settings for part in ("--set", s)]
-    done = warm.run("run", str(TINY / "2_eval.toml"), "--run-dir", str(tmp_path), *sets)
+    arguments = ["run", str(TINY / "2_eval.toml"), "--run-dir", str(run_dir), *sets]
+    with (tmp_path / "printed").open("w+") as output:
+        process = warm.start(*arguments, output=output)
+        wait_for(lambda: journal.is_file() and journal.read_bytes().count(b"\n") > 1, process, output)
+        process.kill()
+        process.wait(LIMIT_S)
+    answered = [json.loads(line) for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 1 < len(answered) < 120 and not (run_dir / "summary.json").exists()
+    done = warm.run(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "summary.json").read_text())["eval"]["after"]["num_questions"] == 8
+    # What was answered stands there as it was, and each question was answered once in each way.
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert rows[: len(answered)] == answered
+    asked = [(row["prompt"], json.dumps(row["sampling"])) for row in rows]
+    assert len(set(asked)) == len(asked) == 120
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["replayed_answers"] == sum(row["n"] for row in answered)
+    assert (summary["eval"]["after"]["num_questions"], summary["eval"]["after"]["num_answers"]) == (60, 240)
     code = "import sys, r1mega.stages.evaluate; print([m for m in sys.modules if m.startswith('megatron')])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "[]"
 

@@ -1,0 +1,84 @@
+"""A served model: started when it is first needed, broken off by a signal wherever it waits, told of in the log."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from r1mega.config.cluster import RolloutLayout
+from r1mega.rollout import served as module
+from r1mega.rollout.engine import SamplingParams
+from r1mega.rollout.recovery import Recovery
+from r1mega.rollout.served import ServedModel
+from r1mega.runtime.interrupt import Interrupt, StopNow
+
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=4)
+
+
+class Rig:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.did, self.options, self.interrupt = list[Any](), dict[str, Any](), Interrupt()
+        self.signal_at = ""
+        monkeypatch.setattr(module, "Server", self.server)
+        monkeypatch.setattr(module, "Fleet", self.fleet)
+        self.served = ServedModel(
+            Path("model"), RolloutLayout(), max_model_len=9, seed=3, log_file=Path("log"), interrupt=self.interrupt
+        )
+
+    def server(self, model_dir: Path, layout: RolloutLayout, **options: Any) -> Any:
+        self.did.append("start")
+        self.options = options
+        return SimpleNamespace(wait_ready=self.does("ready"), stop=self.does("stop"))
+
+    def fleet(self, servers: Any, *, reload: Any, on_recovery: Any) -> Any:
+        self.recovered = on_recovery
+        assert reload is None and list(servers) == list(self.served.servers)
+        return SimpleNamespace(generate=lambda *_, version, on_answer: self.does(f"asked at {version}")())
+
+    def does(self, what: str) -> Callable[[], None]:
+        def do() -> None:
+            self.did.append(what)
+            if what == self.signal_at:
+                self.interrupt._handle(15, None)
+
+        return do
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(monkeypatch)
+
+
+def test_it_is_started_once_and_when_it_is_needed(rig: Rig) -> None:
+    with rig.served as served:
+        assert served.servers == () and served.peak_rss_gib() == 0.0
+        served.start()
+        assert rig.did == ["start"]
+        for _ in range(2):
+            served.generate([], PARAMS, version=0)
+    assert rig.did == ["start", "ready", "asked at 0", "asked at 0", "stop"]
+    assert rig.options == {"max_model_len": 9, "seed": 3, "log_file": Path("log")}
+
+
+def test_what_was_never_asked_is_never_started(rig: Rig) -> None:
+    with rig.served:
+        pass
+    assert rig.did == []
+
+
+@pytest.mark.parametrize("place", ["ready", "asked at 0"])
+def test_a_signal_breaks_off_the_wait(place: str, rig: Rig) -> None:
+    rig.signal_at = place
+    with pytest.raises(StopNow), rig.served as served:
+        served.generate([], PARAMS, version=0)
+    assert rig.did[-2:] == [place, "stop"]
+
+
+def test_recoveries_are_told_in_the_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.served.client()
+    with caplog.at_level(logging.WARNING):
+        rig.recovered(Recovery("http://s", "found frozen", 3.0, 1))
+    assert "http://s serves again after 3 s: found frozen" in caplog.text
