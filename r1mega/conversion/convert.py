@@ -18,7 +18,7 @@ from typing import Any
 
 from r1mega.conversion.card import describe_dtypes, elements_by_dtype, write_card
 from r1mega.conversion.folders import Folder, HFFolder, check_copies, open_folder
-from r1mega.conversion.workers import MB, Job, Workers, audit_part, write_part
+from r1mega.conversion.workers import MB, ConversionJob, Workers, audit_part, write_part
 from r1mega.conversion.writers import DType, Form, Part
 from r1mega.errors import ConversionError, WeightMappingError
 from r1mega.formats import companions, fp8_blocks
@@ -98,7 +98,7 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
         tokenizer = companions.find_tokenizer(source, options.tokenizer, folder.spec.vocab_size)
     beside = companions.collect(companions.origin(source), tokenizer)
     num_repeated = check_copies(folder)
-    job = Job(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
+    job = ConversionJob(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
     plan = _plan(folder, job)
     try:
         with _work_folder(work, plan):
@@ -129,7 +129,7 @@ def _check_absent(out: Path) -> None:
         raise ConversionError(f"{out}: exists; choose another folder, or remove it")
 
 
-def _run(folder: Folder, job: Job, work: Path, beside: Mapping[str, Path], num_processes: int) -> Report:
+def _run(folder: Folder, job: ConversionJob, work: Path, beside: Mapping[str, Path], num_processes: int) -> Report:
     """Fill the work folder's `out`."""
     writer = job.writer()
     gone = writer.create(job.out)
@@ -172,7 +172,7 @@ def _run(folder: Folder, job: Job, work: Path, beside: Mapping[str, Path], num_p
     )
 
 
-def _plan(folder: Folder, job: Job) -> dict[str, Any]:
+def _plan(folder: Folder, job: ConversionJob) -> dict[str, Any]:
     """What makes two runs the same conversion."""
     files = [(p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in folder.files()]
     model = hashlib.sha256(json.dumps(dict(folder.spec.hf), sort_keys=True, default=str).encode()).hexdigest()
@@ -241,7 +241,7 @@ def _save_id(records: list[Any]) -> str:
     return hashlib.sha256(json.dumps([r["digests"] for r in records]).encode()).hexdigest()[:32]
 
 
-def _dtype_name(job: Job, written: Folder) -> str:
+def _dtype_name(job: ConversionJob, written: Folder) -> str:
     if job.dtype is not None and job.dtype in fp8_blocks.FORMS:
         scales = ", scales powers of two" if "scale_fmt" in fp8_blocks.FORMS[job.dtype] else ""
         return f"FP8 (e4m3, blocks of 128 x 128{scales}), bf16 elsewhere"

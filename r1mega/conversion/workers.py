@@ -26,7 +26,7 @@ MB = 10**6
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionJob:
     """A conversion as every process of it knows it."""
 
     source: Path
@@ -65,7 +65,7 @@ def audit_part(task: Task) -> Any:
 class Workers:
     """The processes of a conversion, started on entering; with one, or nothing to share, this process does it all."""
 
-    def __init__(self, job: Job, num_processes: int) -> None:
+    def __init__(self, job: ConversionJob, num_processes: int) -> None:
         self._job, self._num = job, num_processes
         self._pool: ProcessPoolExecutor | None = None
         self._uncounted = 0
@@ -132,7 +132,7 @@ def _result(future: "Future[Any]") -> Any:
         ) from e
 
 
-def _start_worker(job: Job, shared: Any, meeting: Any, parent: int) -> None:
+def _start_worker(job: ConversionJob, shared: Any, meeting: Any, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too
     torch.set_num_threads(1)
@@ -150,6 +150,6 @@ def _meet() -> None:
     _state["meeting"].wait(START_S)
 
 
-def _prepare(job: Job, count: Callable[[int], None]) -> None:
+def _prepare(job: ConversionJob, count: Callable[[int], None]) -> None:
     _state.clear()
     _state.update(job=job, writer=job.writer(), count=count)

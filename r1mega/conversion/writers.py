@@ -272,21 +272,21 @@ class MegatronWriter:
         return {"part": part.number, "digests": digests, "file": name, "chunks": chunks}
 
     def finish(self, out: Path, records: Sequence[Mapping[str, Any]], save_id: str) -> None:
-        tensors: dict[str, torch_dist.Stored] = {}
+        tensors: dict[str, torch_dist.StoredTensor] = {}
         faults = []
         for record in records:
             for key, dtype, shape, offset, sizes, start, length in record["chunks"]:
-                tensor = torch_dist.Stored(getattr(torch, dtype), tuple(shape), {})
+                tensor = torch_dist.StoredTensor(getattr(torch, dtype), tuple(shape), {})
                 tensor = tensors.setdefault(key, tensor)
                 if tensor.dtype is not getattr(torch, dtype):
                     faults.append(f"{key}: dtypes differ between its experts, Megatron keeps them as one")
-                chunk = torch_dist.Chunk(tuple(offset), tuple(sizes), record["file"], start, length)
+                chunk = torch_dist.StoredChunk(tuple(offset), tuple(sizes), record["file"], start, length)
                 tensor.chunks[chunk.offset] = chunk
         if faults:
             raise WeightMappingError("\n  ".join([f"{len(faults)} faults:", *faults]))
         nothing = torch_dist.empty_object()
         (out / EXTRA_STATES).write_bytes(nothing)
-        blob = torch_dist.Chunk((), (), EXTRA_STATES, 0, len(nothing))
+        blob = torch_dist.StoredChunk((), (), EXTRA_STATES, 0, len(nothing))
         objects = dict.fromkeys(extra_states(self._source.table), blob)
         for name, content in torch_dist.metadata_files(tensors, objects, save_id).items():
             (out / name).write_bytes(content)

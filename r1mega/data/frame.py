@@ -21,7 +21,7 @@ Complaint = Callable[[str], DataError]
 
 
 @dataclass(frozen=True)
-class Answer:
+class LearntTurn:
     """Where a turn of the assistant is learnt."""
 
     turn: int
@@ -39,7 +39,7 @@ class Frame:
 
     around: tuple[str, ...]
     """[n + 1] stretches: before the first turn, between two, behind the last."""
-    answers: tuple[Answer, ...]
+    answers: tuple[LearntTurn, ...]
 
     def fit(self, text: str, conversation: Conversation, fault: Complaint) -> list[tuple[int, int]]:
         """Where each answer is learnt in the rendered `conversation`.
@@ -99,7 +99,7 @@ def find(
     edges = [0, *(edge for place in places for edge in place), len(text)]
     around = tuple(text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True))
     marked = iter(_marked(text, turns, marks, fault)) if marks is not None else None
-    answers = list[Answer]()
+    answers = list[LearntTurn]()
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
@@ -123,7 +123,7 @@ def find(
         else:
             close = _close(text, turns[: i + 1], render, fault)
         end = _end(text[stop:close], ends, fault)
-        answers.append(Answer(i, text[start : len(before)], len(ahead), end))
+        answers.append(LearntTurn(i, text[start : len(before)], len(ahead), end))
     return Frame(around, tuple(answers))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from r1mega.errors import CheckpointError
-from r1mega.formats.torch_dist import Chunk, read_chunk, read_metadata
+from r1mega.formats.torch_dist import StoredChunk, read_chunk, read_metadata
 from r1mega.runtime.mapped import MappedFiles
 
 
@@ -27,7 +27,7 @@ class Box:
     """Whether the last rows are padding, of which another layout may have another number."""
 
 
-class Reader:
+class CheckpointReader:
     """A checkpoint's tensors, of a training run or converted. Raises CheckpointError where it cannot be read."""
 
     def __init__(self, folder: Path) -> None:
@@ -63,9 +63,9 @@ class Reader:
             del stored
             self._files.release()
 
-    def _reads(self, wanted: list[Box]) -> list[tuple[str, Chunk, list[Box]]]:
+    def _reads(self, wanted: list[Box]) -> list[tuple[str, StoredChunk, list[Box]]]:
         """The stored chunks that have something of the boxes, and those, in the order they lie on disk."""
-        found: dict[tuple[str, int], tuple[str, Chunk, list[Box]]] = {}
+        found: dict[tuple[str, int], tuple[str, StoredChunk, list[Box]]] = {}
         for box in wanted:
             covered = 0
             for chunk in self._chunks(box):
@@ -76,7 +76,7 @@ class Reader:
                 raise CheckpointError(f"{self.folder}: lacks a part of {box.key}")
         return [found[place] for place in sorted(found)]
 
-    def _chunks(self, box: Box) -> Iterable[Chunk]:
+    def _chunks(self, box: Box) -> Iterable[StoredChunk]:
         """What to look at for a box: the chunk that is just this box, if there is one, or all of the tensor's."""
         chunks = self._tensors[box.key].chunks
         same = chunks.get(box.offset)

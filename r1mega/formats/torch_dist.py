@@ -47,7 +47,7 @@ ALLOWED = {
 
 
 @dataclass(frozen=True)
-class Chunk:
+class StoredChunk:
     """One stored box of a tensor."""
 
     offset: Shape
@@ -58,12 +58,12 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a checkpoint."""
 
     dtype: torch.dtype
     shape: Shape
-    chunks: dict[Shape, Chunk]
+    chunks: dict[Shape, StoredChunk]
     """By offset."""
 
 
@@ -82,7 +82,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name) if (module, name) in ALLOWED else _Shell
 
 
-def read_metadata(folder: Path) -> dict[str, Stored]:
+def read_metadata(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint.
 
     Raises:
@@ -105,16 +105,16 @@ def read_metadata(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _tensors(found: Any) -> tuple[dict[str, Stored], list[str]]:
+def _tensors(found: Any) -> tuple[dict[str, StoredTensor], list[str]]:
     """The tensors of an unpickled `.metadata`, and what is wrong with their chunks."""
     places = {(i.fqn, tuple(i.offset)): s for i, s in found.storage_data.items() if i.offset is not None}
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     faults: list[str] = []
     for key, about in found.state_dict_metadata.items():
         if not isinstance(about, dcp.TensorStorageMetadata):
             continue
         shape = tuple(about.size)
-        chunks: dict[Shape, Chunk] = {}
+        chunks: dict[Shape, StoredChunk] = {}
         for box in about.chunks:
             offset = tuple(box.offsets)
             stored = places.get((key, offset))
@@ -126,10 +126,10 @@ def _tensors(found: Any) -> tuple[dict[str, Stored], list[str]]:
             if Path(stored.relative_path).name != stored.relative_path:
                 faults.append(f"{key}: chunk {offset} lies in {stored.relative_path!r}, outside the folder")
                 continue
-            chunks[offset] = Chunk(offset, tuple(box.sizes), stored.relative_path, stored.offset, stored.length)
+            chunks[offset] = StoredChunk(offset, tuple(box.sizes), stored.relative_path, stored.offset, stored.length)
         boxes = [(c.offset, c.sizes) for c in chunks.values()]
         faults += [f"{key}: {fault}" for fault in cover_faults(shape, boxes)]
-        tensors[key] = Stored(about.properties.dtype, shape, chunks)
+        tensors[key] = StoredTensor(about.properties.dtype, shape, chunks)
     return tensors, faults
 
 
@@ -165,7 +165,7 @@ def _meet(a: tuple[Shape, Shape], b: tuple[Shape, Shape]) -> bool:
     return all(x < y + m and y < x + n for x, n, y, m in zip(*a, *b, strict=True))
 
 
-def _file_faults(folder: Path, tensors: Iterable[Stored]) -> list[str]:
+def _file_faults(folder: Path, tensors: Iterable[StoredTensor]) -> list[str]:
     ends: dict[str, int] = {}
     for tensor in tensors:
         for chunk in tensor.chunks.values():
@@ -179,7 +179,7 @@ def _file_faults(folder: Path, tensors: Iterable[Stored]) -> list[str]:
     return faults
 
 
-def read_box(folder: Path, files: MappedFiles, key: str, tensor: Stored, offset: Shape, sizes: Shape) -> Tensor:
+def read_box(folder: Path, files: MappedFiles, key: str, tensor: StoredTensor, offset: Shape, sizes: Shape) -> Tensor:
     """A box of a stored tensor: a window into the file where one chunk is exactly it, else put together.
 
     Raises:
@@ -200,7 +200,7 @@ def read_box(folder: Path, files: MappedFiles, key: str, tensor: Stored, offset:
     return whole
 
 
-def read_chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: Chunk) -> Tensor:
+def read_chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: StoredChunk) -> Tensor:
     """A stored chunk, as a window into its file, whose checksum is right.
 
     Raises:
@@ -277,7 +277,9 @@ def write_chunk(file: Output, tensor: Tensor) -> tuple[int, int]:
     return start, file.tell() - start
 
 
-def metadata_files(tensors: Mapping[str, Stored], objects: Mapping[str, Chunk], save_id: str) -> dict[str, bytes]:
+def metadata_files(
+    tensors: Mapping[str, StoredTensor], objects: Mapping[str, StoredChunk], save_id: str
+) -> dict[str, bytes]:
     """The files, by name, that make .distcp files a checkpoint that `dist_checkpointing.load` reads.
 
     Args:

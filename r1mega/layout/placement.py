@@ -21,7 +21,7 @@ _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """A rank's coordinates. `dp` tells copies of the dense part apart, `expert_dp` copies of the experts."""
 
     tp: int
@@ -32,7 +32,7 @@ class Place:
     expert_dp: int
 
 
-class Piece(NamedTuple):
+class TensorPart(NamedTuple):
     """What one rank holds of one tensor: [start, stop) ranges of the whole one along `dim`."""
 
     row: Row
@@ -40,11 +40,11 @@ class Piece(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
 
 
-def place(layout: TrainerLayout, rank: int) -> Place:
+def place(layout: TrainerLayout, rank: int) -> RankPlace:
     """The coordinates of a rank."""
     within, pp = rank % (layout.tp * layout.cp * layout.dp), rank // (layout.tp * layout.cp * layout.dp)
     etp, ep = layout.expert_tp, layout.ep
-    return Place(
+    return RankPlace(
         tp=rank % layout.tp,
         dp=within // layout.tp,
         pp=pp,
@@ -94,7 +94,7 @@ def stages(row: Row, spec: ModelSpec, layout: TrainerLayout) -> tuple[int, ...]:
     return tuple(sorted({i % layout.pp for i in at}))
 
 
-def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[Piece]]]:
+def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[TensorPart]]]:
     """(rank, its pieces) for every rank of the layout; copies under a second name are no tensors of their own.
 
     The layout must fit the model (`laws.check_layout`).
@@ -113,11 +113,11 @@ def held(spec: ModelSpec, layout: TrainerLayout) -> Iterator[tuple[int, list[Pie
         part = {"tp": at.tp, "etp": at.etp, None: 0}
         rows = [*table.get((at.pp, None), []), *table.get((at.pp, at.ep), [])]
         cut = ((row, *pieces(row, part[axis(row)], sizes[axis(row)])) for row in rows)
-        yield rank, [Piece(row, dim, tuple(ranges)) for row, dim, ranges in cut]
+        yield rank, [TensorPart(row, dim, tuple(ranges)) for row, dim, ranges in cut]
 
 
 def tiling_faults(
-    spec: ModelSpec, layout: TrainerLayout, pieces_of: Sequence[tuple[int, Sequence[Piece]]]
+    spec: ModelSpec, layout: TrainerLayout, pieces_of: Sequence[tuple[int, Sequence[TensorPart]]]
 ) -> list[str]:
     """Whether the ranks' pieces cover every element of every tensor, each as often as there are copies of it.
 
@@ -128,7 +128,7 @@ def tiling_faults(
         One sentence for each tensor that is missing, unknown, or has gaps or overlaps; none is all well.
     """
     rows = {row.megatron: row for row in spec.tensors() if row.kind is not Kind.COPY}
-    found: Mapping[str, list[Piece]] = defaultdict(list)
+    found: Mapping[str, list[TensorPart]] = defaultdict(list)
     faults = []
     for rank, pieces_of_rank in pieces_of:
         seen = {piece.row.megatron for piece in pieces_of_rank}
@@ -151,7 +151,7 @@ def _copies(row: Row, spec: ModelSpec, layout: TrainerLayout) -> int:
     return ranks // (layout.tp if axis(row) else 1) * len(stages(row, spec, layout))
 
 
-def _gaps(row: Row, found: Sequence[Piece], copies: int) -> list[str]:
+def _gaps(row: Row, found: Sequence[TensorPart], copies: int) -> list[str]:
     """Places along the divided dim that are not held by `copies` ranks."""
     dims = {piece.dim for piece in found}
     if len(dims) > 1:

@@ -25,7 +25,7 @@ _EXPERT = re.compile(r"\.experts\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointPlace:
     """Where one Megatron tensor lies in a checkpoint: the box of `sizes` at `offset` in the tensor `key`."""
 
     key: str
@@ -36,7 +36,7 @@ class Place:
     """Without padding."""
 
 
-def places(table: Sequence[Row], *, tp: int = 1) -> dict[str, Place]:
+def places(table: Sequence[Row], *, tp: int = 1) -> dict[str, CheckpointPlace]:
     """Every tensor's place, by its name in the table; copies have none of their own.
 
     Args:
@@ -53,7 +53,7 @@ def places(table: Sequence[Row], *, tp: int = 1) -> dict[str, Place]:
         shape, offset = ((experts[key],), (expert,)) if expert is not None else ((), ())
         own = (_padded(row, tp), *row.shape[1:])
         sizes = (1,) * len(shape) + row.shape
-        found[row.megatron] = Place(key, shape + own, offset + (0,) * len(own), sizes)
+        found[row.megatron] = CheckpointPlace(key, shape + own, offset + (0,) * len(own), sizes)
     return found
 
 
@@ -74,7 +74,7 @@ def extra_states(table: Sequence[Row]) -> list[str]:
     return list(keys)
 
 
-def boxes(row: Row, place: Place) -> list[tuple[Shape, Shape]]:
+def boxes(row: Row, place: CheckpointPlace) -> list[tuple[Shape, Shape]]:
     """(offset, sizes) of the chunks in which a row is written: gate and up apart, as Megatron's ranks read them."""
     if row.kind is not Kind.GATED:
         return [(place.offset, place.sizes)]

@@ -117,7 +117,7 @@ class Mirror:
                 self._logged += 1
             try:
                 self._ask("finish", CLOSE_TIMEOUT_S)
-            except _Failed as error:
+            except _MirrorFailed as error:
                 log.warning(
                     "W&B: the run's end failed there (%s); `wandb sync` sends what stands in %s/wandb",
                     error, self._run_dir,
@@ -132,10 +132,10 @@ class Mirror:
         """Start W&B as wanted, or with files in the run directory where its server is not to be had.
 
         Raises:
-            _Failed, OSError: it does not start.
+            _MirrorFailed, OSError: it does not start.
         """
         if importlib.util.find_spec("wandb") is None:
-            raise _Failed(f"it is not installed in {sys.prefix}")
+            raise _MirrorFailed(f"it is not installed in {sys.prefix}")
         # The same id joins the parts of a resumed run into one.
         id_file = self._run_dir / "wandb/r1mega_id"
         self._wanted["resumed"] = id_file.is_file()
@@ -146,7 +146,7 @@ class Mirror:
         try:
             self._spawn()
             self._ask(self._wanted, START_TIMEOUT_S)
-        except _Failed as error:
+        except _MirrorFailed as error:
             if self._wanted["mode"] == "offline":
                 raise
             self._end()
@@ -165,7 +165,7 @@ class Mirror:
         environment = {k: v for k, v in environment.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
         with self._lock:
             if self._closed:
-                raise _Failed("the run is over")
+                raise _MirrorFailed("the run is over")
             self._child = process.spawn(
                 [sys.executable, "-m", "r1mega.runtime.wandb_process"],
                 environment=environment,
@@ -177,7 +177,7 @@ class Mirror:
         """What W&B's process answers.
 
         Raises:
-            _Failed: an error, no answer in time, or no process.
+            _MirrorFailed: an error, no answer in time, or no process.
         """
         child = self._child
         assert child is not None and child.stdin is not None and child.stdout is not None
@@ -185,18 +185,18 @@ class Mirror:
         try:
             os.write(child.stdin.fileno(), json.dumps(line).encode() + b"\n")
         except OSError:
-            raise _Failed(gone) from None
+            raise _MirrorFailed(gone) from None
         deadline, answer = time.monotonic() + timeout_s, b""
         while not answer.endswith(b"\n"):
             if not select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise _Failed(f"no answer within {timeout_s:g} s")
+                raise _MirrorFailed(f"no answer within {timeout_s:g} s")
             more = os.read(child.stdout.fileno(), 1 << 16)
             if not more:
-                raise _Failed(gone)
+                raise _MirrorFailed(gone)
             answer += more
         told = json.loads(answer)
         if "error" in told:
-            raise _Failed(" ".join(told["error"].split())[:500])
+            raise _MirrorFailed(" ".join(told["error"].split())[:500])
         return told
 
     def _end(self) -> None:
@@ -207,5 +207,5 @@ class Mirror:
             process.stop_group(child, grace_s=0.0)
 
 
-class _Failed(Exception):
+class _MirrorFailed(Exception):
     """W&B does not do what it was asked."""

@@ -74,7 +74,7 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
             policy,
             first_weights=lambda: _first_weights(policy, config.model.path),
             tokenizer=config.model.path or run_dir.tokenizer,
-            carried=[Place(epochs)],
+            carried=[TextPosition(epochs)],
         )
         for step in run.steps():
             with Stopwatch() as watch:
@@ -86,7 +86,7 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
     run.finish()
 
 
-class Place(Carried):
+class TextPosition(Carried):
     """Where in the text a run stands."""
 
     def __init__(self, epochs: Epochs) -> None:

@@ -75,7 +75,7 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
             policy,
             first_weights=lambda: load_weights(policy, _base(config)),
             tokenizer=run_dir.tokenizer,
-            carried=[Place(data, epochs, run_dir)],
+            carried=[DataPosition(data, epochs, run_dir)],
             evaluation=Validation(config, policy, run_dir, run.records) if config.validation else None,
         )
         for step in run.steps():
@@ -88,7 +88,7 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
     run.finish(lambda: _summary(run.summary(), run_dir, data, epochs))
 
 
-class Place(Carried):
+class DataPosition(Carried):
     """Where in which data a run stands."""
 
     def __init__(self, data: TokenStore, epochs: Epochs, run_dir: RunDir) -> None:

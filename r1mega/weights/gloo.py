@@ -1,7 +1,7 @@
 """The gloo backend of vLLM's weight-transfer API, both ends: weights travel as a few packed broadcasts.
 
 Sender (trainer, rank 0 of the group) and receivers (vLLM workers, ranks 1..N) cut the stream into the same
-chunks, computed from the metadata alone. After the last chunk all ranks exchange what they saw (tensors, bytes,
+buckets, computed from the metadata alone. After the last bucket all ranks exchange what they saw (tensors, bytes,
 CRC-32); any difference fails the push on both sides. Importing this module imports vLLM and registers the
 backend; vLLM's workers import it through `worker_extension_cls`.
 """
@@ -31,10 +31,10 @@ from r1mega.runtime import network
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
 from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
-from r1mega.weights.stream import Param, SourceError, Tally, checked, chunks
+from r1mega.weights.stream import Param, SourceError, Tally, buckets, checked
 
 BACKEND = "gloo"
-CHUNK_BYTES = 64 * 2**20
+BUCKET_BYTES = 64 * 2**20
 
 
 # ---- the group ----------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class GlooInitInfo(WeightTransferInitInfo):
     rank_offset: int
     world_size: int
     timeout_s: float
-    chunk_bytes: int
+    bucket_bytes: int
 
 
 @dataclass
@@ -139,7 +139,7 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     repack_experts = repack_heads = True
     """Off only in the tests that show the shims are needed."""
     _wire: Wire | None = None
-    _chunk_bytes = CHUNK_BYTES
+    _bucket_bytes = BUCKET_BYTES
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         self.shutdown()
@@ -150,7 +150,7 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         store = TCPStore(sender, init_info.master_port, is_master=False, timeout=timeout)
         address = network.local_address(sender)
         self._wire = Wire(store, rank, init_info.world_size, init_info.timeout_s, address)
-        self._chunk_bytes = init_info.chunk_bytes
+        self._bucket_bytes = init_info.bucket_bytes
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -168,12 +168,12 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             raise RuntimeError("weights sent before init_weight_transfer_engine")
         tally = Tally()
         try:
-            for chunk in chunks(update_info.params(), self._chunk_bytes):
+            for bucket in buckets(update_info.params(), self._bucket_bytes):
                 # A new buffer each time: the layer-wise reload keeps views until a layer is complete.
-                buffer = torch.empty(chunk.num_bytes, dtype=torch.uint8)
+                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
                 self._wire.broadcast(buffer)
-                tally.add(chunk, buffer)
-                self.model.load_weights(list(chunk.views(buffer)))  # pyright: ignore[reportCallIssue]
+                tally.add(bucket, buffer)
+                self.model.load_weights(list(bucket.views(buffer)))  # pyright: ignore[reportCallIssue]
             self._wire.compare(tally)
         except BaseException:
             self.shutdown()  # the sender learns it at once
@@ -225,7 +225,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     """The same or a name of this host, which the workers are told."""
     num_workers: int
     timeout_s: float
-    chunk_bytes: int = CHUNK_BYTES
+    bucket_bytes: int = BUCKET_BYTES
 
 
 class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
@@ -234,7 +234,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
     init_info_cls = GlooTrainerInitInfo
     tally: Tally
     _wire: Wire
-    _chunk_bytes: int
+    _bucket_bytes: int
 
     @classmethod
     def trainer_init(
@@ -245,7 +245,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
         world_size = 1 + info.num_workers
         # Port 0: the store takes a free one, and no other process can take it in between.
         store = TCPStore(info.address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
-        worker = GlooInitInfo(info.name, store.port, 1, world_size, info.timeout_s, info.chunk_bytes)
+        worker = GlooInitInfo(info.name, store.port, 1, world_size, info.timeout_s, info.bucket_bytes)
         with ThreadPoolExecutor(1) as executor:
             rpc = executor.submit(client.init_weight_transfer_engine, asdict(worker))
             try:
@@ -253,7 +253,7 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             except Exception as error:
                 raise _also(error, rpc) from error
             rpc.result()
-        engine._chunk_bytes = info.chunk_bytes
+        engine._bucket_bytes = info.bucket_bytes
         return engine
 
     def send_weights(self) -> None:
@@ -276,12 +276,12 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
 
         try:
             stream = checked(iter(self.source), params)  # type: ignore[arg-type]
-            for chunk in chunks(params, self._chunk_bytes):
-                buffer = torch.empty(chunk.num_bytes, dtype=torch.uint8)
-                for _, view in chunk.views(buffer):
+            for bucket in buckets(params, self._bucket_bytes):
+                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
+                for _, view in bucket.views(buffer):
                     view.copy_(next(stream)[1])
                 self._wire.broadcast(buffer, refused)
-                self.tally.add(chunk, buffer)
+                self.tally.add(bucket, buffer)
             for _ in stream:  # runs its check for what is left over
                 pass
             self._wire.compare(self.tally, refused)

@@ -6,7 +6,7 @@ from r1mega.errors import CheckpointError
 from r1mega.families.registry import model_of
 from r1mega.families.spec import Kind, ModelSpec
 from r1mega.formats.manifest import MANIFEST, read_model_fields
-from r1mega.formats.reader import Reader
+from r1mega.formats.reader import CheckpointReader
 from r1mega.trainer.checkpoint.slices import find_slices
 from r1mega.trainer.policy import Policy
 from r1mega.weights import hf_io
@@ -31,7 +31,7 @@ def load_weights(policy: Policy, folder: Path) -> None:
         # Looked at here because a vocabulary of another size would pass for one that is padded otherwise.
         differ = sorted(n for n in stored.keys() | wanted.keys() if stored.get(n) != wanted.get(n))
         raise CheckpointError(f"{folder}: belongs to another model; {len(differ)} tensors differ, first {differ[0]}")
-    Reader(folder).fill(find_slices(policy).weights(policy))
+    CheckpointReader(folder).fill(find_slices(policy).weights(policy))
     policy.weights_changed()
 
 

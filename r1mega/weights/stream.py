@@ -1,6 +1,6 @@
 """The stream of weights as sender and receiver both cut it: few byte buffers, checked and counted.
 
-Both sides compute the same chunks from the metadata alone. Imports torch alone.
+Both sides compute the same buckets from the metadata alone. Imports torch alone.
 """
 
 import zlib
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 _ALIGN = 16
-"""Every tensor starts at a multiple of this in its chunk, so that it can be viewed as any dtype."""
+"""Every tensor starts at a multiple of this in its bucket, so that it can be viewed as any dtype."""
 
 
 class Param(NamedTuple):
@@ -23,7 +23,7 @@ class Param(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Bucket:
     """One broadcast: consecutive tensors in one byte buffer."""
 
     params: tuple[Param, ...]
@@ -37,22 +37,22 @@ class Chunk:
             yield param.name, flat.view(param.dtype).view(param.shape)
 
 
-def chunks(params: Iterable[Param], bound_bytes: int) -> list[Chunk]:
+def buckets(params: Iterable[Param], bound_bytes: int) -> list[Bucket]:
     """Cut the stream, in order, into buffers of at most `bound_bytes`; a larger tensor travels alone."""
-    cut: list[Chunk] = []
+    cut: list[Bucket] = []
     group: list[Param] = []
     offsets: list[int] = []
     end = 0
     for param in params:
         start = -(-end // _ALIGN) * _ALIGN
         if group and start + _size(param) > bound_bytes:
-            cut.append(Chunk(tuple(group), tuple(offsets), end))
+            cut.append(Bucket(tuple(group), tuple(offsets), end))
             group, offsets, start = [], [], 0
         group.append(param)
         offsets.append(start)
         end = start + _size(param)
     if group:
-        cut.append(Chunk(tuple(group), tuple(offsets), end))
+        cut.append(Bucket(tuple(group), tuple(offsets), end))
     return cut
 
 
@@ -66,9 +66,9 @@ class Tally:
     def __init__(self) -> None:
         self.num_tensors = self.num_bytes = self.crc = 0
 
-    def add(self, chunk: Chunk, buffer: torch.Tensor) -> None:
-        self.num_tensors += len(chunk.params)
-        self.num_bytes += chunk.num_bytes
+    def add(self, bucket: Bucket, buffer: torch.Tensor) -> None:
+        self.num_tensors += len(bucket.params)
+        self.num_bytes += bucket.num_bytes
         self.crc = zlib.crc32(buffer.numpy(), self.crc)  # pyright: ignore[reportArgumentType]
 
     def as_tensor(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rank_pool import Pool
 
-from r1mega.formats.reader import Box, Reader
+from r1mega.formats.reader import Box, CheckpointReader
 
 EP2 = "dp=2,ep=2"
 CHANGES = (("dp=2", "one"), ("tp=2", "pp=2"), (EP2, "one"), ("one", EP2), ("pp=2", "dp=2"), ("dp=2", "dp=2"))
@@ -31,7 +31,7 @@ def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    reader = Reader(checkpoint)
+    reader = CheckpointReader(checkpoint)
     whole = {
         key: Box(key, shape, (0,) * len(shape), torch.full(shape, math.nan)) for key, shape in reader.shapes().items()
     }

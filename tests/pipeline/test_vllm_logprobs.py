@@ -344,10 +344,10 @@ def test_a_name_vllm_does_not_know(live: Live, monkeypatch: pytest.MonkeyPatch) 
 def test_bytes_that_change_on_the_way(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     add = stream.Tally.add
 
-    def add_other(self: stream.Tally, chunk: stream.Chunk, buffer: torch.Tensor) -> None:
+    def add_other(self: stream.Tally, bucket: stream.Bucket, buffer: torch.Tensor) -> None:
         buffer = buffer.clone()
         buffer[100] += 1
-        add(self, chunk, buffer)
+        add(self, bucket, buffer)
 
     monkeypatch.setattr(stream.Tally, "add", add_other)
     with pytest.raises(RolloutError, match="CRC-32"):

@@ -9,7 +9,7 @@ from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch
 from r1mega.families.registry import FAMILIES
 from r1mega.layout.laws import check_layout
-from r1mega.layout.placement import Piece, held, place, stage_contents, stage_layers, stages, tiling_faults
+from r1mega.layout.placement import TensorPart, held, place, stage_contents, stage_layers, stages, tiling_faults
 
 
 def read(hf):
@@ -51,7 +51,7 @@ def test_every_fault_of_a_tiling_is_seen():
     def moved(pieces):
         row, dim, ((start, stop),) = next(p for p in pieces if "layers.3.self_attention.linear_qkv" in p.row.megatron)
         rest = [p for p in pieces if p.row is not row]
-        return [*rest, Piece(row, dim, ((start + 1, stop + 1),))]
+        return [*rest, TensorPart(row, dim, ((start + 1, stop + 1),))]
 
     layer = "decoder.layers.3.self_attention.linear_qkv.weight"
     assert faults(1, moved) == [
@@ -70,7 +70,7 @@ def outside(pieces):
         i for i, p in enumerate(pieces) if p.row.megatron.endswith("layers.2.self_attention.linear_proj.weight")
     )
     row, dim, ((start, stop),) = pieces[index]
-    return [*pieces[:index], Piece(row, dim, ((start, stop + 1),)), *pieces[index + 1 :]]
+    return [*pieces[:index], TensorPart(row, dim, ((start, stop + 1),)), *pieces[index + 1 :]]
 
 
 def test_uneven_stages_give_the_first_ones_more():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from r1mega.weights.stream import Param, Tally, checked, chunks
+from r1mega.weights.stream import Param, Tally, buckets, checked
 
 PARAMS = [
     Param("a", torch.float32, (3, 5)),
@@ -23,14 +23,14 @@ def tensors() -> list[tuple[str, torch.Tensor]]:
 def test_every_tensor_travels_once_and_whole(bound_bytes: int) -> None:
     source = tensors()
     stream = iter(source)
-    cut = chunks(PARAMS, bound_bytes)
+    cut = buckets(PARAMS, bound_bytes)
     received = []
-    for chunk in cut:
-        assert chunk.num_bytes <= bound_bytes or len(chunk.params) == 1
-        buffer = torch.empty(chunk.num_bytes, dtype=torch.uint8)
-        for _, view in chunk.views(buffer):
+    for bucket in cut:
+        assert bucket.num_bytes <= bound_bytes or len(bucket.params) == 1
+        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
+        for _, view in bucket.views(buffer):
             view.copy_(next(stream)[1])
-        received += [(name, view.clone()) for name, view in chunk.views(buffer.clone())]
+        received += [(name, view.clone()) for name, view in bucket.views(buffer.clone())]
     assert [name for name, _ in received] == [p.name for p in PARAMS]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for (_, a), (_, b) in zip(source, received, strict=True))
     if bound_bytes == 10**6:
@@ -38,13 +38,13 @@ def test_every_tensor_travels_once_and_whole(bound_bytes: int) -> None:
 
 
 def test_tally_counts_and_notices_one_changed_byte() -> None:
-    (chunk,) = chunks(PARAMS, 10**6)
-    buffer = torch.zeros(chunk.num_bytes, dtype=torch.uint8)
+    (bucket,) = buckets(PARAMS, 10**6)
+    buffer = torch.zeros(bucket.num_bytes, dtype=torch.uint8)
     one, other = Tally(), Tally()
-    one.add(chunk, buffer)
+    one.add(bucket, buffer)
     buffer[17] = 1
-    other.add(chunk, buffer)
-    assert one.as_tensor()[:2].tolist() == [len(PARAMS), chunk.num_bytes]
+    other.add(bucket, buffer)
+    assert one.as_tensor()[:2].tolist() == [len(PARAMS), bucket.num_bytes]
     assert one.as_tensor()[2] != other.as_tensor()[2]
 
 

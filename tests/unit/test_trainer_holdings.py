@@ -14,7 +14,7 @@ from r1mega.config.cluster import TrainerLayout
 from r1mega.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from r1mega.formats.reader import Box, Reader
+    from r1mega.formats.reader import Box, CheckpointReader
     from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.trainer.checkpoint.slices import boxes, find_slices
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True, scope="module")
 def megatron(mesh):
     """Megatron as these tests see it: imported after the mesh, and not while other tests are collected."""
-    global Box, Checkpointer, Reader, boxes, find_slices
-    from r1mega.formats.reader import Box, Reader
+    global Box, Checkpointer, CheckpointReader, boxes, find_slices
+    from r1mega.formats.reader import Box, CheckpointReader
     from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.trainer.checkpoint.slices import boxes, find_slices
 
@@ -78,7 +78,7 @@ def test_an_optimizer_that_no_ranks_divide_updates_and_saves_the_same(mesh, make
 def test_rows_of_padding_may_differ_between_layouts_and_nothing_else(make_policy, tmp_path):
     policy = make_policy()
     Checkpointer(policy).save(tmp_path / "step_1", {})
-    reader = Reader(tmp_path / "step_1")
+    reader = CheckpointReader(tmp_path / "step_1")
     key = "embedding.word_embeddings.weight"
     (embedding,) = (h for h in find_slices(policy).parts if h.key == key)
     assert embedding.padded and not any(h.padded for h in find_slices(policy).parts if "layers" in h.key)

@@ -17,7 +17,7 @@ from typing import Any
 
 from r1mega.errors import CheckpointError, RanksLostError
 from r1mega.formats.manifest import FORMAT, read_manifest
-from r1mega.formats.reader import Reader
+from r1mega.formats.reader import CheckpointReader
 from r1mega.runtime.background import Background
 from r1mega.trainer.checkpoint import random_states
 from r1mega.trainer.checkpoint.publishing import collect_parts, publish
@@ -190,7 +190,7 @@ class Checkpointer:
                 )
             if not verified and (faults := damage(self._policy.mesh, folder)):
                 raise CheckpointError("\n  ".join([f"{folder}: damaged, or torn:", *faults]))
-            slices, reader = self.slices(), Reader(folder)
+            slices, reader = self.slices(), CheckpointReader(folder)
             reader.fill([*slices.weights(policy), *slices.moments()])
             for group in policy.optimizer.param_groups:
                 group["step"] = manifest["optimizer"]["step"]

@@ -13,7 +13,7 @@ import torch
 
 from r1mega.errors import CheckpointError, RanksLostError
 from r1mega.formats.manifest import MANIFEST, digest
-from r1mega.formats.torch_dist import Chunk, Stored, cover_faults, metadata_files
+from r1mega.formats.torch_dist import StoredChunk, StoredTensor, cover_faults, metadata_files
 from r1mega.runtime.files import put_folder, sync
 from r1mega.trainer.checkpoint.writing import data_file, part_file, write_file
 
@@ -89,13 +89,13 @@ def write_metadata(folder: Path, parts: list[dict[str, Any]]) -> dict[str, dict[
         CheckpointError: the parts do not make up whole tensors; lists them all.
     """
     tensors: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    objects: dict[str, Chunk] = {}
+    objects: dict[str, StoredChunk] = {}
     for part in parts:
         for entry in part["entries"]:
             if "sizes" in entry:
                 tensors[entry["key"]].append(entry | {"file": part["data"]})
             else:
-                objects[entry["key"]] = Chunk((), (), part["data"], entry["at"], entry["length"])
+                objects[entry["key"]] = StoredChunk((), (), part["data"], entry["at"], entry["length"])
     expected = {key: shape for part in parts for key, shape in part["expected"].items()}
     faults = [f"{key}: 0 of {math.prod(shape)} elements" for key, shape in expected.items() if key not in tensors]
     faults += [fault for key, entries in tensors.items() for fault in _not_whole(key, entries)]
@@ -108,10 +108,12 @@ def write_metadata(folder: Path, parts: list[dict[str, Any]]) -> dict[str, dict[
     return files
 
 
-def _stored(entries: list[dict[str, Any]]) -> Stored:
+def _stored(entries: list[dict[str, Any]]) -> StoredTensor:
     first = entries[0]
-    places = [Chunk(tuple(e["offset"]), tuple(e["sizes"]), e["file"], e["at"], e["length"]) for e in entries]
-    return Stored(getattr(torch, first["dtype"]), tuple(first["shape"]), {place.offset: place for place in places})
+    places = [StoredChunk(tuple(e["offset"]), tuple(e["sizes"]), e["file"], e["at"], e["length"]) for e in entries]
+    return StoredTensor(
+        getattr(torch, first["dtype"]), tuple(first["shape"]), {place.offset: place for place in places}
+    )
 
 
 def _not_whole(key: str, entries: list[dict[str, Any]]) -> Iterator[str]:

@@ -23,19 +23,19 @@ def checksum(chunk: Any) -> int:
     return int((words * torch.arange(1, len(words) + 1, device=words.device)).sum())  # wraps around, as int64 does
 
 
-def packed(tensors: Any, chunk_bytes: int) -> Iterator[Any]:
+def packed(tensors: Any, bucket_bytes: int) -> Iterator[Any]:
     """The tensors' bytes one after the other, in chunks; the last is filled up with zeros."""
     import torch
 
     flat = [t.detach().contiguous().view(-1).view(torch.uint8) for t in tensors]
-    room = torch.zeros(chunk_bytes, dtype=torch.uint8, device=flat[0].device)
+    room = torch.zeros(bucket_bytes, dtype=torch.uint8, device=flat[0].device)
     filled = 0
     for part in flat:
         while len(part):
-            taken = min(len(part), chunk_bytes - filled)
+            taken = min(len(part), bucket_bytes - filled)
             room[filled : filled + taken] = part[:taken]
             part, filled = part[taken:], filled + taken
-            if filled == chunk_bytes:
+            if filled == bucket_bytes:
                 yield room
                 room, filled = torch.zeros_like(room), 0
     if filled:
@@ -49,7 +49,7 @@ def receive(asked: Any, answered: Any) -> None:
         del chunk  # the sender waits for this before it may free it
 
 
-def share(report: Report, policy: Any, chunk_bytes: int) -> None:
+def share(report: Report, policy: Any, bucket_bytes: int) -> None:
     import torch.multiprocessing as processes
 
     context = processes.get_context("spawn")
@@ -58,7 +58,7 @@ def share(report: Report, policy: Any, chunk_bytes: int) -> None:
     other.start()
     try:
         total, taken = 0, 0.0
-        for number, chunk in enumerate(packed(policy.state().values(), chunk_bytes)):
+        for number, chunk in enumerate(packed(policy.state().values(), bucket_bytes)):
             if not report.cuda:
                 chunk.share_memory_()
             start = time.perf_counter()
@@ -69,7 +69,7 @@ def share(report: Report, policy: Any, chunk_bytes: int) -> None:
                 total += len(chunk)
             assert (seen, on_gpu) == (checksum(chunk), report.cuda), number
         speed = round(total / taken / 2**30, 2) if taken else None
-        report.note(chunks=number + 1, chunk_bytes=chunk_bytes, read_gib_per_s=speed)
+        report.note(chunks=number + 1, bucket_bytes=bucket_bytes, read_gib_per_s=speed)
         asked.put(None)
         other.join(30)
         assert other.exitcode == 0, other.exitcode
