@@ -123,7 +123,7 @@ def _as_deep(name: str, pattern: str) -> bool:
 
 
 def _code_named(file: Path) -> list[str]:
-    """The Python files that a tokenizer_config.json names in `auto_map`, and those that they import beside them."""
+    """The Python files that a tokenizer_config.json names in `auto_map`, and those there that they import."""
     try:
         named = json.loads(file.read_text(encoding="utf-8"))["auto_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -140,7 +140,7 @@ def _code_named(file: Path) -> list[str]:
 
 
 _RELATIVE = re.compile(r"^\s*(?:from|import)\s+\.(\w+)", re.MULTILINE)
-"""A module beside the one that imports it, as transformers looks for them."""
+"""A module of the same folder as the one that imports it, as transformers looks for them."""
 
 
 def copy(found: Mapping[str, Path], out: Path) -> None:

@@ -80,7 +80,7 @@ def read_files(folder: Path) -> tuple[list[tuple[Path, Entry]], list[str]]:
             raise WeightMappingError(f"{index}: no weight_map of names to files")
     names = sorted({p.name for p in folder.glob("*.safetensors")})
     if weight_map is not None:
-        # Others may lie beside, such as Meta's consolidated.safetensors.
+        # Others may lie there too, such as Meta's consolidated.safetensors.
         names = sorted(set(weight_map.values()) | {n for n in names if n.startswith("model")})
     if not names:
         raise WeightMappingError(f"{folder}: no safetensors file")

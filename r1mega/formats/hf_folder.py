@@ -21,7 +21,7 @@ from r1mega.runtime.mapped import MappedFiles
 class HFFolder(HFHeaders):
     """config.json and safetensors; FP8 blocks are multiplied out to bf16.
 
-    Inverse frequencies of rotary positions, which old folders keep beside the weights, must be those of the model's
+    Inverse frequencies of rotary positions, which old folders keep with the weights, must be those of the model's
     own positions, and are left out.
     """
 
@@ -50,7 +50,7 @@ class HFFolder(HFHeaders):
         return torch.bfloat16 if stored is fp8.CODES else stored
 
     def stored(self, name: str) -> Tensor:
-        """A tensor as it lies in its file."""
+        """A tensor as it lies in its file: [its shape] of the dtype there."""
         file, entry = self.places[name]
         return self._files.tensor(file, entry.start, TORCH[entry.dtype], entry.shape)
 
@@ -59,10 +59,11 @@ class HFFolder(HFHeaders):
         return [name + fp8_blocks.SUFFIX] if self.places[name][1].dtype == fp8_blocks.CODES else []
 
     def parts(self, row: Row) -> list[Tensor]:
+        """The row's Hugging Face tensors, [row.hf_shapes] of `dtype(row)`, in the order of `row.hf`."""
         return [self._read(name) for name in row.hf]
 
     def tensor(self, name: str) -> Tensor | None:
-        """A tensor by its Hugging Face name, FP8 blocks multiplied out; None where the folder leaves it out."""
+        """[its shape]: a tensor by its Hugging Face name, FP8 multiplied out; None where the folder lacks it."""
         return self._read(name) if name in self.places else None
 
     def _read(self, name: str) -> Tensor:
@@ -90,6 +91,7 @@ class HFFolder(HFHeaders):
         return faults
 
     def whole(self, row: Row) -> Tensor:
+        """The row's Megatron tensor, [row.shape] of `dtype(row)`."""
         return to_megatron(row, self.parts(row))
 
     def release(self) -> None:
@@ -97,7 +99,10 @@ class HFFolder(HFHeaders):
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Bitwise, a stretch at a time: memory for the comparison does not grow with the tensor."""
+    """Whether two tensors, [any shape] of any dtype, are one bitwise.
+
+    A stretch at a time: memory for the comparison does not grow with the tensor.
+    """
     if a.dtype is not b.dtype or a.shape != b.shape:
         return False
     integer: Any = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]

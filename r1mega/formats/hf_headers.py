@@ -1,6 +1,6 @@
 """A Hugging Face folder of weights by what its config.json, index and headers say: no tensor is read, no torch.
 
-Everything that can be said against the folder is found here, before any tensor's data is read: files, headers, index,
+Every fault of the folder is found here, before any tensor's data is read: files, headers, index,
 names, shapes, dtypes.
 """
 
@@ -22,7 +22,7 @@ INVERSE_FREQUENCIES = re.compile(r"model\.(?:layers\.(\d+)\.self_attn\.)?rotary_
 
 
 class HFHeaders:
-    """What a folder says of its tensors, held against the table of its model's family."""
+    """What a folder says of its tensors, compared with the table of its model's family."""
 
     def __init__(self, path: Path, spec: ModelSpec | None = None) -> None:
         """Hold the folder against its own config.json, or against `spec`, which it then need not state.
@@ -42,7 +42,7 @@ class HFHeaders:
         """Every tensor of every file; and what is wrong with them."""
         self.places = {entry.name: (file, entry) for file, entry in self.entries}
         self.left_out = [name for name in self.places if _is_inverse_frequencies(spec, name)]
-        """Inverse frequencies of rotary positions, which old folders keep beside the weights; nobody reads them."""
+        """Inverse frequencies of rotary positions, which old folders keep with the weights; nobody reads them."""
         self._look()
 
     def _look(self) -> None:

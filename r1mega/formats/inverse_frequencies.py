@@ -1,7 +1,7 @@
-"""Inverse frequencies of rotary positions that old folders, of Llama above all, keep beside the weights.
+"""Inverse frequencies of rotary positions that old folders, of Llama above all, keep with the weights.
 
-Every reader computes them itself. Those in a folder say by which positions its weights were trained, so they are held
-against what its config.json gives.
+Every reader computes them itself. Those in a folder say by which positions its weights were trained, so they are
+compared with what its config.json gives.
 """
 
 import torch

@@ -9,7 +9,7 @@ from r1mega.families.spec import Kind, Row
 
 
 def to_hf(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The Hugging Face tensors of one whole Megatron tensor; views where the layout allows it."""
+    """(name, [row.hf_shapes]) of a whole Megatron tensor [row.shape], of its dtype; views where that is possible."""
     parts: Sequence[Tensor] = (tensor,)
     if row.kind is Kind.GATED:
         parts = tensor.split([s[0] for s in row.hf_shapes])
@@ -20,7 +20,7 @@ def to_hf(row: Row, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def to_megatron(row: Row, parts: Sequence[Tensor]) -> Tensor:
-    """The whole Megatron tensor of a row's Hugging Face tensors, in the order of `row.hf`; `to_hf` bitwise undone."""
+    """[row.shape] of Hugging Face tensors [row.hf_shapes], in the order of `row.hf`; `to_hf` bitwise undone."""
     if row.kind is Kind.GATED:
         return torch.cat(list(parts))
     if row.kind is Kind.QKV:

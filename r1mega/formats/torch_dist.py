@@ -180,7 +180,7 @@ def _file_faults(folder: Path, tensors: Iterable[StoredTensor]) -> list[str]:
 
 
 def read_box(folder: Path, files: MappedFiles, key: str, tensor: StoredTensor, offset: Shape, sizes: Shape) -> Tensor:
-    """A box of a stored tensor: a window into the file where one chunk is exactly it, else put together.
+    """[sizes]: a box of a stored tensor: a window into the file where one chunk is exactly it, else put together.
 
     Raises:
         CheckpointError: a chunk is damaged.
@@ -201,7 +201,7 @@ def read_box(folder: Path, files: MappedFiles, key: str, tensor: StoredTensor, o
 
 
 def read_chunk(folder: Path, files: MappedFiles, key: str, dtype: torch.dtype, chunk: StoredChunk) -> Tensor:
-    """A stored chunk, as a window into its file, whose checksum is right.
+    """[chunk.sizes] dtype: a stored chunk, as a window into its file, whose checksum is right.
 
     Raises:
         CheckpointError: it is damaged.
@@ -265,7 +265,7 @@ class Output(Protocol):
 
 
 def write_chunk(file: Output, tensor: Tensor) -> tuple[int, int]:
-    """Append a chunk; returns (start, length) in the file."""
+    """Append a chunk, [any shape] of any dtype; returns (start, length) in the file."""
     start = file.tell()
     # torch.save writes the whole storage behind a view: this one ends where the tensor ends.
     own = torch.frombuffer(raw(tensor), dtype=tensor.dtype).view(tensor.shape) if tensor.numel() else tensor

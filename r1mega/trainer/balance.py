@@ -112,8 +112,8 @@ class Balance:
 
     def _current_biases(self) -> Tensor | None:
         """[routers of this rank, E] fp32; None where it has none."""
-        held: list[Any] = [router.expert_bias for _, router in self._routers]
-        biases = [bias.detach() for bias in held]
+        owned: list[Any] = [router.expert_bias for _, router in self._routers]
+        biases = [bias.detach() for bias in owned]
         return torch.stack(biases) if biases else None
 
     def _layer(self, row: list[float]) -> LayerLoad:

@@ -168,3 +168,12 @@ def _sum(metrics: list[dict[str, Tensor]], mesh: Mesh) -> dict[str, float]:
                 total.update(m)
         return mesh.from_last_stage(dict(total))
     return mesh.from_last_stage({})
+
+
+def at_targets(of_rows: Tensor, batch: MicroBatch) -> Tensor:
+    """[T] of [S * B] values of any dtype of this rank's rows, on the host: those of the rows that predict targets."""
+    targets = batch.targets
+    found = of_rows[targets.rows.cpu()]
+    if targets.places is None:
+        return found
+    return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())

@@ -23,7 +23,7 @@ from r1mega.trainer.meeting import forming, meet
 T = TypeVar("T")
 
 _formed: tuple[Any, Any] | None = None
-"""What Megatron's groups were formed for, and the group of all ranks beside them."""
+"""What Megatron's groups were formed for, and the group of all ranks, which is none of them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Mesh:
     rank: int
     world_size: int
     patient: Any
-    """A group of all ranks whose waits last as long as the first rank's own work may."""
+    """A group of all ranks whose waits last as long as rank 0's own work may."""
 
     @property
     def first(self) -> bool:
@@ -63,12 +63,12 @@ class Mesh:
         return _state().is_pipeline_last_stage()
 
     def barrier(self) -> None:
-        """Wait for every rank of the trainer, the first one's writing to disk included."""
+        """Wait for every rank of the trainer, rank 0's writing to disk included."""
         with self.waiting("all ranks", "first_rank_timeout_s"):
             dist.barrier(group=self.patient)
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns on the first rank, on every rank; the others wait for it as long as that may take."""
+        """What `make` returns on rank 0, given to every rank; the others wait for it as long as that may take."""
         if self.world_size == 1:
             return make()
         size = torch.zeros((), dtype=torch.int64)
@@ -126,7 +126,7 @@ class Mesh:
         return found
 
     def sum_over_data(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over the data-parallel ranks, in place."""
+        """[any shape] of any dtype: the sum over the data-parallel ranks, in place."""
         if self.layout.dp > 1:
             with self.waiting("the data-parallel ranks"):
                 dist.all_reduce(values, group=_state().get_data_parallel_group())

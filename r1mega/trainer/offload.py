@@ -4,7 +4,7 @@ What moves are storages, not tensors: views of Megatron's buffers, which paramet
 places in them. Between the two moves nothing may be read. Host memory is pinned for a GPU, and kept for next time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -129,12 +129,39 @@ def _wait(storages: Iterable[tuple[torch.UntypedStorage, torch.device]]) -> None
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """The values on the host, pinned where they come from a GPU."""
+    """The values on the host, [as the tensor] of its dtype, pinned where they come from a GPU."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor.detach())
 
 
+@contextmanager
+def lent(state: Mapping[str, Tensor], values: Mapping[str, Tensor], own: dict[str, Tensor]) -> Iterator[None]:
+    """Other values in the place of a state's, without gradients; the state's own come back in the end.
+
+    Args:
+        state: name -> [any shape] of any dtype, live; written in place.
+        values: the same names and shapes, on the host.
+        own: keeps the state's own values meanwhile, on the host, or the device would have to hold both. Filled at
+            the first use and written again at every other.
+    """
+    with torch.no_grad():
+        if own:
+            _copy(state, own)
+        else:
+            own |= {name: host_copy(tensor) for name, tensor in state.items()}
+        _copy(values, state)
+        try:
+            yield
+        finally:
+            _copy(own, state)
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])
+
+
 def weights_and_gradients(chunks: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors of a rank's parts of the model, in Megatron's data-parallel wrapper."""
+    """All tensors, [any shape] of any dtype, of a rank's parts of the model in Megatron's data-parallel wrapper."""
     for chunk in chunks:
         yield from (t for t in (*chunk.module.parameters(), *chunk.module.buffers()) if t.numel())
         for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
@@ -142,7 +169,7 @@ def weights_and_gradients(chunks: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def optimizer_tensors(optimizer: Any) -> Iterator[Tensor]:
-    """Moments and main parameters of Megatron's optimizer; the latter lie where the weights do if those are fp32."""
+    """Moments and main parameters, [any shape], fp32 or moments bf16; parameters lie where fp32 weights do."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         for group in part.optimizer.param_groups:
             for param in group["params"]:

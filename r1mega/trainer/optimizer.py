@@ -1,8 +1,8 @@
 """Adam with decoupled weight decay, with or without Megatron's distributed optimizer (ZeRO-1).
 
-Whose Adam it is, is decided here: Transformer Engine's or apex's kernel on a GPU that has one, otherwise ours. All
-have one state layout, apex's: the step count stands in the group, each parameter's state is `exp_avg` and
-`exp_avg_sq` alone. So a checkpoint of one continues with another.
+Whose Adam it is, is decided here: Transformer Engine's or apex's kernel on a GPU that has one, otherwise this
+package's. All have one state layout, apex's: the step count stands in the group, each parameter's state is `exp_avg`
+and `exp_avg_sq` alone. So a checkpoint of one continues with another.
 """
 
 import importlib
@@ -46,7 +46,7 @@ class Adam(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def initialize_state(self, param: torch.Tensor, _: bool = False) -> None:
-        """Moments of a parameter, all zero."""
+        """Moments of a parameter, all zero: [as the parameter], of the dtypes that were asked for."""
         self.state[param] = {name: torch.zeros_like(param, dtype=dtype) for name, dtype in self.moments.items()}
 
     @torch.no_grad()
@@ -77,7 +77,7 @@ class Adam(torch.optim.Optimizer):
 
 
 def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimizer]]:
-    """Whose Adam updates the weights; said in the log.
+    """Whose Adam updates the weights; the log tells.
 
     Args:
         device: type of the device, "cpu" or "cuda".

@@ -1,12 +1,11 @@
 """The policy: a model in training and the verbs on it."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.optimizer.optimizer import MegatronOptimizer
 from torch import Tensor
@@ -18,14 +17,13 @@ from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import forward
 from r1mega.trainer.balance import Balance
 from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
-from r1mega.trainer.context import gathered
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.network.build import build_chunks
 from r1mega.trainer.network.layer_spec import choose_layers
 from r1mega.trainer.network.model import MTP, PolicyModel
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
-from r1mega.trainer.offload import DeviceMemory, host_copy
+from r1mega.trainer.offload import DeviceMemory, host_copy, lent
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.routing import recorded_margins
 
@@ -53,7 +51,7 @@ class Policy:
         self._mtp_loss_weight = mtp_loss_weight
         self._memory = DeviceMemory(self.chunks, optimizer, optimizer_aside=mesh.layout.offload_optimizer)
         self._current: dict[str, Tensor] = {}
-        """The weights, while the reference is in their place."""
+        """Host copy of the weights, while the reference is in their place."""
         self.form = BESIDE
         """How micro-batches are laid out."""
         self.expert_load: ExpertLoad | None = None
@@ -107,12 +105,16 @@ class Policy:
         return self.networks[-1]
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies."""
+        """This rank's parameters and persistent buffers, by the names of the family's table; live, not copies.
+
+        Returns:
+            name -> [this rank's part of the table's shape], of the weights' dtype; routers' biases fp32.
+        """
         self._memory.check()
         return {n: t for x in self.networks for n, t in by_whole_model_names(x, own_tensors(x)).items()}
 
     def gradients(self) -> dict[str, Tensor]:
-        """This rank's accumulated fp32 gradients, by the same names as `state`."""
+        """The accumulated gradients of this rank's weights, each [as the weight] fp32, by the names of `state`."""
         found: dict[str, Tensor] = {}
         for network in self.networks:
             trained = {n: p.main_grad for n, p in network.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
@@ -221,7 +223,7 @@ class Policy:
         with recorded_margins(self.networks) as margins:
             forward.score(self.chunks, self.mesh, batches, temperature=1.0)
         numbered = enumerate(batches)
-        smallest = [self._of_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
+        smallest = [forward.at_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
         return by_document(every_position, batches, smallest)
 
     def refresh_reference(self) -> None:
@@ -258,37 +260,12 @@ class Policy:
         )
         return [batch.to(self.mesh.device) for batch in made]
 
-    def _of_targets(self, of_rows: Tensor, batch: MicroBatch) -> Tensor:
-        """[T]: of [S * B] values of this rank's rows, on the host, those that predict the targets."""
-        targets = batch.targets
-        found = of_rows[targets.rows.cpu()]
-        if targets.places is None:
-            return found
-        return gathered(found, targets.places.cpu(), targets.total, parallel_state.get_context_parallel_group())
-
     def _zero_grad(self) -> None:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    @contextmanager
-    def _reference_weights(self) -> Iterator[None]:
+    def _reference_weights(self) -> AbstractContextManager[None]:
         if self.reference is None:
             raise RuntimeError("no reference yet: call refresh_reference() first")
-        with torch.no_grad():
-            state = self.state()
-            # On the host, or the device would have to hold both.
-            if self._current:
-                _copy(state, self._current)
-            else:
-                self._current = {name: host_copy(t) for name, t in state.items()}
-            _copy(self.reference, state)
-            try:
-                yield
-            finally:
-                _copy(self._current, state)
-
-
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    for name, tensor in target.items():
-        tensor.copy_(source[name])
+        return lent(self.state(), self.reference, self._current)

@@ -1,6 +1,6 @@
-"""A rollout's samples from the first rank to those that learn from them.
+"""A rollout's samples from rank 0 to those that learn from them.
 
-The first rank divides every mini-batch over the data-parallel ranks by chunks; each leader (the first rank of its
+Rank 0 divides every mini-batch over the data-parallel ranks by chunks; each leader (the first rank of its
 copy of the model) receives its share alone and hands it to the tensor-, pipeline- and context-parallel ranks of its
 copy.
 The same encoding is what a checkpoint keeps of a rollout that is not used up.
@@ -42,7 +42,7 @@ def _divided(minibatches: MiniBatches, num_shares: int, chunk_tokens: int) -> li
 
 
 def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> MiniBatches:
-    """This rank's share of each mini-batch. Every rank calls this; the first one gives the mini-batches.
+    """This rank's share of each mini-batch. Every rank calls this; rank 0 gives the mini-batches.
 
     Args:
         chunk_tokens: length of the chunks that the ranks will make; each is given whole ones (`data.packing.spread`).

@@ -54,7 +54,7 @@ class Wire:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
 
     def broadcast(self, buffer: torch.Tensor, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Send rank 0's buffer to all."""
+        """Send rank 0's buffer, [num_bytes] uint8, to all."""
         options = BroadcastOptions()
         options.rootRank = options.rootTensor = 0
         self._wait(self._pg.broadcast([buffer], options), given_up, "a chunk of weights")

@@ -34,14 +34,14 @@ def export(
     """Write config.json, safetensors, and what travels with them (`companions`); complete or not at all.
 
     MTP layers are written under DeepSeek's published names, embedding and head repeated as published. Every rank
-    calls this; the first one writes.
+    calls this; rank 0 writes.
 
     Args:
         folder: replaced if it exists.
         tokenizer_dir: the model that this one began as, or a tokenizer alone: its tokenizer, generation config and
             licences are copied; None copies none.
         identity: of the policy (`provenance.Lineage.policy`), which the card says.
-        beside: write in this thread from a copy of the weights, made on the first rank, and return when it is made;
+        beside: write in this thread from a copy of the weights, made on rank 0, and return when it is made;
             without it tensors are written as they come, and a file's worth of them is in memory at most.
 
     Raises:
@@ -140,7 +140,8 @@ def fill(
     """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
 
     Args:
-        read: a tensor by its Hugging Face name, None for an absent copy (`check_files` says what may be absent).
+        read: a tensor [its shape in the table] by its Hugging Face name, None for an absent copy (`check_files` says
+            what may be absent).
         state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
         done: called after each row, whose tensors are needed no more.
 

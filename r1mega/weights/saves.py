@@ -1,4 +1,4 @@
-"""What a run writes beside its training: checkpoints and Hugging Face folders, and which checkpoints stay."""
+"""What a run writes while it trains: checkpoints and Hugging Face folders, and which checkpoints stay."""
 
 import threading
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def refuse_another_runs(run_dir: RunDir, checkpoint: Path, state: Mapping[str, A
 
 
 class Saves:
-    """Writes beside the training loop. Every rank has one; all call its methods at the same steps."""
+    """Writes while the training loop goes on. Every rank has one; all call its methods at the same steps."""
 
     def __init__(self, policy: Policy, run_dir: RunDir, settings: Save, tokenizer_dir: Path | None) -> None:
         """tokenizer_dir: whose files go along with Hugging Face folders."""
@@ -125,7 +125,7 @@ class Saves:
         self._exports.wait()
 
     def settled(self) -> bool:
-        """Whether a checkpoint has come to stand since this was last asked; on the first rank alone."""
+        """Whether a checkpoint has come to stand since this was last asked; on rank 0 alone."""
         stands = self._stands.is_set()
         self._stands.clear()
         return stands

@@ -27,7 +27,7 @@ class PolicySource:
     """A re-iterable stream of (Hugging Face name, tensor), in the order of the family's table.
 
     Has the shape of vLLM's `WeightSource` without importing it; the push wraps `metadata` entries. Every rank
-    iterates at the same time: the tensors come together on the first rank, the others get nothing but empty ones.
+    iterates at the same time: the tensors come together on rank 0, the others get nothing but empty ones.
     """
 
     def __init__(self, policy: Policy, *, include_mtp: bool) -> None:
@@ -68,10 +68,10 @@ class PolicySource:
         return self.stream(self._policy.state())
 
     def stream(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The same for other tensors of the model's shapes, such as its gradients; rows that no rank has are absent.
+        """Other tensors of the model's shapes, such as gradients, as `__iter__`; rows that no rank has are absent.
 
         Args:
-            state: this rank's tensors, by the names of `Policy.state`.
+            state: this rank's tensors, [as `Policy.state`] of any dtype, by its names.
         """
         for row in self._table:
             whole = self._collect(row, state.get(row.megatron))
@@ -79,7 +79,7 @@ class PolicySource:
                 yield name, tensor.contiguous()
 
     def _collect(self, row: Row, local: Tensor | None) -> Tensor:
-        """The whole Megatron tensor on the first rank; what other ranks get is of no use."""
+        """[row.shape]: the whole Megatron tensor on rank 0; what other ranks get is of no use."""
         holders, rank = self._holders[row.megatron], self._mesh.rank
         if not self._mesh.first:
             if rank in holders:

@@ -82,7 +82,7 @@ class SourceError(RuntimeError):
 def checked(
     stream: Iterator[tuple[str, torch.Tensor]], params: Sequence[Param]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The stream, held to its metadata tensor by tensor.
+    """The stream's tensors, each checked against the metadata: its name, [shape] and dtype.
 
     Raises:
         SourceError: at the first name, dtype or shape out of place, and for one too many or too few.

@@ -56,7 +56,7 @@ class Slice:
         """The slice as one box.
 
         Args:
-            tensor: this rank's of that name, or another of its shape and any dtype.
+            tensor: [this rank's part] of any dtype: the weight of that name, or another of its shape.
         """
         flat = tensor.detach().view(-1)[self.start : self.start + math.prod(self.sizes)]
         return Box(self.key, self.shape, self.offset, flat.view(self.sizes), self.padded)

@@ -2,8 +2,8 @@
 
 The format is Megatron's `torch_dist`, which is PyTorch's distributed checkpoint: `__RANK_0.distcp` holds tensors one
 after the other, `.metadata` says where. Ranks speak through the folder alone, which all of them reach: each leaves
-`part_RANK.json` when its files are on disk, or `failed_RANK`. So all of this runs in threads beside the training, in
-which no collective may be entered; `publishing` is what rank 0 does with the parts.
+`part_RANK.json` when its files are on disk, or `failed_RANK`. So all of this runs in threads while training goes on,
+in which no collective may be entered; `publishing` is what rank 0 does with the parts.
 """
 
 import errno

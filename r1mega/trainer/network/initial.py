@@ -17,7 +17,7 @@ from r1mega.layout.shards import Axis, axis, padding, pieces
 
 
 def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
-    """Overwrite a rank's tensors, given by the names of the family's table."""
+    """Overwrite a rank's tensors, name in the family's table -> [this rank's part] of any dtype."""
     rows = {row.megatron: row for row in spec.tensors() if row.kind is not Kind.COPY}
     with torch.no_grad():
         for name, tensor in state.items():
@@ -25,7 +25,7 @@ def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
 
 
 def local_part(row: Row, whole: Tensor) -> Tensor:
-    """This rank's part of a whole Megatron tensor, the zeros that pad a vocabulary included."""
+    """This rank's part of a whole Megatron tensor [row.shape], of its dtype, with the zeros that pad a vocabulary."""
     part, num_parts = place_on(axis(row))
     dim, ranges = pieces(row, part, num_parts)
     parts = [whole.narrow(dim, start, stop - start) for start, stop in ranges]

@@ -1,4 +1,4 @@
-"""What layers are made of: Transformer Engine on a GPU, Megatron's local modules with ours on the CPU. Decided here.
+"""What layers are made of: Transformer Engine on a GPU, Megatron's local modules with this package's own on the CPU.
 
 Both kinds have the same modules in the same places, and so the same weights under the same names: norms stand apart
 from the matrices after them, and one table of names serves either. Alone the experts differ, whose matrices
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_layers(device: str, layout: TrainerLayout) -> Layers:
-    """What this process's layers are made of; said in the log.
+    """What this process's layers are made of; the log tells.
 
     Args:
         device: type of the device, "cpu" or "cuda".
@@ -92,7 +92,7 @@ def layer_fields(layers: Layers, device: str, *, mixture: bool) -> dict[str, Any
         "moe_permute_fusion": fused and mixture,
         "bias_activation_fusion": fused,
         "gradient_accumulation_fusion": False,  # its kernel is apex's
-        "apply_rope_fusion": False,  # the rotation is ours
+        "apply_rope_fusion": False,  # queries and keys are rotated in this package's attention
         "masked_softmax_fusion": False,
         "bias_dropout_fusion": False,
         "cross_entropy_loss_fusion": False,

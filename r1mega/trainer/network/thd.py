@@ -71,5 +71,5 @@ def packed(lengths: Sequence[int], *, cp: int = 1, rank: int = 0) -> Packed:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on a device; to a GPU through pinned memory, beside what it is computing."""
+    """A host tensor on a device; [any shape]: to a GPU through pinned memory, while it computes."""
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
