@@ -13,7 +13,7 @@ from r1mega.errors import ConversionError
 from r1mega.layout.laws import check_layout
 
 if TYPE_CHECKING:
-    from r1mega.conversion.convert import Options, Report
+    from r1mega.conversion.convert import ConversionReport, Options
 
 app = typer.Typer(
     add_completion=False,
@@ -119,7 +119,7 @@ def _options(processes: int | None, tokenizer: Path | None, no_tokenizer: bool) 
     return Options(processes or _cores(), tokenizer, no_tokenizer)
 
 
-def _show(report: "Report", out: Path) -> None:
+def _show(report: "ConversionReport", out: Path) -> None:
     kept = f", {report.num_kept} of {report.num_parts} parts kept from before" if report.num_kept else ""
     repeated = f" and {report.num_repeated} repeated, equal to their originals" if report.num_repeated else ""
     rate = report.num_bytes / 1e6 / max(report.convert_s, 1e-9)

@@ -56,7 +56,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """What a conversion did."""
 
     num_tensors: int
@@ -75,7 +75,7 @@ class Report:
     """Tensors of the source that are no weights, equal to what its config.json gives: inverse frequencies."""
 
 
-def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: Options) -> Report:
+def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: Options) -> ConversionReport:
     """Write the model in `source` to `out`, which appears when all of it is written, synced and audited.
 
     Args:
@@ -129,7 +129,9 @@ def _check_absent(out: Path) -> None:
         raise ConversionError(f"{out}: exists; choose another folder, or remove it")
 
 
-def _run(folder: Folder, job: ConversionJob, work: Path, beside: Mapping[str, Path], num_processes: int) -> Report:
+def _run(
+    folder: Folder, job: ConversionJob, work: Path, beside: Mapping[str, Path], num_processes: int
+) -> ConversionReport:
     """Fill the work folder's `out`."""
     writer = job.writer()
     gone = writer.create(job.out)
@@ -167,7 +169,7 @@ def _run(folder: Folder, job: ConversionJob, work: Path, beside: Mapping[str, Pa
         sync(file)
     sync(job.out)
     num_tensors = sum(len(row.hf) for row in folder.table)
-    return Report(
+    return ConversionReport(
         num_tensors, 0, total, len(writer.parts), len(writer.parts) - len(todo), converting.seconds, auditing.seconds
     )
 
