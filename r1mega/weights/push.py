@@ -104,6 +104,8 @@ class Pusher:
         self._client: ServerClient | None = None
         self._connected_to: tuple[tuple[Server, int], ...] = ()
         self._restarts = Restarts()
+        # One push at a time: recovery may push from the thread of a request while the stage pushes from its own, and
+        # engine, connection and the source's collectives are one for all.
         self._lock = threading.Lock()
 
     def prepare(self) -> None:

@@ -54,6 +54,7 @@ class Saves:
         self._tokenizer_dir = tokenizer_dir
         self._checkpointer = Checkpointer(policy)
         self._exports = Background("export")
+        # Set in the thread that writes and asked between two steps: an event, so that neither waits for the other.
         self._stands = threading.Event()
 
     def __enter__(self) -> Self:
