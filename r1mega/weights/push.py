@@ -27,7 +27,7 @@ from r1mega.weights.servers import ServerClient, Watch, unhealthy
 from r1mega.weights.stream import SourceError
 
 
-class Source(Protocol):
+class PushedWeights(Protocol):
     """What can be pushed; see the module."""
 
     def metadata(self) -> Sequence[tuple[str, Any, Sequence[int]]]: ...
@@ -75,7 +75,7 @@ class Pusher:
 
     def __init__(
         self,
-        source: Source,
+        source: PushedWeights,
         servers: Sequence[Server],
         *,
         announce: Callable[[], None] = lambda: None,
@@ -250,7 +250,7 @@ def _blamed() -> Iterator[None]:
 class _Pass:
     """One pass over a source, with vLLM's own metadata type."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: PushedWeights) -> None:
         self._source = source
         self._stream: Iterator[tuple[str, Any]] | None = None
 

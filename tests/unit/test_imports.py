@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-OTHERS_TWICE = {"Comparison", "Evaluation", "Sampling", "Source"}
+OTHERS_TWICE = {"Comparison", "Evaluation", "Rollout"}
 """Class names that still stand in two files each. None may be added."""
 
 
