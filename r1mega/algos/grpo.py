@@ -9,6 +9,7 @@ and arrive as per-token weights (`token_weights`), so the losses of micro-batche
 Shapes: T target tokens of a micro-batch, D documents (outputs) in it.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,6 +43,12 @@ def token_weights(lengths: Sequence[int], reduction: Reduction, *, max_length: i
     if reduction == "token_mean":
         return [1.0 / num_tokens] * num_outputs
     return [1.0 / (num_outputs * max_length)] * num_outputs
+
+
+def split_at_random(samples: Sequence[Sample], num_minibatches: int, rng: random.Random) -> list[list[Sample]]:
+    """A rollout's outputs shuffled into mini-batches whose sizes differ by at most one."""
+    shuffled = rng.sample(samples, len(samples))
+    return [shuffled[i::num_minibatches] for i in range(num_minibatches)]
 
 
 def weighted(samples: Sequence[Sample], reduction: Reduction, *, max_length: int) -> list[Sample]:

@@ -1,6 +1,6 @@
 """What a rollout looked like, in the numbers people watch: rewards, lengths, groups that teach nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from r1mega.samples import FinishReason, Group
@@ -36,6 +36,41 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored if part in v.parts])
     return metrics
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What an RL run came to: seconds by phase, tokens a second, mismatch, and its first and last evaluations.
+
+    Args:
+        rows: of metrics.jsonl, all of the run's parts.
+    """
+    train = [r for r in rows if r["kind"] == "train"]
+    evals = {kind: [r["result"] for r in rows if r["kind"] == kind] for kind in ("eval", "eval_greedy")}
+    phases = {p: sum(r.get(f"seconds/{p}", 0.0) for r in train) for p in ("rollout", "logprobs", "update", "push")}
+    first_lines = [r for r in train if "seconds/rollout" in r]
+    return {
+        "seconds": sum(phases.values()),
+        "seconds_by_phase": phases,
+        "tokens_per_second": {
+            "rollout": sum(r["rollout/tokens"] for r in first_lines) / phases["rollout"],
+            "train": sum(r["tokens"] for r in train) / phases["update"],
+        },
+        "mismatch": {
+            "mean": sum(r["mismatch/mean"] for r in train) / len(train),
+            "max": max(r["mismatch/max"] for r in train),
+            "max_untied": max(r["mismatch/max_untied"] for r in train),
+            **{
+                name: sum(r.get(f"mismatch/{name}", 0.0) for r in first_lines)
+                for name in ("answers", "answers_after_tie")
+            },
+        },
+        "eval": {
+            "before": evals["eval"][0],
+            "after": evals["eval"][-1],
+            "greedy_before": evals["eval_greedy"][0],
+            "greedy_after": evals["eval_greedy"][-1],
+        },
+    }
 
 
 def transcripts(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:

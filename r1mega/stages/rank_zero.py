@@ -1,8 +1,8 @@
-"""What rank 0 of a GRPO run has and the others have not: questions, journal, metrics, and what it asks the engine."""
+"""What rank 0 of a GRPO run has and the others have not: questions, journal, and what it asks the engine."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from r1mega.algos.advantage import samples_from_groups
@@ -10,18 +10,20 @@ from r1mega.config.cluster import Cluster
 from r1mega.data.prompts import PromptStream
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.rubric import Rubric
-from r1mega.rollout.collect import GroupSource, Say
-from r1mega.rollout.engine import Engine, SamplingParams
+from r1mega.rollout.collect import GroupSource, NoGroups, Say
+from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.replay import JournalledEngine, open_journal
-from r1mega.rollout.served import ServedModel
+from r1mega.rollout.served import NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.run_dir import RunDir
-from r1mega.runtime.tracking import Tracker
 from r1mega.samples import Group, Sample
-from r1mega.stages.held_out import HeldOut
+from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.questions import Questions, make_questions
+from r1mega.stages.records import Records
+from r1mega.trainer.mesh import Mesh
+from r1mega.weights.live_engine import Follower, LiveEngine
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class RankZero:
 
     questions: Questions
     journal: Journal
-    tracker: Tracker
+    records: Records
 
     def served(
         self,
@@ -59,10 +61,13 @@ class RankZero:
         return model
 
     def log_recovery(self, version: int, recovery: Recovery) -> None:
-        self.tracker.log("recovery", version, dataclasses.asdict(recovery))
+        self.records.log("recovery", version, dataclasses.asdict(recovery))
 
-    def asks(self, config: GRPO, run_dir: RunDir, engine: Engine, say: Say) -> tuple[GroupSource, HeldOut]:
+    def asks(
+        self, config: GRPO, run_dir: RunDir, engine: LiveEngine | Follower, say: Say
+    ) -> tuple[GroupSource, HeldOut]:
         """The run's rollouts, and its evaluations on the way."""
+        assert isinstance(engine, LiveEngine), "rank 0 follows nobody"
         params = SamplingParams(**dict(config.sampling))
         policies, replay = run_dir.lineage.policies, config.rollout.replay
         answers = JournalledEngine(engine, self.journal, policies=policies, replay=replay)
@@ -87,28 +92,33 @@ class RankZero:
             params,
             seed=config.seed,
             run_dir=run_dir,
-            log=self.tracker.log,
+            log=self.records.log,
             say=say,
         )
         return source, held_out
 
 
+class OtherRank:
+    """`RankZero` on the other ranks: starts nothing, asks nothing, writes nothing."""
+
+    def served(self, *_: object, **__: object) -> NotServed:
+        return NotServed()
+
+    def log_recovery(self, version: int, recovery: Recovery) -> None: ...
+
+    def asks(self, *_: object) -> tuple[NoGroups, NotHeldOut]:
+        return NoGroups(), NotHeldOut()
+
+
 @contextmanager
-def rank_zero(config: GRPO, run_dir: RunDir, at: int) -> Iterator[RankZero]:
-    """Open what rank 0 has, before the policy is built.
-
-    Args:
-        at: the checkpoint's step to go on from, -1 where there is none; what was written after it is dropped.
-
-    Raises: as `make_questions` and `open_journal`.
-    """
+def rank_zero(mesh: Mesh, config: GRPO, run_dir: RunDir, records: Records) -> Iterator[RankZero | OtherRank]:
+    """What this rank has of it, before the policy is built. Raises as `make_questions` and `open_journal`."""
+    if not mesh.first:
+        yield OtherRank()
+        return
     questions = make_questions(config, run_dir)
-    run_dir.rewind(at)
-    with (
-        closing(Tracker(run_dir.path, config.wandb, config)) as tracker,
-        open_journal(run_dir, config.rollout.replay) as journal,
-    ):
-        yield RankZero(questions, journal, tracker)
+    with open_journal(run_dir, config.rollout.replay) as journal:
+        yield RankZero(questions, journal, records)
 
 
 def usable(config: GRPO, groups: Sequence[Group]) -> list[Sample]:

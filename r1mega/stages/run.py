@@ -15,12 +15,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from r1mega.algos.schedule import learning_rate
 from r1mega.diagnostics.load_balance import summarise
 from r1mega.runtime import files
-from r1mega.runtime.interrupt import Interrupt, Interrupted
+from r1mega.runtime.interrupt import Interrupt, Interrupted, Stopped
 from r1mega.runtime.progress import Bar
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
@@ -40,8 +41,8 @@ class Evaluation(Protocol):
 
     def due(self, step: int, *, last: bool) -> bool: ...
 
-    def run(self, step: int) -> int | None:
-        """Measure and log. Every rank calls this; the signal that broke it off, the same on every rank."""
+    def run(self, step: int) -> None:
+        """Measure and log. Every rank calls this. Raises Stopped on every rank where a signal broke it off."""
         ...
 
 
@@ -91,8 +92,14 @@ class TrainingRun:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Raises Interrupted in place of a `Stopped`, which reaches this on every rank, when everything is saved."""
+        if isinstance(error, Stopped):
+            with self._stack:
+                self._leave(error.signum)
+        self._stack.__exit__(kind, error, trace)
 
     def enter(self, context: AbstractContextManager[T]) -> T:
         """Enter what the stage needs until its end; it ends after what is being written, unless an error comes."""
@@ -178,23 +185,9 @@ class TrainingRun:
         if self.progress >= 1.0 or stop or self.step % self._config.save.every_steps == 0:
             self._save()
         self._saves.export_if_due(self.step)
-        self.leave_on(stop)
+        if stop:
+            self._leave(stop)
         self._evaluate_if_due()  # after the checkpoint, so that neither a signal nor a kill costs the step
-
-    def leave_on(self, signum: int | None) -> None:
-        """Save and leave where a signal came; go on where it is None. Every rank calls this with the same.
-
-        Raises:
-            Interrupted: the signal came, and everything is saved.
-        """
-        if signum is None:
-            return
-        self._finish_saving()
-        # Where the step has a checkpoint, it is of this very state.
-        if not self._mesh.from_first(self._run_dir.checkpoint(self.step).exists):
-            self._save()
-            self._finish_saving()
-        raise Interrupted(signum, f"saved at step {self.step}; continue with --resume")
 
     def say(self, what: str, text: str) -> None:
         """Tell people what is waited for (`Bar.say`)."""
@@ -211,7 +204,7 @@ class TrainingRun:
     def _evaluate_if_due(self) -> None:
         evaluation = self._evaluation
         if evaluation is not None and evaluation.due(self.step, last=self.progress >= 1.0):
-            self.leave_on(evaluation.run(self.step))
+            evaluation.run(self.step)
 
     # ---- checkpoints and the end ------------------------------------------------------------------------
 
@@ -237,6 +230,15 @@ class TrainingRun:
     def _finish_saving(self) -> None:
         self._saves.wait()
         self._check_saves()
+
+    def _leave(self, signum: int) -> NoReturn:
+        """Save what no checkpoint has yet, and raise Interrupted. Every rank calls this."""
+        self._finish_saving()
+        # Where the step has a checkpoint, it is of this very state.
+        if not self._mesh.from_first(self._run_dir.checkpoint(self.step).exists):
+            self._save()
+            self._finish_saving()
+        raise Interrupted(signum, f"saved at step {self.step}; continue with --resume") from None
 
     def summary(self) -> dict[str, Any]:
         """What any stage's summary.json has, from the metrics on disk, so that a resumed run counts all its parts."""

@@ -8,6 +8,7 @@ The same encoding is what a checkpoint keeps of a rollout that is not used up.
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from r1mega.samples import Sample
 from r1mega.trainer.mesh import Mesh
 
 MiniBatches = list[list[Sample]]
+IN_CHECKPOINT = "rollout.npz"
+"""How the files of a checkpoint end that hold what data-parallel ranks had not yet learnt from."""
 _PER_TOKEN = ("behaviour_logp", "old_logp", "ref_logp")
 
 
@@ -80,6 +83,23 @@ def _from_first_of_context(data: bytes, mesh: Mesh) -> bytes:
         with mesh.waiting("the first rank of its context-parallel group, which hands on the samples"):
             dist.broadcast_object_list(found, dist.get_process_group_ranks(group)[0], group=group)
     return found[0]
+
+
+def checkpoint_files(mesh: Mesh, minibatches: MiniBatches) -> dict[str, bytes]:
+    """This rank's share as files of a checkpoint, by name: one of each copy of the model."""
+    return {f"{mesh.data_rank:05d}.{IN_CHECKPOINT}": encode(minibatches)} if mesh.leads_copy else {}
+
+
+def from_checkpoint(mesh: Mesh, checkpoint: Path, chunk_tokens: int) -> MiniBatches:
+    """This rank's share of what the data-parallel ranks of any layout had saved by `checkpoint_files`.
+
+    Args:
+        chunk_tokens: as in `scatter`.
+    """
+    files = sorted(checkpoint.glob(f"*.{IN_CHECKPOINT}"))
+    if len(files) == mesh.layout.dp:
+        return decode(files[mesh.data_rank].read_bytes())
+    return redivide([decode(file.read_bytes()) for file in files], mesh.layout.dp, chunk_tokens)[mesh.data_rank]
 
 
 def encode(minibatches: Sequence[Sequence[Sample]]) -> bytes:

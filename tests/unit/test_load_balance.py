@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from r1mega.config.training import Experts
+from r1mega.config.training import Experts, Wandb
 from r1mega.diagnostics.load_balance import CollapseWatch, metrics, summarise
 from r1mega.errors import DataError
 from r1mega.report import heatmap
 from r1mega.samples import ExpertLoad, LayerLoad
-from r1mega.stages.experts import ExpertLog
 
 EVEN, COLLAPSED = (25, 25, 25, 25), (50, 50, 0, 0)
 
@@ -51,12 +50,28 @@ def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
 
 
 def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
-    rows = []
-    tracker = SimpleNamespace(log=lambda kind, step, row: rows.append({"kind": kind, "step": step, **row}))
-    run_dir = SimpleNamespace(expert_loads=tmp_path / "experts.jsonl")
-    kept = ExpertLog(run_dir, Experts(load_every=4, patience=2), tracker)
-    with caplog.at_level(logging.WARNING):
-        found = [kept.metrics(s, load(**{"1": COLLAPSED, "mtp 0": EVEN})) for s in range(1, 9)]
+    from r1mega.stages.records import FirstRanksRecords
+
+    run_dir = SimpleNamespace(path=tmp_path, expert_loads=tmp_path / "experts.jsonl")
+
+    def records(**experts) -> FirstRanksRecords:
+        settings = SimpleNamespace(
+            experts=Experts(**experts), wandb=Wandb(mode="disabled"), model_dump=lambda *, mode: {}
+        )
+        return FirstRanksRecords(run_dir, settings)
+
+    def logged(kind: str) -> list[dict]:
+        rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["kind"] == kind]
+
+    step = load(**{"1": COLLAPSED, "mtp 0": EVEN})
+    with records(load_every=4, patience=2) as kept, caplog.at_level(logging.WARNING):
+        for s in range(1, 9):
+            kept.step(s, {"loss": 1.0}, step)
+        kept.step(9, {"loss": 1.0}, None)
+    *found, dense = logged("train")
+    assert dense == {"kind": "train", "step": 9, "loss": 1.0}
+    rows = logged("warning")
     assert all(f["experts/max_violation/worst"] == 1.0 for f in found)
     assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2)]
     assert "collapsed router for 2 steps: layer 1: expert 2 gets 0 of the even load" in rows[0]["warning"]
@@ -64,19 +79,17 @@ def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
     lines = [json.loads(line) for line in (tmp_path / "experts.jsonl").read_text().splitlines()]
     want = {"top_k": 2, "tokens": 50, "load": {"1": list(COLLAPSED), "mtp 0": list(EVEN)}}
     assert lines == [{"step": 4, **want}, {"step": 8, **want}]
-    assert kept.metrics(9, None) == {}
-    step = load(**{"1": COLLAPSED, "mtp 0": EVEN})
-    resumed = ExpertLog(run_dir, Experts(load_every=0, patience=1), tracker)
-    resumed.restore(json.loads(json.dumps(kept.state())))
-    resumed.metrics(9, step)
-    assert len(rows) == 1  # it was said before
-    early = ExpertLog(run_dir, Experts(load_every=0, patience=3), tracker)
-    early.metrics(1, step)
-    early.metrics(2, step)
-    late = ExpertLog(run_dir, Experts(load_every=0, patience=3), tracker)
-    late.restore(json.loads(json.dumps(early.state())))
-    late.metrics(3, step)
-    assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2), ("warning", 3)]
+    with records(load_every=0, patience=1) as resumed:
+        resumed.restore(json.loads(json.dumps(kept.state(9))), tmp_path)
+        resumed.step(9, {}, step)
+    assert len(logged("warning")) == 1  # it was said before
+    with records(load_every=0, patience=3) as early:
+        early.step(1, {}, step)
+        early.step(2, {}, step)
+    with records(load_every=0, patience=3) as late:
+        late.restore(json.loads(json.dumps(early.state(2))), tmp_path)
+        late.step(3, {}, step)
+    assert [row["step"] for row in logged("warning")] == [2, 3]
     found[-1]["experts/dropped"] = 2
     assert summarise([{"loss": 1.0}, *found]) == {
         "max violation": 0.5,

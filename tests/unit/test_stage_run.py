@@ -24,7 +24,7 @@ from r1mega.config.section import Section
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import read_model
-from r1mega.runtime.interrupt import Interrupted
+from r1mega.runtime.interrupt import Interrupted, Stopped
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
@@ -83,9 +83,10 @@ class Measured:
     def due(self, step: int, *, last: bool) -> bool:
         return last or step == 3
 
-    def run(self, step: int) -> int | None:
+    def run(self, step: int) -> None:
         self.at.append(step)
-        return self.signals.pop(step, None)
+        if step in self.signals:
+            raise Stopped(self.signals.pop(step))
 
 
 @dataclass
