@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from grpo_run import CLUSTER, Run, base, plain
-from recording import RecordingPolicy
+from recording import RecordingPolicy, recorded_saves
 
 from r1mega.diagnostics.load_balance import metrics
 from r1mega.recipe.sft import SFT
@@ -31,7 +31,8 @@ def validated(base: Path, tmp_path: Path) -> list[dict]:
         "validation": validation, "save": {"every_steps": 1}, "wandb": {"mode": "disabled"},
     })  # fmt: skip
     run_dir = RunDir(tmp_path / "sft", config, CLUSTER, resume=False)
-    sft.run(config, CLUSTER, run_dir, build=RecordingPolicy)  # type: ignore[arg-type]
+    with recorded_saves():
+        sft.run(config, CLUSTER, run_dir, build=RecordingPolicy)  # type: ignore[arg-type]
     run_dir.close()
     return run_dir.metrics()
 
