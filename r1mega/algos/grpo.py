@@ -29,7 +29,8 @@ def token_weights(lengths: Sequence[int], reduction: Reduction, *, max_length: i
     """The weight of every token of each output in a mini-batch.
 
     Args:
-        lengths: |o_i| in tokens of every output in the whole mini-batch, over all micro-batches and ranks.
+        lengths: |o_i| in tokens of every output in the whole mini-batch, over all micro-batches and ranks; none on a
+            rank that does not hold the rollout.
         reduction: "sequence_mean" 1 / (N |o_i|) (Eq. 1); "token_mean" 1 / sum |o_i| (DAPO); "fixed_length"
             1 / (N max_length) (Dr.GRPO).
         max_length: length limit of an answer in tokens; used by "fixed_length".
@@ -37,6 +38,8 @@ def token_weights(lengths: Sequence[int], reduction: Reduction, *, max_length: i
     Returns:
         One weight per output; each holds for all of its tokens.
     """
+    if not lengths:
+        return []
     num_outputs, num_tokens = len(lengths), sum(lengths)
     if reduction == "sequence_mean":
         return [1.0 / (num_outputs * length) for length in lengths]

@@ -91,7 +91,7 @@ def run(
             first_weights=lambda: _first_weights(config, policy),
             tokenizer=run_dir.tokenizer,
             carried=[left],
-            evaluation=Evaluation(config, engine, held_out, left),
+            evaluation=HeldOutEvaluation(config, engine, held_out, left),
         )
         loss = _loss(objective)
         for step in run.steps():
@@ -142,6 +142,7 @@ class LeftToLearn(Carried):
         seconds: Mapping[str, float],
         mismatch: Mapping[str, float],
     ) -> None:
+        """A new rollout's share, with logprobs attached, and its figures; `seconds` are of each phase."""
         self.minibatches = minibatches
         self.metrics = {**metrics, **{f"seconds/{phase}": s for phase, s in seconds.items()}, **mismatch}
 
@@ -170,7 +171,7 @@ class LeftToLearn(Carried):
             self._source.forget_before(step)
 
 
-class Evaluation:
+class HeldOutEvaluation:
     """Held-out questions between two rollouts; with the first and the last weights greedily as well."""
 
     def __init__(

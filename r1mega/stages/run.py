@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Evaluation(Protocol):
+class Measurement(Protocol):
     """What a stage measures of its weights between steps."""
 
     def due(self, step: int, *, last: bool) -> bool: ...
@@ -112,7 +112,7 @@ class TrainingRun:
         first_weights: Callable[[], None],
         tokenizer: Path | None,
         carried: Sequence[Carried] = (),
-        evaluation: Evaluation | None = None,
+        evaluation: Measurement | None = None,
     ) -> None:
         """Bring the policy to where the run goes on.
 

@@ -1,6 +1,7 @@
 """Eq. 1-3 against numbers worked by hand, and against an independent derivation on a tiny softmax policy."""
 
 import math
+import random
 from typing import get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from r1mega.algos.advantage import group_advantages, samples_from_groups
-from r1mega.algos.grpo import GRPOLoss, documents, token_weights, weighted
+from r1mega.algos.grpo import GRPOLoss, Reduction, documents, split_at_random, token_weights, weighted
 from r1mega.algos.kl import Estimator, kl_per_token
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.algos.schedule import learning_rate
@@ -78,6 +79,12 @@ def test_token_weights_by_hand():
     assert token_weights([2, 4], "sequence_mean", max_length=8) == [1 / 4, 1 / 8]
     assert token_weights([2, 4], "token_mean", max_length=8) == [1 / 6, 1 / 6]
     assert token_weights([2, 4], "fixed_length", max_length=8) == [1 / 16, 1 / 16]
+
+
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_a_rank_that_does_not_hold_the_rollout_has_as_many_mini_batches_of_nothing(reduction: Reduction):
+    minibatches = split_at_random([], 3, random.Random(0))
+    assert [weighted(m, reduction, max_length=8) for m in minibatches] == [[], [], []]
 
 
 def test_kl_estimators_by_hand():
