@@ -19,7 +19,7 @@ from r1mega.trainer.balance import Balance
 from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.network.build import build_chunks
+from r1mega.trainer.network.build import build_model_chunks
 from r1mega.trainer.network.layer_spec import choose_layers
 from r1mega.trainer.network.model import MTP, PolicyModel
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
@@ -42,14 +42,14 @@ class Policy:
     ) -> None:
         self.spec = spec
         self.mesh = mesh
-        self.chunks = list(chunks)
+        self.model_chunks = list(chunks)
         """This rank's parts of the model in the order of the pipeline's stages; one without a virtual pipeline."""
         self.optimizer = optimizer
         self.reference: dict[str, Tensor] | None = None
         """Host copy of the reference's parameters and buffers, by the same names as `state`."""
         self._optimizer_settings, self._batch = settings
         self._mtp_loss_weight = mtp_loss_weight
-        self._memory = DeviceMemory(self.chunks, optimizer, optimizer_aside=mesh.layout.offload_optimizer)
+        self._memory = DeviceMemory(self.model_chunks, optimizer, optimizer_aside=mesh.layout.offload_optimizer)
         self._current: dict[str, Tensor] = {}
         """Host copy of the weights, while the reference is in their place."""
         self.form = BESIDE
@@ -82,7 +82,7 @@ class Policy:
         """
         device = mesh.device.type
         layers = choose_layers(device, mesh.layout)
-        chunks = build_chunks(spec, mesh, layers, mtp=mtp, expert_bias_rate=expert_bias_rate, seed=seed)
+        chunks = build_model_chunks(spec, mesh, layers, mtp=mtp, expert_bias_rate=expert_bias_rate, seed=seed)
         megatron_optimizer = build_optimizer(chunks, optimizer, layout=mesh.layout, device=device)
         for chunk in chunks:
             chunk.config.grad_scale_func = megatron_optimizer.scale_loss
@@ -97,7 +97,7 @@ class Policy:
     @property
     def networks(self) -> list[PolicyModel]:
         """This rank's chunks without Megatron's wrapper."""
-        return [chunk.module for chunk in self.chunks]  # type: ignore[misc]
+        return [chunk.module for chunk in self.model_chunks]  # type: ignore[misc]
 
     @property
     def network(self) -> PolicyModel:
@@ -150,7 +150,12 @@ class Policy:
         batches = self._micro_batches(documents, mtp_depths=depths)
         with self.mesh.waiting("the other ranks in forward and backward"):
             return forward.train(
-                self.chunks, self.mesh, batches, loss, temperature=temperature, mtp_loss_weight=self._mtp_loss_weight
+                self.model_chunks,
+                self.mesh,
+                batches,
+                loss,
+                temperature=temperature,
+                mtp_loss_weight=self._mtp_loss_weight,
             )
 
     def reduce_gradients(self, *, everywhere: bool = False) -> None:
@@ -164,7 +169,7 @@ class Policy:
         self._memory.check()
         with self.mesh.waiting("the other ranks to sum gradients"):
             taken = self._balance.take() if self._balance else None
-            finalize_model_grads(list(self.chunks), force_all_reduce=everywhere)
+            finalize_model_grads(list(self.model_chunks), force_all_reduce=everywhere)
             if self._balance and taken is not None:
                 self.expert_load = self._balance.over_ranks(taken)
 
@@ -208,7 +213,7 @@ class Policy:
         batches = self._micro_batches(documents, mtp_depths=0)
         weights = self._reference_weights() if reference else torch.no_grad()
         with weights, self.mesh.waiting("the other ranks to score"):
-            scored = forward.score(self.chunks, self.mesh, batches, temperature=temperature)
+            scored = forward.score(self.model_chunks, self.mesh, batches, temperature=temperature)
         return by_document(documents, batches, scored)
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
@@ -221,7 +226,7 @@ class Policy:
         every_position = [Document(d.token_ids) for d in documents]
         batches = self._micro_batches(every_position, mtp_depths=0)
         with recorded_margins(self.networks) as margins:
-            forward.score(self.chunks, self.mesh, batches, temperature=1.0)
+            forward.score(self.model_chunks, self.mesh, batches, temperature=1.0)
         numbered = enumerate(batches)
         smallest = [forward.at_targets(margins.smallest(batch.input_ids.numel(), i), batch) for i, batch in numbered]
         return by_document(every_position, batches, smallest)
@@ -256,12 +261,12 @@ class Policy:
             mtp_depths=mtp_depths,
             agreed=self.mesh.max_over_data,
             form=self.form,
-            multiple=self.mesh.layout.pp if len(self.chunks) > 1 else 1,
+            multiple=self.mesh.layout.pp if len(self.model_chunks) > 1 else 1,
         )
         return [batch.to(self.mesh.device) for batch in made]
 
     def _zero_grad(self) -> None:
-        for chunk in self.chunks:
+        for chunk in self.model_chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 

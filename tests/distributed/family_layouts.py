@@ -33,7 +33,7 @@ def every_logp(policy) -> list[torch.Tensor]:
         rows, ids = batch.targets.rows, torch.arange(size)
         targets = Targets(rows.repeat_interleave(size), ids.repeat(len(rows)))
         every.append(dataclasses.replace(batch, targets=targets))
-    scored = forward.score(policy.chunks, policy.mesh, every, temperature=1.0)
+    scored = forward.score(policy.model_chunks, policy.mesh, every, temperature=1.0)
     for batch, logps in zip(batches, scored, strict=True):
         lengths = [documents()[i].num_targets for i in batch.documents]
         found |= dict(zip(batch.documents, logps.view(-1, size).split(lengths), strict=True))

@@ -57,7 +57,7 @@ def allocated(policy) -> int:
 
     if policy.mesh.device.type == "cuda":
         return torch.cuda.memory_allocated()
-    tensors = [*weights_and_gradients(policy.chunks), *optimizer_tensors(policy.optimizer)]
+    tensors = [*weights_and_gradients(policy.model_chunks), *optimizer_tensors(policy.optimizer)]
     return sum({t.untyped_storage()._cdata: t.untyped_storage().size() for t in tensors}.values())
 
 

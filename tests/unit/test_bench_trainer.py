@@ -64,7 +64,7 @@ def test_the_plan_counts_every_byte_of_a_policys_state(bench, mesh, variant):
     )  # fmt: skip
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().size()
-        for t in (*weights_and_gradients(policy.chunks), *optimizer_tensors(policy.optimizer))
+        for t in (*weights_and_gradients(policy.model_chunks), *optimizer_tensors(policy.optimizer))
     }
     planned = needed["weights"] + needed["gradients"] + needed["optimizer"]
     # Megatron pads its buffers; expert biases are fp32, with counters beside them.

@@ -228,7 +228,7 @@ def test_a_gpu_without_attention_over_packed_rows_is_refused(
     assert "transformer_engine = 'off'" in str(caught.value)
     if not grouped:  # the model here has latent attention
         with pytest.raises(ConfigError, match=refused):
-            build.build_chunks(spec, mesh, "transformer_engine", mtp="off", expert_bias_rate=0.0, seed=0)
+            build.build_model_chunks(spec, mesh, "transformer_engine", mtp="off", expert_bias_rate=0.0, seed=0)
 
 
 @pytest.mark.parametrize("mtp", ["off", "joint"])
@@ -241,7 +241,7 @@ def test_everything_is_on_the_device_before_it_is_wrapped(mesh, spec, monkeypatc
     monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))
     monkeypatch.setattr(build, "DistributedDataParallel", lambda config, ddp_config, module: module)
     elsewhere = dataclasses.replace(mesh, device=torch.device("meta"))
-    (network,) = build.build_chunks(spec, elsewhere, "local", mtp=mtp, expert_bias_rate=0.0, seed=0)
+    (network,) = build.build_model_chunks(spec, elsewhere, "local", mtp=mtp, expert_bias_rate=0.0, seed=0)
     placed = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     assert any("router" in n for n in placed)
     assert any(n.startswith("mtp.") for n in placed)

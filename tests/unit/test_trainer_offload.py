@@ -74,7 +74,7 @@ def test_the_optimiser_waits_on_the_host(mesh, spec, documents, tmp_path):
             policy.optim_step(1e-3)
             if step == 0:
                 checkpointer.save(tmp_path / str(offload), {"step": step})
-        weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(policy.chunks)}
+        weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(policy.model_chunks)}
         held = {id(t): t.untyped_storage() for t in optimizer_tensors(policy.optimizer)}
         own = [s for s in held.values() if s.size() == 0 or s.data_ptr() not in weights]
         assert own

@@ -12,7 +12,7 @@ from r1mega.trainer.network.names import by_whole_model_names, own_tensors
 from r1mega.trainer.precision import check_attention, check_device, gradient_fields
 
 
-def build_chunks(
+def build_model_chunks(
     spec: ModelSpec, mesh: Mesh, layers: Layers, *, mtp: MTP, expert_bias_rate: float, seed: int
 ) -> list[DistributedDataParallel]:
     """One for each virtual stage of the pipeline that the rank holds, in their order, with random weights.
