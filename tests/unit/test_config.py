@@ -84,6 +84,20 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
         ("num_questions=3", "less than one rollout's 32 prompts"),
         ("optimizer.warmup_steps=96", "no step at the full learning rate"),
         ("rewards.format=0", None),
+        ("rewards.acuracy=1", "rewards: there is no reward 'acuracy' (did you mean 'accuracy'?)"),
+        (
+            "rewards.accuracy={wieght=1}",
+            "rewards.accuracy.wieght: unknown key (did you mean 'weight'?)",
+        ),
+        (
+            "rewards.prose={kind='format',weight=-1}",
+            "rewards.prose.weight: input should be greater than",
+        ),
+        ("questions=[{kind='jsonl'}]", "questions.0.path: missing"),
+        (
+            "questions=[{kind='jsonl',path='a',domian='code'}]",
+            "questions.0.domian: unknown key",
+        ),
         ("tasks=[]", "tasks"),
         ("tasks.7.name=a", "not an index"),
         ("stage=sff", "did you mean 'sft'?"),
