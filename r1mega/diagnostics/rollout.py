@@ -38,6 +38,11 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics
 
 
+def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Those figures of `rollout_metrics` that verdicts decide."""
+    return {name: x for name, x in rollout_metrics(groups).items() if name.startswith(("reward/", "groups/"))}
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What an RL run came to: seconds by phase, tokens a second, mismatch, and its first and last evaluations.
 

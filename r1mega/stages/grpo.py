@@ -11,7 +11,7 @@ are split at random into mini-batches before packing, since packing first would 
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from r1mega.algos.settings import Objective
 from r1mega.config.cluster import Cluster
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.diagnostics.rollout import summarise
+from r1mega.diagnostics.rollout import reward_metrics, summarise
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
-from r1mega.rollout.collect import GroupSource, NoGroups
+from r1mega.rewards.reward import Scorer
+from r1mega.rewards.rubric import Rubric
+from r1mega.rollout.collect import GroupSource, NoGroups, Rollout
 from r1mega.rollout.engine import derived_seed
 from r1mega.rollout.served import ServedModel
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
-from r1mega.samples import Sample
+from r1mega.samples import Group, Sample
 from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.rank_zero import rank_zero, usable
 from r1mega.stages.records import Carried
@@ -38,12 +40,16 @@ from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.rescore import attach_logprobs, engine_mismatch
 from r1mega.trainer.scatter import MiniBatches, checkpoint_files, from_checkpoint, scatter
+from r1mega.trainer.scoring import scored_by_models
 from r1mega.weights import hf_io
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
 from r1mega.weights.push import Pusher
 
 SHOWN = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens", "kl/mean": "KL {:.4f}"}
 """What people watch of a rollout and its steps, behind the bar."""
+
+
+NO_SCORERS: Mapping[str, Scorer] = {}
 
 
 def run(
@@ -54,6 +60,7 @@ def run(
     build: Callable[..., Policy] = Policy.build,
     serve: Callable[..., ServedModel] = ServedModel,
     pusher: Callable[..., Pusher] = Pusher,
+    scorers: Mapping[str, Scorer] = NO_SCORERS,
 ) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
 
@@ -61,6 +68,7 @@ def run(
         build: makes the policy, as `Policy.build` does.
         serve: makes what answers on rank 0, as `ServedModel` does.
         pusher: makes what gives it the policy's weights, as `Pusher` does.
+        scorers: of the rewards that a model gives, by their names in config.rewards.
 
     Raises:
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
@@ -102,14 +110,15 @@ def run(
                 pushed = engine.push_seconds - pushed
                 # From run and step alone, so that a resumed run agrees.
                 rng = random.Random(derived_seed(config.seed, "split", step, ""))
-                minibatches = split_at_random(usable(config, rollout.groups), config.rollout.num_minibatches, rng)
+                groups, judged = _scored(config, mesh, rollout, scorers, step)
+                minibatches = split_at_random(usable(config, groups), config.rollout.num_minibatches, rng)
                 shares = scatter(mesh, [_weighted(m, config) for m in minibatches], chunk_tokens)
                 source.handed_over()
                 with Stopwatch() as watch:
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
                 seconds = {"rollout": rollout.seconds - pushed, "push": pushed, "logprobs": watch.seconds}
                 compared = engine_mismatch(policy, shares, **dict(config.mismatch))
-                left.fill(shares, rollout.metrics, seconds, compared)
+                left.fill(shares, {**rollout.metrics, **judged}, seconds, compared)
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:
@@ -185,6 +194,19 @@ class HeldOutEvaluation:
     def run(self, step: int) -> None:
         with self._engine.alone():
             self._held_out.evaluate(step, greedy=step in (0, self._config.num_steps))
+
+
+def _scored(
+    config: GRPO, mesh: Mesh, rollout: Rollout, scorers: Mapping[str, Scorer], step: int
+) -> tuple[Sequence[Group], dict[str, float]]:
+    """On rank 0 the rollout's groups with what models say of them, and the figures that this changes."""
+    rubric = Rubric(config.rewards, config.objective.truncated)
+    if not rubric.models(step):
+        return rollout.groups, {}
+    groups = scored_by_models(
+        mesh, rollout.groups, rubric, scorers, step=step, chunk_tokens=config.batch.chunk_tokens
+    )
+    return groups or (), reward_metrics(groups) if groups else {}
 
 
 def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:

@@ -9,6 +9,7 @@ from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
 from r1mega.data.prompts import PromptStream
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.reward import ModelReward
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.collect import GroupSource, NoGroups, Say
 from r1mega.rollout.engine import SamplingParams
@@ -79,7 +80,7 @@ class RankZero:
             group_size=config.objective.group_size,
             num_prompts=config.rollout.num_prompts,
             rubric=Rubric(config.rewards, config.objective.truncated),
-            num_usable=lambda groups: len(usable(config, groups)),
+            num_usable=lambda groups: len(usable(config, groups, as_yet=True)),
             least=config.rollout.num_minibatches,
             seed=config.seed,
             folder=run_dir.samples,
@@ -121,7 +122,14 @@ def rank_zero(mesh: Mesh, config: GRPO, run_dir: RunDir, records: Records) -> It
         yield RankZero(questions, journal, records)
 
 
-def usable(config: GRPO, groups: Sequence[Group]) -> list[Sample]:
-    """What can be learnt from of judged groups, with its advantages (Eq. 3)."""
+def usable(config: GRPO, groups: Sequence[Group], *, as_yet: bool = False) -> list[Sample]:
+    """What can be learnt from of judged groups, with its advantages (Eq. 3).
+
+    Args:
+        as_yet: before models have scored the answers, where they do: no group is constant for certain till then.
+    """
     objective = config.objective
-    return samples_from_groups(groups, std=objective.std, constant_groups=objective.constant_groups)
+    open_yet = as_yet and any(isinstance(reward, ModelReward) for reward in config.rewards.values())
+    return samples_from_groups(
+        groups, std=objective.std, constant_groups="keep" if open_yet else objective.constant_groups
+    )

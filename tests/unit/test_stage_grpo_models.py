@@ -1,0 +1,62 @@
+"""A reward that a model gives, in the loop: from the scorer handed to the stage to what the policy learns from."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import recording
+from grpo_run import CLUSTER, Run, base, config
+
+from r1mega.rewards.reward import ModelReward
+from r1mega.runtime.run_dir import RunDir
+from r1mega.samples import Document
+
+__all__ = ["base"]  # a fixture
+
+
+class Taste(ModelReward):
+    """Reads every answer whole."""
+
+    kind: Literal["taste"] = "taste"
+
+
+class Sums:
+    """A model that gives the sum of an answer's tokens over a hundred."""
+
+    def score(self, documents: Sequence[Document]) -> list[float]:
+        return [sum(d.token_ids[d.learn_from :]) / 100 for d in documents]
+
+
+def test_a_models_scores_are_learnt_from(base: Path, tmp_path: Path):
+    plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}})
+    recipe = plain.model_copy(update={"rewards": {"taste": Taste(weight=0.5)}})
+    run, answers = Run(tmp_path / "run"), dict[str, Any]()
+    answers = {"serve": run.engines.make, "pusher": run.engines.pusher}
+
+    def build(*arguments: Any, **settings: Any) -> Any:
+        run.policies.append(recording.RecordingPolicy(*arguments, **settings))
+        return run.policies[-1]
+
+    from r1mega.stages import grpo
+
+    with contextlib.closing(RunDir(run.folder, recipe, CLUSTER, resume=False)) as run_dir, recording.recorded_saves():
+        grpo.run(recipe, CLUSTER, run_dir, build=build, scorers={"taste": Sums()}, **answers)
+    learnt = [d for call in run.policies[0].calls if call.verb == "forward_backward" for d in call.documents]
+    found = {tuple(d.token_ids): d.fields["adv"][0] for d in learnt}
+    expected, rewards = {}, []
+    for asked in run.engines.rollouts()[0]:
+        # A truncated answer is worth 0 and not read.
+        scores = [0.0 if c.truncated else sum(c.token_ids) / 100 for c in asked.answers]
+        mean = sum(scores) / len(scores)
+        std = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
+        rewards += scores
+        for completion, score in zip(asked.answers, scores, strict=True):
+            expected[(*asked.request.prompt.token_ids, *completion.token_ids)] = (score - mean) / std
+    assert len(found) == 12 and found == pytest.approx(expected, rel=1e-6)
+    first = run.rows()[0]
+    assert first["reward/taste"] == pytest.approx(sum(rewards) / 12)
+    assert first["reward/total"] == pytest.approx(0.5 * sum(rewards) / 12)
+    assert first["groups/constant"] == 0.0
