@@ -96,14 +96,14 @@ def convert(source: Path, out: Path, form: Form, dtype: DType | None, options: O
     tokenizer = None
     if not options.without_tokenizer:
         tokenizer = companions.find_tokenizer(source, options.tokenizer, folder.spec.vocab_size)
-    beside = companions.collect(companions.origin(source), tokenizer)
+    companion_files = companions.collect(companions.origin(source), tokenizer)
     num_repeated = check_copies(folder)
     job = ConversionJob(source, form, dtype, work / "out", options.part_bytes, options.shard_bytes)
     plan = _plan(folder, job)
     try:
         with _work_folder(work, plan):
             _check_absent(out)  # another process may have made it while this one waited or read
-            report = _run(folder, job, work, beside, options.num_processes)
+            report = _run(folder, job, work, companion_files, options.num_processes)
             left_out = len(folder.left_out) if isinstance(folder, HFFolder) else 0
             report = replace(report, num_repeated=num_repeated, tokenizer=tokenizer, num_left_out=left_out)
             if _plan(open_folder(source), job) != plan:
@@ -130,7 +130,7 @@ def _check_absent(out: Path) -> None:
 
 
 def _run(
-    folder: Folder, job: ConversionJob, work: Path, beside: Mapping[str, Path], num_processes: int
+    folder: Folder, job: ConversionJob, work: Path, companion_files: Mapping[str, Path], num_processes: int
 ) -> ConversionReport:
     """Fill the work folder's `out`."""
     writer = job.writer()
@@ -162,7 +162,7 @@ def _run(
         summary = f"{job.out}: what was written is not what was read ({len(faults)} faults); nothing of it is kept:"
         raise WeightMappingError("\n  ".join([summary, *faults]))
     written = open_folder(job.out)
-    companions.copy(beside, job.out)
+    companions.copy(companion_files, job.out)
     companions.write_generation_config(folder.spec, job.out)
     write_card(folder, written, job.out, dtype=_dtype_name(job, written), checked=CHECKED[job.dtype])
     for file in sorted(job.out.rglob("*")):

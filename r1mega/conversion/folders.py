@@ -105,11 +105,11 @@ class MegatronFolder:
             elif STORED.get(stored.dtype) not in FLOATS:
                 read = dtype_names([TORCH[dtype] for dtype in FLOATS])
                 faults.append(f"{name}: dtype {dtype_name(stored.dtype)}; weights are read as {read}")
-        ours = roots(self.table)
+        model_roots = roots(self.table)
         faults += [
             f"{key}: unmapped, no row of the table has it"
             for key in self._tensors
-            if key not in known and key.split(".", 1)[0] in ours
+            if key not in known and key.split(".", 1)[0] in model_roots
         ]
         if faults:
             summary = f"{self.path}: the checkpoint and the model do not map one to one ({len(faults)} faults):"

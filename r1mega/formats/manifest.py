@@ -28,8 +28,8 @@ def read_model_fields(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("model"), dict) or not isinstance(manifest.get("files"), dict):
         raise CheckpointError(f"{file}: torn, or of an older version: it names no model or no files; convert again")
     _check_digest(file, manifest)
-    said, metadata = manifest["files"].get(METADATA), folder / METADATA
-    if metadata.is_file() and (said is None or said["crc32"] != zlib.crc32(metadata.read_bytes())):
+    written, metadata = manifest["files"].get(METADATA), folder / METADATA
+    if metadata.is_file() and (written is None or written["crc32"] != zlib.crc32(metadata.read_bytes())):
         raise CheckpointError(f"{metadata}: torn: other bytes than were written (CRC-32); restore the file")
     return manifest["model"]
 

@@ -169,26 +169,26 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
         ConfigError: a device or dtype that this machine does not run, or another number of processes than the layout
             asks for.
     """
-    ours = _device(layout, device)
+    own_device = _device(layout, device)
     torch.set_num_threads(layout.threads)
     # No apex, no Transformer Engine, its own deprecated arguments: nothing a user of this system can mend.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    if ours.type == "cpu":
+    if own_device.type == "cpu":
         # Megatron compiles small functions with torch.compile; on the CPU that costs minutes and gains nothing.
         torch._dynamo.config.disable = True
         shims.install_megatron_cpu()
     else:
-        torch.cuda.set_device(ours)
+        torch.cuda.set_device(own_device)
         shims.install_megatron_cuda()
     from megatron.core import tensor_parallel
 
-    _join(layout, "gloo" if ours.type == "cpu" else "cpu:gloo,cuda:nccl")
-    patient = _form(layout, ours)
+    _join(layout, "gloo" if own_device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    patient = _form(layout, own_device)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    return Mesh(layout, ours, dist.get_rank(), dist.get_world_size(), patient)
+    return Mesh(layout, own_device, dist.get_rank(), dist.get_world_size(), patient)
 
 
 def _device(layout: TrainerLayout, device: str) -> torch.device:
@@ -227,12 +227,12 @@ def _join(layout: TrainerLayout, backend: str) -> None:
         )
 
 
-def _form(layout: TrainerLayout, ours: torch.device) -> Any:
+def _form(layout: TrainerLayout, own_device: torch.device) -> Any:
     """Megatron's groups for the layout, unless they are there; returns the group whose waits are the longest."""
     global _formed
     state = _state()
     axes = (layout.tp, layout.pp, layout.vpp, layout.cp, layout.ep, layout.expert_tp, layout.dp, layout.pipeline)
-    wanted = (*axes, layout.collective_timeout_s, layout.first_rank_timeout_s, ours)
+    wanted = (*axes, layout.collective_timeout_s, layout.first_rank_timeout_s, own_device)
     if _formed is not None and _formed[0] == wanted and state.model_parallel_is_initialized():
         return _formed[1]
     _part()
@@ -248,7 +248,7 @@ def _form(layout: TrainerLayout, ours: torch.device) -> Any:
             get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
             distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
         )
-        if dist.get_world_size() > 1 or ours.type != "cpu":
+        if dist.get_world_size() > 1 or own_device.type != "cpu":
             patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
     _formed = (wanted, patient)
     return patient

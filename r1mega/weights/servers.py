@@ -132,5 +132,5 @@ def _told(url: str, error: BaseException) -> Exception:
     """A server's error with what it answered; RolloutError where restarting it would change nothing."""
     response = getattr(error, "response", None)
     what = f"{url}: {error} {getattr(response, 'text', '')[:2000]}".strip()
-    ours = response is not None and 400 <= response.status_code < 500
-    return RolloutError(what) if ours else RuntimeError(what)
+    refused = response is not None and 400 <= response.status_code < 500
+    return RolloutError(what) if refused else RuntimeError(what)
