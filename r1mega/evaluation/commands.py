@@ -11,7 +11,7 @@ import typer
 from r1mega.errors import DataError
 
 if TYPE_CHECKING:
-    from r1mega.evaluation.compare import Comparison
+    from r1mega.evaluation.compare import PairedComparison
     from r1mega.evaluation.decontaminate import Report
     from r1mega.evaluation.overlap import Evaluations
 
@@ -44,7 +44,7 @@ def compare(
         raise typer.Exit(FOUND)
 
 
-def _shown(found: "Comparison") -> list[str]:
+def _shown(found: "PairedComparison") -> list[str]:
     table, difference = found.mcnemar, found.difference
     lines = [
         f"pass@1 of A {found.mean_a:.4f}, of B {found.mean_b:.4f}, on {found.num_questions} questions",

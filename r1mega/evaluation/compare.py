@@ -56,7 +56,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """B against A, on the questions for which both have a scored answer."""
 
     num_questions: int
@@ -98,7 +98,7 @@ def refuse_different(a: Record, b: Record, name_a: str, name_b: str) -> None:
     )
 
 
-def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult], *, margin: float = 0.0) -> Comparison:
+def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult], *, margin: float = 0.0) -> PairedComparison:
     """B against A, paired by question id.
 
     Args:
@@ -123,7 +123,7 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult], *, margin:
     low, high = bootstrap_interval(d)
     difference = Interval(float(d.mean()), float(standard_error(d)), float(low), float(high))
     mcnemar = mcnemar_of(values_a > 0.5, values_b > 0.5)
-    return Comparison(
+    return PairedComparison(
         num_questions=len(pairs),
         left_out=everything - len(pairs),
         mean_a=float(values_a.mean()),

@@ -20,7 +20,7 @@ from r1mega.rewards.format import Format
 from r1mega.rewards.registry import Rewards
 
 
-class Rollout(Section):
+class RolloutSettings(Section):
     """One rollout: questions x G answers, split at random into mini-batches, each one optimiser step."""
 
     num_prompts: int = Field(gt=0)
@@ -68,7 +68,7 @@ class GRPO(Asking, Training):
     """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
     num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
-    rollout: Rollout
+    rollout: RolloutSettings
     objective: Objective
     rewards: Rewards = Field(default_factory=lambda: {"accuracy": Accuracy(), "format": Format()})
     """What answers are worth; the report's R1-Zero adds accuracy and format with equal weight."""
