@@ -21,6 +21,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.rollout import reward_metrics, summarise
+from r1mega.errors import RolloutError
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.reward import Scorer
@@ -199,14 +200,25 @@ class HeldOutEvaluation:
 def _scored(
     config: GRPO, mesh: Mesh, rollout: Rollout, scorers: Mapping[str, Scorer], step: int
 ) -> tuple[Sequence[Group], dict[str, float]]:
-    """On rank 0 the rollout's groups with what models say of them, and the figures that this changes."""
+    """On rank 0 the rollout's groups with what models say of them, and the figures that this changes.
+
+    Raises RolloutError where this leaves too little to learn from.
+    """
     rubric = Rubric(config.rewards, config.objective.truncated)
     if not rubric.models(step):
         return rollout.groups, {}
     groups = scored_by_models(
         mesh, rollout.groups, rubric, scorers, step=step, chunk_tokens=config.batch.chunk_tokens
     )
-    return groups or (), reward_metrics(groups) if groups else {}
+    if not groups:
+        return (), {}
+    least = config.rollout.num_minibatches
+    if (left := len(usable(config, groups))) < least:
+        raise RolloutError(
+            f"step {step}: with the models' scores {left} answers are left to learn from, fewer than the {least} "
+            "mini-batches: their scores are alike or failed; samples/ holds the answers"
+        )
+    return groups, reward_metrics(groups)
 
 
 def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:

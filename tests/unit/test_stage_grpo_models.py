@@ -10,6 +10,7 @@ import pytest
 import recording
 from grpo_run import CLUSTER, Run, base, config
 
+from r1mega.errors import RolloutError
 from r1mega.rewards.reward import ModelReward
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
@@ -30,11 +31,11 @@ class Sums:
         return [sum(d.token_ids[d.learn_from :]) / 100 for d in documents]
 
 
-def test_a_models_scores_are_learnt_from(base: Path, tmp_path: Path):
+def train(base: Path, folder: Path, model: Any) -> Run:
     plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}})
     recipe = plain.model_copy(update={"rewards": {"taste": Taste(weight=0.5)}})
-    run, answers = Run(tmp_path / "run"), dict[str, Any]()
-    answers = {"serve": run.engines.make, "pusher": run.engines.pusher}
+    run = Run(folder)
+    answers: Any = {"serve": run.engines.make, "pusher": run.engines.pusher}
 
     def build(*arguments: Any, **settings: Any) -> Any:
         run.policies.append(recording.RecordingPolicy(*arguments, **settings))
@@ -43,7 +44,21 @@ def test_a_models_scores_are_learnt_from(base: Path, tmp_path: Path):
     from r1mega.stages import grpo
 
     with contextlib.closing(RunDir(run.folder, recipe, CLUSTER, resume=False)) as run_dir, recording.recorded_saves():
-        grpo.run(recipe, CLUSTER, run_dir, build=build, scorers={"taste": Sums()}, **answers)
+        grpo.run(recipe, CLUSTER, run_dir, build=build, scorers={"taste": model}, **answers)
+    return run
+
+
+def test_a_model_that_broke_stops_the_run_and_teaches_nothing(base: Path, tmp_path: Path):
+    class Broken:
+        def score(self, documents: Sequence[Document]) -> list[float]:
+            return [math.nan] * len(documents)
+
+    with pytest.raises(RolloutError, match="with the models' scores 0 answers are left to learn from"):
+        train(base, tmp_path / "run", Broken())
+
+
+def test_a_models_scores_are_learnt_from(base: Path, tmp_path: Path):
+    run = train(base, tmp_path / "run", Sums())
     learnt = [d for call in run.policies[0].calls if call.verb == "forward_backward" for d in call.documents]
     found = {tuple(d.token_ids): d.fields["adv"][0] for d in learnt}
     expected, rewards = {}, []
