@@ -1,4 +1,4 @@
-"""The command line: `r1mega check | run | pipeline | convert | report | compare | decontaminate`.
+"""The command line: `r1mega check | run | pipeline | convert | score | report | compare | decontaminate`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal, a rank that has lost another one with 75. Everything heavy is imported inside the commands, so that
@@ -25,6 +25,7 @@ from r1mega.evaluation import commands as evaluation
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
+from r1mega.rewards import commands as rewards
 from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -38,6 +39,7 @@ LOST_RANK = (
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
+app.command()(rewards.score)
 app.command()(evaluation.compare)
 app.command()(evaluation.decontaminate)
 

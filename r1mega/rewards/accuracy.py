@@ -7,14 +7,13 @@ from r1mega.buffers import Int32s
 from r1mega.data.question import Question
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN
 from r1mega.errors import ConfigError
-from r1mega.rewards.format import find_answer
 from r1mega.rewards.reward import Answer, RuleReward, Score, scored, unscorable
 from r1mega.rewards.verifiers import verifier
 from r1mega.samples import Prompt
 
 
 class Accuracy(RuleReward):
-    """1 for the right answer inside the answer tags, 0 for any other; unscorable where there is no truth."""
+    """1 for the right answer where its verifier looks for it, 0 for any other; unscorable where there is no truth."""
 
     kind: Literal["accuracy"] = "accuracy"
 
@@ -25,11 +24,12 @@ class Accuracy(RuleReward):
 
 
 def is_right(prompt: Prompt, text: str) -> bool:
-    """Whether the answer inside the answer tags of `text` is right; an answer anywhere else does not count.
+    """Whether the final answer of `text`, in the answer tags or where its verifier looks for it, is right.
 
     Raises ConfigError on an unknown verifier, and whatever the verifier raises.
     """
-    judged_by, answer = verifier(prompt.verifier), find_answer(text)
+    judged_by = verifier(prompt.verifier)
+    answer = judged_by.find_answer(text)
     return answer is not None and judged_by.verify(answer, prompt.truth, prompt.entry)
 
 

@@ -34,6 +34,13 @@ def is_formatted(text: str) -> bool:
     return _split(text) is not None
 
 
+def is_reasoned(text: str) -> bool:
+    """`<think>...</think>` and a summary behind it: R1's own form, each tag once, nothing but white space before."""
+    if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1 or not text.lstrip().startswith(THINK_OPEN):
+        return False
+    return bool(text.partition(THINK_CLOSE)[2].strip())
+
+
 def find_answer(text: str) -> str | None:
     """What stands in the answer tags, stripped; None unless there is exactly one such pair outside the thought.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from r1mega.rewards.format import find_answer
+
 MAX_ANSWER_CHARS = 256
 """A longer answer is wrong unread: a hostile text of many digits must not cost the verifier time."""
 
@@ -25,6 +27,10 @@ class ReasoningGym:
     task: str
     """As reasoning-gym spells it."""
 
+    def find_answer(self, text: str) -> str | None:
+        """What stands in the answer tags."""
+        return find_answer(text)
+
     def last_answer(self, text: str) -> str:
         """The last number in `text`; "" where there is none. Linear in the text."""
         found = ""
@@ -42,6 +48,21 @@ class ReasoningGym:
         if len(answer) > MAX_ANSWER_CHARS or not NUMBER.fullmatch(answer := _with_minus(answer)):
             return False
         return _rule(self.task)(answer=answer, entry={**entry, "answer": _with_minus(truth)}) >= 1.0
+
+
+def is_known(entry: Mapping[str, Any]) -> bool:
+    """Whether the library has the data set that an entry says it is of."""
+    from reasoning_gym.factory import DATASETS
+
+    return entry["metadata"]["source_dataset"] in DATASETS
+
+
+def score_of(answer: str, entry: Mapping[str, Any]) -> float:
+    """What the verifier of the entry's own data set gives, partial credit included. Raises what it raises."""
+    from reasoning_gym import get_score_answer_fn
+
+    verify: Callable[[str, Mapping[str, Any]], float] = get_score_answer_fn(entry["metadata"]["source_dataset"])
+    return float(verify(answer, entry))
 
 
 def _with_minus(text: str) -> str:

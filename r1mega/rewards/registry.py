@@ -3,14 +3,18 @@
 import difflib
 import functools
 import operator
+import tomllib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
+from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
-from r1mega.rewards.reward import Reward
+from r1mega.rewards.reward import Reward, RuleReward
+from r1mega.rewards.rubric import Rubric, Truncated
 
 MEMBERS: tuple[type[Reward], ...] = (
     Accuracy,
@@ -63,3 +67,28 @@ Rewards = Annotated[dict[str, AnyReward], BeforeValidator(_named)]
     weight = 0.5
     domains = ["general"]
 """
+
+
+def rubric_of(config: Path) -> Rubric:
+    """The rules of a config's [rewards], and what its [objective] says of truncated answers; nothing else is read.
+
+    Raises ConfigError: it cannot be read, a reward is unknown or has a wrong setting, or is given by a model.
+    """
+    try:
+        table = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{config}: {error}") from error
+    try:
+        rewards = TypeAdapter(Rewards).validate_python(table.get("rewards", {}))
+    except ValidationError as error:
+        faults = "; ".join(f"rewards.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ConfigError(f"{config}: {faults}") from error
+    if not rewards:
+        raise ConfigError(f"{config}: there is no [rewards] in it")
+    models = [name for name, reward in rewards.items() if not isinstance(reward, RuleReward)]
+    if models:
+        raise ConfigError(f"{config}: rewards.{models[0]} is given by a model, which `score` has none of")
+    truncated = table.get("objective", {}).get("truncated", "zero")
+    if truncated not in get_args(Truncated):
+        raise ConfigError(f"{config}: objective.truncated: {truncated!r} is none of {', '.join(get_args(Truncated))}")
+    return Rubric(rewards, truncated)

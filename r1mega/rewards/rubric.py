@@ -35,7 +35,10 @@ class Rubric:
         Raises:
             ConfigError: the question names something that there is not, such as an unknown verifier.
         """
-        answers = [answer_of(prompt, completion) for completion in completions]
+        return self.judge_answers(prompt, [answer_of(prompt, completion) for completion in completions], step)
+
+    def judge_answers(self, prompt: Prompt, answers: Sequence[Answer], step: int) -> tuple[Verdict, ...]:
+        """The rules' verdicts of answers as rules see them. Raises as `judge`."""
         return tuple(self._judge(prompt, answer, answers, step) for answer in answers)
 
     def _judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer], step: int) -> Verdict:

@@ -5,11 +5,17 @@ from typing import Any, Protocol
 
 from r1mega.data.sources.reasoning_gym import TASKS
 from r1mega.errors import ConfigError
+from r1mega.rewards.choice import Choice
+from r1mega.rewards.mathematics.verifier import Mathematics
 from r1mega.rewards.reasoning_gym import ReasoningGym
 
 
 class Verifier(Protocol):
-    """Judges a bare answer; deterministic."""
+    """Finds the answer in a text and judges it; deterministic."""
+
+    def find_answer(self, text: str) -> str | None:
+        """The final answer of a response, where this verifier looks for one; None where there is none."""
+        ...
 
     def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
         """Whether `answer` is right.
@@ -23,7 +29,11 @@ class Verifier(Protocol):
         ...
 
 
-VERIFIERS: Mapping[str, Verifier] = {name: ReasoningGym(name) for name in TASKS}
+VERIFIERS: Mapping[str, Verifier] = {
+    **{name: ReasoningGym(name) for name in TASKS},
+    "math": Mathematics(),
+    "choice": Choice(),
+}
 """Name in a question -> its verifier."""
 
 

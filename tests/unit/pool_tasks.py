@@ -1,0 +1,72 @@
+"""What the tests of the pool have done in workers: sound tasks, and tasks that break their worker."""
+
+import os
+import signal
+import sys
+import time
+
+
+def double(number):
+    return 2 * number
+
+
+def modules():
+    return sorted(name for name in ("torch", "megatron", "vllm", "sympy") if name in sys.modules)
+
+
+def own_id():
+    return os.getpid()
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+
+
+def die():
+    os._exit(3)
+
+
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spin():
+    while True:
+        try:
+            while True:
+                pass
+        except Exception:
+            pass
+
+
+def spin_in_c():
+    return len(str(7 ** (10**8)))
+
+
+def fill_memory():
+    kept = []
+    while True:
+        kept.append(bytearray(10**7))
+
+
+def fail(message):
+    raise ValueError(message)
+
+
+def unpicklable():
+    return lambda: 0
+
+
+def die_once(mark):
+    """Ends its worker the first time, and is well the second."""
+    if not os.path.exists(mark):  # noqa: PTH110
+        open(mark, "w").close()  # noqa: PTH123
+        os._exit(1)
+    return "well"
+
+
+def broken_control():
+    """Returns another value in a worker than in the process that made the pool."""
+    from r1mega.rewards import worker
+
+    return worker.inside
