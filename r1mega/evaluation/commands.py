@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -94,18 +96,27 @@ def decontaminate(
 
     if both := {path.resolve() for path in data} & {path.resolve() for path in against}:
         raise DataError(f"{min(both)}: is searched, and searched for: nothing would be left of it")
-    signal.signal(signal.SIGTERM, _leave)
-    evaluations = Evaluations.read(against, against_fields or (), n, boilerplate)
     wanted = Data(data, fields or (), processes or len(os.sched_getaffinity(0)))
-    report = search(wanted, evaluations, out)
+    with _leaving_cleanly():
+        evaluations = Evaluations.read(against, against_fields or (), n, boilerplate)
+        report = search(wanted, evaluations, out)
     print("\n".join(_told(report, evaluations, out)))
     if report.hits and out is None:
         raise typer.Exit(FOUND)
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
-    """Leave as on Ctrl-C, so that nothing half-written stays behind."""
-    raise SystemExit(128 + signum)
+@contextmanager
+def _leaving_cleanly() -> Iterator[None]:
+    """Within, a SIGTERM ends the program as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _told(report: "Report", evaluations: "Evaluations", out: Path | None) -> list[str]:
@@ -125,6 +136,9 @@ def _told(report: "Report", evaluations: "Evaluations", out: Path | None) -> lis
         lines.append(
             f"not looked for: {evaluations.too_short} answers of the evaluation, shorter than {report.n} words"
         )
+    if evaluations.boilerplate is not None:
+        num = int((evaluations.index.num_texts > evaluations.boilerplate).sum())
+        lines.append(f"passed over: {num} runs of words that more than {evaluations.boilerplate} texts of it have")
     widest = report.widest
     if widest is not None and widest.num_against > 1:
         lines.append(

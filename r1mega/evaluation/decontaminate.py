@@ -10,6 +10,7 @@ is left, in order and byte for byte. Memory is a few blocks and the evaluation's
 
 import json
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -92,8 +93,9 @@ def decontaminate(data: Data, evaluations: Evaluations, out: Path | None = None)
 
 def _search(data: Data, evaluations: Evaluations, report: Report, folder: Path | None) -> None:
     num_bytes = 0
-    with Bar("decontaminate", max(1, data.num_bytes // MB), unit="MB") as bar, _Output(data, folder) as output:
-        for block, found in searched(data, evaluations):
+    bar = Bar("decontaminate", max(1, data.num_bytes // MB), unit="MB")
+    with bar, _Output(data, folder) as output, closing(searched(data, evaluations)) as blocks:
+        for block, found in blocks:
             report.add(block, found)
             output.write(block, found)
             num_bytes += block.length

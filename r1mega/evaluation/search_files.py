@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Searched:
     """Of each row with hits: where its line begins and ends in the block, ascending."""
 
 
-def searched(data: Data, evaluations: Evaluations) -> Iterator[tuple[Block, Searched]]:
+def searched(data: Data, evaluations: Evaluations) -> Generator[tuple[Block, Searched]]:
     """Every block and what it holds, in order; no more blocks are under way than keep the processes busy.
 
     Raises:
