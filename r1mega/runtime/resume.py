@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from r1mega.config.cluster import Cluster, TrainerLayout
 from r1mega.config.section import OnResume, RunSettings, marked
-from r1mega.errors import RunDirError
+from r1mega.errors import RunDirError, listed
 from r1mega.runtime.digests import digest_of
 from r1mega.runtime.provenance import RUN, Inputs
 
@@ -42,8 +42,12 @@ def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -
     """
     try:
         found = json.loads((path / "config.json").read_text())
-        then_stage: dict[str, Any] = _with_defaults(found["stage"], type(recipe))
+        then_stage: dict[str, Any] = found["stage"]
+        if then_stage["stage"] == recipe.stage:  # another stage's settings are named among the changes
+            then_stage = type(recipe).model_validate(then_stage).model_dump(mode="json")
         then_layout = TrainerLayout.model_validate(found["cluster"]["trainer"]).model_dump()
+    except ValidationError as error:
+        raise RunDirError(_of_another_version(path, error)) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
     recorded: Inputs = _recorded_inputs(path)
@@ -105,13 +109,18 @@ def _recorded_inputs(path: Path) -> Inputs:
         return {}
 
 
-def _with_defaults(settings: dict[str, Any], kind: type[RunSettings]) -> dict[str, Any]:
-    """A recorded recipe, with the defaults of settings that are newer than it."""
+def _of_another_version(path: Path, error: ValidationError) -> str:
+    """What to do about recorded settings that this version does not take. Newer settings than they have defaults."""
     try:
-        return kind.model_validate(settings).model_dump(mode="json")
-    except ValidationError:  # a setting that is gone, or a value that is no longer taken: or of another
-        # stage: named among the changes
-        return settings
+        commit = str(json.loads((path / RUN).read_text())["parts"][-1]["commit"])[:12]
+    except (OSError, ValueError, LookupError, TypeError):
+        commit = "unknown"
+    wrong = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+    return listed(
+        f"{path}/config.json: of a version of r1mega (commit {commit}) whose settings this one does not take: go on "
+        "with that version, or begin anew with another --run-dir",
+        wrong,
+    )
 
 
 def flat(settings: Mapping[Any, Any]) -> dict[str, Any]:

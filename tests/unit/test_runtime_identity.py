@@ -153,6 +153,25 @@ def test_a_run_of_an_older_version_goes_on_and_its_paths_are_compared(tmp_path: 
     assert len(json.loads((tmp_path / "run/run.json").read_text())["parts"]) == 3
 
 
+def test_a_run_whose_settings_this_version_does_not_take_is_refused_by_what_to_do(tmp_path: Path):
+    base = model(tmp_path / "base")
+    begin(tmp_path / "run", rl(base))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["stage"] |= {"questions": None, "rewards": {"accuracy": 1.0, "format": 1.0}}
+    config["stage"]["sampling"] = {"temperature": 1.0, "max_new_tokens": 64}
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["parts"][-1]["commit"] = "0123456789abcdef"
+    for where, of in (("run/config.json", config), ("run/run.json", record)):
+        (tmp_path / where).write_text(json.dumps(of))
+    with pytest.raises(RunDirError) as refused:
+        begin(tmp_path / "run", rl(base))
+    told = str(refused.value).splitlines()
+    assert "of a version of r1mega (commit 0123456789ab) whose settings this one does not take" in told[0]
+    assert "another --run-dir" in told[0]
+    # What is only newer than the record is no fault of it.
+    assert [line.split(":")[0] for line in told[1:]] == ["  questions"]
+
+
 def test_verify_inputs_finds_what_was_exchanged_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(digests, "KEPT_BYTES", 1)
     base = model(tmp_path / "base")
