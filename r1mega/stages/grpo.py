@@ -12,6 +12,7 @@ are split at random into mini-batches before packing, since packing first would 
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from r1mega.config.cluster import Cluster
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.rollout import reward_metrics, summarise
-from r1mega.errors import RolloutError
+from r1mega.errors import ConfigError, RolloutError
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
-from r1mega.rewards.reward import Scorer
+from r1mega.rewards.reward import ModelReward, Scorer
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.collect import GroupSource, NoGroups, Rollout
 from r1mega.rollout.engine import derived_seed
@@ -72,10 +73,12 @@ def run(
         scorers: of the rewards that a model gives, by their names in config.rewards.
 
     Raises:
+        ConfigError: a reward is to be given by a model that has no scorer.
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
         RolloutError: the engine cannot start or answer, or a rollout leaves too little to learn from.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
+    _refuse_without_scorer(config, scorers)
     mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
     objective, temperature, chunk_tokens = config.objective, config.sampling.temperature, config.batch.chunk_tokens
     with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, shown=SHOWN) as run:
@@ -83,16 +86,8 @@ def run(
         # It starts in its own process while this one builds the policy.
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
         policy = _policy(config, mesh, build)
-        engine = run.enter(
-            live_engine(
-                policy,
-                served,
-                interrupt=run.interrupt,
-                address=cluster.address,
-                on_recovery=part.log_recovery,
-                pusher=pusher,
-            )
-        )
+        pushing = partial(live_engine, address=cluster.address, on_recovery=part.log_recovery, pusher=pusher)
+        engine = run.enter(pushing(policy, served, interrupt=run.interrupt))
         source, held_out = part.asks(config, run_dir, engine, run.say)
         left = LeftToLearn(config, mesh, source)
         run.begin(
@@ -195,6 +190,16 @@ class HeldOutEvaluation:
     def run(self, step: int) -> None:
         with self._engine.alone():
             self._held_out.evaluate(step, greedy=step in (0, self._config.num_steps))
+
+
+def _refuse_without_scorer(config: GRPO, scorers: Mapping[str, Scorer]) -> None:
+    """Before anything is started: otherwise the first rollout would be lost on it."""
+    models = [name for name, reward in config.rewards.items() if isinstance(reward, ModelReward)]
+    if missing := [name for name in models if name not in scorers]:
+        raise ConfigError(
+            f"rewards: a model gives {', '.join(missing)}, and this run has no scorer for it: take it out of "
+            "[rewards], or hand grpo.run its scorer"
+        )
 
 
 def _scored(

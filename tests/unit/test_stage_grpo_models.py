@@ -10,7 +10,7 @@ import pytest
 import recording
 from grpo_run import CLUSTER, Run, base, config
 
-from r1mega.errors import RolloutError
+from r1mega.errors import ConfigError, RolloutError
 from r1mega.rewards.reward import ModelReward
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
@@ -31,7 +31,7 @@ class Sums:
         return [sum(d.token_ids[d.learn_from :]) / 100 for d in documents]
 
 
-def train(base: Path, folder: Path, model: Any) -> Run:
+def train(base: Path, folder: Path, scorers: dict[str, Any]) -> Run:
     plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}})
     recipe = plain.model_copy(update={"rewards": {"taste": Taste(weight=0.5)}})
     run = Run(folder)
@@ -44,7 +44,7 @@ def train(base: Path, folder: Path, model: Any) -> Run:
     from r1mega.stages import grpo
 
     with contextlib.closing(RunDir(run.folder, recipe, CLUSTER, resume=False)) as run_dir, recording.recorded_saves():
-        grpo.run(recipe, CLUSTER, run_dir, build=build, scorers={"taste": model}, **answers)
+        grpo.run(recipe, CLUSTER, run_dir, build=build, scorers=scorers, **answers)
     return run
 
 
@@ -54,11 +54,17 @@ def test_a_model_that_broke_stops_the_run_and_teaches_nothing(base: Path, tmp_pa
             return [math.nan] * len(documents)
 
     with pytest.raises(RolloutError, match="with the models' scores 0 answers are left to learn from"):
-        train(base, tmp_path / "run", Broken())
+        train(base, tmp_path / "run", {"taste": Broken()})
+
+
+def test_a_model_without_a_scorer_stops_the_run_before_anything_is_started(base: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="a model gives taste, and this run has no scorer for it"):
+        train(base, tmp_path / "run", {"another": Sums()})
+    assert not (tmp_path / "run/metrics.jsonl").exists()
 
 
 def test_a_models_scores_are_learnt_from(base: Path, tmp_path: Path):
-    run = train(base, tmp_path / "run", Sums())
+    run = train(base, tmp_path / "run", {"taste": Sums()})
     learnt = [d for call in run.policies[0].calls if call.verb == "forward_backward" for d in call.documents]
     found = {tuple(d.token_ids): d.fields["adv"][0] for d in learnt}
     expected, rewards = {}, []
