@@ -152,6 +152,8 @@ def _describe(section: type[Section], item: dict[str, Any]) -> str:
         return f"{where}: unknown key{nearest(names[-1], fields)}; valid: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{where}: missing"
+    if item["type"] == "tuple_type":
+        return f"{where}: should be a list: write [...] around it (got {item['input']!r})"
     said = item["msg"].removeprefix("Value error, ")
     return f"{where}: {said[0].lower()}{said[1:]} (got {item['input']!r})"
 

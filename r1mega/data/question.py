@@ -16,7 +16,7 @@ class Question:
     id: str
     """Hash of verifier and text unless a file states another; the same in every run."""
     verifier: str
-    """Name of what judges its answers (`rewards.accuracy.VERIFIERS`); of a made question, the task it is of."""
+    """Name of what judges its answers (`rewards.verifiers.VERIFIERS`); of a made question, the task it is of."""
     text: str
     truth: str
     """The reference answer."""

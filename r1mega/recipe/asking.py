@@ -1,12 +1,13 @@
 """What the recipes of stages have in which an engine answers questions."""
 
-import difflib
 import importlib.util
+from collections import Counter
 from collections.abc import Sequence
 
 from pydantic import Field
 
 from r1mega.config.cluster import Cluster
+from r1mega.config.load import nearest
 from r1mega.config.section import Section
 from r1mega.data.settings import Evaluation, TemplateName
 from r1mega.data.sources.reasoning_gym import TASKS, Task
@@ -74,8 +75,9 @@ def _stop_faults(stop: tuple[str, ...]) -> list[str]:
     faults: list[str] = []
     if "" in stop:
         faults.append("sampling.stop: an empty string would end every answer at once; leave it out")
-    for place, string in enumerate(stop):
-        others = [o for i, o in enumerate(stop) if o and o in string and i != place and (o != string or i < place)]
+    faults += [f"sampling.stop: {string!r} is there twice; leave one out" for string in _repeated(stop)]
+    for string in dict.fromkeys(stop):
+        others = [o for o in stop if o and o in string and o != string]
         if others:
             faults.append(
                 f"sampling.stop: {string!r} ends no answer, since it contains {others[0]!r}, which ends it no later; "
@@ -84,11 +86,14 @@ def _stop_faults(stop: tuple[str, ...]) -> list[str]:
     return faults
 
 
+def _repeated(stop: tuple[str, ...]) -> list[str]:
+    return [string for string, num in Counter(stop).items() if num > 1]
+
+
 def task_faults(tasks: Sequence[Task]) -> list[str]:
     """Names of tasks that there are not."""
     faults: list[str] = []
     for name in (task.name for task in tasks if task.name not in TASKS):
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        faults.append(f"tasks: unknown task {name!r}{hint}: the supported ones are {', '.join(TASKS)}")
+        known = f"the supported ones are {', '.join(TASKS)}"
+        faults.append(f"tasks: unknown task {name!r}{nearest(name, TASKS)}: {known}")
     return faults

@@ -1,6 +1,5 @@
 """The table of rewards: the kinds that a config's [rewards] may name."""
 
-import difflib
 import functools
 import operator
 import tomllib
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
+from r1mega.config.load import nearest
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
@@ -48,10 +48,9 @@ def _table(name: str, reward: Any) -> dict[str, Any]:
         raise ValueError(f"{name} should be a weight, written without quotes, or a table")
     found = {"kind": name, **reward} if isinstance(reward, dict) else {"kind": name, "weight": reward}
     if found["kind"] not in REWARDS:
-        near = difflib.get_close_matches(str(found["kind"]), REWARDS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = nearest(str(found["kind"]), REWARDS)
         raise ValueError(
-            f"there is no reward {found['kind']!r}{hint}: choose of {', '.join(REWARDS)}; one of another name says "
+            f"there is no reward {found['kind']!r}{near}: choose of {', '.join(REWARDS)}; one of another name says "
             'kind = "..." in its table'
         )
     return found

@@ -62,7 +62,7 @@ OnAnswer = Callable[[int, tuple[Completion, ...]], None]
 
 
 class Engine(Protocol):
-    """A sampler: `rollout.fleet.Fleet` over vLLM servers, `rollout.journal.JournalledEngine` over another one."""
+    """A sampler: `rollout.fleet.Fleet` over vLLM servers, `rollout.replay.JournalledEngine` over another one."""
 
     def generate(
         self,

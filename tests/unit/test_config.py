@@ -129,6 +129,7 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         ("num_steps='8'", "num_steps: should be a number, written without quotes (got '8')"),
         ("optimizer.lr=true", "optimizer.lr: should be a number"),
         ("save.asynchronous=0", "save.asynchronous: should be true or false (got 0)"),
+        ("sampling.stop='</answer>'", "sampling.stop: should be a list: write [...] around it (got '</answer>')"),
         ("save.asynchronous=no", "save.asynchronous: should be true or false (got 'no')"),
         ("sampling.max_new_tokens=0", "sampling.max_new_tokens: input should be greater than 0 (got 0)"),
         ("objective.kl_estimator=k1", "does not depend on the reference, so it would hold nothing near it; k2 has"),

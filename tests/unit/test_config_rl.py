@@ -94,7 +94,7 @@ def test_grpo_takes_no_top_p_and_an_evaluation_does():
     ("stop", "said"),
     [
         ([""], ["sampling.stop: an empty string would end every answer at once"]),
-        (["a", "a"], ["'a' ends no answer, since it contains 'a'"]),
+        (["a", "a"], ["'a' is there twice"]),
         (["</answer>\n", "b", "</answer>"], ["'</answer>\\n' ends no answer, since it contains '</answer>'"]),
         (["b", "ab", "abc"], ["'ab' ends no answer, since it contains 'b'", "'abc' ends no answer"]),
         (["ab", "bc", "B"], []),

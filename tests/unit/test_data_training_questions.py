@@ -251,6 +251,7 @@ def test_a_text_alone_is_a_file_of_questions_and_its_path_counts_from_the_config
     ("value", "message"),
     [
         ([{"kind": "parquet", "path": "a"}], "there is no source 'parquet': choose of jsonl, reasoning_gym"),
+        ([{"kind": "josnl", "path": "a"}], r"there is no source 'josnl' \(did you mean 'jsonl'\?\): choose of"),
         ([{"path": "a"}], "a source has a kind: choose of jsonl, reasoning_gym"),
         ([{"kind": "jsonl"}], "path\n *Field required"),
         ([{"kind": "jsonl", "path": "a", "domain": "maths"}], "Input should be 'math', 'code'"),

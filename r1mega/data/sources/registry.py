@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+from r1mega.config.load import nearest
 from r1mega.data.sources.jsonl import JSONL
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.source import QuestionSource
@@ -40,7 +41,7 @@ def _tables(value: Any) -> Any:
     for source in value:
         kind = _kind(source) if not isinstance(source, dict) else source.get("kind")
         if kind not in SOURCES:
-            given = f"there is no source {kind!r}" if kind else "a source has a kind"
+            given = f"there is no source {kind!r}{nearest(str(kind), SOURCES)}" if kind else "a source has a kind"
             raise ValueError(f"{given}: choose of {', '.join(SOURCES)}")
     return value
 
