@@ -100,7 +100,7 @@ def run(layout: TrainerLayout, device: str = "cpu", chunks_per_micro_batch: int 
             dataclasses.replace(s, old_logp=Float32s(o.numpy()), ref_logp=Float32s(r.numpy()))
             for s, o, r in zip(minibatch, old, ref, strict=True)
         ]
-        scored = mesh.gather_over_data({s.completion_ids: s.old_logp for s in attached})
+        scored = mesh.gather_over_data({s.completion_ids: s.old_logp.tolist() for s in attached})
         found["logp"].append({k: v for part in scored for k, v in part.items()})
         found["loss"].append(policy.forward_backward(documents(attached), loss, temperature=0.7))
         policy.reduce_gradients(everywhere=True)

@@ -76,9 +76,8 @@ def old_encode(samples: Sequence[Sample]) -> bytes:
     """Of the arrays those that have an entry a token."""
     columns = {"prompt_ids": np.int32, "completion_ids": np.int32, "behaviour_logp": np.float64}
     buffer = io.BytesIO()
-    np.savez(
-        buffer, **{n: np.array([x for s in samples for x in getattr(s, n)], kind) for n, kind in columns.items()}
-    )
+    arrays: Any = {n: np.array([x for s in samples for x in getattr(s, n)], kind) for n, kind in columns.items()}
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
