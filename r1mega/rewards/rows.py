@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from r1mega.buffers import Int32s
 from r1mega.data.question import Domain
 from r1mega.errors import DataError
 from r1mega.rewards import choice, math, reasoning_gym
@@ -170,7 +171,7 @@ def judge_by_rubric(row: Response, rubric: Rubric) -> Verdict:
         fields["verifier"],
         "",
         fields["answer"],
-        (),
+        Int32s(),
         fields["prefill"],
         fields["entry"],
         fields["domain"],
