@@ -39,7 +39,7 @@ class Precision(Section):
     bf16_layers_at_start: int = Field(default=0, ge=0)
     """First layers that stay in bf16 under fp8 (V3: none)."""
     bf16_layers_at_end: int = Field(default=0, ge=0)
-    """The same of the last layers; the MTP layers follow fp8."""
+    """Last layers that stay in bf16 under fp8; the MTP layers follow fp8."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """In which gradients are added up and summed over ranks."""
     moments: Literal["fp32", "bf16"] = "fp32"

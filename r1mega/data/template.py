@@ -28,11 +28,11 @@ class Template:
 
     @property
     def chat_template(self) -> str:
-        """The same as a Jinja chat template for a Hugging Face tokenizer; writes bos where there is one."""
+        """This template in Jinja, for a Hugging Face tokenizer; writes bos where there is one."""
         return self.chat_template_behind("{{ bos_token or '' }}")
 
     def chat_template_behind(self, begin: str) -> str:
-        """The same with another beginning, such as none for a tokenizer that names a bos and never writes it."""
+        """`chat_template` with another beginning, such as none for a tokenizer that never writes its bos."""
         return (
             begin + self.preamble + "{% for message in messages %}"
             "{% if message['role'] == 'user' %}"

@@ -18,7 +18,8 @@ MARKS = ("weight", "loss_weight", "train", "training", "trainable", "loss", "lea
 TOLD = ("tools", "functions", "documents", "history", "system_prompt", "chat_template_kwargs")
 """What a model may be told beside the turns, and would answer otherwise without."""
 TOLD_WITH_PROMPT = ("instruction", "input", "context")
-"""The same beside `prompt` and `response`; a row of `messages` may keep them as where its turns come from."""
+"""What a model may be told along with `prompt` and `response`; a row of `messages` may keep them as where its turns
+come from."""
 FIELDS = (*FORMS, "system", *MARKS, *TOLD, *TOLD_WITH_PROMPT)
 """All that is looked at in a row; others say where it comes from."""
 ROLES = ("system", "user", "assistant")

@@ -46,9 +46,9 @@ class Dense:
     eos: int | None
     """What transformers takes where the file says nothing."""
     num_kv_heads: int | None
-    """The same; None: as many as there are heads."""
+    """What transformers takes where the file says nothing; None: as many as there are heads."""
     head_dim: int | None
-    """The same; None: hidden_size / num_attention_heads."""
+    """What transformers takes where the file says nothing; None: hidden_size / num_attention_heads."""
     any_head_dim: bool
     """Whether head_dim may be something else than hidden_size / num_attention_heads."""
 

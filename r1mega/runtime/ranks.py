@@ -20,7 +20,7 @@ POLL_S = 0.05
 FAILURE_GRACE_S = 5.0
 """What the other ranks get after one has failed: often they say the same, and end by themselves."""
 STOP_GRACE_S = 60.0
-"""The same after one has left because it was asked to: the others may still be saving."""
+"""What the others get after one has left because it was asked to: they may still be saving."""
 TERM_GRACE_S = 3.0
 """Between SIGTERM and SIGKILL; without the lost rank there is nothing that could be saved."""
 LOG_LINES = 20

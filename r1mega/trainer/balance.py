@@ -92,7 +92,7 @@ class Balance:
         """The step's load of the whole model, the same on every rank; after the biases have moved. A collective.
 
         Args:
-            taken: what `take` returned before; summed in place.
+            taken: [L, 2 E + 2] fp64, what `take` returned before; summed in place.
         """
         biases = taken.new_zeros(len(self._names), 2)
         before, after = self._biases, self._current_biases()

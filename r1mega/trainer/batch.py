@@ -111,7 +111,7 @@ class MicroBatch:
     """Indices into the mini-batch's documents."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device. Host to device once, before any of it is used."""
+        """This micro-batch on a device. Host to device once, before any of it is used."""
         if device.type == "cpu":
             return self
         plain = {n: to_device(getattr(self, n), device) for n in ("input_ids", "position_ids", "padding_mask", "doc")}

@@ -102,7 +102,7 @@ def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimi
     dtypes = {"exp_avg_dtype": DTYPES[moments], "exp_avg_sq_dtype": DTYPES[moments]}
 
     class WithMoments(found):  # type: ignore[misc, valid-type]
-        """The same Adam; Megatron gives it no dtypes but through an optimizer whose states are no plain tensors."""
+        """Adam with moments of a dtype; Megatron sets it only in an optimizer whose states are no plain tensors."""
 
         def __init__(self, *arguments: Any, **others: Any) -> None:
             super().__init__(*arguments, **others, **dtypes)

@@ -222,7 +222,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     address: str
     """This host's, as the workers reach it, for gloo."""
     name: str
-    """The same or a name of this host, which the workers are told."""
+    """The address, or a name of this host, which the workers are told."""
     num_workers: int
     timeout_s: float
     bucket_bytes: int = BUCKET_BYTES

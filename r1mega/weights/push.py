@@ -55,7 +55,7 @@ class Link:
     address: str
     """Of this host, on the route to the servers."""
     name: str
-    """The same, or another name of this host that the servers know it by."""
+    """The address, or another name of this host that the servers know it by."""
     num_workers: int
     timeout_s: float
 

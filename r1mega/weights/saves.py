@@ -19,7 +19,7 @@ from r1mega.weights import hf_io
 ALONE_GRACE_S = 60.0
 """How long a run that ends with an error lets what is being written become whole."""
 RANKS_GRACE_S = 3.0
-"""The same where other ranks may be gone; the launcher gives a failed run little more."""
+"""How long it does where other ranks may be gone; the launcher gives a failed run little more."""
 
 
 def last_checkpoint(mesh: Mesh, run_dir: RunDir) -> Path | None:

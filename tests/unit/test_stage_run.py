@@ -230,3 +230,15 @@ def test_a_checkpoint_of_another_run_is_refused(recital: Recital, tmp_path: Path
     (other.folder / "checkpoints/step_3").rename(recital.folder / "checkpoints/step_3")
     with pytest.raises(CheckpointError, match=r"step_3: saved by run .*, and .* holds run"):
         recital.start(Recite(num_steps=3), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "done"), [(2, 10.0, 0.25), (2, 30.0, 0.75), (8, 10.0, 1.0), (4, 40.0, 1.0)]
+)
+def test_a_stage_with_a_clock_ends_by_what_comes_first(step: int, seconds: float, done: float, mesh):
+    from r1mega.stages.run import TrainingRun
+
+    run = TrainingRun(Recite(), None, mesh, num_steps=8, max_seconds=40.0)  # type: ignore[arg-type]
+    run.step, run.seconds = step, seconds
+    assert run.progress == done
+    assert run.learning_rate() == pytest.approx(0.6 * (1 - done))

@@ -47,6 +47,6 @@ def by_whole_model_names(network: Any, tensors: Mapping[str, T]) -> dict[str, T]
 
 def own_tensors(network: Any) -> dict[str, Tensor]:
     """A network's live parameters and persistent buffers by its own names."""
-    held = network.state_dict(keep_vars=True).items()
+    tensors = network.state_dict(keep_vars=True).items()
     # Transformer Engine keeps its FP8 recipe among them.
-    return {n: t for n, t in held if isinstance(t, Tensor) and not n.endswith("_extra_state")}
+    return {n: t for n, t in tensors if isinstance(t, Tensor) and not n.endswith("_extra_state")}
