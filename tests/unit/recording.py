@@ -217,6 +217,8 @@ class Engines:
     """Of the first answer to the request of this number alone; of all where there is none."""
     stop_after: int | None = None
     """A signal comes once so many requests are answered."""
+    push_seconds: float = 0.0
+    """What a push is said to take."""
     places: dict[str, int] = field(default_factory=dict)
     """Of every question, in the order in which they first came."""
     asked: list[Asked] = field(default_factory=list)
@@ -228,7 +230,7 @@ class Engines:
         return RecordingEngine(self)
 
     def pusher(self, source: Any, servers: Sequence["RecordingEngine"], **options: Any) -> "RecordingPusher":
-        return RecordingPusher(source, servers, options["announce"])
+        return RecordingPusher(source, servers, options["announce"], self.push_seconds)
 
     def rollouts(self) -> dict[int, list[Asked]]:
         """What was asked for training, by the version of the weights: that which stands between two evaluations."""
@@ -250,8 +252,10 @@ class Engines:
 class RecordingPusher:
     """What `weights.push.Pusher` does, for `RecordingEngine`."""
 
-    def __init__(self, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None]) -> None:
-        self._source, self._servers, self._announce = source, servers, announce
+    def __init__(
+        self, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None], seconds: float
+    ) -> None:
+        self._source, self._servers, self._announce, self._seconds = source, servers, announce, seconds
 
     def prepare(self) -> None: ...
 
@@ -262,7 +266,7 @@ class RecordingPusher:
         theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
         for server in self._servers:
             server.take(version, theta)
-        return SimpleNamespace(seconds=0.0, recoveries=())
+        return SimpleNamespace(seconds=self._seconds, recoveries=())
 
 
 class RecordingEngine:

@@ -178,10 +178,28 @@ def test_a_stage_of_ones_own_is_logged_saved_exported_evaluated_and_summed_up(re
     assert recital.saved() == [4, 6]  # save.keep_last
     assert recital.counts.oldest == [2, 2, 4]  # and what no kept checkpoint needs is forgotten
     assert sorted(p.name for p in (recital.folder / "hf_steps").iterdir()) == ["step_3", "step_6"]
+    for folder, step in (("hf", 6), ("hf_steps/step_3", 3)):
+        assert f", step {step}, start " in (recital.folder / folder / "README.md").read_text()
     assert recital.evaluation.at == [3, 6]
     summary = json.loads((recital.folder / "summary.json").read_text())
     assert (summary["stage"], summary["steps"], summary["tokens"]) == ("recite", 6, 18)
     assert summary["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-5)
+
+
+def test_metrics_are_synced_before_a_checkpoint_that_knows_their_step(recital: Recital, monkeypatch):
+    import recording
+
+    from r1mega.stages.records import FirstRanksRecords
+
+    def heard(of: type, name: str) -> None:
+        inner = getattr(of, name)
+        monkeypatch.setattr(of, name, lambda *args, **named: (order.append(name), inner(*args, **named))[1])
+
+    order: list[str] = []
+    heard(FirstRanksRecords, "sync")
+    heard(recording.RecordingCheckpointer, "save")
+    recital.start(Recite())
+    assert order == ["sync", "save"] * 3
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5])

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from grpo_run import Run, base, plain
+from grpo_run import CLUSTER, Run, base, config, plain
 from recording import Asked, Engines, stop_signal
 
 from r1mega.errors import MismatchError, RolloutError, RunDirError
@@ -94,6 +95,40 @@ def test_evaluations_fall_due(plain: Run, base: Path, tmp_path: Path):
     assert {row["result"]["num_answers"] for row in run.rows("eval")} == {8}
     asked = {a.request.prompt.id for a in run.engines.evaluations()[0]}
     assert asked != {a.request.prompt.id for a in plain.engines.evaluations()[0]}  # evaluation.seed
+
+
+def test_the_server_has_room_for_the_longest_prompt_and_answer(plain: Run, base: Path):
+    (made,) = plain.engines.options
+    longest = max(len(a.request.prompt.token_ids) for a in plain.engines.asked)
+    assert (made["model_dir"], made["max_model_len"], made["seed"]) == (base, longest + 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("replay", "newest", "starts"),
+    [("journal", -1, True), ("journal", 1, True), ("journal", 2, False), ("journal", 3, False), ("live", 3, True)],
+)
+def test_the_server_starts_at_once_unless_the_journal_goes_on(replay: str, newest: int, starts: bool, base: Path):
+    """A run that resumes at step 2; `newest`: the newest weights of which the journal has answers."""
+    from r1mega.stages.rank_zero import RankZero
+
+    started: list[Any] = []
+    server: Any = SimpleNamespace(start=lambda: started.append(1))
+    questions: Any = SimpleNamespace(longest=5)
+    journal: Any = SimpleNamespace(newest_version=lambda: newest)
+    recipe = config(base, {"rollout": {"replay": replay}})
+    run_dir, nothing = SimpleNamespace(logs=base), SimpleNamespace()
+    part = RankZero(questions, journal, nothing)  # type: ignore[arg-type]
+    found = part.served(lambda *_, **__: server, recipe, CLUSTER, run_dir, nothing, step=2)  # type: ignore[arg-type]
+    assert found is server and bool(started) == starts
+
+
+def test_the_seconds_of_a_push_are_no_rollouts(base: Path, tmp_path: Path):
+    """A rollout of no time to speak of, with a push of a thousand seconds that it has asked for, or an evaluation."""
+    engines, seldom = Engines(push_seconds=1e3), {"num_steps": 4, "evaluation": {"every_steps": 4}}
+    rows = {row["step"]: row for row in Run(tmp_path / "run", engines).start(base, seldom).rows()}
+    assert (rows[1]["seconds/push"], rows[3]["seconds/push"]) == (0.0, 1e3)  # the first weights are evaluated before
+    assert rows[1]["seconds/rollout"] > 0.0 > rows[3]["seconds/rollout"] > -1e3
+    assert not {"seconds/push", "seconds/rollout"} & rows[2].keys()  # the lines add up to what was spent
 
 
 @pytest.fixture(scope="module")
