@@ -45,11 +45,6 @@ class Needs:
         return self.trainer_nodes + self.server_nodes
 
     @property
-    def most_nodes(self) -> int:
-        """On CPUs each rank may have a node of its own, and the server another."""
-        return self.nodes if self.gpus_per_node else self.ranks + self.samples
-
-    @property
     def ranks_per_node(self) -> int:
         """The most on one node, of `nodes`."""
         return min(self.ranks, self.gpus_per_node) if self.trainer_gpus else self.ranks

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 
 from r1mega.conversion.folders import open_folder
-from r1mega.conversion.writers import DType, Form, HFWriter, MegatronWriter, Part, make_writer
+from r1mega.conversion.writers import DType, Form, Part, Writer, make_writer
 from r1mega.errors import ConversionError
 from r1mega.runtime.process import die_with_parent
 from r1mega.runtime.progress import Bar
@@ -37,7 +37,7 @@ class ConversionJob:
     part_bytes: int
     shard_bytes: int
 
-    def writer(self) -> HFWriter | MegatronWriter:
+    def writer(self) -> Writer:
         """The writer, which divides the work the same way in every process."""
         source = open_folder(self.source)
         return make_writer(

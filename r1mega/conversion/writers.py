@@ -311,7 +311,7 @@ class MegatronWriter:
 
 def make_writer(
     source: Folder, form: Form, dtype: DType | None, *, shard_bytes: int, part_bytes: int
-) -> HFWriter | MegatronWriter:
+) -> Writer:
     """The writer of a form."""
     if form == "hf":
         return HFWriter(source, dtype, shard_bytes, part_bytes)

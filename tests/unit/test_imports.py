@@ -1,4 +1,5 @@
-"""No circle among the package's files, imports for types alone included, and no class name that means two things."""
+"""No circle among the package's files, imports for types alone included; no class name that means two things; no file
+or function that is too long to be read at once."""
 
 import ast
 import functools
@@ -64,6 +65,25 @@ def test_no_file_imports_itself_through_others():
 
 def test_no_class_name_is_defined_twice():
     assert twice(modules(ROOT / "r1mega")) == {}
+
+
+def too_long(trees: Mapping[str, ast.Module], lines: Mapping[str, int]) -> list[str]:
+    """Files of more than 350 lines and functions of more than 80."""
+    found = [f"{name}: {num} lines" for name, num in lines.items() if num > 350]
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num = (node.end_lineno or 0) - node.lineno + 1
+                found += [f"{name}.{node.name}: {num} lines"] if num > 80 else []
+    return found
+
+
+def test_no_file_and_no_function_is_too_long():
+    trees, package = modules(ROOT / "r1mega"), ROOT / "r1mega"
+    lines = {str(f.relative_to(package)): f.read_bytes().count(b"\n") for f in sorted(package.rglob("*.py"))}
+    assert len(lines) == len(trees) and too_long(trees, lines) == []
+    body = "\n".join(["def f():", *["    pass"] * 80])
+    assert too_long({"p": ast.parse(body)}, {"p": 351, "q": 350}) == ["p: 351 lines", "p.f: 81 lines"]
 
 
 @pytest.mark.parametrize(

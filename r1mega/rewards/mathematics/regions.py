@@ -1,6 +1,5 @@
 """Sets of real numbers: intervals, their unions, and what inequalities in one unknown describe."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +21,6 @@ class Range:
     low_closed: bool
     high: Term | None
     high_closed: bool
-
-    @property
-    def is_point(self) -> bool:
-        return self.low is not None and self.low is self.high
 
 
 Region = tuple[Range, ...]
@@ -178,7 +173,3 @@ def _later(first: tuple[Term | None, bool], second: tuple[Term | None, bool], si
     if _is_close(left, right):
         return first[0], first[1] and second[1]
     return first if (left - right) * sign > 0 else second
-
-
-def union_all(regions: Sequence[Region]) -> Region:
-    return tuple(piece for region in regions for piece in region)
