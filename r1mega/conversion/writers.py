@@ -309,9 +309,7 @@ class MegatronWriter:
         return faults
 
 
-def make_writer(
-    source: Folder, form: Form, dtype: DType | None, *, shard_bytes: int, part_bytes: int
-) -> Writer:
+def make_writer(source: Folder, form: Form, dtype: DType | None, *, shard_bytes: int, part_bytes: int) -> Writer:
     """The writer of a form."""
     if form == "hf":
         return HFWriter(source, dtype, shard_bytes, part_bytes)
