@@ -42,7 +42,7 @@ def lines(file: Path, *rows: object) -> Path:
 
 QUESTIONS = {
     "other names": (({"problem": "What is $1+1$?", "answer": "2"},), r"line 1: unknown field 'answer'"),
-    "unknown task": (({**GOOD[0], "task": "math"},), r"task that is unknown; known: .*\n  line 1: 'math'"),
+    "unknown task": (({**GOOD[0], "task": "astrology"},), r"task that is unknown; known: .*\n  line 1: 'astrology'"),
     "no JSON": (("[",), "line 1: not JSON"),
     "half a character": (({**GOOD[0], "question": "1 + 1? \ud83d"},), "line 1: field 'question': half a character"),
     "an empty file": ((), "holds no questions"),
