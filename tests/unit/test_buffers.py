@@ -117,6 +117,12 @@ def test_an_id_beyond_32_bits_is_refused():
         Int32s([2**31])
 
 
+@pytest.mark.parametrize("kind", [Int32s, Float32s])
+def test_a_table_of_numbers_is_not_read_as_one_row(kind):
+    with pytest.raises(TypeError):
+        kind(np.zeros((2, 2), np.int32 if kind is Int32s else np.float32))
+
+
 def test_numpy_reads_the_memory_itself_and_cannot_change_it():
     ids, logp = Int32s([1, 2, 3]), Float32s([0.5, -1.0])
     for buffer, dtype in ((ids, np.int32), (logp, np.float32), (Int32s(), np.int32)):

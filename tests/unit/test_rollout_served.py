@@ -31,7 +31,7 @@ class Rig:
     def server(self, model_dir: Path, layout: RolloutLayout, **options: Any) -> Any:
         self.did.append("start")
         self.options = options
-        return SimpleNamespace(wait_ready=self.does("ready"), stop=self.does("stop"))
+        return SimpleNamespace(pid=7, wait_ready=self.does("ready"), stop=self.does("stop"))
 
     def fleet(self, servers: Any, *, reload: Any, on_recovery: Any) -> Any:
         self.recovered = on_recovery
@@ -43,6 +43,7 @@ class Rig:
             self.did.append(what)
             if what == self.signal_at:
                 self.interrupt._handle(15, None)
+                self.did.append(f"{what} went on")
 
         return do
 
@@ -61,6 +62,12 @@ def test_it_is_started_once_and_when_it_is_needed(rig: Rig) -> None:
             served.generate([], PARAMS, version=0)
     assert rig.did == ["start", "ready", "asked at 0", "asked at 0", "stop"]
     assert rig.options == {"max_model_len": 9, "seed": 3, "log_file": Path("log")}
+
+
+def test_its_memory_is_that_of_all_its_processes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "peak_rss_gib", lambda pid, *, tree=False: float(pid if tree else 0))
+    rig.served.start()
+    assert rig.served.peak_rss_gib() == 7.0
 
 
 def test_what_was_never_asked_is_never_started(rig: Rig) -> None:

@@ -241,6 +241,20 @@ def test_a_fault_of_the_step_leaves_what_was_saved_before_it(recital: Recital):
     assert [row["step"] for row in recital.rows()] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_without_a_checkpoint_starts_over(recital: Recital):
+    """An evaluation of the first weights may be of others: they can be exchanged while nothing is learnt yet."""
+
+    def fault(taken: int) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recital.start(Recite(num_steps=3), after_step=fault)
+    with (recital.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "eval", "step": 0}\n{"kind": "train", "step": 1}\n')
+    recital.start(Recite(num_steps=3), resume=True)
+    assert [(row["kind"], row["step"]) for row in recital.rows()] == [("train", step) for step in (1, 2, 3)]
+
+
 def test_a_checkpoint_of_another_run_is_refused(recital: Recital, tmp_path: Path):
     recital.start(Recite(num_steps=3))
     other = Recital(tmp_path / "other", recital.mesh).start(Recite(num_steps=3))
