@@ -51,6 +51,7 @@ def test_what_falls_on_the_ends_of_rollouts_passes():
     assert rl() == []
     assert rl(objective={"reference_refresh_steps": 0}) == []  # never
     assert rl(evaluation={"every_steps": 12}, optimizer={"warmup_steps": 11}) == []
+    assert rl(save={"every_steps": 4, "keep_every": 8}) == []
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,14 @@ def test_stop_strings_that_end_no_answer_are_refused(stop: list[str], said: list
     }}))):  # fmt: skip
         assert len(found) == len(said)
         assert all(text in fault for text, fault in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize(("kl_coef", "mtp"), [(0.0, "off"), (0.1, "off"), (0.0, "detached")])
+def test_memory_is_counted_for_what_the_objective_asks_for(kl_coef: float, mtp: str):
+    objective = {**RL["objective"], "kl_coef": kl_coef, "mtp": mtp}
+    holds = GRPO.model_validate({**RL, "objective": objective}).holds()
+    assert (holds.trainer, holds.engine) == (True, True)
+    assert (holds.reference, holds.mtp_learns) == (kl_coef > 0, mtp != "off")
 
 
 def test_settings_of_sampling_and_what_the_engine_takes_have_the_same_names():

@@ -71,6 +71,19 @@ def test_a_resumed_run_continues_bit_for_bit(make_policy, documents, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_what_has_moved_in_memory_is_saved_from_where_it_is(make_policy, tmp_path):
+    policy = make_policy()
+    checkpointer = Checkpointer(policy)
+    found = checkpointer.slices()
+    assert checkpointer.slices() is found  # finding them takes long
+    moved = next(p for p in policy.networks[0].parameters() if p.dtype == torch.float32)
+    moved.data = moved.data + 1  # as when weights come back to a device
+    checkpointer.save(tmp_path / "step_1", {})
+    again = make_policy(seed=9)
+    Checkpointer(again).load(tmp_path / "step_1")
+    assert all(torch.equal(t, again.state()[n]) for n, t in policy.state().items())
+
+
 def test_saving_again_replaces_and_leaves_nothing_behind(make_policy, tmp_path):
     policy = make_policy()
     checkpointer = Checkpointer(policy)
