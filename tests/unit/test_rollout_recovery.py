@@ -57,7 +57,7 @@ class Rig:
         assert sorted(self.arrived) == list(range(num))
         for i, group in enumerate(answers):
             assert [(c.prompt_id, c.index, c.seed) for c in group] == [(f"p{i}", k, 100 * i + k) for k in range(G)]
-            assert [c.token_ids for c in group] == [(i % 16, 1 + k, EOS) for k in range(G)]
+            assert [tuple(c.token_ids) for c in group] == [(i % 16, 1 + k, EOS) for k in range(G)]
 
 
 @pytest.fixture
