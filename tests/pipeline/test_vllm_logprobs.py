@@ -117,7 +117,9 @@ def test_a_stop_string_ends_an_answer_at_the_token_that_completes_it(live: Live)
         ends = [i for i in range(1, len(body) + 1) if any(s in text(body[:i]) for s in params.stop)]
         length = ends[0] if ends else len(before.token_ids)
         assert after.token_ids == before.token_ids[:length]
-        assert after.logp.tolist() == pytest.approx(before.logp[:length].tolist(), abs=BOUND)  # other answers ran beside
+        assert after.logp.tolist() == pytest.approx(
+            before.logp[:length].tolist(), abs=BOUND
+        )  # other answers ran beside
         if not ends:
             assert (after.text, after.finish_reason) == (before.text, before.finish_reason)
             continue
