@@ -41,3 +41,10 @@ def test_architecture_draws_the_same_layers():
 
 def rooms(layer: str) -> set[str]:
     return {room.strip() for room in layer.split("|")}
+
+
+def test_architecture_says_what_every_room_has():
+    text = (ROOT / "docs/architecture.md").read_text()
+    listed = text.partition("## Rooms of the package")[2].partition("## ")[0]
+    named = {room for room in ROOMS if f"\n  {room}/ " in listed or f"\n  {room}.py " in listed}
+    assert named == ROOMS
