@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recording import Asked, Call
+from recording import Call
+from recording_engine import Asked
 
 from r1mega.recipe.grpo import GRPO
 

@@ -9,7 +9,8 @@ import pytest
 import recording
 import torch
 from grpo_by_hand import expected_rows
-from recording import Engines, RecordingPolicy
+from recording import RecordingPolicy
+from recording_engine import Engines
 
 from r1mega.config.cluster import Cluster
 from r1mega.recipe.grpo import GRPO

@@ -1,4 +1,4 @@
-"""A policy and an engine for the stages' loops: small, exact in closed form, and they write down what they are asked.
+"""A policy for the stages' loops: small, exact in closed form, and it writes down what it is asked.
 
 The model gives every token v the probability softmax(theta / T)[v], whatever stands before it; theta is a column of
 the embedding, so that folders, pushes and exports carry it. An optimiser step is theta - lr x gradient.
@@ -6,11 +6,10 @@ the embedding, so that folders, pushes and exports carry it. An optimiser step i
 
 import json
 import os
-import random
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from r1mega.buffers import Float32s, Int32s
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind, ModelSpec
-from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.runtime.files import put_folder
-from r1mega.samples import Completion, Document, FinishReason
+from r1mega.samples import Document
 
 THETA = "embedding.word_embeddings.weight"
 CONFIG = {
@@ -188,152 +185,6 @@ def recorded_saves() -> AbstractContextManager[Any]:
 def _logp(theta: Tensor, document: Document, temperature: float) -> Tensor:
     targets = [i for start, stop in document.target_spans for i in document.token_ids[start:stop]]
     return torch.log_softmax(theta / temperature, 0)[targets]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request that an engine answered."""
-
-    version: int
-    params: SamplingParams
-    request: Request
-    answers: tuple[Completion, ...]
-    kinds: tuple[str, ...]
-    """What each is: "right"; "wrong"; "bare", right and not in the format; "cut", right and truncated."""
-
-
-GROUPS = (("right", "wrong", "bare", "cut"), ("wrong", "wrong", "wrong", "wrong"), ("right", "cut", "wrong", "wrong"))
-"""What the first question of a run is answered with, the second, the third, and round again."""
-
-
-@dataclass
-class Engines:
-    """Makes the engines of a run and of its resumed parts, and keeps what all of them were asked."""
-
-    groups: Sequence[Sequence[str]] = GROUPS
-    shift: float = 0.0
-    """Token i's log-probability is off by shift x sin(i + 1): how far the engine is from the trainer."""
-    only: int | None = None
-    """Of the first answer to the request of this number alone; of all where there is none."""
-    stop_after: int | None = None
-    """A signal comes once so many requests are answered."""
-    push_seconds: float = 0.0
-    """What a push is said to take."""
-    places: dict[str, int] = field(default_factory=dict)
-    """Of every question, in the order in which they first came."""
-    asked: list[Asked] = field(default_factory=list)
-    options: list[dict[str, Any]] = field(default_factory=list)
-    """With which each engine was made."""
-
-    def make(self, model_dir: Path, layout: Any, **options: Any) -> "RecordingEngine":
-        self.options.append({"model_dir": model_dir, **options})
-        return RecordingEngine(self)
-
-    def pusher(self, source: Any, servers: Sequence["RecordingEngine"], **options: Any) -> "RecordingPusher":
-        return RecordingPusher(source, servers, options["announce"], self.push_seconds)
-
-    def rollouts(self) -> dict[int, list[Asked]]:
-        """What was asked for training, by the version of the weights: that which stands between two evaluations."""
-        found: dict[int, list[Asked]] = {}
-        for asked in self.asked:
-            if len(asked.answers) == len(self.groups[0]):
-                found.setdefault(asked.version, []).append(asked)
-        return found
-
-    def evaluations(self) -> dict[int, list[Asked]]:
-        """What was asked for evaluations, by the version of the weights."""
-        found: dict[int, list[Asked]] = {}
-        for asked in self.asked:
-            if len(asked.answers) != len(self.groups[0]):
-                found.setdefault(asked.version, []).append(asked)
-        return found
-
-
-class RecordingPusher:
-    """What `weights.push.Pusher` does, for `RecordingEngine`."""
-
-    def __init__(
-        self, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None], seconds: float
-    ) -> None:
-        self._source, self._servers, self._announce, self._seconds = source, servers, announce, seconds
-
-    def prepare(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def push(self, version: int) -> Any:
-        self._announce()
-        theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
-        for server in self._servers:
-            server.take(version, theta)
-        return SimpleNamespace(seconds=self._seconds, recoveries=())
-
-
-class RecordingEngine:
-    """What `rollout.served.ServedModel`, its server and its client do, at the weights that were pushed."""
-
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
-        self._version, self._theta = -1, torch.zeros(0)
-
-    def take(self, version: int, theta: Tensor) -> None:
-        self._version, self._theta = version, theta
-
-    def __enter__(self) -> "RecordingEngine":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    @property
-    def servers(self) -> tuple["RecordingEngine", ...]:
-        return (self,)
-
-    def start(self) -> None: ...
-
-    def client(self, *_: Any) -> "RecordingEngine":
-        return self
-
-    def peak_rss_gib(self) -> float:
-        return 0.0
-
-    def generate(
-        self,
-        requests: Sequence[Request],
-        params: SamplingParams,
-        *,
-        version: int,
-        on_answer: Callable[[int, tuple[Completion, ...]], None] | None = None,
-    ) -> list[tuple[Completion, ...]]:
-        assert version == self._version
-        engines, found = self._engines, []
-        for place, request in enumerate(requests):
-            question = engines.places.setdefault(request.prompt.id, len(engines.places))
-            kinds = tuple(engines.groups[question % len(engines.groups)][: request.n])
-            answers = tuple(self._answer(request, i, kind, params) for i, kind in enumerate(kinds))
-            found.append(answers)
-            engines.asked.append(Asked(version, params, request, answers, kinds))
-            if on_answer is not None:
-                on_answer(place, answers)
-            if len(engines.asked) == engines.stop_after:
-                stop_signal()
-        return found
-
-    def _answer(self, request: Request, i: int, kind: str, params: SamplingParams) -> Completion:
-        """Drawn with seed + i, as engines do; what it says follows from `kind` alone."""
-        rng = random.Random(f"{request.prompt.id}/{request.seed + i}")
-        limit = params.max_new_tokens
-        tokens = rng.choices(range(5, len(self._theta)), k=limit if kind == "cut" else rng.randint(2, limit - 1))
-        logp = torch.log_softmax(self._theta.double() / (params.temperature or 1.0), 0)[tokens]
-        off = self._engines.shift * torch.arange(1, len(tokens) + 1).sin()
-        if self._engines.only not in (None, len(self._engines.asked) + 1) or (self._engines.only and i):
-            off = 0 * off
-        said = str(int(request.prompt.truth) + 1) if kind == "wrong" else request.prompt.truth
-        text = f"<answer>{said}</answer>" if kind == "bare" else f"<think>1=1</think><answer>{said}</answer>"
-        ended = FinishReason.LENGTH if kind == "cut" else FinishReason.STOP
-        seed = request.seed + i
-        return Completion(
-            request.prompt.id, i, Int32s(tokens), Float32s((logp + off).tolist()), text, ended, self._version, seed
-        )
 
 
 def write_base(folder: Path, mesh: Any, texts: Sequence[str]) -> Path:

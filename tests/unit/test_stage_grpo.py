@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from grpo_run import Run, base, check_by_hand, plain
-from recording import Engines
+from recording_engine import Engines
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -135,7 +135,7 @@ def test_the_policy_is_built_as_the_config_says(plain: Run, base: Path, tmp_path
 
 
 def test_what_a_rollout_looked_like(plain: Run):
-    """Of twelve answers (recording.GROUPS) two are right, one is right without the format, two are cut."""
+    """Of twelve answers (recording_engine.GROUPS) two are right, one is right without the format, two are cut."""
     for row in plain.rows():
         assert row["reward/total"] == pytest.approx((2 * 1.25 + 7 * 0.25 + 1.0) / 12)
         assert (row["reward/accuracy"], row["reward/format"]) == (3 / 12, 9 / 12)

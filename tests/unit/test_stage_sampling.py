@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from grpo_run import CLUSTER, Run, base, config, plain
-from recording import Asked, Engines, stop_signal
+from recording import stop_signal
+from recording_engine import Asked, Engines
 
 from r1mega.errors import MismatchError, RolloutError, RunDirError
 from r1mega.rollout.engine import SamplingParams
