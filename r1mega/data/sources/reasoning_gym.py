@@ -7,7 +7,6 @@ for every question of a task, and the tokenizer, trained on it, folds it into a 
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 import io
 import random
@@ -18,6 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import Field
 
+from r1mega.config.load import nearest
 from r1mega.config.section import Section
 from r1mega.data.question import Question, question_id
 from r1mega.data.sources.source import Located, QuestionSource
@@ -198,9 +198,7 @@ def _parameter_faults(config: type[Any], params: Mapping[str, Any]) -> Iterator[
     valid = sorted({f.name for f in fields(config)} - {"seed", "size"})
     for name, value in sorted(params.items()):
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            yield f"has no parameter {name}{hint}: it takes {', '.join(valid)}"
+            yield f"has no parameter {name}{nearest(name, valid)}: it takes {', '.join(valid)}"
             continue
         wanted = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind in (bool, int, float, str)]
         fits = (type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
