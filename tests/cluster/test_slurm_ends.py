@@ -124,8 +124,10 @@ def test_a_preempted_job_has_the_grace_time_of_its_partition(
         assert said["Restarts"] == "1", printed[how]
         assert "time limit" not in printed[how]
     assert re.search(r"SIGUSR1, preempted, (60|5\d) s before the end of the grace time", printed["signal"])
-    for how, saved in (("signal", "saved after USR1"), ("plain", "saved after TERM")):
-        assert printed[how].count("saved after") == printed[how].count(saved) == 1
+    assert re.search(r"SIGTERM, (preempted|the job is)", printed["plain"])
+    # Slurm's SIGTERM and the script's SIGUSR1 reach the trainer within moments of each other, either of them first.
+    for how, saved in (("signal", "saved after USR1"), ("plain", "saved after (USR1|TERM)")):
+        assert printed[how].count("saved after") == len(re.findall(saved, printed[how])) == 1
         assert len(re.findall(r"preempted \(exit code 143\): requeued", printed[how])) == 1
         assert "preemption would leave 60 s to end a step and save (GraceTime of partition batch)" in printed[how]
         took = folders[how] / f"runs/slurm-{jobs[how]}/logs/leaving_s"
