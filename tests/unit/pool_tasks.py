@@ -44,9 +44,9 @@ def spin_in_c():
 
 
 def fill_memory():
-    kept = []
-    while True:
-        kept.append(bytearray(10**7))
+    kept = [bytearray(10**7)]
+    while True:  # the first piece is too large: to touch 200 MiB takes a slow machine all of its half second
+        kept.append(bytearray(10**9))
 
 
 def fail(message):
