@@ -49,7 +49,7 @@ def letters(text: str) -> tuple[frozenset[str], str] | None:
     enclosed = plain[0] in "(["
     if not rest:
         return frozenset((match[1].upper(),)), ""
-    if not enclosed and match["mark"] is None and not (match[1].isupper() and plain[1:2] == " "):
+    if not enclosed and match["mark"] is None and not (match[1].isupper() and plain[1:2] in (" ", ")")):
         return None
     if (_MORE.match(rest) and not (match["mark"] or enclosed)) or re.match(
         r"(?:or|and|not|&|,|/)\b", rest, re.IGNORECASE

@@ -21,6 +21,10 @@ from r1mega.rewards.mathematics.special import Fixed
 PLAIN = re.compile(r"[-+]?(?:[0-9]{1,300}(?:\.[0-9]{1,300})?)(?:/[0-9]{1,300})?")
 """Numbers that are compared at once: integers, decimals, plain fractions."""
 _OPTION = re.compile(r"\s*(?:\\text(?:bf|rm)?|\\mathrm|\\mathbf)?\s*\{?\s*\(?([A-J])\)?[.:)]?\s*\}?\s*")
+_OPTION_AND_TEXT = re.compile(
+    r"\s*(?:\\text(?:bf|rm)?|\\mathrm|\\mathbf)?\s*\{?\s*(?:\([A-J]\)|[A-J][.:)](?=[\s}]))\s*\}?(.+)"
+)
+"""`(B) 12`, `B. Paris`: a letter, and what its option says."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def _judge_option(answer: str, truth: str) -> Judgement | None:
     if wanted is not None:
         named = choice.letters(answer)
         return None if named is None else Judgement(named[0] == {wanted[1]} and wanted[1] in answer)
-    wanted = re.fullmatch(r"\s*(?:\\text(?:bf|rm)?|\\mathrm|\\mathbf)?\s*\{?\s*\(([A-J])\)\s*\}?(.+)", truth)
+    wanted = _OPTION_AND_TEXT.fullmatch(truth)
     if wanted is None:
         return None
     named, text = choice.letters(answer), choice.letters(truth)

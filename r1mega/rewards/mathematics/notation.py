@@ -56,6 +56,11 @@ _REPEATING = re.compile(
     r"|\\(?:overline|bar|dot)\s*(?P<one>\d)|\((?P<round>\d+)\))"
 )
 _DOTS_AROUND = re.compile(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
+_TIMES_TEN = re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)")
+_CHOICES = re.compile(
+    r"(?<![\w)}\]])(?:\{\s*\}\s*)?[_^]\s*\{?([0-9]{1,4}|[a-z])\}?\s*([CP])\s*_\s*\{?([0-9]{1,4}|[a-z])\}?"
+)
+"""`_5C_2` and `{}^5P_2`: combinations, and ordered ones."""
 
 
 def clean(text: str) -> str:
@@ -68,6 +73,8 @@ def clean(text: str) -> str:
     text = _without_dollars(text.replace("**", "^") if "**" in text and not text.startswith("**") else text)
     if text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2]  # Markdown's bold
+    text = _TIMES_TEN.sub(r" \\times ", text)  # 6.02 x 10^23
+    text = _CHOICES.sub(_combinations, text)
     if "{,}" in text or _GROUPED.search(text):
         text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m.group()), text)
         text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)  # a decimal comma
@@ -76,6 +83,11 @@ def clean(text: str) -> str:
     if "." in text:
         text = _REPEATING.sub(_repeating, text)
     return text.strip()
+
+
+def _combinations(match: re.Match[str]) -> str:
+    n, kind, k = match.groups()
+    return rf"\binom{{{n}}}{{{k}}}" if kind == "C" else rf"\frac{{({n})!}}{{({n}-{k})!}}"
 
 
 def _repeating(match: re.Match[str]) -> str:

@@ -12,7 +12,7 @@ from r1mega.rewards.mathematics import special
 from r1mega.rewards.mathematics.expression import parse, parse_front
 from r1mega.rewards.mathematics.guards import MAX_ITEMS, TooBig, Unreadable
 from r1mega.rewards.mathematics.notation import Token, clean, tokens_of
-from r1mega.rewards.mathematics.symbols import NUMBER_WORDS
+from r1mega.rewards.mathematics.symbols import VALUE_WORDS
 from r1mega.rewards.mathematics.term import Term, num
 from r1mega.rewards.mathematics.units import is_unit, is_unit_letter, unit_of
 
@@ -249,8 +249,9 @@ def scalar(tokens: Sequence[Token]) -> Scalar | special.Fixed:
     """A value with or without a unit, or words. Raises Unreadable."""
     tokens = trim(tokens)
     text = " ".join(token.text for token in tokens)
-    if text.lower().replace(" - ", " ") in NUMBER_WORDS:
-        return Scalar(num(NUMBER_WORDS[text.lower().replace(" - ", " ")]))
+    value = VALUE_WORDS.get(text.lower().replace(" - ", " "))
+    if value is not None:
+        return Scalar(num(value))
     if all(token.kind == "word" for token in tokens) and (
         len(tokens) > 1 or len(tokens[0].text) > 2 or not tokens[0].text.isascii() or tokens[0].upright
     ):

@@ -2,6 +2,7 @@
 # ruff: noqa: SIM905
 
 import math
+from fractions import Fraction
 
 CHARACTERS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
@@ -90,5 +91,15 @@ NUMBER_WORDS = {word: value for value, word in enumerate(_TEENS)} | {
 }
 NUMBER_WORDS |= {"hundred": 100, "one hundred": 100, "one thousand": 1000, "a dozen": 12}
 BASE_WORDS = NUMBER_WORDS | {"binary": 2, "octal": 8, "decimal": 10, "hex": 16, "hexadecimal": 16}
+
+_PARTS = (
+    (2, "half", "halves"), (3, "third", "thirds"), (4, "fourth", "fourths"), (4, "quarter", "quarters"),
+    (5, "fifth", "fifths"), (6, "sixth", "sixths"), (7, "seventh", "sevenths"), (8, "eighth", "eighths"),
+    (9, "ninth", "ninths"), (10, "tenth", "tenths"),
+)  # fmt: skip
+VALUE_WORDS = {word: Fraction(value) for word, value in NUMBER_WORDS.items()}
+"""Words alone -> their value: `twenty one`, `three quarters`."""
+VALUE_WORDS |= {f"{how_many}{part}": Fraction(1, n) for n, part, _ in _PARTS for how_many in ("one ", "a ", "an ")}
+VALUE_WORDS |= {f"{_TEENS[i]} {parts}": Fraction(i, n) for n, _, parts in _PARTS for i in range(2, 20)}
 
 CONSTANTS = {"pi": math.pi, "e": math.e}
