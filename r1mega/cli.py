@@ -231,7 +231,7 @@ def main() -> None:
         app()
     except R1MegaError as error:
         print(f"r1mega: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:

@@ -51,6 +51,17 @@ class RewardError(R1MegaError):
     """A reward cannot be computed as configured."""
 
 
+class EndpointError(R1MegaError):
+    """An endpoint that refuses what it is asked, or a budget of it that is used up."""
+
+
+class EndpointLostError(EndpointError):
+    """An endpoint that fails again and again: what was answered is kept, and the run may be resumed later."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: nothing that the user gave is wrong."""
+
+
 class RanksLostError(Exception):
     """Another rank of the trainer is gone or does not answer. Nobody's fault to mend: the run resumes."""
 

@@ -40,6 +40,9 @@ class Prompt:
     """The source's own record, passed to its verifier untouched."""
     domain: str = "math"
     """`data.question.Domain`, by which rewards are chosen."""
+    sent: str = ""
+    """What an endpoint is sent, whose tokenizer is not known here: a text, or messages as JSON. `token_ids` is then
+    empty."""
 
 
 class FinishReason(StrEnum):
@@ -75,10 +78,17 @@ class Completion:
     weight_version: int
     """The version of the weights that sampled it."""
     seed: int
+    counted: int | None = None
+    """T as an endpoint counts it, which sends neither tokens nor log-probabilities; None where they are here."""
 
     @property
     def truncated(self) -> bool:
         return self.finish_reason is FinishReason.LENGTH
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the end token included."""
+        return len(self.token_ids) if self.counted is None else self.counted
 
 
 class VerdictStatus(StrEnum):

@@ -68,6 +68,10 @@ class RunSettings(Section):
     stage: str
     seed: int = Field(default=0, ge=0, lt=2**31)
 
+    def begins_as(self) -> tuple[Any, ...]:
+        """By which JSON values the model that a run begins as is known, where it is nothing on disk; else none."""
+        return ()
+
 
 class FromShell(str):
     """A value given with `--set`: its relative paths count from the working directory, not from the file."""

@@ -122,7 +122,7 @@ def grade(prompt: Prompt, completion: Completion) -> Graded:
     except Exception as error:  # a verifier is foreign code and may raise anything
         status = VerdictStatus.FAILED
         reason = f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}"
-    tokens, answer = len(completion.token_ids), find_answer(text) if formatted else None
+    tokens, answer = completion.num_tokens, find_answer(text) if formatted else None
     return Graded(
         prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens, answer, status, reason
     )

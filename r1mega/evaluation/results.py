@@ -5,7 +5,8 @@ results.jsonl     {"id": "chain_sum-3f...", "digest": "9c...", "samples": [
                      "tokens": 312, "finish": "stop", "reason": ""}, ...]}
 evaluation.json   {"format": 1, "digests": {"weights": "...", "prompt": "...", "questions": "...", "sampling": "..."},
                    "sampling": {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768, "samples": 64},
-                   "scores": {...}}                                                        as `Scores.to_json` says
+                   "scores": {...},                                                        as `Scores.to_json` says
+                   "of": {"model": "runs/rl/hf"}}                  or {"endpoint": "https://...", "model": "..."}
 
 `digest` is of what is asked and its truth; `digests.questions` is of all of them, whatever their order. `prompt` is
 the template that turns a question into tokens, `sampling` what stands under "sampling". Two evaluations that agree in
@@ -80,6 +81,8 @@ class Record:
     sampling: Mapping[str, Any]
     """The settings whose digest is "sampling", by name."""
     scores: Mapping[str, Any]
+    of: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Whose answers these are, for people: the folder, or endpoint and model."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -89,7 +92,7 @@ def digests_of(results: Sequence[QuestionResult], weights: str, prompt: str, sam
     """The digests of a record, by name.
 
     Args:
-        weights: digest of the model folder (`runtime.digests`).
+        weights: digest of the model folder (`runtime.digests`), or of an endpoint's address and model.
         prompt: the template's text.
     """
     questions = digest_of(sorted(result.digest for result in results))
@@ -124,7 +127,7 @@ def read(folder: Path) -> tuple[Record, list[QuestionResult]]:
         row = json.loads(record_file.read_text(encoding="utf-8"))
         if row["format"] != FORMAT:
             raise DataError(f"{record_file}: format {row['format']!r}; this version reads {FORMAT}")
-        record = Record(row["digests"], row["sampling"], row["scores"])
+        record = Record(row["digests"], row["sampling"], row["scores"], row.get("of", {}))
         missing = [name for name in ("weights", *COMPARED) if not isinstance(record.digests.get(name), str)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{record_file}: not the record of an evaluation: {error!r}") from error

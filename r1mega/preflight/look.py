@@ -86,7 +86,7 @@ def look(
         check_data(recipe, spec, brief=starting and not absent)
     if leads and spec is not None:
         check_weights(recipe, spec)
-    absent += _missing_here(recipe, machine, spec)
+    absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
     return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()))
 
 

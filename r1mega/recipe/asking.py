@@ -54,7 +54,7 @@ class Asking(Recipe):
                 f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
                 "from; `r1mega convert to-hf` writes it"
             )
-        return faults + _stop_faults(self.sampling.stop)
+        return faults + stop_faults(self.sampling.stop)
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         faults = task_faults(self.tasks)
@@ -70,7 +70,7 @@ class Asking(Recipe):
         return faults + super().faults_on(machine, spec)
 
 
-def _stop_faults(stop: tuple[str, ...]) -> list[str]:
+def stop_faults(stop: tuple[str, ...]) -> list[str]:
     """Stop strings that end every answer at once, or none; what needs the tokenizer: `data.special_tokens`."""
     faults: list[str] = []
     if "" in stop:

@@ -69,6 +69,10 @@ class Recipe(RunSettings):
         """Files and folders of data that the stage reads; an earlier stage may write them."""
         return ()
 
+    def lacks(self) -> Sequence[str]:
+        """What the stage cannot start without and this machine's environment lacks, a line each, with what to do."""
+        return ()
+
     def unseen(self) -> Sequence[str]:
         """A line for whatever the stage reads that nobody looks at before it."""
         return ()

@@ -94,6 +94,7 @@ class Journal:
             raise ValueError(f"{len(completions)} completions for {key}")
         answers = [
             {"ids": c.token_ids.tolist(), "logp": c.logp.tolist(), "finish": c.finish_reason, "text": c.text}
+            | ({} if c.counted is None else {"tokens": c.counted})
             for c in completions
         ]
         # repr of a float, which json uses, reads back as the same float: a float32 as itself.
@@ -248,6 +249,7 @@ def _completions(key: Key, row: dict[str, Any], prompt_id: str) -> tuple[Complet
             finish_reason=FinishReason(answer["finish"]),
             weight_version=key.weight_version,
             seed=key.seed + index,
+            counted=answer.get("tokens"),
         )
         for index, answer in enumerate(row["answers"])
     )

@@ -25,7 +25,7 @@ class Key(NamedTuple):
     policy: str
     """Digest of the weights' identity (`provenance.Lineage.policies`)."""
     prompt: str
-    """Digest of the prompt's tokens."""
+    """Digest of the prompt's tokens, or of what an endpoint is sent instead."""
     seed: int
     n: int
     sampling: SamplingParams
@@ -33,7 +33,9 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, params: SamplingParams, *, version: int, policy: str) -> Self:
-        return cls(version, policy, tokens_digest(request.prompt.token_ids), request.seed, request.n, params)
+        sent = request.prompt.sent
+        prompt = xxhash.xxh3_128_hexdigest(sent.encode()) if sent else tokens_digest(request.prompt.token_ids)
+        return cls(version, policy, prompt, request.seed, request.n, params)
 
     @property
     def slot(self) -> "Slot":

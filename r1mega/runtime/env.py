@@ -107,3 +107,15 @@ def slurm_job() -> str | None:
     """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID") or None
+
+
+def secret(name: str) -> str | None:
+    """The value of a variable that holds a key; None where it is not set. It goes into no message and no file.
+
+    Raises:
+        ConfigError: what it holds cannot be sent in a header.
+    """
+    value = os.environ.get(name, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(f"the environment variable {name} holds characters that no API key has")
+    return value or None

@@ -18,7 +18,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
 from r1mega.runtime import files, locks, provenance
-from r1mega.runtime.digests import Digests
+from r1mega.runtime.digests import Digests, digest_of
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
 from r1mega.runtime.resume import changes, recipe_digest
 
@@ -79,7 +79,9 @@ class RunDir:
         if exists and (path / RUN).is_file():
             record = json.loads((path / RUN).read_text())
         if not {"start", "recipe", "run", "earlier", "inode"} <= record.keys():  # new, or of an older version
-            begun = provenance.start_of(inputs), recipe_digest(recipe, inputs), (provenance.new_run_id(),)
+            known_by = recipe.begins_as()
+            start = digest_of(*known_by) if known_by else provenance.start_of(inputs)
+            begun = start, recipe_digest(recipe, inputs), (provenance.new_run_id(),)
             record = {**Lineage(*begun).record(), "inputs": inputs, "parts": record["parts"]}
         elif record["inode"] != path.stat().st_ino:  # a copy: it and the one it was made of go different ways
             record["earlier"] = [record["run"], *record["earlier"]]

@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from endpoint_server import EndpointServer
 
 from r1mega import cli
 from r1mega.evaluation.results import QuestionResult, Record, SampleResult, digests_of, write
@@ -45,7 +47,8 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_guide_runs(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """A stage needs weights that are not here: of it `check` is asked whether it would start."""
+    """A stage needs weights that are not here: of it `check` is asked whether it would start. Another is asked at an
+    endpoint, below."""
     _, verb, *rest = shlex.split(command)
     monkeypatch.chdir(ROOT if verb == "run" else folder)
     arguments = ["check", rest[0]] if verb == "run" else [verb, *rest]
@@ -58,6 +61,22 @@ def test_a_command_of_the_guide_runs(command: str, folder: Path, monkeypatch: py
     except SystemExit as left:
         code = left.code or 0
     assert code == LEAVES_WITH.get(command, 0)
+
+
+def test_the_evaluation_at_an_endpoint_runs(tmp_path: Path):
+    (command,) = (line for line in COMMANDS if "endpoint" in line)
+    _, *arguments = shlex.split(command)
+    with EndpointServer(lambda body: "<think>1</think><answer>2</answer>") as server:
+        arguments[-1] = str(tmp_path / "run")
+        sets = (f"endpoint.url={server.url}", "evaluation.num_questions=3")
+        overrides = [part for one in sets for part in ("--set", one)]
+        done = subprocess.run(
+            [sys.executable, "-m", "r1mega.cli", *arguments, *overrides], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    assert {body["prompt"][:8] for body in server.bodies} == {"<|user|>"} and len(server.bodies) == 15
+    assert {body["skip_special_tokens"] for body in server.bodies} == {False}
+    assert all((tmp_path / "run" / name).is_file() for name in ("summary.json", "results.jsonl", "evaluation.json"))
 
 
 def test_the_measurement_covers_what_is_promised_and_the_guide_says_what_it_measured():

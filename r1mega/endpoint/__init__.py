@@ -1,0 +1,1 @@
+"""A client of OpenAI-compatible servers, for evaluations and for rewards that a model gives."""
