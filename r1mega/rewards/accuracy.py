@@ -7,6 +7,8 @@ from r1mega.buffers import Int32s
 from r1mega.data.question import Question
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN
 from r1mega.errors import ConfigError
+from r1mega.rewards.code import Code
+from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.reward import Answer, RuleReward, Score, scored, unscorable
 from r1mega.rewards.verifiers import verifier
 from r1mega.samples import Prompt
@@ -16,8 +18,16 @@ class Accuracy(RuleReward):
     """1 for the right answer where its verifier looks for it, 0 for any other; unscorable where there is no truth."""
 
     kind: Literal["accuracy"] = "accuracy"
+    code: CodeSettings = CodeSettings()
+    """Of answers that are programs: what they have to pass, and what they may use."""
 
     def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+        judged_by = verifier(prompt.verifier)
+        if isinstance(judged_by, Code):
+            if (fault := judged_by.fault_of(prompt.entry)) is not None:
+                return unscorable(fault)
+            passed = judged_by.judge(judged_by.find_answer(answer.text), prompt.entry, self.code)
+            return scored(passed.value(self.code), passed.reason)
         if not prompt.truth.strip():
             return unscorable("the prompt has no reference answer")
         return scored(float(is_right(prompt, answer.text)))
@@ -45,8 +55,12 @@ def ends_right(prompt: Prompt, text: str) -> bool:
 def can_be_right(question: Question) -> bool:
     """Whether a question's own truth, given back word for word as the answer, is right: otherwise none ever is.
 
-    Raises ConfigError on an unknown verifier. One that raises has no right answer either.
+    Of a question of code: whether its tests can be read; nothing is run. Raises ConfigError on an unknown verifier.
+    One that raises has no right answer either.
     """
+    judged_by = verifier(question.verifier)
+    if isinstance(judged_by, Code):
+        return judged_by.fault_of(question.entry) is None
     prompt = Prompt(question.id, question.verifier, question.text, question.truth, Int32s(), "", question.entry)
     try:
         return is_right(prompt, f"{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}")

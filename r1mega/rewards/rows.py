@@ -4,6 +4,8 @@
     choice        id, response, answer        the letter, or letters, that it names
     format        id, response, style         r1_zero: <think> and <answer>; r1: <think> and a summary
     reasoning-gym id, response, entry         by the verifier of the entry's data set
+    code          id, response, tests         the program passes them; language (python or cpp), and where wanted
+                  checker, program (with a fault, to mend), time_s, memory_mib
     rubric        id, response, and as the config's rewards ask for them answer, verifier, domain, entry, prefill,
                   truncated, num_tokens, step
 
@@ -18,14 +20,17 @@ from r1mega.buffers import Int32s
 from r1mega.data.question import Domain
 from r1mega.errors import DataError
 from r1mega.rewards import choice, math, reasoning_gym
+from r1mega.rewards.code import Code
 from r1mega.rewards.format import is_formatted, is_reasoned
 from r1mega.rewards.mathematics.answer import find_answer
+from r1mega.rewards.programs.settings import CodeSettings
+from r1mega.rewards.programs.task import FIELDS
 from r1mega.rewards.reward import Answer
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.samples import Prompt, Verdict, VerdictStatus
 
-Kind = Literal["math", "choice", "format", "reasoning-gym", "rubric"]
+Kind = Literal["math", "choice", "format", "reasoning-gym", "code", "rubric"]
 STYLES: Mapping[str, Callable[[str], bool]] = {"r1_zero": is_formatted, "r1": is_reasoned}
 MAX_ANSWER_CHARACTERS = 20_000
 """Of an answer that a data set's own verifier reads."""
@@ -59,6 +64,10 @@ def read_row(kind: Kind, value: Any, where: str, rubric: Rubric | None) -> Respo
             raise DataError(f"{where}: style should be {known}, and is {_shown(value, 'style')}")
     elif kind == "reasoning-gym":
         fields["entry"] = _entry(value, where)
+    elif kind == "code":
+        fields["entry"] = {name: value[name] for name in FIELDS if name in value}
+        if (fault := Code().fault_of(fields["entry"])) is not None:
+            raise DataError(f"{where}: {fault}")
     else:
         assert rubric is not None
         fields = _for_rubric(value, where, rubric)
@@ -163,6 +172,14 @@ def judge_reasoning_gym(row: Response) -> Verdict:
     return Verdict(VerdictStatus.SCORED, parts["accuracy"], parts, reason)
 
 
+def judge_code(row: Response) -> Verdict:
+    """1 where the program passes all tests; the share of those that it passed is a part. Raises RewardError."""
+    settings = CodeSettings()
+    passed = Code().judge(Code().find_answer(row.response), row.fields["entry"], settings)
+    parts = {"accuracy": passed.value(settings), "passed": passed.passed / passed.total}
+    return Verdict(VerdictStatus.SCORED, parts["accuracy"], parts, passed.reason)
+
+
 def judge_by_rubric(row: Response, rubric: Rubric) -> Verdict:
     """The verdict of the config's rules. Raises ConfigError as they do."""
     fields = row.fields
@@ -186,6 +203,7 @@ JUDGES: Mapping[Kind, Callable[..., Verdict]] = {
     "choice": judge_choice,
     "format": judge_format,
     "reasoning-gym": judge_reasoning_gym,
+    "code": judge_code,
     "rubric": judge_by_rubric,
 }
 """Kind -> what judges a row; a rubric takes the rubric too."""

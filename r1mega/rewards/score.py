@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1mega.data import lines
-from r1mega.errors import DataError
+from r1mega.errors import DataError, RewardError
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.rows import JUDGES, Kind, Response, read_row
 from r1mega.rewards.rubric import Rubric
-from r1mega.rewards.worker import PRELOADED
+from r1mega.rewards.sandbox.sound import fault_of_this_machine
+from r1mega.rewards.worker import PRELOADED, Limits
 from r1mega.runtime.files import write_json
 from r1mega.runtime.progress import Bar
 from r1mega.samples import Verdict, VerdictStatus
 
 AHEAD = 1_000
 """Rows that are with the workers before the first of them is written."""
+_LIMITS: Mapping[str, Limits] = {"code": Limits(cpu_s=300.0, wall_s=3600.0)}
+"""Of a task, where its kind has limits of its own within."""
 _LIBRARY: Mapping[str, tuple[str, ...]] = {"reasoning-gym": ("reasoning_gym",), "rubric": ("reasoning_gym",)}
 
 
@@ -64,8 +67,13 @@ def score(kind: Kind, file: Path, out: Path | None, rubric: Rubric | None, worke
 
     Raises:
         DataError: a row is malformed, or an id stands twice; `out` is of something else.
+        RewardError: the rows are code, and this machine has no sandbox, or no compiler.
     """
     rows = read_rows(kind, file, rubric)
+    if kind == "code":
+        fault = fault_of_this_machine(cpp=any(row.fields["entry"].get("language") == "cpp" for row in rows))
+        if fault is not None:
+            raise RewardError(fault)
     digest = digest_of(kind, rows, rubric)
     started = time.monotonic()
     if out is None:
@@ -172,7 +180,7 @@ def _judge(
     left = rows[summary.rows :]
     preloaded = PRELOADED + _LIBRARY.get(kind, ())
     silent = not sys.stderr.isatty()
-    with Pool(workers, preloaded=preloaded) as pool, Bar(
+    with Pool(workers, _LIMITS.get(kind), preloaded=preloaded) as pool, Bar(
         f"score {kind}", len(rows), unit="row", done=summary.rows, silent=silent
     ) as bar:  # fmt: skip
         for row, outcome in _outcomes(pool, kind, left, rubric):

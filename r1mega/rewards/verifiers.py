@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from r1mega.data.sources.reasoning_gym import TASKS
 from r1mega.errors import ConfigError
 from r1mega.rewards.choice import Choice
+from r1mega.rewards.code import Code
 from r1mega.rewards.mathematics.verifier import Mathematics
 from r1mega.rewards.reasoning_gym import ReasoningGym
 
@@ -33,6 +34,8 @@ VERIFIERS: Mapping[str, Verifier] = {
     **{name: ReasoningGym(name) for name in TASKS},
     "math": Mathematics(),
     "choice": Choice(),
+    "code": Code(),
+    "code_fix": Code(mends=True),
 }
 """Name in a question -> its verifier."""
 

@@ -1,0 +1,1 @@
+"""Programs as answers: where they stand in a response, what they are tested with, and whether they pass."""

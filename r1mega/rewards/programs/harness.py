@@ -1,0 +1,186 @@
+"""What stands around an answer's program inside the sandbox: its start, and the call of a function.
+
+Nothing here is a secret or decides anything: what a test expects never enters the sandbox, and the value that a call
+gives is printed behind a token of this one run, by which the judge outside tells it from what the program prints. A
+program that prints a value there itself has given that value, right or wrong.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+COMPILE_CODE = 97
+"""Exit code of a Python program that cannot be compiled. Others may leave with it too: it is a reason, no verdict."""
+
+# Python without `site`, which costs more than the rest of its start; programs do use its two functions.
+START = f"""
+def _program():
+    import builtins, sys, _sitebuiltins
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    sys.argv[0] = "/code/answer.py"
+    with open("/code/answer.py", "rb") as file:
+        source = file.read()
+    globals()["__file__"] = "/code/answer.py"
+    try:
+        return compile(source, "/code/answer.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        sys.stderr.write(f"{{type(error).__name__}}: {{error}}")
+        sys.exit({COMPILE_CODE})
+exec(globals().pop("_program")())
+"""
+
+CALL = f"""
+import json, math, os, sys
+from collections import deque
+
+def encoded(value, depth=0):
+    if depth > 100:
+        raise ValueError("a value nested deeper than 100 levels")
+    if value is None or isinstance(value, (bool, str)):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else ["float", repr(float(value))]
+    for kinds, name in (((list, deque, range), "list"), (tuple, "tuple"), ((set, frozenset), "set")):
+        if isinstance(value, kinds):
+            return [name, *(encoded(item, depth + 1) for item in value)]
+    if isinstance(value, dict):
+        return ["dict", *([encoded(key, depth + 1), encoded(item, depth + 1)] for key, item in value.items())]
+    raise TypeError(f"a value of type {{type(value).__name__}}, which no test can expect")
+
+def answered():
+    import builtins, types, _sitebuiltins
+    for name in ("exit", "quit"):
+        setattr(builtins, name, _sitebuiltins.Quitter(name, "Ctrl-D (i.e. EOF)"))
+    token, call = json.loads(sys.stdin.buffer.read())
+    channel = os.dup(1)
+    os.dup2(2, 1)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    sys.argv[0] = "/code/answer.py"
+    sys.set_int_max_str_digits(0)
+    with open("/code/answer.py", "rb") as file:
+        source = file.read()
+    try:
+        code = compile(source, "/code/answer.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        sys.stderr.write(f"{{type(error).__name__}}: {{error}}")
+        sys.exit({COMPILE_CODE})
+    module = sys.modules["answer"] = types.ModuleType("answer")
+    module.__file__ = "/code/answer.py"
+    exec(code, module.__dict__)
+    value = json.dumps(encoded(eval(call, module.__dict__)))
+    sys.stderr.flush()
+    message = memoryview(f"{{token}}{{value}}\\n".encode("utf-8", "surrogatepass"))
+    while message:
+        message = message[os.write(channel, message):]
+    os._exit(0)
+
+answered()
+"""
+
+_CPP_BEFORE = r"""
+#include <bits/stdc++.h>
+#include <unistd.h>
+namespace r1mega_harness {
+inline void put(std::string& o, const std::string& v) {
+  o += '"';
+  for (unsigned char c : v) {
+    char b[8];
+    if (c == '"' || c == '\\') { o += '\\'; o += (char)c; }
+    else if (c < 32) { std::snprintf(b, sizeof b, "\\u%04x", c); o += b; }
+    else o += (char)c;
+  }
+  o += '"';
+}
+inline void put(std::string& o, const char* v) { put(o, std::string(v)); }
+inline void put(std::string& o, char v) { put(o, std::string(1, v)); }
+inline void put(std::string& o, bool v) { o += v ? "true" : "false"; }
+template <class T> std::enable_if_t<std::is_integral_v<T>> put(std::string& o, T v) { o += std::to_string(v); }
+template <class T> std::enable_if_t<std::is_floating_point_v<T>> put(std::string& o, T v) {
+  char b[64];
+  if (std::isfinite(v)) std::snprintf(b, sizeof b, "%.17g", (double)v);
+  else std::snprintf(b, sizeof b, "[\"float\", \"%s\"]", std::isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
+  o += b;
+}
+template <class T> void put(std::string& o, const std::optional<T>& v);
+template <class A, class B> void put(std::string& o, const std::pair<A, B>& v);
+template <class... T> void put(std::string& o, const std::tuple<T...>& v);
+template <class C> auto put(std::string& o, const C& v) -> decltype(v.begin(), v.end(), void());
+template <class C, class = void> struct Mapped : std::false_type {};
+template <class C> struct Mapped<C, std::void_t<typename C::mapped_type>> : std::true_type {};
+template <class C, class = void> struct Keyed : std::false_type {};
+template <class C> struct Keyed<C, std::void_t<typename C::key_type>> : std::true_type {};
+template <class C> auto put(std::string& o, const C& v) -> decltype(v.begin(), v.end(), void()) {
+  o += Mapped<C>::value ? "[\"dict\"" : Keyed<C>::value ? "[\"set\"" : "[\"list\"";
+  for (const auto& item : v) {
+    o += ", ";
+    if constexpr (Mapped<C>::value) { o += '['; put(o, item.first); o += ", "; put(o, item.second); o += ']'; }
+    else if constexpr (std::is_same_v<C, std::vector<bool>>) put(o, (bool)item);
+    else put(o, item);
+  }
+  o += ']';
+}
+template <class T> void put(std::string& o, const std::optional<T>& v) { if (v) put(o, *v); else o += "null"; }
+template <class A, class B> void put(std::string& o, const std::pair<A, B>& v) {
+  o += "[\"tuple\", "; put(o, v.first); o += ", "; put(o, v.second); o += ']';
+}
+template <class... T> void put(std::string& o, const std::tuple<T...>& v) {
+  o += "[\"tuple\"";
+  std::apply([&o](const auto&... item) { ((o += ", ", put(o, item)), ...); }, v);
+  o += ']';
+}
+}
+#define main r1mega_answers_own_main
+#line 1 "answer.cpp"
+"""
+
+_CPP_AFTER = r"""
+#undef main
+int main(int argc, char** argv) {
+  std::string token, out;
+  for (char c; ::read(0, &c, 1) == 1 && c != '\n';) token += c;
+  int channel = ::dup(1);
+  ::dup2(2, 1);
+  std::freopen("/dev/null", "r", stdin);
+  switch (std::atoi(argv[1])) {
+    @CASES@
+    default: return 1;
+  }
+  out = token + out + "\n";
+  for (size_t done = 0; done < out.size();) {
+    ssize_t n = ::write(channel, out.data() + done, out.size() - done);
+    if (n <= 0) break;
+    done += n;
+  }
+  std::fflush(stdout); std::cout.flush();
+  ::_exit(0);
+}
+"""
+
+
+def cpp_calls(source: str, calls: Sequence[str]) -> str:
+    """A C++ program with one case a call, chosen by its first argument."""
+    cases = "\n    ".join(f"case {i}: r1mega_harness::put(out, ({call})); break;" for i, call in enumerate(calls))
+    return f"{_CPP_BEFORE}{source}\n{_CPP_AFTER.replace('@CASES@', cases)}"
+
+
+def call_of(name: str, arguments: Sequence[Any], named: dict[str, Any], language: str) -> str:
+    """The expression that calls a function with values of JSON."""
+    literal = repr if language == "python" else _cpp_literal
+    given = [literal(argument) for argument in arguments]
+    given += [f"{key}={literal(argument)}" for key, argument in named.items()]
+    return f"{name}({', '.join(given)})"
+
+
+def _cpp_literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f"std::string({json.dumps(value, ensure_ascii=False)})"
+    if isinstance(value, list):
+        return "{" + ", ".join(map(_cpp_literal, value)) + "}"
+    if isinstance(value, int | float):
+        return repr(value) + ("LL" if isinstance(value, int) and abs(value) >= 2**31 else "")
+    raise ValueError(f"{type(value).__name__} is no argument of a C++ call: write the call as an expression")
