@@ -23,6 +23,7 @@ from r1mega.data.template import (
     Template,
     render_prompt,
 )
+from r1mega.data.worked_steps import StepLanguage, in_words
 from r1mega.errors import ConfigError
 from r1mega.samples import Document
 
@@ -43,9 +44,18 @@ class TextDocument:
     task: str
 
 
-def write_answer(question: Question, style: Style) -> str:
-    """The right answer to `question` in `style`; the styles are those of `AnswerStyles`."""
+def write_answer(
+    question: Question, style: Style, languages: Sequence[StepLanguage] = (), choose: random.Random | None = None
+) -> str:
+    """The right answer to `question` in `style`; the styles are those of `AnswerStyles`.
+
+    Args:
+        languages: of the words of the steps, drawn for each step by `choose`; none: steps in signs.
+    """
     steps = family(question.verifier).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
+    if languages:
+        assert choose is not None, "a language is drawn for each step"
+        steps = in_words(steps, languages, choose)
     if style in ("think", "tags"):
         return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}"
     return f"{steps}. So it is {question.truth}." if steps else f"The answer is {question.truth}."
@@ -58,8 +68,11 @@ def documents(
     seed: int,
     exclude: Container[str] = frozenset(),
     template: Template = TINY,
+    languages: Sequence[StepLanguage] = (),
 ) -> list[TextDocument]:
     """`n` documents in shuffled order; shares of tasks and of styles are exact up to rounding.
+
+    With `languages`, the worked steps are in words, each step in one of them.
 
     No question text of `exclude` (the held-out ones) occurs; others may repeat. Deterministic.
     Raises ConfigError when the style shares do not sum to 1, and as `tasks.questions` does.
@@ -69,8 +82,11 @@ def documents(
         raise ConfigError(f"the shares of the answer styles sum to {sum(shares):g}, not 1")
     chosen: list[Style] = [style for style, num in zip(STYLES, apportion(n, shares), strict=True) for _ in range(num)]
     random.Random(f"{seed}/styles").shuffle(chosen)
+    words = random.Random(f"{seed}/words")
     return [
-        TextDocument(q.text, render_prompt(template, q.text), write_answer(q, style), style, q.verifier)
+        TextDocument(
+            q.text, render_prompt(template, q.text), write_answer(q, style, languages, words), style, q.verifier
+        )
         for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
     ]
 

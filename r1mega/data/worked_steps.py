@@ -3,10 +3,22 @@
 Steps of chain_sum and products are a calculator's tape, a running result: `4-1=3-7=-4` reads "4; take 1, have 3;
 take 7, have -4". It spends one token per character and repeats no number. Every function takes the metadata that
 reasoning-gym gives with a question.
+
+A tape may be put into words, each step in one of several languages at random: the text of a base that mixes languages
+within a thought, as R1-Zero came to (report 2.2).
 """
 
-from collections.abc import Mapping
-from typing import Any
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+StepLanguage = Literal["en", "zh"]
+_STEP = re.compile(r"([-+*])(-?\d+)=(-?\d+)")
+_SAID: Mapping[StepLanguage, Mapping[str, str]] = {
+    "en": {"+": " plus ", "-": " minus ", "*": " times ", "=": " is "},
+    "zh": {"+": "加", "-": "减", "*": "乘", "=": "得"},
+}
 
 
 def tape(metadata: Mapping[str, Any]) -> str:
@@ -40,3 +52,16 @@ def count_bits(metadata: Mapping[str, Any]) -> str:
         left, count = left - power, count + 1
         steps.append(f"-{power}={left}[{count}]")
     return "".join(steps)
+
+
+def in_words(steps: str, languages: Sequence[StepLanguage], choose: random.Random) -> str:
+    """A tape with its signs in words: `4-1=3-7=-4` in English and Chinese may read `4 minus 1 is 3减7得-4`.
+
+    Each step is in one of `languages`, all alike likely; numbers stay as they are.
+    """
+
+    def say(step: re.Match[str]) -> str:
+        words = _SAID[choose.choice(languages)]
+        return f"{words[step[1]]}{step[2]}{words['=']}{step[3]}"
+
+    return _STEP.sub(say, steps)

@@ -8,7 +8,8 @@ from pydantic import Field
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import OnResume, Section
 from r1mega.data.settings import AnswerStyles
-from r1mega.data.sources.reasoning_gym import Task
+from r1mega.data.sources.reasoning_gym import TASKS, Task
+from r1mega.data.worked_steps import StepLanguage, tape
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.asking import task_faults
 from r1mega.recipe.training import Training
@@ -20,6 +21,9 @@ class PretrainData(Section):
     num_documents: int = Field(gt=0)
     """Documents generated; training passes over them as often as `num_steps` asks."""
     styles: AnswerStyles
+    step_words: tuple[StepLanguage, ...] = ()
+    """Languages of the words in which the worked steps are written, each step in one of them at random; none: signs
+    and digits alone. For tasks whose steps are a running result (chain_sum, products)."""
     learn: Literal["all", "answers"] = "all"
     """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
     them, and their gradient is noise."""
@@ -54,6 +58,10 @@ class Pretrain(Training):
         total = styles.think + styles.tags + styles.steps + styles.plain
         if not math.isclose(total, 1.0, abs_tol=1e-9):
             faults.append(f"data.styles: the shares sum to {total:g}, they must sum to 1")
+        other = [task.name for task in self.tasks if task.name in TASKS and TASKS[task.name].steps is not tape]
+        if self.data.step_words and other:
+            said = ", ".join(name for name, row in TASKS.items() if row.steps is tape)
+            faults.append(f"data.step_words: the steps of {other[0]} cannot be said in words, those of {said} can")
         per_step, num_documents = self.documents_per_step, self.data.num_documents
         if per_step > num_documents:
             faults.append(f"documents_per_step: {per_step} exceeds data.num_documents = {num_documents}")

@@ -48,6 +48,20 @@ def test_every_document_is_right_and_in_its_style(task):
         assert verdict.parts == {"accuracy": tagged, "format": tagged}
 
 
+def test_steps_are_in_words_where_languages_are_named():
+    docs = documents(SUMS, MIX, 200, 5, languages=["en", "zh"])
+    assert docs == documents(SUMS, MIX, 200, 5, languages=["en", "zh"])
+    in_signs = documents(SUMS, MIX, 200, 5)
+    assert [doc.question for doc in docs] == [doc.question for doc in in_signs]
+    for doc, signs in zip(docs, in_signs, strict=True):
+        said = doc.answer
+        for word, sign in ((" plus ", "+"), (" minus ", "-"), (" is ", "="), ("加", "+"), ("减", "-"), ("得", "=")):
+            said = said if doc.style in ("plain", "tags") else said.replace(word, sign)
+        assert said.replace("So it=", "So it is ") == signs.answer
+    thoughts = "".join(doc.answer for doc in docs if doc.style == "think")
+    assert " is " in thoughts and "得" in thoughts and "=" not in thoughts
+
+
 def test_one_document_of_each_style_to_the_letter():
     docs = documents(SUMS, MIX, 400, 0)
     steps = {doc.answer.partition(". So it is ")[0] for doc in docs if doc.style == "steps"}

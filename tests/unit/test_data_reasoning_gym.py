@@ -1,5 +1,6 @@
 """Questions, worked steps and verifiers."""
 
+import random
 import re
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from r1mega.data.sources.reasoning_gym import TASKS, Task, apportion, questions
 from r1mega.data.split import HELD_OUT, TRAINED_ON
+from r1mega.data.worked_steps import in_words
 from r1mega.errors import ConfigError, DataError
 
 SMALL = {
@@ -33,6 +35,15 @@ SMALL = {
 )
 def test_worked_steps_by_hand(task, metadata, steps):
     assert TASKS[task].steps(metadata) == steps
+
+
+def test_steps_in_words_by_hand():
+    one = in_words("-4-1=-5*-3=15+7=22", ["en"], random.Random(0))
+    assert one == "-4 minus 1 is -5 times -3 is 15 plus 7 is 22"
+    assert in_words("4-1=3*2=6", ["zh"], random.Random(0)) == "4减1得3乘2得6"
+    assert in_words("4", ["zh"], random.Random(0)) == "4"
+    both = in_words("0" + "+1=1" * 1000, ["en", "zh"], random.Random(0))
+    assert 450 < both.count(" plus 1 is 1") < 550 and both.count("加1得1") == 1000 - both.count(" plus 1 is 1")
 
 
 def tape_end(steps: str) -> Fraction:
