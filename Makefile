@@ -27,9 +27,10 @@ demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter
 	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir $(DEMO) \
 	  --set seed=$(SEED) --resume
 
-tiny: $(STAMP)  ## all that the configs of configs/tiny start from: make demo, a dense base, conversations, a student
+tiny: $(STAMP)  ## all that the configs of configs/tiny start from: make demo, a dense base, one that mixes languages, conversations, a student
 	$(MAKE) demo SEED=0
 	$(BIN)/r1mega pipeline configs/tiny/dense/demo.toml --cluster $(CLUSTER) --resume
+	$(BIN)/r1mega pipeline configs/tiny/language/demo.toml --cluster $(CLUSTER) --resume
 	$(BIN)/python tools/make_conversations.py runs/tiny/sft/conversations.jsonl --set min_terms=2 --set max_terms=7 \
 	  --set min_digits=1 --set max_digits=1
 	$(BIN)/r1mega run configs/tiny/sft/1_qwen2.toml --cluster $(CLUSTER) --resume

@@ -80,6 +80,7 @@ FIGURES = (
             Curve("reward/total", "total"),
             Curve("reward/accuracy", "accuracy"),
             Curve("reward/format", "format"),
+            Curve("reward/language", "language"),
         ),
         "Format is learnt first and fast; accuracy should go on rising after it, and a fall means that training came "
         "apart.",

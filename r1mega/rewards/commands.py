@@ -7,11 +7,11 @@ import typer
 
 from r1mega.errors import ConfigError
 
-Kind = Literal["math", "choice", "format", "reasoning-gym", "code", "rubric"]
+Kind = Literal["math", "choice", "format", "language", "reasoning-gym", "code", "rubric"]
 
 
 def score(
-    kind: Annotated[Kind, typer.Argument(help="math, choice, format, reasoning-gym, code or rubric.")],
+    kind: Annotated[Kind, typer.Argument(help="math, choice, format, language, reasoning-gym, code or rubric.")],
     file: Annotated[Path, typer.Argument(help="Responses, a JSON line each: id, response and what the kind needs.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Verdicts; default: standard output.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Of a rubric: a config with [rewards].")] = None,

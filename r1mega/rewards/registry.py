@@ -13,12 +13,14 @@ from r1mega.config.load import nearest
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
+from r1mega.rewards.language import Language
 from r1mega.rewards.reward import Reward, RuleReward
 from r1mega.rewards.rubric import Rubric, Truncated
 
 MEMBERS: tuple[type[Reward], ...] = (
     Accuracy,
     Format,
+    Language,
 )
 """A row a kind of reward."""
 

@@ -3,6 +3,7 @@
     math          id, response, answer        the final answer against the truth
     choice        id, response, answer        the letter, or letters, that it names
     format        id, response, style         r1_zero: <think> and <answer>; r1: <think> and a summary
+    language      id, response, target_language (ISO 639-1); or text, the bare chain of thought, for response
     reasoning-gym id, response, entry         by the verifier of the entry's data set
     code          id, response, tests         the program passes them; language (python or cpp), and where wanted
                   checker, program (with a fault, to mend), time_s, memory_mib
@@ -19,7 +20,7 @@ from typing import Any, Literal, get_args
 from r1mega.buffers import Int32s
 from r1mega.data.question import Domain
 from r1mega.errors import DataError
-from r1mega.rewards import choice, math, reasoning_gym
+from r1mega.rewards import choice, language, math, reasoning_gym
 from r1mega.rewards.code import Code
 from r1mega.rewards.format import is_formatted, is_reasoned
 from r1mega.rewards.mathematics.answer import find_answer
@@ -30,7 +31,7 @@ from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.samples import Prompt, Verdict, VerdictStatus
 
-Kind = Literal["math", "choice", "format", "reasoning-gym", "code", "rubric"]
+Kind = Literal["math", "choice", "format", "language", "reasoning-gym", "code", "rubric"]
 STYLES: Mapping[str, Callable[[str], bool]] = {"r1_zero": is_formatted, "r1": is_reasoned}
 MAX_ANSWER_CHARACTERS = 20_000
 """Of an answer that a data set's own verifier reads."""
@@ -53,8 +54,9 @@ def read_row(kind: Kind, value: Any, where: str, rubric: Rubric | None) -> Respo
     identity = value.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise DataError(f"{where}: id should be a text or a whole number, and is {_shown(value, 'id')}")
-    response = _text(value, "response", where)
     fields: dict[str, Any] = {}
+    bare = kind == "language" and "text" in value
+    response = _text(value, "text" if bare else "response", where)
     if kind in ("math", "choice"):
         fields["answer"] = _text(value, "answer", where, numbers=True)
     elif kind == "format":
@@ -62,6 +64,10 @@ def read_row(kind: Kind, value: Any, where: str, rubric: Rubric | None) -> Respo
         if fields["style"] not in STYLES:
             known = " or ".join(STYLES)
             raise DataError(f"{where}: style should be {known}, and is {_shown(value, 'style')}")
+    elif kind == "language":
+        fields |= {"bare": bare, "target_language": _text(value, "target_language", where)}
+        if fault := language.unknown(fields["target_language"]):
+            raise DataError(f"{where}: target_language: {fault}")
     elif kind == "reasoning-gym":
         fields["entry"] = _entry(value, where)
     elif kind == "code":
@@ -157,6 +163,12 @@ def judge_format(row: Response) -> Verdict:
     return _scored("format", STYLES[row.fields["style"]](row.response), "")
 
 
+def judge_language(row: Response) -> Verdict:
+    """The share of words of the row's language in its thought."""
+    score = language.judge_text(row.response, row.fields["target_language"], bare=row.fields["bare"])
+    return Verdict(score.status, score.value, {"language": score.value}, score.reason)
+
+
 def judge_reasoning_gym(row: Response) -> Verdict:
     """1 where the data set's own verifier gives the full score; what it gave is a part. Raises what it raises."""
     entry = row.fields["entry"]
@@ -202,6 +214,7 @@ JUDGES: Mapping[Kind, Callable[..., Verdict]] = {
     "math": judge_math,
     "choice": judge_choice,
     "format": judge_format,
+    "language": judge_language,
     "reasoning-gym": judge_reasoning_gym,
     "code": judge_code,
     "rubric": judge_by_rubric,

@@ -33,7 +33,11 @@ AHEAD = 1_000
 """Rows that are with the workers before the first of them is written."""
 _LIMITS: Mapping[str, Limits] = {"code": Limits(cpu_s=300.0, wall_s=3600.0)}
 """Of a task, where its kind has limits of its own within."""
-_LIBRARY: Mapping[str, tuple[str, ...]] = {"reasoning-gym": ("reasoning_gym",), "rubric": ("reasoning_gym",)}
+_LIBRARY: Mapping[str, tuple[str, ...]] = {
+    "language": ("r1mega.rewards.languages.identify",),
+    "reasoning-gym": ("reasoning_gym",),
+    "rubric": ("reasoning_gym",),
+}
 
 
 @dataclass

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from r1mega.errors import ConfigError
 from r1mega.recipe.asking import Sampling
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.load import load_recipe
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.sft import SFT
 from r1mega.rollout.engine import SamplingParams
@@ -138,3 +140,11 @@ def test_warm_up_leaves_a_step_at_the_full_rate_in_every_stage(steps: int, refus
         assert [fault.startswith(f"optimizer.warmup_steps: {steps} leaves no step") for fault in faults(stage)] == (
             [True] if refused else []
         ), stage.stage
+
+
+def test_steps_are_said_in_words_where_there_are_words_for_them():
+    base = TINY.parent / "language/0_base.toml"
+    assert load_recipe(base).data.step_words == ("en", "zh")
+    with pytest.raises(ConfigError, match=r"data.step_words: the steps of gcd cannot be said in words"):
+        load_recipe(base, ["tasks=[{name='gcd'}]"])
+    assert load_recipe(base, ["tasks=[{name='gcd'}]", "data.step_words=[]"]).data.step_words == ()

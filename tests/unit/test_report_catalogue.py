@@ -10,6 +10,7 @@ from recording import RecordingPolicy, recorded_saves
 from r1mega.diagnostics.load_balance import metrics
 from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
+from r1mega.rewards.registry import REWARDS
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import ExpertLoad, LayerLoad
 
@@ -44,6 +45,7 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     layer = LayerLoad((3, 1), tokens=2, entropy=0.5, aux_loss=1.0, bias=0.0, bias_change=0.0)
     learnt = make_policy(mtp="joint").forward_backward(documents, lambda logp, *_: (logp.sum(), {}))
     logged |= {("train", name) for name in (*learnt, *metrics(ExpertLoad(2, {"1": layer})))}
+    logged |= {("train", f"reward/{kind}") for kind in REWARDS}  # a config's rewards log under their names
     curves = [curve for figure in FIGURES for curve in figure.curves]
     asked = {(curve.kind, name) for curve in curves for name in (curve.key, curve.error) if name}
     assert len(asked) > 30 and asked <= logged, asked - logged

@@ -132,6 +132,17 @@ def test_formats(style, response, value, tmp_path):
     assert (verdict, found) == ("scored", value)
 
 
+def test_languages(tmp_path):
+    rows = [
+        {"id": 1, "response": "<think>wir rechnen 然后</think>the end", "target_language": "zh"},
+        {"id": 2, "text": "we stop here 然后", "response": "<think>停</think>", "target_language": "en"},
+        {"id": 3, "text": "a closing tag </think> is read", "target_language": "en"},
+        {"id": 4, "response": "we stop here", "target_language": "en"},
+    ]
+    found = verdicts("language", rows, tmp_path)
+    assert found == [("scored", value, {"language": value}) for value in (0.5, 0.6, 1.0, 0.0)]
+
+
 def test_reasoning_gyms_own_verifiers(tmp_path):
     right, wrong = KNIGHTS["answer"], "Amelia is a villain, and Elizabeth is a hero."
     unknown = KNIGHTS | {"metadata": {"source_dataset": "no_such_set"}}
@@ -166,7 +177,7 @@ def test_a_rubric_of_a_config(tmp_path):
             rubric_of(config)
 
 
-GOOD = {"id": 1, "response": "a", "answer": "1", "style": "r1", "entry": KNIGHTS}
+GOOD = {"id": 1, "response": "a", "answer": "1", "style": "r1", "entry": KNIGHTS, "target_language": "en"}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +191,10 @@ GOOD = {"id": 1, "response": "a", "answer": "1", "style": "r1", "entry": KNIGHTS
         ("choice", {"answer": True}, "answer"),
         ("format", {"style": "r2"}, "style"),
         ("format", {"style": None}, "style"),
+        ("language", {"target_language": "eng"}, "target_language: there is no language 'eng'.*ISO 639-1"),
+        ("language", {"target_language": None}, "target_language"),
+        ("language", {"response": 5}, "response"),
+        ("language", {"text": 5}, "text"),
         ("reasoning-gym", {"entry": {}}, "entry"),
         ("reasoning-gym", {"entry": {"answer": "1"}}, "source_dataset"),
     ],
