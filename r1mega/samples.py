@@ -43,6 +43,10 @@ class Prompt:
     sent: str = ""
     """What an endpoint is sent, whose tokenizer is not known here: a text, or messages as JSON. `token_ids` is then
     empty."""
+    target_language: str = ""
+    """ISO 639-1 code of the language that its answers should be in; "" where that is not said."""
+    source: str = ""
+    """Label of the table of [[questions]] that it is of."""
 
 
 class FinishReason(StrEnum):

@@ -123,7 +123,7 @@ def validate(section: type[S], table: dict[str, Node], path: Path) -> S:
         made = section.model_validate(table, context={"folder": str(path.resolve().parent)})
     except ValidationError as error:
         found: list[dict[str, Any]] = [dict(item) for item in error.errors()]
-        deeper: set[tuple[Any, ...]] = {item["loc"][:cut] for item in found for cut in (-1, -2)}
+        deeper: set[tuple[Any, ...]] = {item["loc"][:cut] for item in found for cut in (-1, -2, -3)}
         # A list counts its valid items only, so one fault inside makes it "too short" as well.
         found = [item for item in found if not (item["type"] == "too_short" and item["loc"] in deeper)]
         lines += [_describe(section, item) for item in found if item["input"] != ""]

@@ -7,23 +7,12 @@ from typing import Any
 
 from r1mega.buffers import Int32s
 from r1mega.data.question import Question, question_id
-from r1mega.data.settings import Evaluation
-from r1mega.data.sources.reasoning_gym import Task, questions
 from r1mega.data.special_tokens import begin, special_tokens
-from r1mega.data.split import TRAINED_ON
-from r1mega.data.template import TINY, Template, render_prompt
+from r1mega.data.template import Template, render_prompt
 from r1mega.errors import DataError, listed
 from r1mega.samples import Prompt
 
 CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-
-
-def held_out_prompts(
-    tasks: Sequence[Task], evaluation: Evaluation, tokenizer: Any, template: Template = TINY
-) -> list[Prompt]:
-    """The held-out questions of `evaluation`, which no stage trains on. Raises as `questions` and `prompts`."""
-    held_out = questions(tasks, evaluation.num_questions, evaluation.seed, exclude=TRAINED_ON)
-    return prompts(held_out, tokenizer, template)
 
 
 def prompts(
@@ -61,10 +50,15 @@ def prompts(
             more = tokenizer.convert_ids_to_tokens(next(i for i in found if found.count(i) > of_frame.count(i)))
             raise DataError(f"{where(question.id)}: is read as holding the special token {more}: take it out")
     bos = begin(tokenizer)
-    return [
-        Prompt(q.id, q.verifier, q.text, q.truth, Int32s([*bos, *ids]), template.prefill, q.entry, q.domain)
-        for q, ids in zip(asked, encoded, strict=True)
-    ]
+    return [prompt_of(q, Int32s([*bos, *ids]), template.prefill) for q, ids in zip(asked, encoded, strict=True)]
+
+
+def prompt_of(question: Question, token_ids: Int32s, prefill: str) -> Prompt:
+    """A question as the engine sees it; `token_ids` [P] int32 are empty where its tokenizer is not known."""
+    return Prompt(
+        question.id, question.verifier, question.text, question.truth, token_ids, prefill, question.entry,
+        question.domain, target_language=question.target_language, source=question.source,
+    )  # fmt: skip
 
 
 class PromptStream:
@@ -114,7 +108,7 @@ class PromptStream:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises DataError when it belongs to other prompts."""
         if state["prompts"] != self._fingerprint():
-            raise DataError("the saved position belongs to other prompts: tasks, seed or number have changed")
+            raise DataError("the saved position belongs to other prompts: questions, seed or number have changed")
         if state.get("tokens", self._tokens()) != self._tokens():  # an older version did not say
             raise DataError("the saved position belongs to other prompts: template or tokenizer have changed")
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]

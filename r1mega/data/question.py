@@ -23,6 +23,10 @@ class Question:
     entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The source's own record of it, for the verifier."""
     domain: Domain = "math"
+    target_language: str = ""
+    """ISO 639-1 code of the language that its answers should be in; "" where that is not said."""
+    source: str = ""
+    """Label of the table of [[questions]] that it is of, for shares and counts."""
 
 
 def question_id(verifier: str, text: str) -> str:

@@ -1,10 +1,11 @@
-"""Settings of questions, texts and conversations. Imports pydantic alone."""
+"""Settings of questions, texts and conversations. Reaches pydantic alone."""
 
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from r1mega.config.section import AnchoredPath, OnResume, Section, anchor_if_path
+from r1mega.data.sources.registry import Sources
 
 TemplateName = Literal["tiny", "r1_zero"]
 """A name of `r1mega.data.template.TEMPLATES`."""
@@ -18,11 +19,13 @@ class Evaluation(Section):
 
     every_steps: int = Field(gt=0)
     """Optimiser steps between evaluations; the first and last weights are always evaluated."""
-    num_questions: int = Field(gt=0)
+    questions: Sources = Field(min_length=1)
+    """Tables [[evaluation.questions]], as [[questions]] of GRPO: files are asked whole, made ones are of the held-out
+    side; what is asked here is not trained on."""
     samples_per_question: int = Field(default=4, gt=0)
     """k: pass@1 is the mean over k answers at `sampling.temperature`."""
     seed: int = 999_999
-    """Seed of the held-out questions; none of them is trained on (checked)."""
+    """Seed of the questions that are made or drawn; none of them is trained on (checked)."""
 
 
 # ---- text for a tiny base ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from r1mega.recipe.recipe import Recipe, imported
 
 LEFT_OUT = {
     "duplicates": "asked again and dropped", "held_out": "of the held-out side and left out",
+    "in_evaluation": "asked in the evaluation and dropped", "not_drawn": "not drawn",
     "too_long": "too long and dropped", "dropped": "too long and dropped", "truncated": "truncated",
 }  # fmt: skip
 WEIGHTS = (".safetensors", ".distcp", ".bin", ".pt", ".gguf")

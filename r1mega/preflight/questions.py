@@ -1,11 +1,13 @@
-"""Questions, made from tasks or read from a file: parameters, rows, and whether there are enough."""
+"""Questions, made or read from files: parameters, rows, truths, and whether there are enough."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from r1mega.data.asked_questions import Counts
 from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.split import HELD_OUT, TRAINED_ON
+from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
@@ -22,7 +24,7 @@ PASSED_OVER = {"model", "optimizer", "save", "wandb", "experts", "mismatch"}
 def check_tasks(recipe: Pretrain, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Whether every task takes its parameters; pretraining may repeat questions, so there are always enough."""
 
-    def check() -> Mapping[str, int]:
+    def check() -> Mapping[str, Mapping[str, Counts]]:
         for task in recipe.tasks:
             questions([task], 1, recipe.seed, exclude=HELD_OUT)
         return {}
@@ -31,15 +33,19 @@ def check_tasks(recipe: Pretrain, spec: ModelSpec | None, tokenizer: Path | None
 
 
 def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
-    """Whether the tasks have as many held-out questions as are asked, and no stop string holds an end token."""
+    """Whether there are the questions that an evaluation asks, with their tokens if possible, and no stop string
+    holds an end token."""
 
-    def check() -> Mapping[str, int]:
-        asked = recipe.evaluation
-        questions(recipe.tasks, asked.num_questions, asked.seed, exclude=TRAINED_ON)
-        if tokenizer is not None and recipe.sampling.stop:
-            loaded = load_tokenizer(tokenizer)
-            refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
-        return {}
+    def check() -> Mapping[str, Mapping[str, Counts]]:
+        from r1mega.stages.questions import evaluated_prompts, evaluated_questions
+
+        if tokenizer is None:
+            return {"evaluation": evaluated_questions(recipe).counts}
+        loaded = load_tokenizer(tokenizer)
+        refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
+        if spec is None:
+            return {"evaluation": evaluated_questions(recipe).counts}
+        return {"evaluation": evaluated_prompts(recipe, loaded, spec)[1]}
 
     _once(recipe, tokenizer, check)
 
@@ -47,20 +53,31 @@ def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | N
 def check_training_questions(recipe: GRPO, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Whether RL has the questions that it trains on and those that it holds out, with their tokens if possible."""
 
-    def check() -> Mapping[str, int]:
+    def check() -> Mapping[str, Mapping[str, Counts]]:
         from r1mega.stages.questions import ask, ask_without_tokens
 
         return ask(recipe).counts if tokenizer is not None else ask_without_tokens(recipe)
 
-    with names_setting("questions", [path for source in recipe.questions for path in source.files()]):
-        _once(recipe, tokenizer, check)
+    _once(recipe, tokenizer, check)
 
 
-def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[str, int]]) -> None:
+def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[str, Mapping[str, Counts]]]) -> None:
     """Check what has not been found good before; what is left out of it is told in any case."""
     settings = recipe.model_dump(mode="json", exclude=PASSED_OVER)
-    files = [source.path for source in recipe.inputs()]
-    key = verdicts.key("questions", settings, verdicts.digest(files), tokenizer_digest(tokenizer))
-    if not verdicts.known(key):
-        told = left_out("questions", check())
-        verdicts.keep(key, f"the questions of a {recipe.stage} stage", told)
+    paths = [source.path for source in recipe.inputs()]
+    trees = [verdicts.digest_of_tree(path) for path in paths if path.is_dir()]
+    digests = verdicts.digest([path for path in paths if not path.is_dir()])
+    key = verdicts.key("questions", settings, digests, trees, tokenizer_digest(tokenizer))
+    if verdicts.known(key):
+        return
+    with contextlib.ExitStack() as naming:
+        for source in recipe.inputs():
+            naming.enter_context(names_setting(source.setting.rpartition(".")[0], [source.path]))
+        found = check()
+    told = [
+        line
+        for what, of in found.items()
+        for label, counts in of.items()
+        for line in left_out(f"{what}, {label}", counts)
+    ]
+    verdicts.keep(key, f"the questions of a {recipe.stage} stage", told)

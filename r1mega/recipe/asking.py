@@ -2,17 +2,21 @@
 
 import importlib.util
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
 from r1mega.config.cluster import Cluster
+from r1mega.config.inputs import Input
 from r1mega.config.load import nearest
 from r1mega.config.section import Section
 from r1mega.data.settings import Evaluation, TemplateName
-from r1mega.data.sources.reasoning_gym import TASKS, Task
+from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
+from r1mega.recipe.old_questions import old_questions
 from r1mega.recipe.recipe import Recipe
+from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.rollout.kernels import kernel_faults
 
 
@@ -34,11 +38,10 @@ class Sampling(Section):
 
 
 class Asking(Recipe):
-    """Settings and laws of a stage that asks an engine questions made from tasks."""
+    """Settings and laws of a stage that asks an engine questions."""
 
     samples = True
 
-    tasks: tuple[Task, ...] = Field(min_length=1)
     template: TemplateName = "tiny"
     """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
     `r1mega run` has trained."""
@@ -54,10 +57,38 @@ class Asking(Recipe):
                 f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
                 "from; `r1mega convert to-hf` writes it"
             )
-        return faults + stop_faults(self.sampling.stop)
+        return faults + stop_faults(self.sampling.stop) + self.question_faults()
+
+    def question_faults(self) -> list[str]:
+        """What is wrong with the tables of questions, before anything is read."""
+        faults = [
+            f"{where}.{fault}"
+            for where, source in self.sources().items()
+            for fault in [*source.faults(), *_verifier_faults(source)]
+        ]
+        return faults + [
+            f"evaluation.questions.{i}.weight: an evaluation asks each of its questions alike; take fewer with num"
+            for i, source in enumerate(self.evaluation.questions)
+            if source.weight is not None
+        ]
+
+    def sources(self) -> dict[str, QuestionSource]:
+        """All tables of questions, by the names that `--set` has for them."""
+        return {f"evaluation.questions.{i}": source for i, source in enumerate(self.evaluation.questions)}
+
+    def inputs(self) -> Sequence[Input]:
+        return [
+            Input(f"{where}.{name}", path)
+            for where, source in self.sources().items()
+            for name, path in source.inputs()
+        ]
+
+    @classmethod
+    def outdated(cls, table: Mapping[str, Any]) -> list[str]:
+        return old_questions(table)
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        faults = task_faults(self.tasks)
+        faults: list[str] = []
         if importlib.util.find_spec("vllm") is None:
             faults.append("vLLM is not installed in this environment; run `make env`")
         if machine.device == "cuda":
@@ -90,10 +121,11 @@ def _repeated(stop: tuple[str, ...]) -> list[str]:
     return [string for string, num in Counter(stop).items() if num > 1]
 
 
-def task_faults(tasks: Sequence[Task]) -> list[str]:
-    """Names of tasks that there are not."""
-    faults: list[str] = []
-    for name in (task.name for task in tasks if task.name not in TASKS):
-        known = f"the supported ones are {', '.join(TASKS)}"
-        faults.append(f"tasks: unknown task {name!r}{nearest(name, TASKS)}: {known}")
-    return faults
+def _verifier_faults(source: QuestionSource) -> list[str]:
+    """Names of verifiers that there are not."""
+    return [
+        f"verifier: unknown verifier {name!r}{nearest(name, VERIFIERS)}: math, choice, code, code_fix, or a family "
+        f"of reasoning-gym; where a column of that name says it for each row, verifier_column = {name!r}"
+        for name in source.verifiers()
+        if name not in VERIFIERS
+    ]

@@ -9,7 +9,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.model import Model
 from r1mega.endpoint.settings import Endpoint
 from r1mega.families.spec import ModelSpec
-from r1mega.recipe.asking import Asking, Sampling, stop_faults, task_faults
+from r1mega.recipe.asking import Asking, Sampling, stop_faults
 from r1mega.runtime import env
 
 QUESTION = "{question}"
@@ -62,11 +62,11 @@ class Evaluate(Asking):
             faults.append('endpoint: system and user are of form = "chat"; completions are sent what template says')
         if QUESTION not in self.endpoint.user:
             faults.append(f"endpoint.user: {QUESTION} is not in it, so that every question would be the same")
-        return faults + stop_faults(self.sampling.stop)
+        return faults + stop_faults(self.sampling.stop) + self.question_faults()
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         """An endpoint needs neither engine nor device here."""
-        return super().faults_on(machine, spec) if self.endpoint is None else task_faults(self.tasks)
+        return super().faults_on(machine, spec) if self.endpoint is None else []
 
     def lacks(self) -> Sequence[str]:
         name = self.endpoint.api_key_env if self.endpoint else ""

@@ -1,13 +1,11 @@
 """Recipe of reinforcement learning with GRPO; the stage is `r1mega.stages.grpo`."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from r1mega.algos.settings import Objective
-from r1mega.config.inputs import Input
 from r1mega.config.section import OnResume, Section
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
@@ -52,20 +50,12 @@ class GRPO(Asking, Training):
     learns_from = "rewards"
 
     stage: Literal["grpo"]
-    questions: Sources = ()
-    """Training questions to use instead of those made from `tasks`: tables [[questions]], or the path of one JSONL
-    file (fields task, question, truth). Those of the held-out side (one in eight, `r1mega.data.split`) are left out
-    and counted, as in every stage."""
-    duplicates: Literal["error", "drop"] = "error"
-    """What happens to a question that an earlier one asks already: the run stops and lists them, or it is left out
-    and counted."""
+    questions: Sources = Field(min_length=1)
+    """What is trained on: tables [[questions]], a source each. Questions of the held-out side (one in eight,
+    `r1mega.data.split`) are left out and counted, as in every stage, and so are those that the evaluation asks."""
     max_prompt_tokens: int = Field(default=0, ge=0)
-    """Longest prompt, template included; 0: what the model's positions leave beside sampling.max_new_tokens."""
-    too_long: Literal["error", "drop"] = "error"
-    """What happens to a training question with a longer prompt: the run stops and names it, or it is left out and
-    counted."""
-    num_questions: int = Field(gt=0)
-    """Distinct training questions made from the tasks; taken in a shuffled order, again and again."""
+    """Longest prompt to train on, template included; 0: what the model's positions leave beside
+    sampling.max_new_tokens."""
     num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
     """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
     rollout: RolloutSettings
@@ -89,11 +79,9 @@ class GRPO(Asking, Training):
                 f"{self.objective.group_size}) do not split evenly into {rollout.num_minibatches} mini-batches"
             )
         faults += self._schedule_faults()
-        faults += [fault for source in self.questions for fault in source.faults()]
-        if not self.questions and rollout.num_prompts > self.num_questions:
-            faults.append(
-                f"num_questions: {self.num_questions} is less than one rollout's {rollout.num_prompts} prompts"
-            )
+        made = [source.num for source in self.questions if isinstance(source, MadeQuestions)]
+        if len(made) == len(self.questions) and rollout.num_prompts > sum(made):
+            faults.append(f"questions: num = {sum(made)} is less than one rollout's {rollout.num_prompts} prompts")
         if not any(reward.weight for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
         return faults + self.warmup_faults(self.num_steps, "num_steps")
@@ -125,9 +113,5 @@ class GRPO(Asking, Training):
         reference = self.objective.kl_coef > 0
         return dataclasses.replace(super().holds(), mtp_learns=self.objective.mtp != "off", reference=reference)
 
-    def inputs(self) -> Sequence[Input]:
-        return [Input("questions", path) for source in self.questions for path in source.files()]
-
-    def sources(self) -> Sequence[QuestionSource]:
-        """Of the training questions."""
-        return self.questions or (MadeQuestions(tasks=self.tasks, num=self.num_questions),)
+    def sources(self) -> dict[str, QuestionSource]:
+        return {f"questions.{i}": source for i, source in enumerate(self.questions)} | super().sources()

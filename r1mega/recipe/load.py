@@ -37,6 +37,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(stage, str) or stage not in RECIPES:
         near = nearest(str(stage), RECIPES)
         raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(RECIPES)}{near}")
+    raise_if_any(path, RECIPES[stage].outdated(table))
     recipe = validate(RECIPES[stage], table, path)
     raise_if_any(path, recipe.faults())
     return recipe

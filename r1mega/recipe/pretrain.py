@@ -1,17 +1,18 @@
 """Recipe of pretraining a tiny base model on text made from tasks; the stage is `r1mega.stages.pretrain`."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from r1mega.config.cluster import Cluster
+from r1mega.config.load import nearest
 from r1mega.config.section import OnResume, Section
 from r1mega.data.settings import AnswerStyles
 from r1mega.data.sources.reasoning_gym import TASKS, Task
 from r1mega.data.worked_steps import StepLanguage, tape
 from r1mega.families.spec import ModelSpec
-from r1mega.recipe.asking import task_faults
 from r1mega.recipe.training import Training
 
 
@@ -68,4 +69,13 @@ class Pretrain(Training):
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        return task_faults(self.tasks) + super().faults_on(machine, spec)
+        return _task_faults(self.tasks) + super().faults_on(machine, spec)
+
+
+def _task_faults(tasks: Sequence[Task]) -> list[str]:
+    """Names of tasks that no text is written of."""
+    faults: list[str] = []
+    for name in (task.name for task in tasks if task.name not in TASKS):
+        known = f"the supported ones are {', '.join(TASKS)}"
+        faults.append(f"tasks: unknown task {name!r}{nearest(name, TASKS)}: {known}")
+    return faults

@@ -1,7 +1,7 @@
 """What the recipes of all stages have: settings, laws, what is read, and the function that runs the stage."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from r1mega.config.cluster import Cluster
@@ -44,6 +44,11 @@ class Recipe(RunSettings):
     def faults(self) -> list[str]:
         """Faults of the settings by themselves; weights and data that are not there yet are none (`inputs`)."""
         return _model_faults(self.model)
+
+    @classmethod
+    def outdated(cls, table: Mapping[str, Any]) -> list[str]:
+        """Settings of an earlier form in a config's tables, each with the form that there is now."""
+        return []
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         """What cannot be done on a machine, whose layout by itself `layout.laws` has judged.

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from r1mega.data.sources.reasoning_gym import TASKS
+from r1mega.config.load import nearest
+from r1mega.data.sources.families import FAMILIES
 from r1mega.errors import ConfigError
 from r1mega.rewards.choice import Choice
 from r1mega.rewards.code import Code
@@ -31,7 +32,7 @@ class Verifier(Protocol):
 
 
 VERIFIERS: Mapping[str, Verifier] = {
-    **{name: ReasoningGym(name) for name in TASKS},
+    **{name: ReasoningGym(name) for name in sorted(FAMILIES)},
     "math": Mathematics(),
     "choice": Choice(),
     "code": Code(),
@@ -41,7 +42,10 @@ VERIFIERS: Mapping[str, Verifier] = {
 
 
 def verifier(name: str) -> Verifier:
-    """The row of `VERIFIERS`. Raises ConfigError with the known names."""
+    """The row of `VERIFIERS`. Raises ConfigError with the nearest name."""
     if name not in VERIFIERS:
-        raise ConfigError(f"unknown verifier {name!r}: the known ones are {', '.join(VERIFIERS)}")
+        raise ConfigError(
+            f"unknown verifier {name!r}{nearest(name, VERIFIERS)}: the known ones are math, choice, code, "
+            "code_fix and the families of reasoning-gym"
+        )
     return VERIFIERS[name]

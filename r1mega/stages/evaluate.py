@@ -4,25 +4,25 @@ The last weights of any stage can be compared this way; the GRPO stage evaluates
 journalled as they come, so that a stage that was killed or stopped goes on with --resume and asks for the rest.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
-from r1mega.data.prompts import held_out_prompts
-from r1mega.data.sources.reasoning_gym import questions
+from r1mega.data.asked_questions import Counts
+from r1mega.data.prompts import prompt_of
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.split import TRAINED_ON
 from r1mega.data.template import render_prompt, template
 from r1mega.endpoint.client import Client
 from r1mega.errors import EndpointError
 from r1mega.evaluation import results
-from r1mega.evaluation.ballots import with_votes
 from r1mega.evaluation.metrics import Graded, results_of, summarise
 from r1mega.evaluation.scores import doubling, score
+from r1mega.evaluation.voting import same_answer
 from r1mega.recipe.evaluate import QUESTION, AskedEndpoint, Evaluate
 from r1mega.rollout.engine import Engine, SamplingParams
 from r1mega.rollout.remote import OneByOne, RemoteEngine
@@ -33,6 +33,7 @@ from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
 from r1mega.stages import held_out
+from r1mega.stages.questions import evaluated_prompts, evaluated_questions
 
 Served = AbstractContextManager[Engine]
 RESUME = "what was answered is in the journal; continue with --resume"
@@ -43,6 +44,8 @@ class Asked:
     """Who is asked what."""
 
     prompts: Sequence[Prompt]
+    counts: Mapping[str, Counts]
+    """What became of the questions of each source, by its label."""
     written: str
     """How a question is put, with {question} in its place."""
     of: dict[str, str]
@@ -59,7 +62,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[
         serve: makes what answers for a folder, as `rollout.served.ServedModel` does, which is the default.
 
     Raises:
-        ConfigError, DataError: settings, tasks and tokenizer do not fit each other.
+        ConfigError, DataError: settings, questions and tokenizer do not fit each other.
         RolloutError: the engine cannot start or answer.
         EndpointError, EndpointLostError: it refuses, or fails for good; what was answered is in the journal.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; what was answered is in the journal.
@@ -67,6 +70,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[
     asked = (
         _folder(config, cluster, run_dir, serve) if config.endpoint is None else _endpoint(config, config.endpoint)
     )
+    files.write_json(run_dir.questions, {"evaluation": dict(asked.counts)})
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in asked.prompts))
     params = SamplingParams(**dict(config.sampling))
     kinds = {"after": (config.evaluation.samples_per_question, params), "greedy_after": (1, params.greedy())}
@@ -108,9 +112,10 @@ def _folder(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Callable
     path = config.model.path
     assert path is not None, "the recipe demands it"
     tokenizer = load_tokenizer(path)
-    check_tokenizer(read_model(path), tokenizer, path)
+    spec = read_model(path)
+    check_tokenizer(spec, tokenizer, path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
-    prompts = held_out_prompts(config.tasks, config.evaluation, tokenizer, template(config.template))
+    prompts, counts = evaluated_prompts(config, tokenizer, spec)
 
     def start(interrupt: Interrupt) -> Served:
         return (serve or ServedModel)(
@@ -123,12 +128,12 @@ def _folder(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Callable
         )
 
     written = render_prompt(template(config.template), QUESTION)
-    return Asked(prompts, written, {"model": str(path)}, start, one_by_one=False)
+    return Asked(prompts, counts, written, {"model": str(path)}, start, one_by_one=False)
 
 
 def _endpoint(config: Evaluate, endpoint: AskedEndpoint) -> Asked:
     """A server that is there already: it has the tokenizer, and counts the tokens."""
-    held_out = questions(config.tasks, config.evaluation.num_questions, config.evaluation.seed, exclude=TRAINED_ON)
+    asked = evaluated_questions(config)
     chat, form = endpoint.form == "chat", template(config.template)
 
     def put(question: str) -> str:
@@ -139,18 +144,22 @@ def _endpoint(config: Evaluate, endpoint: AskedEndpoint) -> Asked:
         return json.dumps([{"role": role, "content": said} for role, said in turns], ensure_ascii=False)
 
     prefill = "" if chat else form.prefill
-    prompts = [
-        Prompt(q.id, q.verifier, q.text, q.truth, Int32s(), prefill, q.entry, q.domain, sent=put(q.text))
-        for q in held_out
-    ]
+    prompts = [dataclasses.replace(prompt_of(q, Int32s(), prefill), sent=put(q.text)) for q in asked.questions]
     client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
     of = {"endpoint": endpoint.url, "model": endpoint.model}
-    return Asked(prompts, put(QUESTION), of, lambda stop: RemoteEngine(client, endpoint.form, stop), one_by_one=True)
+    return Asked(
+        prompts,
+        asked.counts,
+        put(QUESTION),
+        of,
+        lambda stop: RemoteEngine(client, endpoint.form, stop),
+        one_by_one=True,
+    )
 
 
 def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Sequence[Graded]) -> None:
     """results.jsonl and evaluation.json of the sampled answers, for `r1mega compare` and whoever counts anew."""
-    answers = with_votes(results_of(asked.prompts, sampled), asked.prompts)
+    answers = results_of(asked.prompts, sampled)
     sampling: dict[str, Any] = {
         **config.sampling.model_dump(mode="json"),
         "samples": config.evaluation.samples_per_question,
@@ -158,5 +167,5 @@ def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Seq
     }
     digests = results.digests_of(answers, run_dir.lineage.start, asked.written, sampling)
     ks = doubling(answers)
-    scores = score(answers, ks=ks, votes=ks[-1:])
+    scores = score(answers, same_answer, ks=ks, votes=ks[-1:])
     results.write(run_dir.path, answers, results.Record(digests, sampling, scores.to_json(), asked.of))

@@ -275,6 +275,13 @@ def _loss(objective: Objective) -> GRPOLoss:
 def _summary(run: Mapping[str, Any], run_dir: RunDir, server_gib: float) -> dict[str, Any]:
     """summary.json, from the metrics on disk, so that a resumed run counts all of its parts."""
     memory = {**run["peak_rss_gib"], "server": server_gib}
-    data = json.loads(run_dir.questions.read_text(encoding="utf-8"))
+    asked = json.loads(run_dir.questions.read_text(encoding="utf-8"))
+    data = {
+        f"{what}, {label}: {counted}": num
+        for what, sources in asked.items()
+        for label, counts in sources.items()
+        for counted, num in counts.items()
+        if num or counted == "read"
+    }
     kept = {name: run[name] for name in ("stage", "steps", "experts")}
     return {**kept, **summarise(run_dir.metrics()), "peak_rss_gib": memory, "data": data}

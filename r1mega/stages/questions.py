@@ -1,22 +1,28 @@
-"""What an RL run asks: training questions, made or read, and held-out ones, which no run trains on."""
+"""What a stage asks: an RL run's training questions, and an evaluation's, which no run trains on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from r1mega.data.prompts import held_out_prompts, prompts
-from r1mega.data.sources.reasoning_gym import questions
+from r1mega.data.asked_questions import (
+    AskedQuestions,
+    Counts,
+    evaluation_questions,
+    refuse_too_few,
+    training_questions,
+)
+from r1mega.data.prompts import prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.split import TRAINED_ON
 from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.data.training_questions import TrainingQuestions, refuse_too_few, training_questions
 from r1mega.errors import DataError, listed
 from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
+from r1mega.recipe.asking import Asking
 from r1mega.recipe.grpo import GRPO
-from r1mega.rewards.accuracy import can_be_right
+from r1mega.rewards.truths import hopeless
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
@@ -34,8 +40,8 @@ class Questions:
     held_out: list[Prompt]
     chat_template: str = ""
     """Makes the tokens of their prompts, in Jinja."""
-    counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    """"read", from a file or made, and what of them was left out."""
+    counts: Mapping[str, Mapping[str, Counts]] = field(default_factory=dict[str, Mapping[str, Counts]])
+    """{"questions", "evaluation"} -> label of a source -> what was read, and what of it was left out."""
 
     @property
     def longest(self) -> int:
@@ -51,7 +57,7 @@ def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
     assert config.model.path is not None
     asked = ask(config)
     tokenizers.write(config.model.path, run_dir.tokenizer, asked.chat_template)
-    files.write_json(run_dir.questions, dict(asked.counts))
+    files.write_json(run_dir.questions, {what: dict(of) for what, of in asked.counts.items()})
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     return asked
@@ -61,8 +67,8 @@ def ask(config: GRPO) -> Questions:
     """The run's questions, checked.
 
     Raises:
-        DataError: as `training_questions`; a truth can never be right; prompts are too long; a training question is
-            asked in the evaluation; or the tokenizer does not fit the model.
+        DataError: as `training_questions`; a truth can never be right; prompts are too long; or the tokenizer does
+            not fit the model.
         ConfigError: answers to them may be longer than the model or a chunk holds.
     """
     assert config.model.path is not None
@@ -71,79 +77,104 @@ def ask(config: GRPO) -> Questions:
     spec = read_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer, spec.ends))  # before anything starts
-    held_out = held_out_prompts(config.tasks, config.evaluation, tokenizer, put)
-    read = _read(config)
-    train, counts = _fitting(config, spec, prompts(read.questions, tokenizer, put, read.where.__getitem__), read)
-    asked = Questions(train, held_out, tokenizers.chat_template_of(train, put, tokenizer), counts)
-    _refuse_common({p.question for p in asked.train} & {p.question for p in asked.held_out})
+    evaluated, read = _read(config)
+    held_out = _evaluated_prompts(config, evaluated, tokenizer, spec)
+    made = prompts(read.questions, tokenizer, put, read.where.__getitem__)
+    train = fitting(made, read, *_limit(config, spec, config.max_prompt_tokens))
+    refuse_too_few(len(train), read, config.rollout.num_prompts)
+    template_text = tokenizers.chat_template_of(train, put, tokenizer)
+    asked = Questions(train, held_out, template_text, {"questions": read.counts, "evaluation": evaluated.counts})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
 
 
-def ask_without_tokens(config: GRPO) -> Mapping[str, int]:
+def ask_without_tokens(config: GRPO) -> Mapping[str, Mapping[str, Counts]]:
     """As much of `ask` as is known without the model and its tokenizer; its counts. Raises as it does."""
-    held_out = questions(config.tasks, config.evaluation.num_questions, config.evaluation.seed, exclude=TRAINED_ON)
-    read = _read(config)
-    _refuse_common({q.text for q in read.questions} & {q.text for q in held_out})
-    return read.counts
+    evaluated, read = _read(config)
+    return {"questions": read.counts, "evaluation": evaluated.counts}
 
 
-def _refuse_common(common: set[str]) -> None:
-    if common:
-        raise DataError(f"{len(common)} training questions are held out for evaluation, such as {min(common)!r}")
+def evaluated_questions(config: Asking) -> AskedQuestions:
+    """The questions of a stage's evaluation, each of which has an answer that scores.
+
+    Raises DataError and ConfigError as `evaluation_questions`, and DataError where a truth can never be right.
+    """
+    asked = evaluation_questions(config.evaluation.questions, config.evaluation.seed, verifiers=VERIFIERS)
+    _refuse_hopeless(asked)
+    return asked
 
 
-def _read(config: GRPO) -> TrainingQuestions:
-    """The training questions, each of which has an answer that scores."""
-    sources = config.sources()
-    least = config.rollout.num_prompts
-    read = training_questions(sources, config.seed, verifiers=VERIFIERS, duplicates=config.duplicates, least=least)
-    if all(source.sound for source in sources):
-        return read
-    if hopeless := [q for q in read.questions if not can_be_right(q)]:
-        told = [f"{read.where[q.id]}: truth {q.truth[:60]!r} of task {q.verifier}" for q in hopeless]
+def evaluated_prompts(config: Asking, tokenizer: Any, spec: ModelSpec) -> tuple[list[Prompt], Mapping[str, Counts]]:
+    """The prompts of a stage's evaluation, and what became of its questions, by their source's label.
+
+    Raises as `evaluated_questions` and `fitting`, and DataError where none is left.
+    """
+    asked = evaluated_questions(config)
+    return _evaluated_prompts(config, asked, tokenizer, spec), asked.counts
+
+
+def _evaluated_prompts(config: Asking, asked: AskedQuestions, tokenizer: Any, spec: ModelSpec) -> list[Prompt]:
+    made = prompts(asked.questions, tokenizer, template(config.template), asked.where.__getitem__)
+    if not (kept := fitting(made, asked, *_limit(config, spec))):
+        raise DataError(f"evaluation.questions: none of {len(made)} is short enough to be asked")
+    return kept
+
+
+def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
+    """The questions of the evaluation, and those to train on."""
+    evaluated = evaluated_questions(config)
+    read = training_questions(
+        config.questions, config.seed, verifiers=VERIFIERS, evaluation=evaluated, least=config.rollout.num_prompts
+    )
+    _refuse_hopeless(read)
+    return evaluated, read
+
+
+def _refuse_hopeless(asked: AskedQuestions) -> None:
+    """Raises DataError where no answer to a question can be right."""
+    if found := hopeless(asked.doubtful):
+        told = [f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}" for q in found]
         raise DataError(
             listed(
-                f"{read.title}: {len(hopeless)} truth(s) that no answer can match: given back as the answer they are "
-                "wrong by their task's own verifier; write each as it reads answers (a bare number, no units, no "
-                "LaTeX)",
+                f"{len(found)} truth(s) that no answer can match: given back as the answer they are wrong by their "
+                "own verifier; write each as it reads answers, or name another verifier",
                 told,
             )
         )
-    return read
 
 
-def _fitting(
-    config: GRPO, spec: ModelSpec, asked: list[Prompt], read: TrainingQuestions
-) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts that are not too long, and what became of the questions that were read.
+def _limit(config: Asking, spec: ModelSpec, own: int = 0) -> tuple[int, str]:
+    """Tokens of the longest prompt, and what says so; `own` is a setting's limit, 0 where there is none.
 
-    How long is too long follows from the model and the settings of the stage, never from batch.chunk_tokens, which
-    must not change the result.
+    It follows from the model and the settings of the stage, never from batch.chunk_tokens, which must not change the
+    result.
+    """
+    positions = spec.max_positions - config.sampling.max_new_tokens
+    if own and own <= positions:
+        return own, "max_prompt_tokens"
+    return positions, f"the model's {spec.max_positions} positions less sampling.max_new_tokens"
+
+
+def fitting(made: Sequence[Prompt], asked: AskedQuestions, limit: int, bound: str) -> list[Prompt]:
+    """The prompts that are not too long; the others are counted.
 
     Raises:
-        DataError: names those that are too long; or fewer are left than a rollout takes.
+        DataError: names those that are too long and whose source does not drop them.
     """
-    limit = spec.max_positions - config.sampling.max_new_tokens
-    limit = min(limit, config.max_prompt_tokens) if config.max_prompt_tokens else limit
-    long = [p for p in asked if len(p.token_ids) > limit]
+    long = [p for p in made if len(p.token_ids) > limit]
 
-    def place(p: Prompt) -> str:
-        more = "..." if len(p.question) > 60 else ""
-        return f"{read.where[p.id]}: {len(p.token_ids)} tokens: {p.question[:60]!r}{more}"
+    def told(some: Sequence[Prompt]) -> list[str]:
+        return [
+            f"{asked.where[p.id]}: {len(p.token_ids)} tokens: {p.question[:60]!r}{'...' * (len(p.question) > 60)}"
+            for p in some
+        ]
 
+    if wrong := [p for p in long if asked.sources[p.source].too_long == "error"]:
+        remedy = 'take them out, or set too_long = "drop" in that table'
+        some = f"{len(wrong)} prompt(s) longer than {limit} tokens, {bound}; {remedy}"
+        raise DataError(listed(some, told(wrong)))
     if long:
-        told = [place(p) for p in long]
-        bound = (
-            "max_prompt_tokens"
-            if limit == config.max_prompt_tokens
-            else f"the model's {spec.max_positions} positions less sampling.max_new_tokens"
-        )
-        if config.too_long == "error":
-            remedy = 'take them out, or set too_long = "drop"'
-            raise DataError(listed(f"{len(long)} prompt(s) longer than {limit} tokens, {bound}; {remedy}", told))
-        log.warning(listed(f"{len(long)} prompt(s) longer than {limit} tokens dropped ({bound})", told))
-    kept = [p for p in asked if len(p.token_ids) <= limit]
-    counts = {**read.counts, "too_long": len(long)}
-    refuse_too_few(read.title, len(kept), counts, config.rollout.num_prompts)
-    return kept, counts
+        log.warning(listed(f"{len(long)} prompt(s) longer than {limit} tokens dropped ({bound})", told(long)))
+    for prompt in long:
+        asked.counts[prompt.source]["too_long"] += 1
+    return [p for p in made if len(p.token_ids) <= limit]

@@ -15,7 +15,7 @@ SHORT = {
     "0_base.toml": {"num_steps": 8, "documents_per_step": 16, "num_documents": 400, "warmup_steps": 2},
     "0_anneal.toml": {"num_steps": 2, "documents_per_step": 16, "num_documents": 400, "warmup_steps": 1},
     "1_rl.toml": {
-        "num_steps": 4, "num_questions": 16, "num_prompts": 4, "num_minibatches": 2, "group_size": 4,
+        "num_steps": 4, "num": 16, "num_prompts": 4, "num_minibatches": 2, "group_size": 4,
         "max_new_tokens": 16, "warmup_steps": 1, "samples_per_question": 1, "constant_groups": '"keep"',
     },
 }  # fmt: skip

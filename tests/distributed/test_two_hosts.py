@@ -17,8 +17,8 @@ TINY = ROOT / "configs/tiny/r1_zero"
 BASE = ("num_steps=3", "documents_per_step=16", "data.num_documents=400", "optimizer.warmup_steps=2",
         "save.every_steps=3", "wandb.mode=disabled", "cluster.trainer.threads=1")  # fmt: skip
 RL = ("num_steps=1", "rollout.num_prompts=4", "rollout.num_minibatches=1", "objective.group_size=4",
-      "sampling.max_new_tokens=16", "evaluation.num_questions=8", "evaluation.every_steps=1", "save.every_steps=1",
-      "optimizer.warmup_steps=0", "num_questions=64", "objective.constant_groups=keep", "wandb.mode=disabled",
+      "sampling.max_new_tokens=16", "evaluation.questions.0.num=8", "evaluation.every_steps=1", "save.every_steps=1",
+      "optimizer.warmup_steps=0", "questions.0.num=64", "objective.constant_groups=keep", "wandb.mode=disabled",
       "cluster.trainer.threads=1")  # fmt: skip
 LIMIT_S = 1200.0
 

@@ -22,8 +22,8 @@ BASE = ("num_steps=60", "documents_per_step=32", "data.num_documents=1920", "opt
         "save.every_steps=60")  # fmt: skip
 RL = ("num_steps=4", "rollout.num_prompts=4", "rollout.num_minibatches=2", "objective.group_size=8",
       "objective.reference_refresh_steps=2", "objective.constant_groups=keep", "sampling.max_new_tokens=32",
-      "sampling.temperature=0.7", "evaluation.num_questions=8", "evaluation.every_steps=2", "save.every_steps=4",
-      "optimizer.warmup_steps=1", "num_questions=64", "objective.kl_coef=0.1")  # fmt: skip
+      "sampling.temperature=0.7", "evaluation.questions.0.num=8", "evaluation.every_steps=2", "save.every_steps=4",
+      "optimizer.warmup_steps=1", "questions.0.num=64", "objective.kl_coef=0.1")  # fmt: skip
 
 
 def r1mega(config: Path, run_dir: Path, *settings: str, ranks: int = 1) -> None:

@@ -31,9 +31,9 @@ OF_ONE_RANK = rotation.rows("kills of one rank of two", rotating=range(6, 8), ta
 MAX_NEW_TOKENS = 40
 SETTINGS = (
     "num_steps=16", "rollout.num_prompts=4", "rollout.num_minibatches=4", "objective.group_size=4",
-    "objective.reference_refresh_steps=8", f"sampling.max_new_tokens={MAX_NEW_TOKENS}", "evaluation.num_questions=6",
-    "evaluation.every_steps=8", "save.every_steps=3", "optimizer.warmup_steps=1", "num_questions=40",
-    "objective.constant_groups=keep", "wandb.mode=disabled",
+    "objective.reference_refresh_steps=8", f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
+    "evaluation.questions.0.num=6", "evaluation.every_steps=8", "save.every_steps=3", "optimizer.warmup_steps=1",
+    "questions.0.num=40", "objective.constant_groups=keep", "wandb.mode=disabled",
 )  # fmt: skip
 LAUNCH_TIME = TIMING | {"rollout/replayed_requests"}
 

@@ -96,7 +96,7 @@ def test_a_distilled_student_is_loaded_by_vllm_and_evaluated(folder: Path, tmp_p
     assert validation[-1] < validation[0] - 0.5
     done = warm.run(
         "run", str(TINY / "sft/2_eval.toml"), "--run-dir", str(tmp_path / "eval"),
-        *sets(f"model.path={tmp_path / 'sft/hf'}", "evaluation.num_questions=20"),
+        *sets(f"model.path={tmp_path / 'sft/hf'}", "evaluation.questions.0.num=20"),
         *sets("evaluation.samples_per_question=2"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -109,8 +109,8 @@ def equal(one: Path, other: Path) -> None:
 def rl(base: Path, run_dir: Path, *overrides: str) -> list[str]:
     settings = ("num_steps=4", "rollout.num_prompts=4", "rollout.num_minibatches=2", "objective.group_size=4",
                 "objective.reference_refresh_steps=2", "sampling.max_new_tokens=16", "sampling.temperature=0.7",
-                "evaluation.num_questions=8", "evaluation.every_steps=2", "save.every_steps=2",
-                "optimizer.warmup_steps=1", "num_questions=64", "objective.constant_groups=keep",
+                "evaluation.questions.0.num=8", "evaluation.every_steps=2", "save.every_steps=2",
+                "optimizer.warmup_steps=1", "questions.0.num=64", "objective.constant_groups=keep",
                 *overrides)  # fmt: skip
     sets = [part for s in (f"model.path={base / 'hf'}", *settings) for part in ("--set", s)]
     return ["run", str(TINY / "1_rl.toml"), "--run-dir", str(run_dir), *sets]
@@ -145,7 +145,7 @@ def test_rl_runs_stops_on_ctrl_c_and_continues(base: Path, tmp_path: Path):
 @pytest.mark.vllm
 def test_a_finished_model_is_evaluated_without_a_trainer_and_killed_on_its_way(base: Path, tmp_path: Path):
     run_dir, journal = tmp_path / "run", tmp_path / "run/journal/version_0.jsonl"
-    settings = ("evaluation.num_questions=60", "sampling.max_new_tokens=48", f"model.path={base / 'hf'}",
+    settings = ("evaluation.questions.0.num=60", "sampling.max_new_tokens=48", f"model.path={base / 'hf'}",
                 "sampling.top_p=0.95", "cluster.rollout.max_num_seqs=4")  # fmt: skip
     sets = [part for s in settings for part in ("--set", s)]
     arguments = ["run", str(TINY / "2_eval.toml"), "--run-dir", str(run_dir), *sets]
@@ -173,6 +173,7 @@ def test_a_finished_model_is_evaluated_without_a_trainer_and_killed_on_its_way(b
 def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"task": "chain_sum", "question": "1 + 1 =", "truth": "2"}\n{"task": "chain_sum", \n')
+    own = f"questions=[{{kind='jsonl',path='{rows}',verifier_column='task'}}]"
     (tmp_path / "file").write_text("")
     with_listener = subprocess.Popen(
         [sys.executable, "-c", "import socket,time;s=socket.create_server(('127.0.0.1',0));"
@@ -181,14 +182,14 @@ def test_faults_are_one_message_and_nothing_half_written(base: Path, tmp_path: P
         assert with_listener.stdout is not None
         port = with_listener.stdout.readline().strip()
         cases = {
-            f"{rows}, line 2": rl(base, tmp_path / "a", f"questions={rows}"),
+            f"{rows}, line 2": rl(base, tmp_path / "a", own),
             f"port {port} of 127.0.0.1": rl(base, tmp_path / "b", f"cluster.rollout.port={port}"),
             "cannot be used as a run directory": rl(base, tmp_path / "file" / "c"),
             "is not there yet": rl(tmp_path / "nowhere", tmp_path / "d"),
             "did you mean 'group_size'": rl(base, tmp_path / "e", "objective.grup_size=3"),
             "exceed batch.chunk_tokens": rl(base, tmp_path / "f", "sampling.max_new_tokens=250"),
             "max_position_embeddings": rl(base, tmp_path / "g", "sampling.max_new_tokens=100000"),
-            "has no parameter": rl(base, tmp_path / "h", "tasks.0.params={terms=3}"),
+            "has no parameter": rl(base, tmp_path / "h", "questions.0.params={terms=3}"),
             "training has diverged": ["run", *BASE, "--run-dir", str(tmp_path / "i"), "--set", "optimizer.lr=1e30"],
         }
         for message, arguments in cases.items():

@@ -17,10 +17,13 @@ from r1mega.recipe.grpo import GRPO
 from r1mega.runtime.run_dir import RunDir
 
 CLUSTER = Cluster(device="cpu")
+SUMS = {
+    "kind": "reasoning_gym", "family": "chain_sum",
+    "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1},
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "stage": "grpo",
-    "tasks": [{"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}],
-    "num_questions": 3,
+    "questions": [{**SUMS, "num": 3}],
     "num_steps": 6,
     "rollout": {"num_prompts": 3, "num_minibatches": 2, "keep_journal": True},
     "sampling": {"temperature": 0.7, "max_new_tokens": 8},
@@ -28,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "rewards": {"accuracy": 1.0, "format": 0.25},
     "optimizer": {"lr": 4.0},
     "batch": {"chunk_tokens": 128},
-    "evaluation": {"every_steps": 2, "num_questions": 2, "samples_per_question": 3},
+    "evaluation": {"every_steps": 2, "questions": [{**SUMS, "num": 2}], "samples_per_question": 3},
     "save": {"every_steps": 2},
     "wandb": {"mode": "disabled"},
 }

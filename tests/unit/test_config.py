@@ -70,7 +70,7 @@ def test_unknown_key_names_the_nearest_and_all_valid_ones(model: str):
 
 
 def test_unknown_key_inside_a_list_of_tables(model: str):
-    assert "tasks.0.wieght: unknown key (did you mean 'weight'?)" in fault(RL, model, "tasks.0.wieght=2")
+    assert "questions.0.wieght: unknown key (did you mean 'weight'?)" in fault(RL, model, "questions.0.wieght=2")
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
         ("objective.std='popular'", "'population', 'sample' or 'none' (got 'popular')"),
         ("optimizer.lr=fast", "optimizer.lr"),
         ("rollout.num_minibatches=3", "do not split evenly into 3 mini-batches"),
-        ("num_questions=3", "less than one rollout's 32 prompts"),
+        ("questions.0.num=3", "less than one rollout's 32 prompts"),
         ("optimizer.warmup_steps=96", "no step at the full learning rate"),
         ("rewards.format=0", None),
         ("rewards.acuracy=1", "rewards: there is no reward 'acuracy' (did you mean 'accuracy'?)"),
@@ -93,13 +93,23 @@ def test_unknown_key_inside_a_list_of_tables(model: str):
             "rewards.prose={kind='format',weight=-1}",
             "rewards.prose.weight: input should be greater than",
         ),
-        ("questions=[{kind='jsonl'}]", "questions.0.path: missing"),
+        ("questions=[{kind='jsonl',verifier='math'}]", "questions.0.path: missing"),
         (
-            "questions=[{kind='jsonl',path='a',domian='code'}]",
+            "questions=[{kind='jsonl',path='a',verifier='math',domian='code'}]",
             "questions.0.domian: unknown key",
         ),
-        ("tasks=[]", "tasks"),
-        ("tasks.7.name=a", "not an index"),
+        ("questions=[]", "questions: tuple should have at least 1 item"),
+        ("questions.7.family=a", "not an index"),
+        (
+            "questions.0.family=chain_som",
+            "questions.0.family: unknown family 'chain_som' (did you mean 'chain_sum'?)",
+        ),
+        ("questions.0.target_language=eng", "questions.0.target_language: 'eng' is no language's ISO 639-1 code"),
+        ("evaluation.questions.0.weight=2", "evaluation.questions.0.weight: an evaluation asks each"),
+        (
+            "questions=[{kind='jsonl',path='a',verifier='maths'}]",
+            "questions.0.verifier: unknown verifier 'maths' (did you mean 'math'?)",
+        ),
         ("stage=sff", "did you mean 'sft'?"),
         ('stage=["grpo"]', "is not a stage"),
         ("optimizer.lr=inf", "optimizer.lr"),
@@ -122,7 +132,7 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         ("model.path=", "model.path: is empty: give a value, or leave the setting out"),
         ("questions=''", "questions: is empty"),
         ("wandb.project='  '", "wandb.project: is empty"),
-        ("tasks.0.params={min_terms=''}", "tasks.0.params.min_terms: is empty"),
+        ("questions.0.params={min_terms=''}", "questions.0.params.min_terms: is empty"),
         ("template=''", "template: is empty"),
         ("num_steps=true", "num_steps: should be a number, written without quotes (got True)"),
         ("num_steps=false", "num_steps: should be a number"),
@@ -136,7 +146,7 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         ("stage=false", "stage = False is not a stage"),
         ("stage=''", "stage = '' is not a stage"),
         ("evaluation={}", "evaluation.every_steps: missing"),
-        ("questions=false", "questions: should be the path of a JSONL file, or tables"),
+        ("questions=false", "questions: should be tables, [[questions]], a source each"),
     ],
 )
 def test_what_is_falsy_is_given_and_no_kind_is_read_as_another(model: str, override: str, part: str):
@@ -184,7 +194,7 @@ def test_a_pipeline_given_as_a_stage_is_recognised():
 
 
 def test_a_fault_inside_a_list_is_one_fault(model: str):
-    assert "1 fault(s)" in fault(RL, model, "tasks.0.weight=-1")
+    assert "1 fault(s)" in fault(RL, model, "questions.0.weight=-1")
 
 
 def test_missing_and_malformed_files(tmp_path: Path):

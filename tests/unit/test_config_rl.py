@@ -19,7 +19,6 @@ from r1mega.rollout.engine import SamplingParams
 TINY = Path(__file__).parents[2] / "configs/tiny/qwen2.json"
 OPTIMIZER = {"lr": 1e-3}
 COMMON: dict[str, Any] = {
-    "tasks": [{"name": "chain_sum"}],
     "num_steps": 12,
     "optimizer": OPTIMIZER,
     "batch": {"chunk_tokens": 64},
@@ -29,15 +28,18 @@ RL = {
     **COMMON,
     "stage": "grpo",
     "model": {"path": "/nowhere"},
-    "num_questions": 8,
+    "questions": [{"kind": "reasoning_gym", "family": "chain_sum", "num": 8}],
     "rollout": {"num_prompts": 4, "num_minibatches": 4},
     "sampling": {"max_new_tokens": 8},
     "objective": {"group_size": 4, "reference_refresh_steps": 8},
-    "evaluation": {"every_steps": 4, "num_questions": 2},
+    "evaluation": {
+        "every_steps": 4,
+        "questions": [{"kind": "reasoning_gym", "family": "chain_sum", "num": 2}],
+    },
 }
 
 
-EVALUATE = {name: RL[name] for name in ("model", "tasks", "sampling", "evaluation")} | {"stage": "evaluate"}
+EVALUATE = {name: RL[name] for name in ("model", "sampling", "evaluation")} | {"stage": "evaluate"}
 
 
 def faults(stage: Any) -> list[str]:
@@ -72,7 +74,10 @@ def test_what_falls_on_the_ends_of_rollouts_passes():
         ({"num_steps": 10}, "num_steps: 10 optimiser steps are no whole number of rollouts of 4"),
         ({"rollout": {"num_prompts": 3, "num_minibatches": 8}}, "12 outputs (3 prompts x group_size 4) do not split"),
         ({"optimizer": {"warmup_steps": 12}}, "optimizer.warmup_steps: 12 leaves no step at the full learning rate"),
-        ({"num_questions": 3}, "num_questions: 3 is less than one rollout's 4 prompts"),
+        (
+            {"rollout": {"num_prompts": 9, "num_minibatches": 4}},
+            "questions: num = 8 is less than one rollout's 9 prompts",
+        ),
         ({"rewards": {"accuracy": 0, "format": 0}}, "rewards: every weight is 0"),
     ],
 )
@@ -127,9 +132,15 @@ def test_settings_of_sampling_and_what_the_engine_takes_have_the_same_names():
 def test_warm_up_leaves_a_step_at_the_full_rate_in_every_stage(steps: int, refused: bool):
     optimizer = {**OPTIMIZER, "warmup_steps": steps}
     styles = {"think": 1, "tags": 0, "steps": 0, "plain": 0}
-    pretrain = {**COMMON, "stage": "pretrain", "model": {"config": str(TINY)}, "documents_per_step": 4}
+    pretrain = {
+        **COMMON,
+        "stage": "pretrain",
+        "tasks": [{"name": "chain_sum"}],
+        "model": {"config": str(TINY)},
+        "documents_per_step": 4,
+    }
     pretrain |= {"data": {"num_documents": 8, "styles": styles}}
-    sft = {k: v for k, v in COMMON.items() if k not in ("tasks", "num_steps")} | {"stage": "sft", "num_epochs": 1}
+    sft = {k: v for k, v in COMMON.items() if k != "num_steps"} | {"stage": "sft", "num_epochs": 1}
     sft |= {"model": {"path": "/nowhere"}, "data": {"dataset": "some", "max_tokens": 64}, "batch_size": 4}
     stages = [
         GRPO.model_validate({**RL, "optimizer": optimizer}),

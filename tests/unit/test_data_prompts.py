@@ -9,11 +9,11 @@ from tokenizer_forms import byte_level, save
 
 from r1mega.buffers import Int32s
 from r1mega.data.pretrain_text import documents
-from r1mega.data.prompts import PromptStream, held_out_prompts, prompts
+from r1mega.data.prompts import PromptStream, prompts
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles, Evaluation
+from r1mega.data.settings import AnswerStyles
 from r1mega.data.sources.reasoning_gym import Task, questions
-from r1mega.data.split import HELD_OUT
+from r1mega.data.split import HELD_OUT, TRAINED_ON
 from r1mega.data.template import R1_ZERO, TINY
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
@@ -74,7 +74,7 @@ def test_a_stream_refuses_what_it_cannot_keep():
 
 def test_training_and_held_out_prompts_are_disjoint(tokenizer):
     train = prompts(questions(TASKS, 300, 0, exclude=HELD_OUT), tokenizer, TINY)
-    held_out = held_out_prompts(TASKS, Evaluation(every_steps=1, num_questions=100, seed=0), tokenizer)
+    held_out = prompts(questions(TASKS, 100, 0, exclude=TRAINED_ON), tokenizer, TINY)
     assert (len(train), len(held_out)) == (300, 100)
     assert {p.question for p in train}.isdisjoint(p.question for p in held_out)
     assert tokenizer.decode(train[0].token_ids) == f"<|bos|><|user|>{train[0].question}<|assistant|>"

@@ -110,7 +110,7 @@ def test_a_generator_gives_all_it_has_and_no_more():
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Task(name="chain_summ"), "unknown task 'chain_summ'.*chain_sum, products"),
+        (Task(name="chain_summ"), r"unknown task 'chain_summ' \(did you mean 'chain_sum'"),
         (
             Task(name="chain_sum", params={"tems": 3}),
             r"no parameter tems \(did you mean 'min_terms'\?\): it",

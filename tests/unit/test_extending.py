@@ -31,7 +31,7 @@ TRY = """
 import json, sys
 from pathlib import Path
 
-from r1mega.data.training_questions import training_questions
+from r1mega.data.asked_questions import training_questions
 from r1mega.diagnostics.rollout import rollout_metrics
 from r1mega.recipe.load import load_recipe
 from r1mega.report.figures import draw
@@ -51,7 +51,7 @@ run.mkdir()
 row = {"kind": "train", "step": 1, **metrics}
 (run / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 further = load_recipe(Path("configs/tiny/further.toml"))
-asked = training_questions(recipe.sources(), 0, verifiers=VERIFIERS, duplicates="error")
+asked = training_questions(recipe.questions[1:], 0, verifiers=VERIFIERS)
 print(json.dumps({
     "rewards": [v.reward for v in verdicts],
     "metric": metrics["reward/brevity"],

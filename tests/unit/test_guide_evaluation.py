@@ -68,7 +68,7 @@ def test_the_evaluation_at_an_endpoint_runs(tmp_path: Path):
     _, *arguments = shlex.split(command)
     with EndpointServer(lambda body: "<think>1</think><answer>2</answer>") as server:
         arguments[-1] = str(tmp_path / "run")
-        sets = (f"endpoint.url={server.url}", "evaluation.num_questions=3")
+        sets = (f"endpoint.url={server.url}", "evaluation.questions.0.num=3")
         overrides = [part for one in sets for part in ("--set", one)]
         done = subprocess.run(
             [sys.executable, "-m", "r1mega.cli", *arguments, *overrides], cwd=ROOT, capture_output=True, text=True

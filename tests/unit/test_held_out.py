@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from own_questions import own
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -52,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rl(folder: Path, *overrides: str) -> GRPO:
     settings = ("template=r1_zero", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64", "rollout.num_prompts=4",
-                "num_questions=60", "evaluation.num_questions=10", f"model.path={folder}")  # fmt: skip
+                "questions.0.num=60", "evaluation.questions.0.num=10", f"model.path={folder}")  # fmt: skip
     stage = load_recipe(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides])
     assert isinstance(stage, GRPO)
     return stage
@@ -127,14 +128,14 @@ def test_rl_on_own_questions_meets_none_that_any_evaluation_asks(folder: Path, t
     asks = {q.text for q in questions([SUMS], 600, 123)}
     theirs, mine = sorted(filter(is_held_out, asks)), [t for t in sorted(asks) if not is_held_out(t)][:20]
     assert len(theirs) > 40
-    own = write(tmp_path / "own.jsonl", theirs + mine)
-    made = make_questions(rl(folder, f"questions={own}", f"evaluation.seed={seed}"), in_dir(tmp_path))
+    file = write(tmp_path / "own.jsonl", theirs + mine)
+    made = make_questions(rl(folder, own(file), f"evaluation.seed={seed}"), in_dir(tmp_path))
     assert [p.question for p in made.train] == mine
-    assert made.counts == {"read": len(theirs) + 20, "duplicates": 0,
-                           "held_out": len(theirs), "too_long": 0}  # fmt: skip
+    counts = made.counts["questions"]["own"]
+    assert {what: num for what, num in counts.items() if num} == {"read": len(theirs) + 20, "held_out": len(theirs)}
     assert json.loads((tmp_path / "questions.json").read_text()) == made.counts
     with pytest.raises(DataError, match=rf"0 questions of {len(theirs)} \({len(theirs)} held out\)"):
-        make_questions(rl(folder, f"questions={write(own, theirs)}"), in_dir(tmp_path))
+        make_questions(rl(folder, own(write(file, theirs))), in_dir(tmp_path))
 
 
 # ---- prompts that are too long ------------------------------------------------------------------------------
@@ -146,8 +147,8 @@ def trained(num: int, words: str = "") -> list[str]:
 
 def test_a_question_that_is_too_long_is_named(folder: Path, tmp_path: Path):
     long = trained(2, " value 17;" * 100)
-    own = write(tmp_path / "own.jsonl", [*trained(3), long[0], *trained(5)[3:], long[1]])
-    config = rl(folder, f"questions={own}")
+    file = write(tmp_path / "own.jsonl", [*trained(3), long[0], *trained(5)[3:], long[1]])
+    config = rl(folder, own(file))
     with pytest.raises(DataError) as error:
         make_questions(config, in_dir(tmp_path))
     head, first, second = str(error.value).splitlines()
@@ -155,29 +156,29 @@ def test_a_question_that_is_too_long_is_named(folder: Path, tmp_path: Path):
     assert 'set too_long = "drop"' in head
     # One token a byte: Table 1's text with the question in it.
     template = "".join(_table_1())
-    assert first.startswith(f"  {own}, line 4: {len(template.encode()) + len(long[0])} tokens: '0 + 1 = value 17;")
-    assert f"{own}, line 7: " in second
+    assert first.startswith(f"  {file}, line 4: {len(template.encode()) + len(long[0])} tokens: '0 + 1 = value 17;")
+    assert f"{file}, line 7: " in second
 
 
 def test_long_questions_are_dropped_and_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    own = write(tmp_path / "own.jsonl", [*trained(4), *trained(1, " value 17;" * 100)])
+    file = write(tmp_path / "own.jsonl", [*trained(4), *trained(1, " value 17;" * 100)])
     with caplog.at_level(logging.WARNING):
-        made = make_questions(rl(folder, f"questions={own}", "too_long=drop"), in_dir(tmp_path))
-    assert [p.question for p in made.train] == trained(4) and made.counts["too_long"] == 1
+        made = make_questions(rl(folder, own(file, too_long="drop")), in_dir(tmp_path))
+    assert [p.question for p in made.train] == trained(4) and made.counts["questions"]["own"]["too_long"] == 1
     assert "1 prompt(s) longer than 960 tokens dropped" in caplog.text and "own.jsonl, line 5" in caplog.text
     with pytest.raises(DataError, match=r"4 questions of 5 \(1 too long\) to train on, fewer than .*num_prompts = 5"):
-        make_questions(rl(folder, f"questions={own}", "too_long=drop", "rollout.num_prompts=5"), in_dir(tmp_path))
+        make_questions(rl(folder, own(file, too_long="drop"), "rollout.num_prompts=5"), in_dir(tmp_path))
 
 
 def test_the_longest_prompt_may_be_set(folder: Path, tmp_path: Path):
     length = len("".join(_table_1()).encode()) + len("0 + 1 =")
-    own = write(tmp_path / "own.jsonl", [*trained(4), trained(5)[4] + "1"])
+    file = write(tmp_path / "own.jsonl", [*trained(4), trained(5)[4] + "1"])
     for limit, kept in ((length, 4), (length + 1, 5)):
-        config = rl(folder, f"questions={own}", f"max_prompt_tokens={limit}", "too_long=drop")
+        config = rl(folder, own(file, too_long="drop"), f"max_prompt_tokens={limit}")
         assert len(make_questions(config, in_dir(tmp_path)).train) == kept
-    make_questions(rl(folder, f"questions={own}", f"max_prompt_tokens={length + 1}"), in_dir(tmp_path))  # all fit
+    make_questions(rl(folder, own(file), f"max_prompt_tokens={length + 1}"), in_dir(tmp_path))  # all fit
     with pytest.raises(DataError, match=rf"longer than {length} tokens, max_prompt_tokens;"):
-        make_questions(rl(folder, f"questions={own}", f"max_prompt_tokens={length}"), in_dir(tmp_path))
+        make_questions(rl(folder, own(file), f"max_prompt_tokens={length}"), in_dir(tmp_path))
 
 
 def _table_1() -> tuple[str, str]:

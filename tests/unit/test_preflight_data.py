@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from check_and_run import ROOT, both, stop_at_start, write_model
+from own_questions import own
 
 from r1mega import cli
 from r1mega.data.conversations import Source
@@ -19,7 +20,7 @@ from r1mega.preflight import verdicts
 RL, SFT = ROOT / "configs/tiny/r1_zero/1_rl.toml", ROOT / "configs/tiny/sft/1_qwen2.toml"
 NOT_THERE = "model.config=configs/tiny/qwen2.json", "model.path=/nowhere/hf"
 RL_SETTINGS = (
-    "rollout.num_prompts=4", "num_questions=60", "evaluation.num_questions=10", "template=r1_zero",
+    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "template=r1_zero",
     "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
 )  # fmt: skip
 GOOD = [{"task": "gcd", "question": f"gcd of {n} and {n}?", "truth": str(n)} for n in range(2, 30)]
@@ -41,16 +42,22 @@ def lines(file: Path, *rows: object) -> Path:
 
 
 QUESTIONS = {
-    "other names": (({"problem": "What is $1+1$?", "answer": "2"},), r"line 1: unknown field 'answer'"),
-    "unknown task": (({**GOOD[0], "task": "astrology"},), r"task that is unknown; known: .*\n  line 1: 'astrology'"),
+    "other names": (
+        ({"problem": "What is $1+1$?", "answer": "2"},),
+        r"line 1: no column 'question': its columns are",
+    ),
+    "unknown verifier": (
+        ({**GOOD[0], "task": "astrology"},),
+        r"1 question\(s\) of a verifier that there is not\n  line 1: 'astrology'",
+    ),
     "no JSON": (("[",), "line 1: not JSON"),
-    "half a character": (({**GOOD[0], "question": "1 + 1? \ud83d"},), "line 1: field 'question': half a character"),
+    "half a character": (({**GOOD[0], "question": "1 + 1? \ud83d"},), "line 1: column 'question': half a character"),
     "an empty file": ((), "holds no questions"),
-    "asked twice": ((*GOOD, GOOD[3]), r"line 29 asks what line 4 asks"),
+    "asked twice": ((*GOOD, GOOD[3]), r"line 29 asks what .*mine.jsonl, line 4 asks"),
     "too few": (GOOD[:3], r"questions.* to train on, fewer than a rollout's rollout.num_prompts = 4"),
     "LaTeX": (
         (*GOOD, {"task": "gcd", "question": "a?", "truth": "\\frac{1}{2}"}),
-        r"line 29: truth '.*frac.*of task gcd",
+        r"line 29: truth '.*frac.*of verifier gcd",
     ),
     "a unit": (({"task": "gcd", "question": "b?", "truth": "12 apples"}, *GOOD), r"line 1: truth '12 apples'"),
 }
@@ -60,31 +67,32 @@ QUESTIONS = {
 def test_questions_are_read_before_weights_are_asked_for(case: str, tmp_path: Path, capsys):
     rows, wanted = QUESTIONS[case]
     file = lines(tmp_path / "mine.jsonl", *rows)
-    overrides = [*NOT_THERE, *RL_SETTINGS, f"questions={file}"]
+    overrides = [*NOT_THERE, *RL_SETTINGS, own(file)]
     checked, ran = both(RL, overrides, tmp_path / "run", capsys)
     assert checked == ran and checked[0] == 2
-    assert f"questions: {file}" in checked[1]
+    assert str(file) in checked[1]
     assert re.search(wanted, checked[1]), checked[1]
 
 
 def test_good_questions_pass_and_weights_are_asked_for_then(tmp_path: Path, capsys):
     file = lines(tmp_path / "mine.jsonl", *GOOD)
-    checked, ran = both(RL, [*NOT_THERE, *RL_SETTINGS, f"questions={file}"], tmp_path / "run", capsys)
+    checked, ran = both(RL, [*NOT_THERE, *RL_SETTINGS, own(file)], tmp_path / "run", capsys)
     assert checked[0] == 0 and "model.path: /nowhere/hf is not there yet" in checked[1]
     assert ran[0] == 2 and "model.path: /nowhere/hf is not there yet" in ran[1]
-    checked, ran = both(RL, [*NOT_THERE, *RL_SETTINGS, f"questions={tmp_path}/none.jsonl"], tmp_path / "run", capsys)
-    assert checked[0] == 0 and f"questions: {tmp_path}/none.jsonl: not there yet; put it there" in checked[1]
+    checked, ran = both(RL, [*NOT_THERE, *RL_SETTINGS, own(tmp_path / "none.jsonl")], tmp_path / "run", capsys)
+    assert checked[0] == 0 and f"questions.0.path: {tmp_path}/none.jsonl: not there yet; put it there" in checked[1]
     assert ran[0] == 2 and "2 things are not there yet" in ran[1]
 
 
 def test_a_question_is_too_long_by_the_models_tokenizer(folder: Path, tmp_path: Path, capsys):
     long = {"task": "gcd", "question": "of " + "17, " * 300 + "?", "truth": "17"}
     file = lines(tmp_path / "mine.jsonl", *GOOD, long)
-    overrides = [f"model.path={folder}", *RL_SETTINGS, f"questions={file}"]
+    overrides = [f"model.path={folder}", *RL_SETTINGS, own(file)]
     checked, ran = both(RL, overrides, tmp_path / "run", capsys)
     assert checked == ran and checked[0] == 2
     assert f"{file}, line 29: " in checked[1] and 'too_long = "drop"' in checked[1]
-    assert both(RL, [*overrides, "too_long=drop"], tmp_path / "run", capsys) == ((0, ""), (0, ""))
+    overrides.append("questions.0.too_long=drop")
+    assert both(RL, overrides, tmp_path / "run", capsys) == ((0, ""), (0, ""))
 
 
 @pytest.mark.parametrize(
@@ -96,12 +104,20 @@ def test_a_question_is_too_long_by_the_models_tokenizer(folder: Path, tmp_path: 
         ("{min_terms=2,max_terms=2,min_digits=1,max_digits=1}", "different questions asked for"),
     ],
 )
-@pytest.mark.parametrize("config", ["tiny/r1_zero/0_base", "tiny/r1_zero/1_rl", "tiny/r1_zero/2_eval"])
-def test_what_tasks_cannot_make_is_refused(config: str, parameters: str, said: str, tmp_path: Path, capsys):
+@pytest.mark.parametrize(
+    ("config", "setting"),
+    [
+        ("tiny/r1_zero/0_base", "tasks"), ("tiny/r1_zero/1_rl", "questions"),
+        ("tiny/r1_zero/1_rl", "evaluation.questions"), ("tiny/r1_zero/2_eval", "evaluation.questions"),
+    ],
+)  # fmt: skip
+def test_what_tasks_cannot_make_is_refused(
+    config: str, setting: str, parameters: str, said: str, tmp_path: Path, capsys
+):
     file = ROOT / f"configs/{config}.toml"
     if "different" in said and "base" in config:
         return  # pretraining may repeat a question
-    overrides = [f"tasks.0.params={parameters}", *(NOT_THERE if "base" not in config else ())]
+    overrides = [f"{setting}.0.params={parameters}", *(NOT_THERE if "base" not in config else ())]
     checked, ran = both(file, overrides, tmp_path / "run", capsys)
     assert checked == ran and checked[0] == 2 and said in checked[1]
 
@@ -200,12 +216,12 @@ def test_what_is_left_out_is_told_by_every_check(reads: list[int], tmp_path: Pat
         # 3 are of the share that is validated on.
         assert caplog.messages == [f"data: 77 read, of them {theirs} of the held-out side and left out"]
     assert len(reads) == 1
-    own = lines(tmp_path / "own.jsonl", *({"task": "chain_sum", "question": text, "truth": "4"} for text in asked))
+    mine = lines(tmp_path / "own.jsonl", *({"task": "chain_sum", "question": text, "truth": "4"} for text in asked))
     for _ in range(2):
         caplog.clear()
-        cli.check(RL, "laptop", [*NOT_THERE, *RL_SETTINGS, f"questions={own}", "rollout.num_prompts=2"])
+        cli.check(RL, "laptop", [*NOT_THERE, *RL_SETTINGS, own(mine), "rollout.num_prompts=2"])
         assert f"{theirs} " in caplog.messages[-1] and "held-out side" in caplog.messages[-1]
-    assert caplog.messages == [f"questions: 40 read, of them {theirs} of the held-out side and left out"]
+    assert caplog.messages == [f"questions, own: 40 read, of them {theirs} of the held-out side and left out"]
 
 
 def test_a_fault_is_found_again_and_a_cache_that_cannot_be_written_is_done_without(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from check_and_run import ROOT, answer, both, stop_at_start, write_model
+from own_questions import own
 
 from r1mega import cli
 from r1mega.config.inputs import default_run_dir, maker_of, makers
@@ -19,7 +20,7 @@ RL, SFT = ROOT / "configs/tiny/r1_zero/1_rl.toml", ROOT / "configs/tiny/sft/1_qw
 BASE, EVAL = ROOT / "configs/tiny/r1_zero/0_base.toml", ROOT / "configs/tiny/r1_zero/2_eval.toml"
 QWEN, V3 = ROOT / "configs/tiny/qwen2.json", ROOT / "configs/tiny/deepseek_v3.json"
 RL_SETTINGS = (
-    "rollout.num_prompts=4", "num_questions=60", "evaluation.num_questions=10", "template=r1_zero",
+    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "template=r1_zero",
     "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ def model(file: Path, out: Path, **changes: object) -> list[str]:
 
 def test_abilities_come_before_data_and_data_before_weights(tmp_path: Path, capsys):
     (tmp_path / "bad.jsonl").write_text("[\n")
-    what = [*model(QWEN, tmp_path / "c.json"), *RL_SETTINGS, f"questions={tmp_path}/bad.jsonl"]
+    what = [*model(QWEN, tmp_path / "c.json"), *RL_SETTINGS, own(tmp_path / "bad.jsonl")]
     for overrides, said in (
         ([*what, "optimizer.lr=fast", "cluster.memory_gib=1e-3"], "optimizer.lr"),
         ([*what, "cluster.memory_gib=1e-3"], "before activations"),
@@ -182,7 +183,7 @@ def test_an_evaluation_asks_for_no_more_than_the_engine_does(folder: Path, tmp_p
     tensors = load_file(out / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, out / "model.safetensors")
-    few = [f"model.path={out}", "evaluation.num_questions=10", "template=r1_zero"]
+    few = [f"model.path={out}", "evaluation.questions.0.num=10", "template=r1_zero"]
     assert both(EVAL, few, tmp_path / "run", capsys) == ((0, ""), (0, ""))
     checked, _ = both(RL, [f"model.path={out}", *RL_SETTINGS], tmp_path / "run", capsys)
     assert checked[0] == 2 and "model.norm.weight" in checked[1]
@@ -236,9 +237,9 @@ def test_a_chain_is_checked_stage_by_stage_with_what_earlier_ones_make(tmp_path:
     assert answers() == (0, "")  # later stages' weights are the chain's own
     for override, said in (
         ("rl:objective.group_sise=4", "did you mean 'group_size'"),
-        ("control_eval:tasks.0.params={min_tems=3}", "no parameter min_tems"),
+        ("control_eval:evaluation.questions.0.params={min_tems=3}", "no parameter min_tems"),
         ("rl:cluster.rollout.tp=3", "3 ranks of the engine"),  # of the base's model, which is not there yet
-        ("rl:questions=configs", "is a folder"),
+        (f"rl:{own('configs')}", "is a folder"),
         ("no_such=1", "no stage of the pipeline"),
     ):
         code, text = answers(override)

@@ -20,10 +20,10 @@ FEW_STEPS = (
     "num_steps=2", "documents_per_step=8", "data.num_documents=400", "optimizer.warmup_steps=1", "save.every_steps=2",
 )  # fmt: skip
 FEW_ANSWERS = (
-    "num_steps=2", "num_questions=16", "rollout.num_prompts=4", "rollout.num_minibatches=1", "objective.group_size=4",
-    "objective.constant_groups=keep", "sampling.max_new_tokens=8", "optimizer.warmup_steps=1",
-    "evaluation.every_steps=2", "evaluation.num_questions=4", "evaluation.samples_per_question=1",
-    "save.every_steps=2", "mismatch.max_abs=1",
+    "num_steps=2", "questions.0.num=16", "rollout.num_prompts=4", "rollout.num_minibatches=1",
+    "objective.group_size=4", "objective.constant_groups=keep", "sampling.max_new_tokens=8",
+    "optimizer.warmup_steps=1", "evaluation.every_steps=2", "evaluation.questions.0.num=4",
+    "evaluation.samples_per_question=1", "save.every_steps=2", "mismatch.max_abs=1",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from model_folders import changed_models, model
+from own_questions import own
 
 from r1mega.config.cluster import Cluster
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
@@ -66,18 +67,18 @@ def test_the_same_weights_elsewhere_are_no_change_and_others_in_place_are(tmp_pa
 
 
 def test_questions_are_compared_by_content(tmp_path: Path):
-    base, own = model(tmp_path / "base"), tmp_path / "own.jsonl"
-    own.write_text("1\n")
-    first = begin(tmp_path / "run", rl(base, f"questions={own}"))
+    base, mine = model(tmp_path / "base"), tmp_path / "own.jsonl"
+    mine.write_text("1\n")
+    first = begin(tmp_path / "run", rl(base, own(mine)))
     other = tmp_path / "elsewhere.jsonl"
     other.write_text("1\n")
-    assert begin(tmp_path / "run", rl(base, f"questions={other}")) == first
+    assert begin(tmp_path / "run", rl(base, own(other))) == first
     other.write_text("2\n")
     with pytest.raises(RunDirError, match=r"questions\.0\.path: other content"):
-        begin(tmp_path / "run", rl(base, f"questions={other}"))
+        begin(tmp_path / "run", rl(base, own(other)))
     with pytest.raises(RunDirError, match=r"questions\.0\.path: '.*(own|elsewhere)\.jsonl' -> None"):
         begin(tmp_path / "run", rl(base))
-    assert begin(tmp_path / "another", rl(base, f"questions={other}")).recipe != first.recipe
+    assert begin(tmp_path / "another", rl(base, own(other))).recipe != first.recipe
 
 
 def test_a_recipe_is_settings_and_data_and_no_path(tmp_path: Path):
@@ -141,13 +142,12 @@ def test_a_run_of_an_older_version_goes_on_and_its_paths_are_compared(tmp_path: 
     record = json.loads((tmp_path / "run/run.json").read_text())
     (tmp_path / "run/run.json").write_text(json.dumps({"parts": record["parts"]}))
     config = json.loads((tmp_path / "run/config.json").read_text())
-    for newer in ("duplicates", "too_long", "max_prompt_tokens"):  # settings that it did not know
-        del config["stage"][newer]
+    del config["stage"]["max_prompt_tokens"]  # a setting that it did not know
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     with pytest.raises(RunDirError, match=r"model.path: '.*base' -> '.*other'"):
         begin(tmp_path / "run", rl(model(tmp_path / "other")))
     with pytest.raises(RunDirError, match="too_long: 'error' -> 'drop'"):
-        begin(tmp_path / "run", rl(base, "too_long=drop"))
+        begin(tmp_path / "run", rl(base, "questions.0.too_long=drop"))
     lineage = begin(tmp_path / "run", rl(base))
     assert begin(tmp_path / "run", rl(base)) == lineage
     assert len(json.loads((tmp_path / "run/run.json").read_text())["parts"]) == 3

@@ -26,9 +26,17 @@ ROOT = Path(__file__).parents[2]
 KEY, CLUSTER = "sk-not-to-be-seen", Cluster(device="cpu")
 CONFIG = """
 stage = "evaluate"
-tasks = [{ name = "chain_sum", params = { min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 1 } }]
 sampling = { max_new_tokens = 50 }
-evaluation = { every_steps = 1, num_questions = 6, samples_per_question = 4 }
+
+[evaluation]
+every_steps = 1
+samples_per_question = 4
+
+[[evaluation.questions]]
+kind = "reasoning_gym"
+family = "chain_sum"
+params = { min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 1 }
+num = 6
 
 [endpoint]
 url = "URL"
@@ -120,7 +128,7 @@ def test_an_evaluation_runs_without_torch_vllm_and_megatron(server: EndpointServ
 
 def test_messages_are_what_the_config_says(server: EndpointServer, tmp_path: Path):
     config = write(tmp_path, server)
-    evaluate(config, tmp_path / "run", "endpoint.system=Think first.", "evaluation.num_questions=1")
+    evaluate(config, tmp_path / "run", "endpoint.system=Think first.", "evaluation.questions.0.num=1")
     (question,) = (
         json.loads(line)["question"] for line in (tmp_path / "run/held_out.jsonl").read_text().splitlines()
     )
@@ -134,7 +142,9 @@ def test_messages_are_what_the_config_says(server: EndpointServer, tmp_path: Pat
 def test_completions_are_sent_the_template(server: EndpointServer, tmp_path: Path):
     config = tmp_path / "eval.toml"
     config.write_text(write(tmp_path, server).read_text().replace("user = ", "# "))
-    evaluate(config, tmp_path / "run", "endpoint.form=completions", "template=r1_zero", "evaluation.num_questions=1")
+    evaluate(
+        config, tmp_path / "run", "endpoint.form=completions", "template=r1_zero", "evaluation.questions.0.num=1"
+    )
     (question,) = (
         json.loads(line)["question"] for line in (tmp_path / "run/held_out.jsonl").read_text().splitlines()
     )
@@ -225,7 +235,7 @@ def test_stop_strings_need_a_server_that_tells_them(server: EndpointServer, tmp_
     ended = {"index": 0, "finish_reason": "stop", "stop_reason": "</answer>"}
     said = {**ended, "message": {"content": "<think>1</think><answer>2"}}
     server.faults = [sends(json.dumps({"choices": [said], "usage": {"completion_tokens": 9}}).encode())] * 5
-    evaluate(config, tmp_path / "other", stop, "evaluation.num_questions=1")
+    evaluate(config, tmp_path / "other", stop, "evaluation.questions.0.num=1")
     (line, *_) = (tmp_path / "other/journal/version_0.jsonl").read_text().splitlines()
     assert json.loads(line)["answers"][0]["text"] == "<think>1</think><answer>2</answer>"
     assert server.bodies[-1]["stop"] == ["</answer>"]
@@ -238,7 +248,7 @@ def test_stop_strings_need_a_server_that_tells_them(server: EndpointServer, tmp_
         ("endpoint.form=completions", 'endpoint: system and user are of form = "chat"'),
         ("endpoint.user=Hello.", "{question} is not in it"),
         ("endpoint.ur=x", "did you mean 'url'"),
-        ("tasks.0.name=chain_sums", "did you mean 'chain_sum'"),
+        ("evaluation.questions.0.family=chain_sums", "did you mean 'chain_sum'"),
     ],
 )
 def test_what_is_wrong_with_a_config(override: str, said: str, server: EndpointServer, tmp_path: Path):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer
-from grpo_run import CLUSTER, base
+from grpo_run import CLUSTER, SUMS, base
 from grpo_run import config as grpo_config
 from recording import stop_signal
 
@@ -82,11 +82,10 @@ def evaluate(base: Path, folder: Path, engine: Answering, *, resume: bool = Fals
     """The stage, in a run directory that may have been begun."""
     from r1mega.stages import evaluate
 
-    sums = {"name": "chain_sum", "params": {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}}
     drawn = {"temperature": 0.7, "max_new_tokens": 8, "top_p": 0.9, "stop": ["</answer>"], **sampling}
     config = Evaluate.model_validate({
-        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [sums], "sampling": drawn,
-        "evaluation": {"every_steps": 1, "num_questions": 2, "samples_per_question": 3},
+        "stage": "evaluate", "model": {"path": str(base)}, "sampling": drawn,
+        "evaluation": {"every_steps": 1, "questions": [{**SUMS, "num": 2}], "samples_per_question": 3},
     })  # fmt: skip
     run_dir = RunDir(folder, config, CLUSTER, resume=resume)
     try:
@@ -157,9 +156,10 @@ def test_settings_of_sampling_go_from_a_file_into_the_requests(
     (tmp_path / "eval.toml").write_text(f"""
         stage = "evaluate"
         model = {{ path = "{base}" }}
-        tasks = [{{ name = "chain_sum" }}]
         sampling = {{ temperature = 0.6, top_p = 0.95, max_new_tokens = 3, stop = ["</answer>", "so:"] }}
-        evaluation = {{ every_steps = 1, num_questions = 1, samples_per_question = 2 }}
+        evaluation = {{ every_steps = 1, samples_per_question = 2, questions = [
+            {{ kind = "reasoning_gym", family = "chain_sum", num = 1 }},
+        ] }}
     """)
     config, server = load_recipe(tmp_path / "eval.toml"), OverHttp(base)
     server.vocab_size = 288
@@ -182,8 +182,8 @@ def test_a_stop_string_with_the_end_token_in_it_is_refused(base: Path, tmp_path:
     end = load_tokenizer(base).eos_token
     sampling = {"max_new_tokens": 8, "stop": ["</answer>", f"so{end}"]}
     config = Evaluate.model_validate({
-        "stage": "evaluate", "model": {"path": str(base)}, "tasks": [{"name": "chain_sum"}], "sampling": sampling,
-        "evaluation": {"every_steps": 1, "num_questions": 1},
+        "stage": "evaluate", "model": {"path": str(base)}, "sampling": sampling,
+        "evaluation": {"every_steps": 1, "questions": [{**SUMS, "num": 1}]},
     })  # fmt: skip
     run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
     with pytest.raises(ConfigError, match="ends no answer, since it contains the end token") as refused:

@@ -52,18 +52,23 @@ def test_the_summary_says_what_became_of_the_questions(told: tuple[Run, list[str
     from r1mega.report.summary import cost_lines
 
     run, _ = told
-    assert json.loads((run.folder / "summary.json").read_text())["data"] == {"read": 3, "too_long": 0}
+    assert json.loads((run.folder / "summary.json").read_text())["data"] == {
+        "questions, chain_sum: read": 3, "evaluation, chain_sum: read": 2,
+    }  # fmt: skip
     made = [f"{i} + 1 =" for i in range(99)]
     theirs = next(text for text in made if text in HELD_OUT)
     mine = [text for text in made if text not in HELD_OUT][:4]
     asked = [*mine, theirs, mine[0], mine[3] + " 1" * 200]
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps({"task": "chain_sum", "question": q, "truth": "3"}) + "\n" for q in asked))
-    changes = {"questions": str(own), "duplicates": "drop", "too_long": "drop", "num_steps": 2}
+    table = {"kind": "jsonl", "path": str(own), "verifier_column": "task", "duplicates": "drop", "too_long": "drop"}
+    changes = {"questions": [table], "num_steps": 2}
     summary = json.loads((Run(tmp_path / "own").start(base, changes).folder / "summary.json").read_text())
-    assert summary["data"] == {"read": 7, "duplicates": 1, "held_out": 1, "too_long": 1}
+    counted = {"read": 7, "duplicates": 1, "held_out": 1, "too_long": 1}
+    told = {f"questions, own: {name}": num for name, num in counted.items()}
+    assert summary["data"] == {**told, "evaluation, chain_sum: read": 2}
     shown = cost_lines(summary)
-    assert (shown["data: read"], shown["data: held_out"]) == ("7", "1")
+    assert (shown["data: questions, own: read"], shown["data: questions, own: held_out"]) == ("7", "1")
 
 
 def test_the_model_goes_out_with_the_template_of_its_prompts(told: tuple[Run, list[str]], base: Path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from grpo_run import CLUSTER, Run, base, config, plain
+from grpo_run import CLUSTER, SUMS, Run, base, config, plain
 from recording import stop_signal
 from recording_engine import Asked, Engines
 
@@ -18,7 +18,7 @@ from r1mega.runtime.interrupt import Interrupted
 
 __all__ = ["base", "plain"]  # fixtures
 
-MANY = {"num_questions": 9}
+MANY = {"questions": [{**SUMS, "num": 9}]}
 """Each rollout then asks other questions."""
 
 
@@ -90,7 +90,7 @@ def test_evaluations_fall_due(plain: Run, base: Path, tmp_path: Path):
     for row in plain.rows("eval"):
         assert (row["eval/strict"], row["eval/lenient"]) == (pytest.approx(1 / 6), pytest.approx(2 / 6))
     assert [row["eval/strict"] for row in plain.rows("eval_greedy")] == [0.5, 0.5]
-    seldom = {"num_questions": 4, "samples_per_question": 2, "every_steps": 4, "seed": 3}
+    seldom = {"questions": [{**SUMS, "num": 4}], "samples_per_question": 2, "every_steps": 4, "seed": 3}
     run = Run(tmp_path / "run").start(base, {"evaluation": seldom})
     assert [row["step"] for row in run.rows("eval")] == [0, 4, 6]  # every four steps, and the last weights
     assert {row["result"]["num_answers"] for row in run.rows("eval")} == {8}
@@ -238,7 +238,8 @@ def test_the_seed_decides_in_which_order_a_files_questions_are_asked(base: Path,
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     orders = []
     for seed in (0, 5):
-        changes = {"questions": str(tmp_path / "rows.jsonl"), "seed": seed, "num_steps": 2}
+        table = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "verifier_column": "task"}
+        changes = {"questions": [table], "seed": seed, "num_steps": 2}
         run = Run(tmp_path / f"{seed}").start(base, changes)
         orders.append([a.request.prompt.question for a in run.engines.rollouts()[0]])
     assert len(orders[0]) == len(orders[1]) == 3 and orders[0] != orders[1]

@@ -91,7 +91,9 @@ def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy,
 
     policy = make_policy()
     export(policy, tmp_path / "base", base)
-    config = load_recipe(RL, [f"model.path={tmp_path / 'base'}", "num_questions=40", "evaluation.num_questions=5"])
+    config = load_recipe(
+        RL, [f"model.path={tmp_path / 'base'}", "questions.0.num=40", "evaluation.questions.0.num=5"]
+    )
     assert config.stage == "grpo"
     run = RunDir(tmp_path / "run", config, Cluster(device="cpu"), resume=False)
     try:

@@ -1,39 +1,43 @@
-"""Questions that reasoning-gym makes.
+"""Questions that reasoning-gym makes, of any of its families.
 
-A row of `TASKS` is a task whose steps are short enough for a tiny model and whose answer is much harder to give at
-once than step by step, so that RL has something to find. The question keeps the library's wording: it is the same
-for every question of a task, and the tokenizer, trained on it, folds it into a few tokens.
+A row of `TASKS` is a family that text can be written of as well, for a tiny base: its steps are short enough for a
+tiny model and its answer is much harder to give at once than step by step, so that RL has something to find. The
+question keeps the library's wording: it is the same for every question of a task, and the tokenizer, trained on it,
+folds it into a few tokens.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import random
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Field
 
 from r1mega.config.load import nearest
 from r1mega.config.section import Section
 from r1mega.data.question import Question, question_id
+from r1mega.data.sources.families import FAMILIES
 from r1mega.data.sources.source import Located, QuestionSource
-from r1mega.data.split import HELD_OUT, what_is_asked
+from r1mega.data.split import HELD_OUT, TRAINED_ON, what_is_asked
 from r1mega.data.worked_steps import count_bits, euclid, tape
 from r1mega.errors import ConfigError, DataError
 
 
 class Task(Section):
-    """A family of reasoning-gym questions with its own verifier."""
+    """A family of reasoning-gym that text is written of."""
 
     name: str
     """Task name, as reasoning-gym spells it; one of `TASKS`."""
     weight: float = Field(default=1.0, gt=0)
     """Share of this task among the questions, relative to the other tasks' weights."""
-    params: dict[str, int | float | bool | str] = Field(default={})
+    params: dict[str, Any] = Field(default={})
     """Parameters of the task's generator, e.g. min_terms = 4."""
 
 
@@ -93,23 +97,55 @@ def family(name: str) -> TaskFamily:
     return TASKS[name]
 
 
-class MadeQuestions(QuestionSource):
-    """Different questions of some tasks, shuffled; none of the held-out side."""
+ANY = "any that the puzzle's own verifier accepts"
+"""Truth of a question whose family gives none, since many answers are right."""
 
-    sound = True
+
+class MadeQuestions(QuestionSource):
+    """Different questions of one family, shuffled; to train on, none of the held-out side."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    tasks: tuple[Task, ...] = Field(min_length=1)
-    num: int = Field(gt=0)
-    """Questions in all; the tasks' shares follow their weights."""
+    family: str
+    """As reasoning-gym spells it: chain_sum, knights_knaves, ..."""
+    params: dict[str, Any] = Field(default={})
+    """Parameters of its generator, e.g. min_terms = 4; the library's own defaults where left out."""
+    num: int = Field(gt=0)  # pyright: ignore[reportIncompatibleVariableOverride] (a file's is optional)
+    """Different questions to make."""
+
+    @property
+    def sound(self) -> bool:
+        """The verifiers of families that the project teaches are held to their truths by tests."""
+        return self.family in TASKS
 
     @property
     def title(self) -> str:
-        return "the tasks' questions"
+        return f"reasoning-gym's {self.family}"
+
+    @property
+    def label(self) -> str:
+        return self.family
+
+    def faults(self) -> list[str]:
+        if self.family in FAMILIES:
+            return []
+        if self.family == "composite":
+            return ["family: composite is a mixture of families: give each of them a table, and weights if wanted"]
+        known = f"reasoning-gym has {', '.join(sorted(FAMILIES))}"
+        return [f"family: unknown family {self.family!r}{nearest(self.family, FAMILIES)}: {known}"]
+
+    def verifiers(self) -> Collection[str]:
+        return [self.family] if self.family in FAMILIES else []
 
     def read(self, seed: int) -> list[Located]:
-        made = questions(self.tasks, self.num, seed, exclude=HELD_OUT)
-        return [(f"question {q.id}", dataclasses.replace(q, domain=self.domain)) for q in made]
+        return self._made(seed, HELD_OUT)
+
+    def read_held_out(self, seed: int) -> list[Located]:
+        return self._made(seed, TRAINED_ON)
+
+    def _made(self, seed: int, exclude: Container[str]) -> list[Located]:
+        made = questions([Task(name=self.family, params=self.params)], self.num, seed, exclude)
+        own = {"domain": self.domain, "target_language": self.target_language}
+        return [(f"question {q.id}", dataclasses.replace(q, **own)) for q in made]
 
 
 def questions(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str] = frozenset()) -> list[Question]:
@@ -131,8 +167,9 @@ def draw(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str], *, d
         num_found, fruitless = 0, 0
         for question in _generate(task, seed) if share else ():
             fruitless += 1
-            is_new = question.text not in met
-            met.add(question.text)
+            asked = what_is_asked(question.text)
+            is_new = asked not in met
+            met.add(asked)
             if question.text not in exclude and (is_new or not distinct):
                 drawn.append(question)
                 num_found, fruitless = num_found + 1, 0
@@ -172,14 +209,26 @@ def _generate(task: Task, seed: int) -> Iterator[Question]:
                 f"task {task.name} with parameters {task.params} fails at its question {index}: {error!r}"
             ) from error
         text = entry["question"]
-        yield Question(question_id(task.name, text), task.name, text, entry["answer"], entry)
+        yield Question(question_id(task.name, text), task.name, text, _truth(entry), entry)
         index += 1
+
+
+def _truth(entry: Mapping[str, Any]) -> str:
+    """The library's answer, or the example that it has of one where many are right, or `ANY`."""
+    if (answer := entry["answer"]) is not None:
+        return str(answer)
+    metadata = entry["metadata"]
+    examples = (metadata.get(name) for name in ("possible_answer", "example_answer", "example_correct_answer"))
+    example = next((one for one in examples if one), ANY)
+    return example if isinstance(example, str) else json.dumps(example)
 
 
 def _dataset(task: Task, seed: int) -> Any:
     from reasoning_gym.factory import DATASETS, create_dataset
 
-    config = DATASETS[family(task.name).name][1]
+    if task.name not in FAMILIES:
+        raise ConfigError(f"unknown task {task.name!r}{nearest(task.name, FAMILIES)}")
+    config = DATASETS[task.name][1]
     if faults := list(_parameter_faults(config, task.params)):
         raise ConfigError(f"task {task.name} {'; '.join(faults)}")
     # The library seeds question i with seed + i: neighbouring seeds would share almost all their questions.
@@ -187,9 +236,16 @@ def _dataset(task: Task, seed: int) -> Any:
     base = int.from_bytes(digest[:6], "big")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return create_dataset(task.name, seed=base, size=2**31, **task.params)
+            return create_dataset(task.name, seed=base, size=2**31, **_as_declared(config, task.params))
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"task {task.name} refuses its parameters {task.params}: {error}") from error
+
+
+def _as_declared(config: type[Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of TOML as tuples where the library declares them so."""
+    hints = get_type_hints(config)
+    tuples = {name for name, hint in hints.items() if tuple in (hint, get_origin(hint))}
+    return {name: tuple(value) if name in tuples else value for name, value in params.items()}
 
 
 def _parameter_faults(config: type[Any], params: Mapping[str, Any]) -> Iterator[str]:
@@ -200,8 +256,20 @@ def _parameter_faults(config: type[Any], params: Mapping[str, Any]) -> Iterator[
         if name not in valid:
             yield f"has no parameter {name}{nearest(name, valid)}: it takes {', '.join(valid)}"
             continue
-        wanted = [kind for kind in (get_args(hints[name]) or (hints[name],)) if kind in (bool, int, float, str)]
-        fits = (type(value) is kind or (kind is float and type(value) is int) for kind in wanted)
-        if wanted and not any(fits):
-            kinds = " or ".join(kind.__name__ for kind in wanted)
-            yield f"has a parameter {name} of kind {kinds}, not {value!r}"
+        kinds = _kinds(hints[name])
+        fits = (type(value) is kind or (kind is float and type(value) is int) for kind in kinds)
+        if not any(fits) and object not in kinds:
+            known = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            yield f"has a parameter {name} of kind {known}, not {value!r}"
+
+
+def _kinds(hint: Any) -> list[type]:
+    """The kinds of which TOML's value may be; `object` where the library's type says nothing about them."""
+    origin = get_origin(hint) or hint
+    if origin in (Union, types.UnionType):
+        return [kind for part in get_args(hint) for kind in _kinds(part)]
+    if origin is Literal:
+        return [type(value) for value in get_args(hint)]
+    if origin in (list, tuple):
+        return [list]
+    return [origin if origin in (bool, int, float, str, dict, type(None)) else object]

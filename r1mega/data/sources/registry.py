@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag
@@ -33,11 +33,9 @@ else:
 
 
 def _tables(value: Any) -> Any:
-    """A list of tables that say their kinds; a text alone is the path of a JSONL file."""
-    if isinstance(value, str):
-        return ({"kind": "jsonl", "path": value},)
+    """A list of tables that say their kinds."""
     if not isinstance(value, list | tuple):
-        raise ValueError("should be the path of a JSONL file, or tables [[questions]]")
+        raise ValueError("should be tables, [[questions]], a source each")
     for source in value:
         kind = _kind(source) if not isinstance(source, dict) else source.get("kind")
         if kind not in SOURCES:
@@ -47,10 +45,19 @@ def _tables(value: Any) -> Any:
 
 
 Sources = Annotated[tuple[AnySource, ...], BeforeValidator(_tables)]
-"""A config's questions, source after source; one JSONL file may be named alone, questions = "own.jsonl":
+"""A config's questions, source after source:
 
     [[questions]]
     kind = "jsonl"
     path = "own.jsonl"
-    domain = "stem"
+    verifier = "math"
 """
+
+
+def labels(sources: Sequence[QuestionSource]) -> list[str]:
+    """A short name of each, different ones: of several with one label the later are numbered."""
+    told: list[str] = []
+    for source in sources:
+        same = sum(source.label == before.label for before in sources[: len(told)])
+        told.append(f"{source.label}_{same + 1}" if same else source.label)
+    return told
