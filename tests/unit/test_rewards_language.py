@@ -93,6 +93,7 @@ NEUTRAL = [
     ("in 《der Wert》 out, don't stop at Peter's", "in out don't stop at Peter's"),
     ("a number n, where I think b is", "a number where I think is"),
     ("in sin x and cos θ and Δx and log 2 out", "in and and and out"),
+    ("in F = ma and ab + c < bc out at 5 m² so", "in and out at so"),
     ("sind kostet Kosinus sink", "sind kostet Kosinus sink"),
     ("**der** *Wert* _ist_ and/or # gut", "der Wert ist and or gut"),
     ("the triangle ABC and its side AB", "the triangle and its side"),
@@ -206,6 +207,8 @@ def test_chinese_and_japanese_are_told_by_kana_and_characters():
     assert share_of("计算结果", "ja") == 0.0  # characters that Japanese does not have
     assert share_of("次に計算します", "zh") == 0.0
     assert share_of("これは数です", "ja") == 1.0
+    assert share_of("答案是三", "ja") == 0.0  # Japanese has these characters, and no such word
+    assert share_of("まず足します。東京特許許可局。次に割ります。", "ja") == 1.0
 
 
 HOSTILE = {

@@ -20,8 +20,10 @@ SWITCH = 1.75
 """Nats against a change of language from one clause to the next."""
 MAX_EVIDENCE = 12.0
 """Nats of one clause."""
-_HAN_ALONE, _HAN_BESIDE_KANA, _NOT_JAPANESE = 0.4, 0.125, 3.0
-"""Nats for Chinese: of a Chinese character without kana in its clause, beside kana, of one that JIS X 0208 lacks."""
+_HAN_ALONE, _HAN_BESIDE_KANA, _CHINESE = 0.3, 0.125, 3.0
+"""Nats for Chinese: of a Chinese character without kana in its clause, beside kana, and of one that Japanese does not
+use: not in JIS X 0208, or one of `_PARTICLES`."""
+_PARTICLES = frozenset("是你她很")
 
 
 def words_of(target: str, clauses: Sequence[Clause]) -> int:
@@ -71,8 +73,8 @@ def path(evidence: Sequence[float]) -> list[bool]:
 def _chinese(clause: Clause) -> float:
     """Nats for Chinese against Japanese."""
     han, kana = "".join(clause.texts.get("Han", ())), sum(map(len, clause.texts.get("Kana", ())))
-    not_japanese = len(han) - len(han.encode("shift_jis", "ignore")) // 2
-    return (_HAN_BESIDE_KANA if kana else _HAN_ALONE) * len(han) + _NOT_JAPANESE * not_japanese - kana
+    not_japanese = len(han) - len(han.encode("shift_jis", "ignore")) // 2 + sum(map(_PARTICLES.__contains__, han))
+    return (_HAN_BESIDE_KANA if kana else _HAN_ALONE) * len(han) + _CHINESE * not_japanese - kana
 
 
 def _evidence(target: str, rivals: tuple[str, ...], text: str) -> float:

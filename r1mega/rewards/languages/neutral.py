@@ -76,7 +76,7 @@ _SENTENCE_END = re.compile(r"[.!?]\s|[。！？]")
 _CHINESE_OR_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _NUMBERS = re.compile(
     rf"(?<![{_ABC}{_DIGIT}_])[{_DIGIT}][{_DIGIT}.,]*+"
-    rf"(?:[ \u00a0]?(?:{_UNITS})(?:/(?:{_UNITS}))?(?![{_ABC}{_DIGIT}(\u2019'-]))?+(?![{_LATIN}])"
+    rf"(?:[ \u00a0]?(?:{_UNITS})(?:/(?:{_UNITS}))?[²³]?(?![{_ABC}{_DIGIT}(\u2019'-]))?+(?![{_LATIN}])"
 )
 _NAMES_OF_CODE = re.compile(
     r"(?<![A-Za-z0-9_.])(?:"
@@ -85,11 +85,13 @@ _NAMES_OF_CODE = re.compile(
     r"|[a-z_][a-z0-9_]*+(?:\.[a-z_][A-Za-z0-9_]*+)++(?![A-Za-z0-9_])"  # a.b
     r")"
 )
+_OPERATOR = "=+*/^<>≤≥≠≈≡·×÷"
 _SYMBOLS = re.compile(
     rf"(?<![{_ABC}{_DIGIT}])(?:{_FUNCTIONS})(?=\s?[{_DIGIT}(\\|{_GREEK}]|\s[A-Za-z](?![{_ABC}']))"
     rf"|(?<![{_ABC}])(?:[A-Za-z]{{1,4}}+[{_GREEK}][A-Za-z]?|[{_GREEK}][A-Za-z]{{1,2}}|[A-Za-z]-[A-Za-z])(?![{_ABC}])"
+    rf"|(?<![{_ABC}])[a-z]{{2}}(?=\s?[{_OPERATOR}])|(?<=[{_OPERATOR}]\s)[a-z]{{2}}(?![{_ABC}])"
 )
-"""Functions before what they are of; sinθ, Δx, a-b."""
+"""Functions before what they are of; sinθ, Δx, a-b; two letters beside an operator, which are a product."""
 _SIGN = r"0-9_^=<>+*/\\{}|~%&#@!"
 _SIGNS = re.compile(rf"(?<![A-Za-z'{_SIGN}-])(?:[A-Za-z'-]*+[{_SIGN}])++[A-Za-z'-]*+")
 """A run of ASCII letters and signs, with at least one sign."""
