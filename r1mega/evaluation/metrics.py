@@ -14,7 +14,8 @@ from r1mega.errors import ConfigError, DataError, RewardError
 from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.rewards.accuracy import ends_right, is_right
-from r1mega.rewards.format import Style, find_answer, is_formatted, style_of
+from r1mega.rewards.format import Style, is_formatted, style_of
+from r1mega.rewards.verifiers import verifier
 from r1mega.runtime.digests import digest_of
 from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
 
@@ -35,7 +36,8 @@ class Graded:
     num_tokens: int
     """Length, the end token included."""
     answer: str | None = None
-    """What stands in its answer tags, where it is in the required format: nothing else has a vote in cons@k."""
+    """The final answer that its verifier finds, where it is in the required format: nothing else has a vote in
+    cons@k."""
     status: VerdictStatus = VerdictStatus.SCORED
     """Whether strict and lenient say anything."""
     reason: str = ""
@@ -122,7 +124,7 @@ def grade(prompt: Prompt, completion: Completion) -> Graded:
     except Exception as error:  # a verifier is foreign code and may raise anything
         status = VerdictStatus.FAILED
         reason = f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}"
-    tokens, answer = completion.num_tokens, find_answer(text) if formatted else None
+    tokens, answer = completion.num_tokens, verifier(prompt.verifier).find_answer(text) if formatted else None
     return Graded(
         prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens, answer, status, reason
     )

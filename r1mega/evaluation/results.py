@@ -2,7 +2,7 @@
 
 results.jsonl     {"id": "chain_sum-3f...", "digest": "9c...", "samples": [
                     {"status": "scored", "value": 1.0, "parts": {"accuracy": 1.0, "format": 1.0}, "answer": "17",
-                     "tokens": 312, "finish": "stop", "reason": ""}, ...]}
+                     "vote": "17", "tokens": 312, "finish": "stop", "reason": ""}, ...]}
 evaluation.json   {"format": 1, "digests": {"weights": "...", "prompt": "...", "questions": "...", "sampling": "..."},
                    "sampling": {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768, "samples": 64},
                    "scores": {...},                                                        as `Scores.to_json` says
@@ -40,7 +40,9 @@ class SampleResult:
     """How right it is, in [0, 1]; meaningful only where it is scored."""
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     answer: str | None = None
-    """Its final answer, as the vote counts it; None where it gives none."""
+    """Its final answer; None where it gives none."""
+    vote: str | None = None
+    """What it counts as in cons@k: the representative of its class of equivalent answers (voting.py)."""
     tokens: int = 0
     """Length, the end token included."""
     finish: FinishReason = FinishReason.STOP

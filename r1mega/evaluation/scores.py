@@ -14,7 +14,7 @@ from r1mega.errors import DataError
 from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.passes import pass_at_k
 from r1mega.evaluation.results import QuestionResult
-from r1mega.evaluation.voting import Equivalent, Vote, cons_at_k
+from r1mega.evaluation.voting import Vote, cons_at_k
 from r1mega.samples import VerdictStatus
 
 RIGHT = 1.0
@@ -55,13 +55,10 @@ class Scores:
         return asdict(self) | {"without_score": list(self.without_score)}
 
 
-def score(
-    results: Sequence[QuestionResult], equivalent: Equivalent, *, ks: Sequence[int] = (), votes: Sequence[int] = ()
-) -> Scores:
+def score(results: Sequence[QuestionResult], *, ks: Sequence[int] = (), votes: Sequence[int] = ()) -> Scores:
     """The figures of all results.
 
     Args:
-        equivalent: whether two final answers mean the same (voting.py).
         ks: of pass@k, beside pass@1.
         votes: k of cons@k.
 
@@ -78,9 +75,7 @@ def score(
         without_score=tuple(result.id for result in results if not result.scored),
         pass_at_1=interval_of(means),
         pass_at_k=tuple(_at_k("pass", results, k, _passes) for k in ks),
-        cons_at_k=tuple(
-            _at_k("cons", results, k, lambda result, k: _consensus(result, k, equivalent)) for k in votes
-        ),
+        cons_at_k=tuple(_at_k("cons", results, k, _consensus) for k in votes),
     )
 
 
@@ -106,5 +101,5 @@ def _passes(result: QuestionResult, k: int) -> float:
     return pass_at_k(len(result.scored), sum(sample.value >= RIGHT for sample in result.scored), k)
 
 
-def _consensus(result: QuestionResult, k: int, equivalent: Equivalent) -> float:
-    return cons_at_k([Vote(sample.answer, sample.value) for sample in result.scored], k, equivalent)
+def _consensus(result: QuestionResult, k: int) -> float:
+    return cons_at_k([Vote(sample.vote, sample.value) for sample in result.scored], k)

@@ -1,8 +1,8 @@
 """cons@k: the answer that most of k answers to a question give is taken, and is right or not (report 2.4: cons@64).
 
-Answers are counted by what they mean: those that are equivalent, directly or through others, are one class. An answer
-without a final answer in it has no vote. Of several classes that have the most votes one is drawn at random, and what
-is reported is the expected value: the mean over the tied classes. Where nobody votes the question is answered wrong.
+Answers are counted by what they mean (`classes`). An answer without a final answer in it has no vote. Of several
+classes that have the most votes one is drawn at random, and what is reported is the expected value: the mean over the
+tied classes. Where nobody votes the question is answered wrong.
 
 With n > k answers the estimate is the expected value over all sets of k among the n, which is unbiased as pass@k is.
 """
@@ -10,7 +10,7 @@ With n > k answers the estimate is the expected value over all sets of k among t
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -31,7 +31,7 @@ class Vote:
     """What one scored answer brings to the vote."""
 
     answer: str | None
-    """Its final answer; None: it has none, and no vote."""
+    """What it votes for, one text for each class of equivalent answers; None: it has no final answer, and no vote."""
     value: float
     """How right it is, in [0, 1]."""
 
@@ -51,7 +51,7 @@ def same_answer(a: str, b: str) -> bool:
     return a == b or ((number := _number(a)) is not None and number == _number(b))
 
 
-def cons_at_k(votes: Sequence[Vote], k: int, equivalent: Equivalent) -> float:
+def cons_at_k(votes: Sequence[Vote], k: int) -> float:
     """The estimate for one question.
 
     Raises:
@@ -59,37 +59,37 @@ def cons_at_k(votes: Sequence[Vote], k: int, equivalent: Equivalent) -> float:
     """
     if not 1 <= k <= len(votes):
         raise DataError(f"cons@{k} of {len(votes)} scored answers: k is at least 1, and at most their number")
-    return expected_value(blocs(votes, equivalent), len(votes), k)
+    return expected_value(blocs(votes), len(votes), k)
 
 
-def blocs(votes: Sequence[Vote], equivalent: Equivalent) -> list[Bloc]:
-    """The classes of the votes that are cast, in the order of their first votes."""
-    names = list(dict.fromkeys(vote.answer for vote in votes if vote.answer is not None))
-    class_of = classes(names, equivalent)
-    members: dict[int, list[float]] = {}
+def blocs(votes: Sequence[Vote]) -> list[Bloc]:
+    """The votes that are cast, by what they are for, in the order of their first ones."""
+    members: dict[str, list[float]] = {}
     for vote in votes:
         if vote.answer is not None:
-            members.setdefault(class_of[vote.answer], []).append(vote.value)
+            members.setdefault(vote.answer, []).append(vote.value)
     return [Bloc(len(values), math.fsum(values) / len(values)) for values in members.values()]
 
 
-def classes(answers: Sequence[str], equivalent: Equivalent) -> dict[str, int]:
-    """Each distinct answer's class: the connected components of `equivalent`, whatever the order of the answers.
+def classes(answers: Mapping[str, int], equivalent: Equivalent) -> dict[str, str]:
+    """What each distinct answer counts as: the representative of its class.
 
-    Two answers that are in one class already are not compared.
+    A verifier's equality need not be transitive (3 equals 3 cm and 3 m, which differ). So the rule is: answers are
+    taken by their numbers of votes, the most first, those of equal numbers by their text; each joins the first class
+    whose representative it equals, and where there is none begins one and represents it. The outcome hangs on no
+    order of sampling, and an answer is compared with representatives alone.
+
+    Args:
+        answers: distinct answer -> its votes.
     """
-    parent = list(range(len(answers)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for j in range(len(answers)):
-        for i in range(j):
-            if (first := root(i)) != (second := root(j)) and equivalent(answers[i], answers[j]):
-                parent[max(first, second)] = min(first, second)
-    return {answer: root(i) for i, answer in enumerate(answers)}
+    represented: dict[str, str] = {}
+    representatives: list[str] = []
+    for answer in sorted(answers, key=lambda text: (-answers[text], text)):
+        found = next((other for other in representatives if equivalent(other, answer)), None)
+        if found is None:
+            representatives.append(found := answer)
+        represented[answer] = found
+    return represented
 
 
 def _number(text: str) -> Fraction | None:

@@ -65,6 +65,17 @@ def judge(answer: str, truth: str) -> Judgement:
         return Judgement(False, f"unreadable: {type(error).__name__}")
 
 
+def same(a: str, b: str) -> bool:
+    """Whether two answers mean the same: each would be right were the other the truth.
+
+    One that is beyond the limits of a truth is the same as its own text alone.
+    """
+    try:
+        return judge(a, b).right and judge(b, a).right
+    except Unreadable:
+        return a.strip() == b.strip()
+
+
 def can_be_right(truth: str) -> str | None:
     """Why no answer can be right for this truth; None where one can."""
     if not truth.strip():

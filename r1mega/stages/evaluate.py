@@ -20,9 +20,9 @@ from r1mega.data.template import render_prompt, template
 from r1mega.endpoint.client import Client
 from r1mega.errors import EndpointError
 from r1mega.evaluation import results
+from r1mega.evaluation.ballots import with_votes
 from r1mega.evaluation.metrics import Graded, results_of, summarise
 from r1mega.evaluation.scores import doubling, score
-from r1mega.evaluation.voting import same_answer
 from r1mega.recipe.evaluate import QUESTION, AskedEndpoint, Evaluate
 from r1mega.rollout.engine import Engine, SamplingParams
 from r1mega.rollout.remote import OneByOne, RemoteEngine
@@ -159,7 +159,7 @@ def _endpoint(config: Evaluate, endpoint: AskedEndpoint) -> Asked:
 
 def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Sequence[Graded]) -> None:
     """results.jsonl and evaluation.json of the sampled answers, for `r1mega compare` and whoever counts anew."""
-    answers = results_of(asked.prompts, sampled)
+    answers = with_votes(results_of(asked.prompts, sampled), asked.prompts)
     sampling: dict[str, Any] = {
         **config.sampling.model_dump(mode="json"),
         "samples": config.evaluation.samples_per_question,
@@ -167,5 +167,5 @@ def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Seq
     }
     digests = results.digests_of(answers, run_dir.lineage.start, asked.written, sampling)
     ks = doubling(answers)
-    scores = score(answers, same_answer, ks=ks, votes=ks[-1:])
+    scores = score(answers, ks=ks, votes=ks[-1:])
     results.write(run_dir.path, answers, results.Record(digests, sampling, scores.to_json(), asked.of))

@@ -31,3 +31,10 @@ class Mathematics:
         if outcome.status == "failed":
             raise RuntimeError(outcome.reason)
         return outcome.status == "done" and outcome.value.right
+
+    def same(self, a: str, b: str) -> TaskOutcome:
+        """Whether two answers mean the same (`rewards.math.same`), as a worker found it, or why it did not."""
+        from r1mega.rewards.math import PLAIN, same
+
+        plain = PLAIN.fullmatch(a.strip()) and PLAIN.fullmatch(b.strip())
+        return TaskOutcome("done", same(a, b)) if plain else judged(same, a, b)
