@@ -4,7 +4,8 @@ are counted.
 Untrusted text: every rule is one pass whose repetitions are bounded or give nothing back, so the time is linear in
 the text's length.
 
-    code        fences to their end, or to the text's; spans in backticks; names with _, calls, camelCase, a.b, paths
+    code        fences to their end, or to the text's; spans in backticks; lines that are a statement of Python or C;
+                names with _, calls, camelCase, a.b, paths
     formulae    $..$, $$..$$, \\(..\\), \\[..\\], environments, commands with their braces; runs of signs with a
                 digit, or an operator between names of three letters at most; a letter alone, unless it is a word
                 before a word
@@ -20,6 +21,8 @@ from collections.abc import Iterator
 MAX_QUOTED_WORDS, MAX_QUOTED_CHARACTERS = 7, 12
 MAX_CODE_SPAN = 2_000
 """Characters between the backticks of a span in a line."""
+MAX_STATEMENT = 200
+"""Characters of a line of code."""
 _ONE_LETTER_WORDS = {
     "cs": "aiksouvz", "da": "iå", "en": "ai", "es": "aeouy", "fr": "aày", "hu": "aás", "it": "aeioè", "pl": "aiouwz",
     "pt": "aeoàéó", "ro": "aoe", "sk": "aikosuvz", "sl": "aikosvz", "sv": "iåö", "vi": "à", "hr": "aiksouz",
@@ -42,6 +45,13 @@ _DIGIT = r"\d²³¹⁰-₉¼-¾"
 
 _BACKTICKS = re.compile(r"`+")
 _TILDES = re.compile(r"^[ ]{0,3}~{3,}+[^\n]*+\n(?s:.)*?(?:^[ ]{0,3}~{3,}+|\Z)", re.MULTILINE)
+_STATEMENT = re.compile(
+    r"(?:def|class) \w+[(:]|(?:import|from) [\w.]+(?:$| import | as )|#\s?include\b|using namespace\b|print\("
+    r"|for \w+(?:, ?\w+)* in (?!the |all ).*:$|(?:else|try|finally):$"
+    r"|(?:if|elif|while|with|except)\b(?=.*(?:[=<>]|\w\()).*:$"
+    r"|[A-Za-z_][\w.]*(?:\[[^\]]*\])? ?[-+*/]?= ?(?!.*[A-Za-z] [A-Za-z]{2}).",
+    re.ASCII,
+)
 _INVISIBLE = re.compile(
     "[\u00ad\u0600-\u0605\u061c\u06dd\u070f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0001-\U000e007f]+"
@@ -112,6 +122,7 @@ def without_neutral(text: str, target: str) -> str:
     text = "".join(_outside_backticks(text))
     if "~~~" in text:
         text = _TILDES.sub("\n", text)
+    text = "\n".join("" if _is_code(line) else line for line in text.split("\n"))
     for formula in (_DOLLARS if "$" in text else ()) + (_LATEX if "\\" in text else ()):
         text = formula.sub(" ", text)
     for sign, address in _ADDRESSES.items():
@@ -139,6 +150,18 @@ def _outside_backticks(text: str) -> Iterator[str]:
             return
         position, i = runs[j][1], j + 1
     yield text[position:]
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line outside fences is a statement of a programming language."""
+    bare = line.strip()
+    if not bare.isascii() or len(bare) > MAX_STATEMENT:
+        bare = bare.partition("#")[0].rstrip()  # a comment may be in any language
+    if not bare or not bare.isascii() or len(bare) > MAX_STATEMENT:
+        return False
+    if bare.endswith((";", "{", "}")):
+        return bare in "{};" or any(sign in bare for sign in "=({")
+    return bool(_STATEMENT.match(bare)) or (line[0].isspace() and bare.startswith(("return ", "yield ")))
 
 
 def _begins_line(text: str, start: int) -> bool:
