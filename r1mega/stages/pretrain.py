@@ -99,10 +99,8 @@ class TextPosition(Carried):
 def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document]]:
     """The model with the text's vocabulary, and the text; also leaves the tokenizer and the list of questions."""
     data = config.data
-    texts = documents(
-        config.tasks, data.styles, data.num_documents, config.seed * 1000 + data.part, exclude=HELD_OUT,
-        languages=data.step_words,
-    )  # fmt: skip
+    styles, languages, seed = data.styles, data.step_words, config.seed * 1000 + data.part
+    texts = documents(config.tasks, styles, data.num_documents, seed, exclude=HELD_OUT, languages=languages)
     files.write_jsonl(
         run_dir.path / "trained_on.jsonl", ({"question": q} for q in sorted({t.question for t in texts}))
     )
