@@ -93,16 +93,19 @@ class EvalResult:
     def metrics(self) -> dict[str, float]:
         """The flat `eval/...` keys of metrics.jsonl."""
         return {
-            "eval/strict": self.strict.mean,
-            "eval/strict_se": self.strict.se,
-            "eval/lenient": self.lenient.mean,
-            "eval/lenient_se": self.lenient.se,
+            **_with_ends("eval/strict", self.strict),
+            **_with_ends("eval/lenient", self.lenient),
+            "eval/unscored": 1 - self.num_answers / (self.num_answers + self.unscorable + self.failed),
             "eval/format": self.format,
             "eval/truncated": self.truncated,
             "eval/works": self.works,
             "eval/mean_tokens": self.mean_tokens,
             **{f"eval/share/{style}": share.share for style, share in self.by_style.items()},
         }
+
+
+def _with_ends(name: str, of: Interval) -> dict[str, float]:
+    return {name: of.mean, f"{name}_low": of.low, f"{name}_high": of.high}
 
 
 def grade(prompt: Prompt, completion: Completion) -> Graded:

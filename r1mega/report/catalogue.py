@@ -10,8 +10,8 @@ class Curve:
     key: str
     label: str
     kind: str = "train"
-    error: str = ""
-    """The metric that holds the standard error; drawn as 95% bars."""
+    bars: bool = False
+    """Whether KEY_low and KEY_high are the ends of its 95% interval, clustered by question; drawn as bars."""
     dashed: bool = False
     """Measured so seldom that the line between two points says nothing."""
 
@@ -35,13 +35,13 @@ FIGURES = (
     Figure(
         "pass_at_1",
         "Held-out answers",
-        "share of answers (bars: 95%)",
+        "share of answers (bars: 95%, clustered by question)",
         (
-            Curve("eval/strict", "right, in the format (pass@1)", "eval", error="eval/strict_se"),
-            Curve("eval/lenient", "right, in any format", "eval"),
+            Curve("eval/strict", "right, in the format (pass@1)", "eval", bars=True),
+            Curve("eval/lenient", "right, in any format", "eval", bars=True),
             Curve("eval/format", "in the format", "eval"),
             Curve("eval/works", "with a thought or worked steps", "eval"),
-            Curve("eval/strict", "right, in the format, greedy", "eval_greedy", "eval/strict_se", dashed=True),
+            Curve("eval/strict", "right, in the format, greedy", "eval_greedy", bars=True, dashed=True),
         ),
         "The report's Figure 2: pass@1 should rise past its bars; where the format rises and the answers in any "
         "format do not, only the dress was learnt.",
@@ -93,6 +93,7 @@ FIGURES = (
             Curve("groups/constant", "groups with one reward throughout"),
             Curve("response_length/truncated", "answers cut at the token limit"),
             Curve("reward/unscored", "answers without a verdict"),
+            Curve("eval/unscored", "held-out answers without a verdict", "eval"),
         ),
         "Groups whose answers all score alike have no advantage: near 1 the questions are too easy or too hard; "
         "answers without a verdict should stay at 0.",

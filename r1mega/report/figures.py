@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from r1mega.report.catalogue import FIGURES, Figure
+from r1mega.report.catalogue import FIGURES, Curve, Figure
 from r1mega.report.rows import Row, number, read_rows, read_summary, series
 from r1mega.report.runs import learns_from
 
@@ -70,11 +70,11 @@ def pass_at_1(runs: Mapping[str, Path | Sequence[Path]], out: Path) -> Path | No
     if not lines:
         return None
     title = "Held-out pass@1 over training time"
-    with new_axes(out, title, "training time, minutes", "pass@1 (share of answers, bars: 95%)") as axes:
+    with new_axes(out, title, "training time, minutes", "pass@1 (share of answers; bars: 95%, by question)") as axes:
         for (label, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
-            minutes = [seconds / 60 for seconds, _, _ in points]
-            shares = [share for _, share, _ in points]
-            errors = [1.96 * se for _, _, se in points]
+            minutes = [seconds / 60 for seconds, *_ in points]
+            shares = [share for _, share, *_ in points]
+            errors = _arms(shares, [low for *_, low, _ in points], [high for *_, high in points])
             axes.errorbar(minutes, shares, yerr=errors, color=color, marker="o", markersize=4, capsize=3, label=label)
             axes.annotate(
                 f"{shares[-1]:.2f}", (minutes[-1], shares[-1]), (8, 0), textcoords="offset points",
@@ -86,8 +86,8 @@ def pass_at_1(runs: Mapping[str, Path | Sequence[Path]], out: Path) -> Path | No
     return out
 
 
-def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float]]:
-    """(seconds of training, pass@1, its standard error) of each evaluation."""
+def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float, float]]:
+    """(seconds of training, pass@1, the ends of its interval) of each evaluation."""
     points, trained = [], 0.0
     for run_dir in run_dirs:
         summary = read_summary(run_dir) or {}
@@ -100,15 +100,27 @@ def _over_time(run_dirs: Sequence[Path]) -> list[tuple[float, float, float]]:
             share, step = number(row, "eval/strict"), number(row, "step")
             if share is not None and step is not None:
                 seconds = sum(_seconds(s) for s in steps if (number(s, "step") or 0) <= step)
-                points.append((trained + seconds, share, number(row, "eval/strict_se") or 0.0))
+                points.append((trained + seconds, share, *_ends(row, "eval/strict_low", "eval/strict_high", share)))
         if not evals:
             rate = ((summary.get("eval") or {}).get("after") or {}).get("strict") or {}
             at = trained + (number(summary, "seconds") or 0.0 if trains else 0.0)
             if (share := number(rate, "mean")) is not None:
-                points.append((at, share, number(rate, "se") or 0.0))
+                points.append((at, share, *_ends(rate, "low", "high", share)))
         if trains:
             trained += sum(map(_seconds, steps)) or number(summary, "seconds") or 0.0
     return points
+
+
+def _ends(row: Row, low: str, high: str, share: float) -> tuple[float, float]:
+    """Of an interval; where a run of an older version has none, the share itself, which draws no bar."""
+    found = number(row, low), number(row, high)
+    return tuple(share if end is None else end for end in found)  # pyright: ignore[reportReturnType]
+
+
+def _arms(ys: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """[2, points]: how far each bar reaches below and above its point."""
+    below = [max(y - end, 0.0) for y, end in zip(ys, low, strict=True)]
+    return [below, [max(end - y, 0.0) for y, end in zip(ys, high, strict=True)]]
 
 
 def _seconds(row: Row) -> float:
@@ -134,10 +146,9 @@ def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
                 axes.plot(*_thin(xs, _running_mean(ys, half)), color=color, label=curve.label)
                 axes.set_xlabel(f"optimiser step (bold: mean of {2 * half + 1} steps)")
             elif xs:
-                errors = dict(zip(*series(rows, curve.kind, "step", curve.error), strict=True))
                 xs, ys = _thin(xs, ys)
                 axes.errorbar(
-                    xs, ys, yerr=[1.96 * errors.get(x, 0.0) for x in xs] if errors else None, capsize=3, color=color,
+                    xs, ys, yerr=_bars(rows, curve, xs, ys) if curve.bars else None, capsize=3, color=color,
                     label=curve.label, linestyle="--" if curve.dashed else "-", markersize=4,
                     # Few points stand alone; hundreds would be a band of dots.
                     marker="o" if curve.kind != "train" or len(xs) < 3 else "",
@@ -152,6 +163,15 @@ def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
         if sum(bool(xs) for _, xs, _ in lines) > 1:
             axes.legend(loc="best")
     return path
+
+
+def _bars(rows: Sequence[Row], curve: Curve, xs: Sequence[float], ys: Sequence[float]) -> list[list[float]]:
+    """[2, points]; nothing where a row has no interval."""
+    ends = (
+        dict(zip(*series(rows, curve.kind, "step", f"{curve.key}_{end}"), strict=True)) for end in ("low", "high")
+    )
+    low, high = ([of.get(x, y) for x, y in zip(xs, ys, strict=True)] for of in ends)
+    return _arms(ys, low, high)
 
 
 def _thin(xs: Sequence[float], ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:

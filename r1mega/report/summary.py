@@ -172,8 +172,9 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
             "truncated": f"{result.truncated:.1%}",
             "tokens per answer": f"{result.mean_tokens:.1f}",
         }
-        if result.unscorable or result.failed:
-            lines["not scored"] = f"{result.unscorable} unscorable, {result.failed} failed"
+        if when == "after":
+            lines |= _of_several(summary.get("scores") or {})
+        lines |= _not_scored("", result)
     greedy = evals.get(f"greedy_{when}")
     if _is_number(greedy):
         lines["greedy"] = f"{greedy:.1%}"
@@ -181,7 +182,28 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
         result = EvalResult.from_json(greedy)
         lines["greedy strict"] = _with_interval(result.strict)
         lines["greedy lenient"] = _with_interval(result.lenient)
+        lines |= _not_scored("greedy ", result)
     return lines
+
+
+def _not_scored(prefix: str, result: EvalResult) -> dict[str, str]:
+    """Verdicts that are no scores, which are in no other line."""
+    told: dict[str, str] = {}
+    if result.unscorable:
+        told[f"{prefix}answers without a score: unscorable"] = f"{result.unscorable:,}"
+    if result.failed:
+        told[f"{prefix}answers without a score: failed"] = f"{result.failed:,}"
+    return {**told, f"{prefix}answers with one": f"{result.num_answers:,}"} if told else {}
+
+
+def _of_several(scores: Row) -> dict[str, str]:
+    """pass@k and cons@k, as `evaluation.scores.Scores` has them."""
+    told: dict[str, str] = {}
+    for name in ("pass", "cons"):
+        for at in scores.get(f"{name}_at_k") or ():
+            left_out = f", {at['too_few']} questions with fewer left out" if at["too_few"] else ""
+            told[f"{name}@{at['k']}"] = _with_interval(Interval(**at["interval"])) + left_out
+    return told
 
 
 def style_lines(summary: Row, when: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from r1mega.errors import EndpointError
 from r1mega.evaluation import results
 from r1mega.evaluation.ballots import with_votes
 from r1mega.evaluation.metrics import Graded, results_of, summarise
-from r1mega.evaluation.scores import doubling, score
+from r1mega.evaluation.scores import Scores, doubling, score
 from r1mega.recipe.evaluate import QUESTION, AskedEndpoint, Evaluate
 from r1mega.rollout.engine import Engine, SamplingParams
 from r1mega.rollout.remote import OneByOne, RemoteEngine
@@ -99,8 +99,8 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[
             raise type(error)(f"{error}; {RESUME}") from error
     summary = {"stage": "evaluate", "seconds": watch.seconds, "steps": 0, "replayed_answers": replayed}
     evals = {name: summarise(answers).to_json() for name, answers in graded.items()}
-    _write_results(config, run_dir, asked, graded["after"])
-    files.write_json(run_dir.path / "summary.json", {**summary, "eval": evals})
+    scores = _write_results(config, run_dir, asked, graded["after"])
+    files.write_json(run_dir.path / "summary.json", {**summary, "eval": evals, "scores": scores.to_json()})
 
 
 def _folder(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Callable[..., Served] | None) -> Asked:
@@ -157,7 +157,7 @@ def _endpoint(config: Evaluate, endpoint: AskedEndpoint) -> Asked:
     )
 
 
-def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Sequence[Graded]) -> None:
+def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Sequence[Graded]) -> Scores:
     """results.jsonl and evaluation.json of the sampled answers, for `r1mega compare` and whoever counts anew."""
     answers = with_votes(results_of(asked.prompts, sampled), asked.prompts)
     sampling: dict[str, Any] = {
@@ -169,3 +169,4 @@ def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Seq
     ks = doubling(answers)
     scores = score(answers, ks=ks, votes=ks[-1:])
     results.write(run_dir.path, answers, results.Record(digests, sampling, scores.to_json(), asked.of))
+    return scores

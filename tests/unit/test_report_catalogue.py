@@ -47,5 +47,6 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     logged |= {("train", name) for name in (*learnt, *metrics(ExpertLoad(2, {"1": layer})))}
     logged |= {("train", f"reward/{kind}") for kind in REWARDS}  # a config's rewards log under their names
     curves = [curve for figure in FIGURES for curve in figure.curves]
-    asked = {(curve.kind, name) for curve in curves for name in (curve.key, curve.error) if name}
+    asked = {(curve.kind, curve.key) for curve in curves}
+    asked |= {(curve.kind, f"{curve.key}_{end}") for curve in curves if curve.bars for end in ("low", "high")}
     assert len(asked) > 30 and asked <= logged, asked - logged

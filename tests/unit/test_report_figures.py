@@ -5,6 +5,7 @@ import json
 import pytest
 
 from r1mega.errors import DataError
+from r1mega.evaluation.metrics import Graded, summarise
 from r1mega.report import figures
 from r1mega.report.catalogue import CAPTIONS, COMPARISON, FIGURES
 from r1mega.report.figures import draw, pass_at_1
@@ -92,7 +93,7 @@ def test_every_figure_says_what_to_look_for():
 
 
 def evaluation(share):
-    return {"strict": {"mean": share, "se": 0.01, "low": 0, "high": 1}}
+    return {"strict": {"mean": share, "se": 0.01, "low": share - 0.1, "high": share + 0.2}}
 
 
 def test_evaluations_stand_at_the_seconds_trained_so_far(tmp_path):
@@ -100,7 +101,7 @@ def test_evaluations_stand_at_the_seconds_trained_so_far(tmp_path):
     rl = write(
         tmp_path / "rl",
         [
-            {"kind": "eval", "step": 0, "eval/strict": 0.4, "eval/strict_se": 0.02},
+            {"kind": "eval", "step": 0, "eval/strict": 0.4, "eval/strict_low": 0.3, "eval/strict_high": 0.45},
             train(1, **seconds),
             train(2, **seconds),
             {"kind": "eval", "step": 2, "eval/strict": 0.7},
@@ -113,9 +114,10 @@ def test_evaluations_stand_at_the_seconds_trained_so_far(tmp_path):
         tmp_path / "after", summary={"stage": "evaluate", "seconds": 99, "eval": {"after": evaluation(0.5)}}
     )
     unlogged = write(tmp_path / "unlogged", summary={"seconds": 8, "eval": {"after": evaluation(0.6)}})
-    assert figures._over_time([rl]) == [(0, 0.4, 0.02), (6, 0.7, 0)]
-    assert figures._over_time([base, control, after]) == [(0, 0.4, 0.01), (5, 0.5, 0.01)]
-    assert figures._over_time([rl, unlogged]) == [(0, 0.4, 0.02), (6, 0.7, 0), (17, 0.6, 0.01)]
+    begin, end = (0, 0.4, 0.3, 0.45), (6, 0.7, 0.7, 0.7)  # of an older version: no interval, no bar
+    assert figures._over_time([rl]) == [begin, end]
+    assert figures._over_time([base, control, after]) == [(0, 0.4, 0.4 - 0.1, 0.4 + 0.2), (5, 0.5, 0.4, 0.7)]
+    assert figures._over_time([rl, unlogged]) == [begin, end, (17, 0.6, 0.5, 0.6 + 0.2)]
 
     out = tmp_path / "figures" / "compare.png"
     assert pass_at_1({"GRPO": rl, "control": [base, control, after]}, out) == out
@@ -126,3 +128,45 @@ def test_no_evaluation_no_comparison(tmp_path):
     run = write(tmp_path / "run", [train(1, loss=1.0)])
     assert pass_at_1({"run": run, "absent": tmp_path / "absent"}, tmp_path / "compare.png") is None
     assert not (tmp_path / "compare.png").exists()
+
+
+class Drawn:
+    """What `errorbar` is asked for."""
+
+    def __init__(self, monkeypatch):
+        from matplotlib.axes import Axes
+
+        self.bars, real = [], Axes.errorbar
+
+        def errorbar(axes, x, y, yerr=None, **style):
+            self.bars.append((style.get("label"), [*x], [*y], yerr))
+            return real(axes, x, y, yerr=yerr, **style)
+
+        monkeypatch.setattr(Axes, "errorbar", errorbar)
+
+
+def test_bars_are_the_clustered_interval_of_the_evaluation(tmp_path, monkeypatch):
+    """Not 1.96 standard errors, which leave [0, 1]: of 4 questions of which 3 are right, Wilson's by question."""
+    answers = [Graded(str(q), q < 3, True, True, False, "think", 20) for q in range(4) for _ in range(2)]
+    result = summarise(answers)
+    low, high = wilson(0.75, 0.25, 4)
+    drawn = Drawn(monkeypatch)
+    rows = [{"kind": kind, "step": 3, **result.metrics()} for kind in ("eval", "eval_greedy")]
+    draw(write(tmp_path, rows), tmp_path / "out")
+    bars = {label: (x, y, yerr) for label, x, y, yerr in drawn.bars}
+    for label in ("right, in the format (pass@1)", "right, in the format, greedy"):
+        assert bars[label][:2] == ([3], [0.75])
+        assert [arm for (arm,) in bars[label][2]] == pytest.approx([0.75 - low, high - 0.75], abs=1e-4)
+    assert bars["right, in any format"][2] == [[pytest.approx(1 - wilson(1.0, 0.0, 4)[0], abs=1e-4)], [0.0]]
+    assert bars["in the format"][2] is None
+    compare = {"stage": "evaluate", "eval": {"after": result.to_json()}}
+    pass_at_1({"one": write(tmp_path / "one", summary=compare)}, tmp_path / "compare.png")
+    assert [arm for (arm,) in drawn.bars[-1][3]] == pytest.approx([0.75 - low, high - 0.75], abs=1e-4)
+
+
+def wilson(mean, se, num):
+    """By the formula of the guide, with Student's t of a table: 3.1824 at 3 degrees of freedom."""
+    assert num == 4
+    c, n = 3.1824, mean * (1 - mean) / se**2 if se else num
+    half = c * (mean * (1 - mean) / n + c * c / (4 * n * n)) ** 0.5
+    return [(mean + c * c / (2 * n) + sign * half) / (1 + c * c / n) for sign in (-1, 1)]

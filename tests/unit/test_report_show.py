@@ -26,7 +26,10 @@ def stage(run_dir: Path, summary: dict, rows: list[dict]) -> None:
 def pipeline(tmp_path: Path) -> Path:
     """A base, RL that was evaluated before and after, and a control with an evaluation of its own."""
     train = [{"kind": "train", "step": s, "loss": 1.0 / s, "seconds/update": 60.0} for s in (1, 2)]
-    evals = [{"kind": "eval", "step": s, "eval/strict": v, "eval/strict_se": 0.1} for s, v in ((0, 0.25), (2, 0.75))]
+    evals = [
+        {"kind": "eval", "step": s, "eval/strict": v, "eval/strict_low": v - 0.1, "eval/strict_high": v + 0.2}
+        for s, v in ((0, 0.25), (2, 0.75))
+    ]
     stages = {
         "base": ({"stage": "pretrain", "seconds": 120.0, "steps": 2}, train),
         "rl": ({"stage": "grpo", "seconds": 120.0, "eval": {"before": result(1), "after": result(3)}}, train + evals),

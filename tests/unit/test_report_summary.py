@@ -9,6 +9,9 @@ from rich.console import Console
 from r1mega.errors import DataError
 from r1mega.evaluation.metrics import Graded, summarise
 from r1mega.report.summary import table, transcripts
+from r1mega.samples import VerdictStatus
+
+LOST = (VerdictStatus.FAILED, VerdictStatus.UNSCORABLE)
 
 
 def result(rights):
@@ -120,3 +123,25 @@ def test_figures_of_a_part_say_of_which(tmp_path):
     assert lines["experts, last 5% of steps: max violation"] == "0.50"
     assert lines["experts, all steps: dropped choices"] == "3"
     assert (lines["data: conversations"], lines["data: truncated"], lines["data: dropped"]) == ("1,200", "7", "5")
+
+
+def test_verdicts_that_are_no_scores_stand_apart(tmp_path):
+    """Of 5 answers one failed and one could not be scored: the share is of the other three."""
+    answers = [Graded(str(q), True, True, True, False, "think", 20) for q in range(3)]
+    lost = [
+        Graded(str(3 + i), False, False, False, False, "other", 20, None, status) for i, status in enumerate(LOST)
+    ]
+    record = summarise([*answers, *lost]).to_json()
+    interval = {"mean": 0.5, "se": 0.1, "low": 0.25, "high": 0.75}
+    scores = {"pass_at_k": [{"k": 4, "interval": interval, "num_questions": 3, "too_few": 2}], "cons_at_k": []}
+    evals = {"after": record, "greedy_after": record}
+    run = write(tmp_path / "run", {"stage": "evaluate", "eval": evals, "scores": scores})
+    text = shown(lambda console: console.print(table([run])))
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert "100.0% (" in lines["pass@1 (strict)"]
+    for prefix in ("", "greedy "):
+        for what, num in (("without a score: unscorable", 1), ("without a score: failed", 1), ("with one", 3)):
+            assert lines[f"{prefix}answers {what}"].split("│")[-2].strip() == str(num)
+    assert "50.0% (25.0 to 75.0), 2 questions with fewer left out" in lines["pass@4"]
+    clean = write(tmp_path / "clean", {"stage": "evaluate", "eval": {"after": summarise(answers).to_json()}})
+    assert "without a score" not in shown(lambda console: console.print(table([clean])))
