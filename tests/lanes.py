@@ -2,9 +2,10 @@
 
     python tests/lanes.py [pytest's arguments]
 
-The first lane has the unit tests, most of which are one thread; the second all that starts ranks, servers or Slurm.
-They share no fixture. The first lane's output is shown as it comes, then the second's. Where the arguments name files
-or folders, or a debugger, they go to one pytest alone. Ctrl-C reaches both.
+The first lane has the unit tests, most of which are one thread, and Slurm's, which wait for its clocks; the second
+all that starts ranks or servers by itself. They share no fixture. The first lane's output is shown as it comes, then
+the second's. Where the arguments name files or folders, or a debugger, they go to one pytest alone. Ctrl-C reaches
+both.
 """
 
 import os
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-LANES = (("tests/unit",), ("tests/distributed", "tests/pipeline", "tests/cluster", "tests/gpu"))
+LANES = (("tests/unit", "tests/cluster"), ("tests/distributed", "tests/pipeline", "tests/gpu"))
 PYTEST = (sys.executable, "-m", "pytest")
 NOTHING_COLLECTED = 5
 """pytest's exit code where a lane has no test that was asked for (-m, -k)."""
