@@ -3,24 +3,31 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from r1mega.samples import FinishReason, Group
+from r1mega.samples import FinishReason, Group, VerdictStatus
+
+VERDICTS = ("reward/", "groups/", "rollout/failed", "rollout/unscorable")
+"""How the names of figures begin that verdicts decide."""
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Means over the rollout's answers, `rollout/answers` in number; shares are in [0, 1], lengths in tokens.
 
     Rewards are means over the `reward/scored` scored answers alone, a part's over those that have it, and absent
-    where there are none; `reward/unscored` is the share of the others. `groups/constant` is the share of groups whose
-    scored answers all have the same reward: they carry no preference. `response_length/stop_string` is
-    the share of answers that a stop string ended, absent where none was.
+    where there are none; `reward/unscored` is the share of the others, of which `rollout/failed` and
+    `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
+    same reward: they carry no preference; a group without a scored answer is none of them.
+    `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
     """
     verdicts = [v for g in groups for v in g.verdicts]
     scored = [v for v in verdicts if v.scored]
     completions = [c for g in groups for c in g.completions]
     lengths = [len(c.token_ids) for c in completions]
-    rewards = [[v.reward for v in g.verdicts if v.scored] for g in groups]
+    rewards = [of_group for g in groups if (of_group := [v.reward for v in g.verdicts if v.scored])]
+    statuses = [v.status for v in verdicts]
     metrics = {
         "rollout/answers": float(len(verdicts)),
+        "rollout/failed": float(statuses.count(VerdictStatus.FAILED)),
+        "rollout/unscorable": float(statuses.count(VerdictStatus.UNSCORABLE)),
         "reward/scored": float(len(scored)),
         "reward/unscored": 1.0 - len(scored) / len(verdicts),
         "groups/constant": _mean([float(len(set(r)) < 2) for r in rewards]),
@@ -40,7 +47,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Those figures of `rollout_metrics` that verdicts decide."""
-    return {name: x for name, x in rollout_metrics(groups).items() if name.startswith(("reward/", "groups/"))}
+    return {name: x for name, x in rollout_metrics(groups).items() if name.startswith(VERDICTS)}
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def transcripts(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
             "status": verdict.status,
             "reward": verdict.reward,
             "parts": dict(verdict.parts),
+            "reason": verdict.reason,
             "tokens": len(completion.token_ids),
             "finish_reason": completion.finish_reason,
         }

@@ -7,14 +7,17 @@ changes none of them.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from r1mega.errors import ConfigError, DataError, RewardError
 from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.results import QuestionResult, SampleResult
-from r1mega.rewards.accuracy import ends_right, is_right
+from r1mega.rewards.accuracy import limits_of, right_and_ends_right
 from r1mega.rewards.format import Style, is_formatted, style_of
+from r1mega.rewards.judges import gathered
+from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.verifiers import verifier
 from r1mega.runtime.digests import digest_of
 from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
@@ -41,7 +44,7 @@ class Graded:
     status: VerdictStatus = VerdictStatus.SCORED
     """Whether strict and lenient say anything."""
     reason: str = ""
-    """Why they do not."""
+    """Why they do not, or why an answer that could not be judged is wrong."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +112,58 @@ def _with_ends(name: str, of: Interval) -> dict[str, float]:
 
 
 def grade(prompt: Prompt, completion: Completion) -> Graded:
-    """Judge one answer: unscorable without a truth, failed where the verifier breaks, which is no wrong answer.
+    """Judge one answer here: unscorable without a truth, failed where the verifier breaks, which is no wrong answer.
 
     Raises ConfigError on an unknown verifier.
     """
-    text = prompt.prefill + completion.text
-    formatted = is_formatted(text) and not completion.truncated
-    strict = lenient = False
-    status, reason = VerdictStatus.SCORED, ""
+    asked = _Asked(prompt, completion)
     try:
-        if prompt.truth.strip():
-            strict, lenient = formatted and is_right(prompt, text), ends_right(prompt, text)
-        else:
-            status, reason = VerdictStatus.UNSCORABLE, "the question has no reference answer"
-    except ConfigError:
-        raise
+        outcome = TaskOutcome("done", right_and_ends_right(*asked.arguments))
     except Exception as error:  # a verifier is foreign code and may raise anything
-        status = VerdictStatus.FAILED
-        reason = f"the verifier of {prompt.verifier} broke on question {prompt.id}: {error!r}"
-    tokens, answer = completion.num_tokens, verifier(prompt.verifier).find_answer(text) if formatted else None
-    return Graded(
-        prompt.id, strict, lenient, formatted, completion.truncated, style_of(text), tokens, answer, status, reason
-    )
+        outcome = TaskOutcome("failed", reason=repr(error))
+    return asked.graded(outcome)
+
+
+def grade_in(pool: Pool, prompt: Prompt, completion: Completion) -> Future[Graded]:
+    """`grade` in a worker of a pool. An answer that uses too much there, or ends its worker, is wrong."""
+    asked = _Asked(prompt, completion)
+    if not prompt.truth.strip():
+        return gathered([], lambda _: asked.graded(TaskOutcome("done", (False, False))))
+    judged = pool.submit(right_and_ends_right, *asked.arguments, limits=limits_of(prompt))
+    return gathered([judged], lambda outcomes: asked.graded(outcomes[0]))
+
+
+class _Asked:
+    """An answer whose verdict is asked for."""
+
+    def __init__(self, prompt: Prompt, completion: Completion) -> None:
+        self._prompt, self._completion = prompt, completion
+        self._text = prompt.prefill + completion.text
+        self._formatted = is_formatted(self._text) and not completion.truncated
+
+    @property
+    def arguments(self) -> tuple[Prompt, str, bool]:
+        """Of `right_and_ends_right`."""
+        return self._prompt, self._text, self._formatted
+
+    def graded(self, outcome: TaskOutcome) -> Graded:
+        """The answer with what came of judging it. Raises ConfigError where that is what came."""
+        prompt, text = self._prompt, self._text
+        if isinstance(outcome.value, ConfigError):
+            raise outcome.value
+        status, reason = VerdictStatus.SCORED, outcome.reason
+        strict, lenient = outcome.value if outcome.status == "done" else (False, False)
+        if not prompt.truth.strip():
+            strict, lenient = False, False
+            status, reason = VerdictStatus.UNSCORABLE, "the question has no reference answer"
+        elif outcome.status == "failed":
+            status = VerdictStatus.FAILED
+            reason = f"the verifier of {prompt.verifier} broke on question {prompt.id}: {outcome.reason}"
+        answer = verifier(prompt.verifier).find_answer(text) if self._formatted else None
+        return Graded(
+            prompt.id, strict, lenient, self._formatted, self._completion.truncated, style_of(text),
+            self._completion.num_tokens, answer, status, reason,
+        )  # fmt: skip
 
 
 def summarise(graded: Sequence[Graded]) -> EvalResult:

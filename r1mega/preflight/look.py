@@ -74,12 +74,12 @@ def look(
     spec = _model(recipe) or model
     if spec is not None:
         spec = recipe.adapted(spec)
-    raise_if_any(config, recipe.faults_on(machine, spec))
+    leads = (launch := env.launch()) is None or launch.rank == 0
+    raise_if_any(config, [*recipe.faults_on(machine, spec), *(recipe.faults_of_code() if leads else [])])
     made_by: Mapping[str, str] = makers(config, overrides) or NO_MAKERS
     needs_data = not (resumed and recipe.keeps_data)
     no_data = missing(recipe.inputs(), made_by) if needs_data else []
     no_weights = None if made_before else missing_weights(recipe.model, made_by)
-    leads = (launch := env.launch()) is None or launch.rank == 0
     absent = [*no_data, *filter(None, [no_weights])]
     if leads and needs_data and not no_data:
         # A stage that starts now reads long data itself, before anything else.

@@ -15,6 +15,8 @@ from r1mega.recipe.memory import Holds
 from r1mega.recipe.training import Training
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
+from r1mega.rewards.overlong import Overlong
+from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.registry import Rewards
 
 
@@ -31,6 +33,16 @@ class RolloutSettings(Section):
     keep_journal: Annotated[bool, OnResume.FREE] = False
     """Keep all answers ever sampled, so that the whole run can be repeated from them; otherwise those that no kept
     checkpoint needs are removed."""
+
+    judges: Annotated[int, OnResume.FREE] = Field(default=0, ge=0)
+    """Worker processes in which rules judge answers while others are sampled; 0: one a core that the first rank may
+    use. Take more where a reward waits for something rather than computes."""
+    max_failed: Annotated[float, OnResume.FREE] = Field(default=0.25, ge=0, le=1)
+    """Share of the latest verdicts (a rollout's, and at least 64) that may be failed, through no fault of the
+    answers; past it the run stops and says why. Below it training goes on without those answers."""
+    false_negatives: Annotated[float, OnResume.FREE] = Field(default=0.05, ge=0, lt=1)
+    """Share of right answers taken for wrong, of which every rollout logs what it would cost of the gradient's signal
+    (`signal_lost/assumed`). Changes nothing that is learnt."""
 
 
 class Mismatch(Section):
@@ -84,7 +96,30 @@ class GRPO(Asking, Training):
             faults.append(f"questions: num = {sum(made)} is less than one rollout's {rollout.num_prompts} prompts")
         if not any(reward.weight for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
+        faults += self._overlong_faults()
         return faults + self.warmup_faults(self.num_steps, "num_steps")
+
+    def faults_of_code(self) -> list[str]:
+        return own_faults(self.rewards)
+
+    def _overlong_faults(self) -> list[str]:
+        """Overlong shaping that an answer would do well to escape, or cannot reach."""
+        faults: list[str] = []
+        limit = self.sampling.max_new_tokens
+        for name, reward in self.rewards.items():
+            if not isinstance(reward, Overlong):
+                continue
+            if self.objective.truncated == "zero":
+                faults.append(
+                    f"rewards.{name}: with objective.truncated = zero an answer that is cut scores 0, more than one "
+                    "that ends just before the limit; take judge, or mask, which leaves cut ones out"
+                )
+            if reward.max_tokens - reward.buffer >= limit:
+                faults.append(
+                    f"rewards.{name}: begins at {reward.max_tokens - reward.buffer} tokens (max_tokens - buffer), "
+                    f"and no answer is longer than sampling.max_new_tokens = {limit}"
+                )
+        return faults
 
     def _schedule_faults(self) -> list[str]:
         """What does not happen between two rollouts, where alone it can."""

@@ -58,6 +58,10 @@ class Recipe(RunSettings):
         """
         return [] if spec is None else memory_faults(self.holds(), machine, spec)
 
+    def faults_of_code(self) -> list[str]:
+        """Faults of the user's own code that settings name; it is run to find them, in a process of its own."""
+        return []
+
     def holds(self) -> Holds:
         """What of the model stays in memory."""
         return Holds(trainer=self.trains, engine=self.samples)

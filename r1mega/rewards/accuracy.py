@@ -10,7 +10,8 @@ from r1mega.errors import ConfigError
 from r1mega.rewards.code import Code
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.reward import Answer, RuleReward, Score, scored, unscorable
-from r1mega.rewards.verifiers import verifier
+from r1mega.rewards.verifiers import VERIFIERS, verifier
+from r1mega.rewards.worker import Limits
 from r1mega.samples import Prompt
 
 
@@ -32,6 +33,14 @@ class Accuracy(RuleReward):
             return unscorable("the prompt has no reference answer")
         return scored(float(is_right(prompt, answer.text)))
 
+    def needed(self, prompt: Prompt) -> Limits:
+        return limits_of(prompt)
+
+
+def limits_of(prompt: Prompt) -> Limits:
+    """What its verifier needs to judge an answer."""
+    return getattr(VERIFIERS.get(prompt.verifier), "needs", Limits())
+
 
 def is_right(prompt: Prompt, text: str) -> bool:
     """Whether the final answer of `text`, in the answer tags or where its verifier looks for it, is right.
@@ -50,6 +59,17 @@ def ends_right(prompt: Prompt, text: str) -> bool:
     """
     judged_by = verifier(prompt.verifier)
     return judged_by.verify(judged_by.last_answer(text), prompt.truth, prompt.entry)
+
+
+def right_and_ends_right(prompt: Prompt, text: str, formatted: bool) -> tuple[bool, bool] | ConfigError:
+    """`is_right`, where the answer is in the format, and `ends_right`: what a held-out answer is asked for.
+
+    An error of the config is returned, so that it comes back from another process as it is. Raises else as they do.
+    """
+    try:
+        return formatted and is_right(prompt, text), ends_right(prompt, text)
+    except ConfigError as error:
+        return error
 
 
 def can_be_right(question: Question) -> bool:

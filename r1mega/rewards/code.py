@@ -10,19 +10,22 @@ whole file or by a block ```diff.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from r1mega.rewards.programs import answer as answers
 from r1mega.rewards.programs.judge import Passed, judge
 from r1mega.rewards.programs.patch import PatchFault, apply
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import Task, task_of
+from r1mega.rewards.worker import Limits
 
 
 @dataclass(frozen=True)
 class Code:
     """The `Verifier` of programs."""
 
+    needs: ClassVar[Limits] = Limits(cpu_s=300.0, wall_s=3600.0)
+    """Of a worker, which waits; programs have limits of their own within."""
     mends: bool = False
     """Whether a question gives a program to mend."""
 

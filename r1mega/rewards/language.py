@@ -34,6 +34,8 @@ def _known(code: str) -> str:
 class Language(RuleReward):
     """The share of target-language words among the words of the chain of thought, from 0 to 1."""
 
+    imports = ("r1mega.rewards.languages.identify",)
+
     kind: Literal["language"] = "language"
     language: Annotated[str, AfterValidator(_known)] = "en"
     """Target (ISO 639-1) of questions that name none."""

@@ -4,6 +4,7 @@
         outcome = pool.submit(judge, answer, truth).result()            # a concurrent.futures.Future
         outcome = await asyncio.wrap_future(pool.submit(judge, answer, truth))
         outcomes = pool.map(judge, [(answer, truth), ...])              # in order
+        pool.submit(run_tests, program, tests, limits=Limits(wall_s=600))   # of a task that needs other ones
 
 Who waits for whom: `submit` puts a task into one queue, from any thread. A thread per worker takes a few at a time,
 sends them to its process (`rewards.worker`, by `rewards.processes`) and reads one result after the other, each within
@@ -18,12 +19,12 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from r1mega.rewards import worker as this_process
-from r1mega.rewards.processes import Call, Nursery, Worker, WorkerLost
-from r1mega.rewards.worker import PRELOADED, Done, Limits
+from r1mega.rewards.processes import Nursery, Worker, WorkerLost
+from r1mega.rewards.worker import PRELOADED, Call, Done, Limits, Loads
 
 MAX_BATCH = 32
 ATTEMPTS = 3
@@ -61,6 +62,10 @@ class _Task:
     call: Call
     future: "Future[TaskOutcome]" = field(default_factory=Future)
 
+    @property
+    def memory_mib(self) -> int:
+        return self.call[2].memory_mib
+
 
 def control() -> str:
     """The control task: what any sound worker does at once."""
@@ -76,18 +81,21 @@ class Pool:
         limits: Limits | None = None,
         control: Callable[[], Any] = control,
         preloaded: tuple[str, ...] = PRELOADED,
+        loads: Loads = (),
     ) -> None:
         """
         Args:
             workers: None: a process a core that this process may use.
+            limits: of a task that comes with none of its own.
             preloaded: modules that every worker has from its start.
+            loads: calls (function, arguments) whose effects every worker has from its start, outside all limits.
             control: a task that needs no argument; what it returns here is what it has to return in a worker.
         """
         self.limits = limits or Limits()
         self.num_workers = workers or len(os.sched_getaffinity(0))
         self.counts = Counts()
         self._control, self._expected = control, control()
-        self._preloaded = preloaded
+        self._preloaded, self._loads = preloaded, loads
         self._waiting: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._nursery: Nursery | None = None
@@ -95,14 +103,20 @@ class Pool:
         self._owner = os.getpid()
         self._closed = False
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[TaskOutcome]":
+    def submit(
+        self, function: Callable[..., Any], *arguments: Any, limits: Limits | None = None
+    ) -> "Future[TaskOutcome]":
         """Have `function(*arguments)` called in a worker. Both have to pickle; the function by its name.
+
+        Args:
+            limits: of this task; None: the pool's. A rule asks for its own with `RuleReward.needs`, a verifier with
+                `needs` (`rewards.reward`), and a config sets them with a reward's `cpu_s`, `wall_s`, `memory_mib`.
 
         The future never raises. Raises RuntimeError after `close`, and in a forked child.
         """
         if self._closed or os.getpid() != self._owner:
             raise RuntimeError("a pool belongs to the process that made it, until it is closed")
-        task = _Task((function, arguments))
+        task = _Task((function, arguments, limits or self.limits))
         with self._lock:
             if not self._threads:
                 self._start_threads()
@@ -194,8 +208,9 @@ class Pool:
         while waiting:
             done = 0
             try:
-                if worker is None or worker.spent:
-                    worker = self._sound_worker(worker)
+                memory = max(task.memory_mib for task in waiting)
+                if worker is None or worker.spent or worker.memory_mib < memory:
+                    worker = self._sound_worker(worker, memory)
                 for result in worker.results([task.call for task in waiting]):
                     if result.fault == "memory":
                         raise WorkerLost(result.reason)
@@ -212,7 +227,7 @@ class Pool:
         """A task that ended its worker, alone in another one that has passed the control task."""
         self.counts.retried += 1
         try:
-            worker = self._sound_worker(None)
+            worker = self._sound_worker(None, task.memory_mib)
         except WorkerLost as lost:
             self._finish(task, TaskOutcome("failed", reason=lost.reason))
             return None
@@ -228,16 +243,16 @@ class Pool:
             return None
         return worker
 
-    def _sound_worker(self, old: Worker | None) -> Worker:
-        """A new worker that has passed the control task. Raises WorkerLost after ATTEMPTS."""
+    def _sound_worker(self, old: Worker | None, memory_mib: int) -> Worker:
+        """A new worker that has passed the control task, with so much memory. Raises WorkerLost after ATTEMPTS."""
         if old is not None:
             old.connection.close()
         reason = ""
         for _ in range(ATTEMPTS):
             worker: Worker | None = None
             try:
-                worker = self._started()
-                result = next(worker.results([(self._control, ())]))
+                worker = self._started(memory_mib)
+                result = next(worker.results([(self._control, (), self.limits)]))
                 if result.value == self._expected:
                     return worker
                 reason = f"the control task gave {result.reason or 'another result'}"
@@ -246,14 +261,14 @@ class Pool:
             self._replaced(worker)
         raise WorkerLost(f"no worker does the control task: {reason}")
 
-    def _started(self) -> Worker:
+    def _started(self, memory_mib: int) -> Worker:
         with self._lock:
             if self._closed and (self._nursery is None or not self._nursery.alive):
                 raise WorkerLost("the pool was abandoned")
             if self._nursery is None or not self._nursery.alive:
-                self._nursery = Nursery(self._preloaded)
+                self._nursery = Nursery(self._preloaded, self._loads)
             nursery = self._nursery
-        return nursery.start(self.limits)
+        return nursery.start(replace(self.limits, memory_mib=max(memory_mib, self.limits.memory_mib)))
 
     def _replaced(self, worker: Worker | None) -> None:
         if worker is not None:

@@ -1,5 +1,6 @@
 """A pool's ends of its processes: the nursery that it starts, and the workers that this forks for it."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -8,20 +9,17 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from r1mega.rewards.worker import Done, Limits
+from r1mega.rewards.worker import Call, Done, Limits, Loads
 from r1mega.runtime.process import child_environment
 
 START_S = 600.0
 """Until a nursery answers: its imports, on a busy machine."""
 TASKS_PER_WORKER = 5_000
 """Then it is replaced: what its libraries keep in caches stays bounded."""
-
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A function and its arguments. Both have to pickle; the function by its name."""
 
 
 class WorkerLost(Exception):
@@ -35,9 +33,11 @@ class WorkerLost(Exception):
 class Worker:
     """One worker process, by its connection."""
 
-    def __init__(self, nursery: "Nursery", pid: int, connection: Connection, limits: Limits) -> None:
+    def __init__(self, nursery: "Nursery", pid: int, connection: Connection, memory_mib: int) -> None:
         self.connection = connection
-        self._nursery, self._pid, self._limits = nursery, pid, limits
+        self.memory_mib = memory_mib
+        """What a task may use at most here, whatever it asks for."""
+        self._nursery, self._pid = nursery, pid
         self._done = 0
 
     @property
@@ -54,9 +54,9 @@ class Worker:
             return
         try:
             self.connection.send_bytes(packed)
-            for _ in calls:
-                if not self.connection.poll(self._limits.wall_s):
-                    raise WorkerLost(f"took more than {self._limits.wall_s:g} s")
+            for _, _, limits in calls:
+                if not self.connection.poll(limits.wall_s):
+                    raise WorkerLost(f"took more than {limits.wall_s:g} s")
                 self._done += 1
                 yield pickle.loads(self.connection.recv_bytes())
         except (OSError, EOFError) as error:
@@ -70,15 +70,19 @@ class Worker:
 class Nursery:
     """The process that has imported what rules need, and forks workers."""
 
-    def __init__(self, preloaded: tuple[str, ...]) -> None:
+    def __init__(self, preloaded: tuple[str, ...], loads: Loads = ()) -> None:
+        packed = pickle.dumps(list(loads))
         ours, theirs = socket.socketpair()
         call = f"nursery({theirs.fileno()}, {os.getpid()}, {json.dumps(sys.path)!r}, {preloaded!r})"
         command = [sys.executable, "-c", f"from r1mega.rewards.worker import nursery; {call}"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
             start_new_session=True, env=child_environment(),
         )  # fmt: skip
         theirs.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError), self._process.stdin as stdin:  # where it has died, `start` says so
+            stdin.write(packed)
         ours.settimeout(START_S)
         self._socket = ours
         self._lock = threading.Lock()
@@ -96,7 +100,7 @@ class Nursery:
             raise WorkerLost(f"no process can be started for rewards: {error or type(error).__name__}") from error
         finally:
             theirs.close()
-        return Worker(self, pid, Connection(ours.detach()), limits)
+        return Worker(self, pid, Connection(ours.detach()), limits.memory_mib)
 
     def kill(self, pid: int) -> None:
         try:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
-from r1mega.config.load import nearest
+from r1mega.config.load import nearest, raise_if_any
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.language import Language
+from r1mega.rewards.overlong import Overlong
+from r1mega.rewards.own import Own
+from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.reward import Reward, RuleReward
 from r1mega.rewards.rubric import Rubric, Truncated
 
@@ -21,6 +24,8 @@ MEMBERS: tuple[type[Reward], ...] = (
     Accuracy,
     Format,
     Language,
+    Overlong,
+    Own,
 )
 """A row a kind of reward."""
 
@@ -39,7 +44,7 @@ else:
 
 
 def _named(table: Any) -> Any:
-    """Every reward as a table that says its kind: the one that it states, or its own name."""
+    """Every reward as a table that says its kind: the one that it states, that of a file, or its own name."""
     if not isinstance(table, dict):
         return table
     return {n: reward if isinstance(reward, Reward) else _table(n, reward) for n, reward in table.items()}
@@ -48,12 +53,14 @@ def _named(table: Any) -> Any:
 def _table(name: str, reward: Any) -> dict[str, Any]:
     if isinstance(reward, bool) or not isinstance(reward, dict | int | float):
         raise ValueError(f"{name} should be a weight, written without quotes, or a table")
-    found = {"kind": name, **reward} if isinstance(reward, dict) else {"kind": name, "weight": reward}
+    if not isinstance(reward, dict):
+        reward = {"weight": reward}
+    found = {"kind": "own" if "file" in reward else name, **reward}
     if found["kind"] not in REWARDS:
         near = nearest(str(found["kind"]), REWARDS)
         raise ValueError(
             f"there is no reward {found['kind']!r}{near}: choose of {', '.join(REWARDS)}; one of another name says "
-            'kind = "..." in its table'
+            'kind = "..." in its table, and one of your own file = "..." and function = "..."'
         )
     return found
 
@@ -67,20 +74,24 @@ Rewards = Annotated[dict[str, AnyReward], BeforeValidator(_named)]
     kind = "format"
     weight = 0.5
     domains = ["general"]
+    [rewards.brevity]              # a function of one's own (`rewards.own`)
+    file = "my_reward.py"
+    function = "brevity"
 """
 
 
 def rubric_of(config: Path) -> Rubric:
     """The rules of a config's [rewards], and what its [objective] says of truncated answers; nothing else is read.
 
-    Raises ConfigError: it cannot be read, a reward is unknown or has a wrong setting, or is given by a model.
+    Raises ConfigError: it cannot be read; a reward is unknown, has a wrong setting or file, or is given by a model.
     """
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{config}: {error}") from error
     try:
-        rewards = TypeAdapter(Rewards).validate_python(table.get("rewards", {}))
+        anchor = {"folder": str(config.resolve().parent)}
+        rewards = TypeAdapter(Rewards).validate_python(table.get("rewards", {}), context=anchor)
     except ValidationError as error:
         faults = "; ".join(f"rewards.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ConfigError(f"{config}: {faults}") from error
@@ -92,4 +103,5 @@ def rubric_of(config: Path) -> Rubric:
     truncated = table.get("objective", {}).get("truncated", "zero")
     if truncated not in get_args(Truncated):
         raise ConfigError(f"{config}: objective.truncated: {truncated!r} is none of {', '.join(get_args(Truncated))}")
+    raise_if_any(config, own_faults(rewards))
     return Rubric(rewards, truncated)

@@ -13,16 +13,21 @@ in one forward pass that all ranks take part in, between rollout and update, by 
 
 Its settings class is the reward: frozen, checked without its library, and sent to a worker process as it is. So a
 file of a reward imports pydantic alone; the library that it judges with is imported inside `judge`.
+
+A rule runs in a worker (`rewards.pool`) within limits of time and memory. One that needs other limits than most says
+`needs = Limits(wall_s=600)`; a verifier does the same, and its questions then have them. A config may set each,
+`cpu_s`, `wall_s` and `memory_mib`, in a rule's table.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from r1mega.config.section import Section
 from r1mega.data.question import Domain
+from r1mega.rewards.worker import Limits
 from r1mega.samples import Completion, Document, Prompt, VerdictStatus
 
 
@@ -86,12 +91,37 @@ class Reward(Section):
         """Whether it judges answers to `prompt` after `step` optimiser steps."""
         return step >= self.from_step and (not self.domains or prompt.domain in self.domains)
 
+    def content(self) -> str:
+        """Digest of what it judges by beside its settings; "" where they are all there is."""
+        return ""
+
 
 class RuleReward(Reward):
     """A reward that judges each answer as it arrives, in any thread or process; deterministic."""
 
     whole_group: ClassVar[bool] = False
     """Whether it needs all answers to the question at once; others may be asked before the rest have come."""
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that take long to import: workers have them before they judge, since no answer's time is theirs."""
+    needs: ClassVar[Limits] = Limits()
+    """What judging one answer may use, where the config says nothing else."""
+
+    cpu_s: float | None = Field(default=None, gt=0)
+    """Processor seconds that judging one answer may take in its worker; none given: what the rule and the question's
+    verifier need, 5 for most. An answer that takes more scores 0."""
+    wall_s: float | None = Field(default=None, gt=0)
+    """Seconds, waiting included; none given: 120 for most."""
+    memory_mib: int | None = Field(default=None, gt=0)
+    """Memory that judging one answer may take; none given: 1,024 for most."""
+
+    def limits(self, prompt: Prompt) -> Limits:
+        """What judging an answer to `prompt` may use."""
+        given = {"cpu_s": self.cpu_s, "wall_s": self.wall_s, "memory_mib": self.memory_mib}
+        return replace(self.needed(prompt), **{name: value for name, value in given.items() if value is not None})
+
+    def needed(self, prompt: Prompt) -> Limits:
+        """`needs`, or what the question's verifier says."""
+        return self.needs
 
     def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
         """What `answer` is worth.
@@ -102,6 +132,7 @@ class RuleReward(Reward):
 
         Raises:
             ConfigError: the question names something that there is not, such as an unknown verifier.
+            MemoryError: which is taken for the answer's doing.
             Exception: anything else counts as `failed`; what the answer itself causes must be caught and scored.
         """
         raise NotImplementedError

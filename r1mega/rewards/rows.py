@@ -7,8 +7,8 @@
     reasoning-gym id, response, entry         by the verifier of the entry's data set
     code          id, response, tests         the program passes them; language (python or cpp), and where wanted
                   checker, program (with a fault, to mend), time_s, memory_mib
-    rubric        id, response, and as the config's rewards ask for them answer, verifier, domain, entry, prefill,
-                  truncated, num_tokens, step
+    rubric        id, response, and as the config's rewards ask for them question, answer, verifier, domain, entry,
+                  prefill, truncated, num_tokens, step
 
 Other fields of a row are the user's own. The functions that judge are called in workers.
 """
@@ -33,6 +33,8 @@ from r1mega.samples import Prompt, Verdict, VerdictStatus
 
 Kind = Literal["math", "choice", "format", "language", "reasoning-gym", "code", "rubric"]
 STYLES: Mapping[str, Callable[[str], bool]] = {"r1_zero": is_formatted, "r1": is_reasoned}
+COUNT_TOKENS = ("overlong", "own")
+"""Kinds of rewards that may ask for an answer's length in tokens."""
 MAX_ANSWER_CHARACTERS = 20_000
 """Of an answer that a data set's own verifier reads."""
 
@@ -85,14 +87,18 @@ def _for_rubric(value: Mapping[str, Any], where: str, rubric: Rubric) -> dict[st
         "domain": value.get("domain", "math"), "prefill": value.get("prefill", ""),
         "truncated": value.get("truncated", False), "num_tokens": value.get("num_tokens", 0),
         "step": value.get("step", 0), "entry": value.get("entry", {}), "answer": "", "verifier": "math",
+        "question": value.get("question", ""),
     }  # fmt: skip
-    for name, kind in (("prefill", str), ("truncated", bool), ("num_tokens", int), ("step", int), ("entry", dict)):
+    if "num_tokens" not in value and (counts := [n for n, r in rubric.rewards.items() if r.kind in COUNT_TOKENS]):
+        raise DataError(f"{where}: num_tokens is missing, and rewards.{counts[0]} may ask how long the answer is")
+    kinds = {"question": str, "prefill": str, "truncated": bool, "num_tokens": int, "step": int, "entry": dict}
+    for name, kind in kinds.items():
         if not isinstance(fields[name], kind) or (kind is int and isinstance(fields[name], bool)):
             raise DataError(f"{where}: {name} should be {_NAMES[kind]}, and is {_shown(value, name)}")
     if fields["domain"] not in get_args(Domain):
         known = ", ".join(get_args(Domain))
         raise DataError(f"{where}: domain should be one of {known}, and is {_shown(value, 'domain')}")
-    if any(reward.kind == "accuracy" for reward in rubric.rewards.values()):
+    if "answer" in value or any(reward.kind == "accuracy" for reward in rubric.rewards.values()):
         fields["answer"] = _text(value, "answer", where, numbers=True)
         fields["verifier"] = value.get("verifier", "math")
         if fields["verifier"] not in VERIFIERS:
@@ -192,34 +198,26 @@ def judge_code(row: Response) -> Verdict:
     return Verdict(VerdictStatus.SCORED, parts["accuracy"], parts, passed.reason)
 
 
-def judge_by_rubric(row: Response, rubric: Rubric) -> Verdict:
-    """The verdict of the config's rules. Raises ConfigError as they do."""
+def asked_of_rubric(row: Response) -> tuple[Prompt, Answer, int]:
+    """What a config's rules are asked: an answer to a question, after so many steps."""
     fields = row.fields
     prompt = Prompt(
-        str(row.id),
-        fields["verifier"],
-        "",
-        fields["answer"],
-        Int32s(),
-        fields["prefill"],
-        fields["entry"],
-        fields["domain"],
-    )
+        str(row.id), fields["verifier"], fields["question"], fields["answer"], Int32s(), fields["prefill"],
+        fields["entry"], fields["domain"],
+    )  # fmt: skip
     answer = Answer(fields["prefill"] + row.response, fields["num_tokens"], fields["truncated"])
-    (verdict,) = rubric.judge_answers(prompt, [answer], fields["step"])
-    return verdict
+    return prompt, answer, fields["step"]
 
 
-JUDGES: Mapping[Kind, Callable[..., Verdict]] = {
+JUDGES: Mapping[Kind, Callable[[Response], Verdict]] = {
     "math": judge_math,
     "choice": judge_choice,
     "format": judge_format,
     "language": judge_language,
     "reasoning-gym": judge_reasoning_gym,
     "code": judge_code,
-    "rubric": judge_by_rubric,
 }
-"""Kind -> what judges a row; a rubric takes the rubric too."""
+"""Kind -> what judges a row; a rubric's rules do it themselves (`rewards.judges`)."""
 
 
 def _scored(part: str, right: bool, reason: str) -> Verdict:

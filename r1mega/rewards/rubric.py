@@ -1,13 +1,14 @@
 """The rubric: which rewards an answer has, what they are worth together, and what becomes of odd cases.
 
     rubric = Rubric({"accuracy": Accuracy(), "format": Format(weight=0.5)}, truncated="zero")
-    verdicts = rubric.judge(prompt, completions, step)      # the rules', as soon as the answers have come
+    verdicts = rubric.judge(prompt, completions, step)      # the rules', here and now; `rewards.judges` asks a pool
     groups = scored_by_models(mesh, groups, rubric, ...)    # the models' (`trainer.scoring`), before the update
 
 A verdict's reward is the sum of weight x value over the rewards asked. One that failed makes the verdict failed, one
 that cannot judge makes it unscorable: neither is ever a zero, and such an answer enters no baseline.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -42,16 +43,32 @@ class Rubric:
         return tuple(self._judge(prompt, answer, answers, step) for answer in answers)
 
     def _judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer], step: int) -> Verdict:
-        asked = {name: reward for name, reward in self.rewards.items() if reward.asked(prompt, step)}
+        if (settled := self.settled(prompt, answer, step)) is not None:
+            return settled
+        rules = self.rules(prompt, step)
+        return self.verdict({name: score_of(name, rule, prompt, answer, group) for name, rule in rules.items()})
+
+    def settled(self, prompt: Prompt, answer: Answer, step: int) -> Verdict | None:
+        """The verdict of an answer of which no rule is asked."""
+        asked = [name for name, reward in self.rewards.items() if reward.asked(prompt, step)]
         if not asked:
             return Verdict(VerdictStatus.UNSCORABLE, reason=f"no reward is for {prompt.domain} at step {step}")
         if answer.truncated and self.truncated == "mask":
             return Verdict(VerdictStatus.UNSCORABLE, reason="cut at the length limit")
         if answer.truncated and self.truncated == "zero":
             return Verdict(VerdictStatus.SCORED, 0.0, dict.fromkeys(asked, 0.0), "cut at the length limit")
-        rules = {name: rule for name, rule in asked.items() if isinstance(rule, RuleReward)}
-        scores = {name: _score(name, rule, prompt, answer, group) for name, rule in rules.items()}
-        return self._with(Verdict(VerdictStatus.SCORED), scores)
+        return None
+
+    def rules(self, prompt: Prompt, step: int) -> dict[str, RuleReward]:
+        """The rules that are asked of answers to `prompt` after `step` optimiser steps."""
+        return {n: r for n, r in self.rewards.items() if isinstance(r, RuleReward) and r.asked(prompt, step)}
+
+    def verdict(self, scores: "Mapping[str, Score | ConfigError]") -> Verdict:
+        """What the rules' scores come to (`score_of`). Raises a ConfigError that is one of them."""
+        for score in scores.values():
+            if isinstance(score, ConfigError):
+                raise score
+        return self._with(Verdict(VerdictStatus.SCORED), {n: s for n, s in scores.items() if isinstance(s, Score)})
 
     # ---- models ---------------------------------------------------------------------------------------------
 
@@ -98,10 +115,21 @@ Place = tuple[int, int]
 """Of an answer: index of its group, index in it."""
 
 
-def _score(name: str, rule: RuleReward, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
+def score_of(
+    name: str, rule: RuleReward, prompt: Prompt, answer: Answer, group: Sequence[Answer]
+) -> Score | ConfigError:
+    """What a rule says of an answer; a rule that raises, or gives no finite number, has failed.
+
+    An error of the config is returned, so that it comes back from another process as it is. Raises MemoryError.
+    """
     try:
-        return rule.judge(prompt, answer, group if rule.whole_group else ())
-    except ConfigError:
+        score = rule.judge(prompt, answer, group if rule.whole_group else ())
+    except ConfigError as error:
+        return error
+    except MemoryError:
         raise
     except Exception as error:  # a verifier is foreign code and may raise anything
         return failed(f"reward {name} of a question of {prompt.verifier} raised {type(error).__name__}: {error}")
+    if score.status is VerdictStatus.SCORED and not math.isfinite(score.value):
+        return failed(f"reward {name} of a question of {prompt.verifier} gave {score.value}")
+    return score

@@ -20,8 +20,11 @@ from typing import IO, Any
 
 from r1mega.data import lines
 from r1mega.errors import DataError, RewardError
+from r1mega.rewards.code import Code
+from r1mega.rewards.judges import Judges, gathered, preloaded
+from r1mega.rewards.own import loads
 from r1mega.rewards.pool import Pool, TaskOutcome
-from r1mega.rewards.rows import JUDGES, Kind, Response, read_row
+from r1mega.rewards.rows import JUDGES, Kind, Response, asked_of_rubric, read_row
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.sandbox.sound import fault_of_this_machine
 from r1mega.rewards.worker import PRELOADED, Limits
@@ -31,12 +34,11 @@ from r1mega.samples import Verdict, VerdictStatus
 
 AHEAD = 1_000
 """Rows that are with the workers before the first of them is written."""
-_LIMITS: Mapping[str, Limits] = {"code": Limits(cpu_s=300.0, wall_s=3600.0)}
+_LIMITS: Mapping[str, Limits] = {"code": Code.needs}
 """Of a task, where its kind has limits of its own within."""
 _LIBRARY: Mapping[str, tuple[str, ...]] = {
     "language": ("r1mega.rewards.languages.identify",),
     "reasoning-gym": ("reasoning_gym",),
-    "rubric": ("reasoning_gym",),
 }
 
 
@@ -120,7 +122,7 @@ def digest_of(kind: Kind, rows: Sequence[Response], rubric: Rubric | None) -> st
     for row in rows:
         digest.update(json.dumps([row.id, row.response, dict(row.fields)], sort_keys=True, default=str).encode())
     if rubric is not None:
-        rewards = {name: reward.model_dump(mode="json") for name, reward in rubric.rewards.items()}
+        rewards = {n: [reward.model_dump(mode="json"), reward.content()] for n, reward in rubric.rewards.items()}
         digest.update(json.dumps([rewards, rubric.truncated], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -182,9 +184,11 @@ def _judge(
 ) -> Summary:
     """Judge the rows behind those that `summary` has already, and write them and the summary."""
     left = rows[summary.rows :]
-    preloaded = PRELOADED + _LIBRARY.get(kind, ())
+    imports, loaded = PRELOADED + _LIBRARY.get(kind, ()), loads({} if rubric is None else rubric.rewards)
+    if rubric is not None:
+        imports = preloaded({row.fields["verifier"] for row in left}, rubric.rewards)
     silent = not sys.stderr.isatty()
-    with Pool(workers, _LIMITS.get(kind), preloaded=preloaded) as pool, Bar(
+    with Pool(workers, _LIMITS.get(kind), preloaded=imports, loads=loaded) as pool, Bar(
         f"score {kind}", len(rows), unit="row", done=summary.rows, silent=silent
     ) as bar:  # fmt: skip
         for row, outcome in _outcomes(pool, kind, left, rubric):
@@ -202,16 +206,23 @@ def _outcomes(
     pool: Pool, kind: Kind, rows: Sequence[Response], rubric: Rubric | None
 ) -> Iterator[tuple[Response, TaskOutcome]]:
     """The outcome of each row, in order, with at most AHEAD of them under way."""
-    more = () if rubric is None else (rubric,)
     waiting: collections.deque[tuple[Response, Future[TaskOutcome]]] = collections.deque()
     coming = iter(rows)
     for row in itertools.islice(coming, AHEAD):
-        waiting.append((row, pool.submit(JUDGES[kind], row, *more)))
+        waiting.append((row, _asked(pool, kind, row, rubric)))
     while waiting:
         row, future = waiting.popleft()
         yield row, future.result()
         for following in itertools.islice(coming, 1):
-            waiting.append((following, pool.submit(JUDGES[kind], following, *more)))
+            waiting.append((following, _asked(pool, kind, following, rubric)))
+
+
+def _asked(pool: Pool, kind: Kind, row: Response, rubric: Rubric | None) -> Future[TaskOutcome]:
+    if rubric is None:
+        return pool.submit(JUDGES[kind], row)
+    prompt, answer, step = asked_of_rubric(row)
+    judged = Judges(pool).judge_one(rubric, prompt, answer, [answer], step)
+    return gathered([judged], lambda found: TaskOutcome("done", found[0][0], seconds=found[0][1]))
 
 
 def line_of(row: Response, outcome: TaskOutcome) -> dict[str, Any]:

@@ -13,7 +13,11 @@ from r1mega.rewards.reasoning_gym import ReasoningGym
 
 
 class Verifier(Protocol):
-    """Finds the answer in a text and judges it; deterministic."""
+    """Finds the answer in a text and judges it; deterministic.
+
+    One whose judging takes more than most has an attribute `needs` (`rewards.worker.Limits`); one whose rate of false
+    negatives was measured has it in `false_negatives`, as the upper end of its interval.
+    """
 
     def find_answer(self, text: str) -> str | None:
         """The final answer of a response, where this verifier looks for one; None where there is none."""

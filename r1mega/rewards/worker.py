@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -42,9 +42,16 @@ class Limits:
     """What one task may use."""
 
     cpu_s: float = 5.0
+    """Seconds of processor time of the worker itself, not of what it starts."""
     wall_s: float = 120.0
     memory_mib: int = 1024
     """Above what the nursery has."""
+
+
+Call = tuple[Callable[..., Any], tuple[Any, ...], Limits]
+"""A function, its arguments, and what it may use. All have to pickle; the function by its name."""
+Loads = Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]
+"""Calls that a nursery makes once, before the first worker: what they load every worker has."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,21 @@ class OutOfTime(BaseException):
 def nursery(control_fd: int, parent: int, path: str, preloaded: tuple[str, ...]) -> None:
     """Serve a pool until it is gone: fork a worker for each connection, kill and reap those it names.
 
+    Its standard input holds the calls to make before the first worker (`Loads`), pickled.
+
     Args:
         path: the pool's sys.path, as JSON, so that a function is found here under the name that it has there.
         preloaded: modules to import before the first worker.
     """
+    loads = sys.stdin.buffer.read()
     sys.path[:] = json.loads(path)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in preloaded:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    for function, arguments in pickle.loads(loads):
+        with contextlib.suppress(Exception, SystemExit):  # the task that needs it says what is wrong
+            function(*arguments)
     gc.collect()
     gc.freeze()
     control = socket.socket(fileno=control_fd)
@@ -132,17 +145,21 @@ def _serve(connection: Connection, limits: Limits) -> None:
     global inside
     inside = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    memory = _address_space() + limits.memory_mib * _MIB
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    before = _address_space()
+    most = before + limits.memory_mib * _MIB
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     signal.signal(signal.SIGPROF, _raise_out_of_time)
     while True:
         try:
-            tasks = pickle.loads(connection.recv_bytes())
+            packed = connection.recv_bytes()
         except EOFError:
             return
-        for task in tasks:
-            function, arguments = task
-            done = _do(function, arguments, limits)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # to read tasks, whatever the last one was allowed
+        calls: Sequence[Call] = pickle.loads(packed)
+        for function, arguments, allowed in calls:
+            memory = min(before + allowed.memory_mib * _MIB, most)
+            resource.setrlimit(resource.RLIMIT_AS, (memory, most))
+            done = _do(function, arguments, allowed)
             connection.send_bytes(_packed(done))
             if done.fault == "memory":
                 return  # what it still holds may not fail the next one

@@ -1,6 +1,6 @@
 """Prompts in, judged groups out as they complete, journalled: what a rollout and an evaluation ask of an engine.
 
-groups = collect(engine, requests, params, version=step, judge=partial(judged, rubric, step))
+groups = collect(engine, requests, params, version=step, judge=partial(judged, judges, rubric, step))
 
 source = GroupSource(engine, journal, prompts, ...)     # rank 0; `NoGroups` elsewhere
 rollout = source.next(step)
@@ -9,7 +9,10 @@ source.handed_over()
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,8 @@ from typing import Any, Generic, TypeVar
 from r1mega.data.prompts import PromptStream
 from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
+from r1mega.rewards.failures import Failures
+from r1mega.rewards.judges import Judges, gathered
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
 from r1mega.rollout.journal import Journal
@@ -32,8 +37,10 @@ MAX_EMPTY_ROLLOUTS = 10
 """Rollouts in a row that leave nothing to learn from before the run gives up."""
 
 J = TypeVar("J")
-Judge = Callable[[Prompt, tuple[Completion, ...]], J]
-"""What becomes of all answers to one prompt: a `Group`, or the grades of an evaluation."""
+Judge = Callable[[Prompt, tuple[Completion, ...]], Future[J]]
+"""What will become of all answers to one prompt: a `Group`, or the grades of an evaluation."""
+Breakable = Callable[[], AbstractContextManager[None]]
+"""Makes what is entered to wait for something that a signal may break off (`Interrupt.at_once`)."""
 Say = Callable[[str, str], None]
 """Tells people what is waited for, and what has come of it (`progress.Bar.say`)."""
 
@@ -46,22 +53,27 @@ def collect(
     version: int,
     judge: Judge[J],
     on_judged: Callable[[int, J], None] = lambda index, judged: None,
+    breakable: Breakable = nullcontext,
 ) -> list[J]:
-    """Ask, and judge each request's answers when they are all there, while others are still being sampled.
+    """Ask, and have each request's answers judged when they are all there, while others are still being sampled.
 
     Args:
         engine: asked once; where it is a `JournalledEngine`, answers are journalled before they are judged.
         version: of the weights that answer.
-        judge: called once a request, in the thread that samples.
-        on_judged: called after it with the request's index, in the order in which answers come.
+        judge: called once a request, in the thread that samples; what it returns must not keep that thread.
+        on_judged: called in that thread with a request's index and what became of it, in the order in which answers
+            come.
+        breakable: entered while nothing is left but to wait for judgements.
 
     Returns:
-        What `judge` made of each request, in the requests' order.
+        What became of each request, in the requests' order.
 
-    Raises: as `Engine.generate` and `judge`.
+    Raises: as `Engine.generate` and `judge`'s futures.
     """
     collected = _Collected(requests, judge, on_judged)
     engine.generate(requests, params, version=version, on_answer=collected.take)
+    with breakable():
+        collected.wait()
     return [collected.judged[index] for index in range(len(requests))]
 
 
@@ -70,20 +82,36 @@ class _Collected(Generic[J]):
 
     def __init__(self, requests: Sequence[Request], judge: Judge[J], on_judged: Callable[[int, J], None]) -> None:
         self._requests, self._judge, self._on_judged = requests, judge, on_judged
+        self._open: deque[tuple[int, Future[J]]] = deque()
+        """Requests that are being judged, in the order in which their answers came."""
         self.judged: dict[int, J] = {}
 
     def take(self, index: int, completions: tuple[Completion, ...]) -> None:
-        self.judged[index] = self._judge(self._requests[index].prompt, completions)
+        self._open.append((index, self._judge(self._requests[index].prompt, completions)))
+        while self._open and self._open[0][1].done():
+            self._take_first()
+
+    def wait(self) -> None:
+        while self._open:
+            self._take_first()
+
+    def _take_first(self) -> None:
+        index, future = self._open[0]
+        self.judged[index] = future.result()
+        self._open.popleft()
         self._on_judged(index, self.judged[index])
 
 
-def judged(rubric: Rubric, step: int, prompt: Prompt, completions: tuple[Completion, ...]) -> Group:
+def judged(
+    judges: Judges, rubric: Rubric, step: int, prompt: Prompt, completions: tuple[Completion, ...]
+) -> Future[Group]:
     """All answers to one prompt, with the rules' verdicts after `step` optimiser steps. Raises as `Rubric.judge`."""
-    return Group(prompt, completions, rubric.judge(prompt, completions, step))
+    verdicts = judges.judge(rubric, prompt, completions, step)
+    return gathered([verdicts], lambda found: Group(prompt, completions, found[0]))
 
 
 class Count:
-    """Tells people how many answers have come. An `on_judged` of `collect`."""
+    """Tells people how many answers have come and are judged. An `on_judged` of `collect`."""
 
     def __init__(self, say: Say, what: str, num_requests: int, n: int) -> None:
         """n: answers to each request."""
@@ -123,12 +151,15 @@ class GroupSource:
         *,
         group_size: int,
         num_prompts: int,
-        rubric: Rubric,
+        judge: "Callable[[int, Prompt, tuple[Completion, ...]], Future[Group]]",
+        failures: Failures,
+        figures: Callable[[Sequence[Group]], Mapping[str, float]],
         num_usable: Callable[[Sequence[Group]], int],
         least: int,
         seed: int,
         folder: Path,
         say: Say,
+        breakable: Breakable,
     ) -> None:
         """Nothing is asked yet.
 
@@ -136,14 +167,19 @@ class GroupSource:
             journal: the engine's.
             group_size: G.
             num_prompts: of one rollout.
-            rubric: its rules judge here; what a model scores is added where all ranks take part.
+            judge: has all answers to a prompt judged by the rules, after so many steps; what a model scores is added
+                where all ranks take part.
+            failures: stops the run where too many verdicts fail.
+            figures: more of a rollout's groups than `rollout_metrics` has.
             num_usable: how many answers of some groups can be learnt from.
             least: fewer than these are no rollout: other prompts are taken.
             seed: the run's.
             folder: where people read the answers, a file step_N.jsonl a step.
+            breakable: see `collect`.
         """
+        self._judge, self._failures, self._figures, self._breakable = judge, failures, figures, breakable
         self._engine, self._journal, self._prompts, self._params = engine, journal, prompts, params
-        self._group_size, self._num_prompts, self._rubric = group_size, num_prompts, rubric
+        self._group_size, self._num_prompts = group_size, num_prompts
         self._num_usable, self._least = num_usable, least
         self._seed, self._folder, self._say = seed, folder, say
         self._place: dict[str, Any] | None = None
@@ -154,6 +190,7 @@ class GroupSource:
 
         Raises:
             RolloutError: `MAX_EMPTY_ROLLOUTS` in a row left too little.
+            RewardError: as `Failures.see`.
         """
         self._place = self._prompts.state()
         tried, seconds = list[Group](), 0.0
@@ -162,6 +199,7 @@ class GroupSource:
                 groups = self._groups(step)
             tried += groups
             files.write_jsonl(self._folder / f"step_{step}.jsonl", transcripts(step, tried))
+            self._failures.see(step, groups)
             seconds += watch.seconds
             usable = self._num_usable(groups)
             if usable >= self._least:
@@ -179,14 +217,17 @@ class GroupSource:
             for p in self._prompts.take(self._num_prompts)
         ]
         count = Count(self._say, "rollout", len(asked), self._group_size)
-        rules = partial(judged, self._rubric, step)
-        return collect(self._engine, asked, self._params, version=step, judge=rules, on_judged=count)
+        judge, breakable = partial(self._judge, step), self._breakable
+        return collect(
+            self._engine, asked, self._params, version=step, judge=judge, on_judged=count, breakable=breakable
+        )
 
     def _metrics(self, tried: Sequence[Group], usable: int) -> dict[str, float]:
         compared = self._engine.comparison
         again = {"replay/tokens": compared.tokens, "replay/equal_tokens": compared.equal_tokens}
         return {
             **rollout_metrics(tried),
+            **self._figures(tried),
             # Not the answers without a verdict, of constant groups that are dropped, or of prompts in whose place
             # others were taken.
             "rollout/learnt_from": float(usable),

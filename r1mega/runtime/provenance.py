@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from r1mega.config.section import Section
 from r1mega.runtime.digests import Digests, digest_of
@@ -106,6 +106,11 @@ def _paths(section: Section, prefix: str) -> Iterator[tuple[str, Path]]:
     """Setting and path, settings spelt as `--set` does; a list's paths have its name, a list's tables numbers."""
     for name in type(section).model_fields:
         value = getattr(section, name)
+        if isinstance(value, dict):  # tables under free names
+            for free, inner in cast(dict[str, Any], value).items():
+                if isinstance(inner, Section):
+                    yield from _paths(inner, f"{prefix}{name}.{free}.")
+            continue
         several = isinstance(value, tuple)
         for number, inner in enumerate(value if several else (value,)):
             if isinstance(inner, Section):

@@ -24,6 +24,8 @@ from r1mega.evaluation.ballots import with_votes
 from r1mega.evaluation.metrics import Graded, results_of, summarise
 from r1mega.evaluation.scores import Scores, doubling, score
 from r1mega.recipe.evaluate import QUESTION, AskedEndpoint, Evaluate
+from r1mega.rewards.judges import preloaded
+from r1mega.rewards.pool import Pool
 from r1mega.rollout.engine import Engine, SamplingParams
 from r1mega.rollout.remote import OneByOne, RemoteEngine
 from r1mega.rollout.replay import JournalledEngine, open_journal
@@ -55,11 +57,19 @@ class Asked:
     """Whether each answer is asked for, and journalled, by itself."""
 
 
-def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[..., Served] | None = None) -> None:
+def run(
+    config: Evaluate,
+    cluster: Cluster,
+    run_dir: RunDir,
+    *,
+    serve: Callable[..., Served] | None = None,
+    pool: Callable[..., Pool] = Pool,
+) -> None:
     """Write summary.json with pass@1 at the sampling temperature and greedily, and the judged answers of the former.
 
     Args:
         serve: makes what answers for a folder, as `rollout.served.ServedModel` does, which is the default.
+        pool: makes what judges its answers, as `Pool` does.
 
     Raises:
         ConfigError, DataError: settings, questions and tokenizer do not fit each other.
@@ -79,6 +89,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[
         Interrupt() as interrupt,
         open_journal(run_dir, "journal") as journal,
         asked.start(interrupt) as served,
+        pool(preloaded=preloaded({prompt.verifier for prompt in asked.prompts})) as judging,
         Bar("evaluate", len(asked.prompts) * sum(num for num, _ in kinds.values()), unit="answer") as bar,
         Stopwatch() as watch,
     ):
@@ -89,7 +100,7 @@ def run(config: Evaluate, cluster: Cluster, run_dir: RunDir, *, serve: Callable[
             for name, (num_samples, drawn) in kinds.items():
                 graded[name] = held_out.ask(
                     engine, asked.prompts, num_samples, drawn, seed=config.seed, version=0,
-                    on_judged=lambda _, some: bar.advance(len(some)),
+                    on_judged=lambda _, some: bar.advance(len(some)), pool=judging, breakable=interrupt.at_once,
                 )  # fmt: skip
                 replayed += journalled.replayed * (1 if asked.one_by_one else num_samples)
         except StopNow:

@@ -25,6 +25,8 @@ from r1mega.diagnostics.rollout import reward_metrics, summarise
 from r1mega.errors import ConfigError, RolloutError
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.failures import Failures
+from r1mega.rewards.pool import Pool
 from r1mega.rewards.reward import ModelReward, Scorer
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.collect import GroupSource, NoGroups, Rollout
@@ -62,6 +64,7 @@ def run(
     build: Callable[..., Policy] = Policy.build,
     serve: Callable[..., ServedModel] = ServedModel,
     pusher: Callable[..., Pusher] = Pusher,
+    pool: Callable[..., Pool] = Pool,
     scorers: Mapping[str, Scorer] = NO_SCORERS,
 ) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
@@ -70,12 +73,14 @@ def run(
         build: makes the policy, as `Policy.build` does.
         serve: makes what answers on rank 0, as `ServedModel` does.
         pusher: makes what gives it the policy's weights, as `Pusher` does.
+        pool: makes what judges its answers on rank 0, as `Pool` does.
         scorers: of the rewards that a model gives, by their names in config.rewards.
 
     Raises:
         ConfigError: a reward is to be given by a model that has no scorer.
         MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
         RolloutError: the engine cannot start or answer, or a rollout leaves too little to learn from.
+        RewardError: more verdicts have failed than `rollout.max_failed` allows.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
     _refuse_without_scorer(config, scorers)
@@ -88,7 +93,9 @@ def run(
         policy = _policy(config, mesh, build)
         pushing = partial(live_engine, address=cluster.address, on_recovery=part.log_recovery, pusher=pusher)
         engine = run.enter(pushing(policy, served, interrupt=run.interrupt))
-        source, held_out = part.asks(config, run_dir, engine, run.say)
+        failures = Failures(config.rollout.max_failed)
+        judging = run.enter(part.pool(pool, config))
+        source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
         left = LeftToLearn(config, mesh, source)
         run.begin(
             policy,
@@ -106,7 +113,7 @@ def run(
                 pushed = engine.push_seconds - pushed
                 # From run and step alone, so that a resumed run agrees.
                 rng = random.Random(derived_seed(config.seed, "split", step, ""))
-                groups, judged = _scored(config, mesh, rollout, scorers, step)
+                groups, judged = _scored(config, mesh, rollout, scorers, failures, step)
                 minibatches = split_at_random(usable(config, groups), config.rollout.num_minibatches, rng)
                 shares = scatter(mesh, [_weighted(m, config) for m in minibatches], chunk_tokens)
                 source.handed_over()
@@ -203,11 +210,11 @@ def _refuse_without_scorer(config: GRPO, scorers: Mapping[str, Scorer]) -> None:
 
 
 def _scored(
-    config: GRPO, mesh: Mesh, rollout: Rollout, scorers: Mapping[str, Scorer], step: int
+    config: GRPO, mesh: Mesh, rollout: Rollout, scorers: Mapping[str, Scorer], failures: Failures, step: int
 ) -> tuple[Sequence[Group], dict[str, float]]:
     """On rank 0 the rollout's groups with what models say of them, and the figures that this changes.
 
-    Raises RolloutError where this leaves too little to learn from.
+    Raises RolloutError where this leaves too little to learn from, RewardError where too many scores have failed.
     """
     rubric = Rubric(config.rewards, config.objective.truncated)
     if not rubric.models(step):
@@ -217,6 +224,7 @@ def _scored(
     )
     if not groups:
         return (), {}
+    failures.see_again(step, groups)
     least = config.rollout.num_minibatches
     if (left := len(usable(config, groups))) < least:
         raise RolloutError(

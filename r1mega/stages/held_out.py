@@ -1,11 +1,16 @@
 """Held-out questions, asked of a finished model (stages/evaluate.py) and of GRPO's policy on its way."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from r1mega.data.settings import Evaluation
-from r1mega.evaluation.metrics import Graded, grade, summarise
-from r1mega.rollout.collect import Count, Say, collect
+from r1mega.evaluation.metrics import Graded, grade_in, summarise
+from r1mega.rewards.judges import gathered, preloaded
+from r1mega.rewards.pool import Pool
+from r1mega.rollout.collect import Breakable, Count, Say, collect
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, Prompt
@@ -23,6 +28,8 @@ def ask(
     seed: int,
     version: int,
     on_judged: Callable[[int, Sequence[Graded]], None],
+    pool: Pool | None = None,
+    breakable: Breakable = nullcontext,
 ) -> list[Graded]:
     """Judged answers of one evaluation, a prompt's behind each other.
 
@@ -31,16 +38,23 @@ def ask(
         seed: the run's. Answers are drawn with the same seeds at every version: a curve shows the weights, not the
             draw.
         on_judged: called with each prompt's place and grades, as they come.
+        pool: judges while others are sampled; None: one of its own.
+        breakable: see `collect`.
 
     Raises: as `collect` and `grade`.
     """
     asked = [Request(p, num_samples, derived_seed(seed, "eval", 0, p.id)) for p in prompts]
-    graded = collect(engine, asked, params, version=version, judge=_graded, on_judged=on_judged)
+    verifiers = {prompt.verifier for prompt in prompts}
+    with nullcontext(pool) if pool is not None else Pool(preloaded=preloaded(verifiers)) as judging:
+        judge = partial(_graded, judging)
+        graded = collect(
+            engine, asked, params, version=version, judge=judge, on_judged=on_judged, breakable=breakable
+        )
     return [one for group in graded for one in group]
 
 
-def _graded(prompt: Prompt, completions: tuple[Completion, ...]) -> tuple[Graded, ...]:
-    return tuple(grade(prompt, completion) for completion in completions)
+def _graded(pool: Pool, prompt: Prompt, completions: tuple[Completion, ...]) -> Future[tuple[Graded, ...]]:
+    return gathered([grade_in(pool, prompt, completion) for completion in completions], tuple)
 
 
 class HeldOut:
@@ -57,9 +71,13 @@ class HeldOut:
         run_dir: RunDir,
         log: Log,
         say: Say,
+        pool: Pool,
+        breakable: Breakable,
     ) -> None:
+        """pool, breakable: see `ask`."""
         self._engine, self._prompts, self._settings, self._params = engine, prompts, settings, params
         self._seed, self._run_dir, self._log, self._say = seed, run_dir, log, say
+        self._pool, self._breakable = pool, breakable
 
     def evaluate(self, step: int, *, greedy: bool) -> None:
         """Log the evaluation of the weights of `step` at the sampling temperature and, on request, greedily.
@@ -75,8 +93,9 @@ class HeldOut:
                 continue
             count = Count(self._say, "evaluation", len(self._prompts), num_samples)
             graded = ask(
-                self._engine, self._prompts, num_samples, params, seed=self._seed, version=step, on_judged=count
-            )
+                self._engine, self._prompts, num_samples, params, seed=self._seed, version=step, on_judged=count,
+                pool=self._pool, breakable=self._breakable,
+            )  # fmt: skip
             result = summarise(graded)
             self._log(kind, step, result.metrics() | {"result": result.to_json()})
 

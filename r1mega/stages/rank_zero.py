@@ -2,16 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
 from r1mega.data.prompts import PromptStream
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.failures import Failures
+from r1mega.rewards.judges import Judges, preloaded
+from r1mega.rewards.own import loads
+from r1mega.rewards.pool import Pool
 from r1mega.rewards.reward import ModelReward
 from r1mega.rewards.rubric import Rubric
-from r1mega.rollout.collect import GroupSource, NoGroups, Say
+from r1mega.rewards.signal import signal_metrics
+from r1mega.rollout.collect import GroupSource, NoGroups, Say, judged
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
@@ -64,11 +70,31 @@ class RankZero:
     def log_recovery(self, version: int, recovery: Recovery) -> None:
         self.records.log("recovery", version, dataclasses.asdict(recovery))
 
+    def pool(self, make: Callable[..., Pool], config: GRPO) -> AbstractContextManager[Pool]:
+        """What judges answers; its processes start with the first of them."""
+        verifiers = {prompt.verifier for prompt in (*self.questions.train, *self.questions.held_out)}
+        workers = config.rollout.judges or None
+        return make(workers, preloaded=preloaded(verifiers, config.rewards), loads=loads(config.rewards))
+
     def asks(
-        self, config: GRPO, run_dir: RunDir, engine: LiveEngine | Follower, say: Say
+        self,
+        config: GRPO,
+        run_dir: RunDir,
+        engine: LiveEngine | Follower,
+        pool: Pool | None,
+        failures: Failures,
+        interrupt: Interrupt,
+        say: Say,
     ) -> tuple[GroupSource, HeldOut]:
         """The run's rollouts, and its evaluations on the way."""
-        assert isinstance(engine, LiveEngine), "rank 0 follows nobody"
+        assert isinstance(engine, LiveEngine) and pool is not None, "rank 0 follows nobody"
+        judges, rubric = Judges(pool), Rubric(config.rewards, config.objective.truncated)
+        divided, assumed = config.objective.std != "none", config.rollout.false_negatives
+
+        def figures(groups: Sequence[Group]) -> dict[str, float]:
+            lost = signal_metrics(groups, rubric, assumed, divided=divided)
+            return {"rollout/beyond_limits": float(judges.take_ended()), **lost}
+
         params = SamplingParams(**dict(config.sampling))
         policies, replay = run_dir.lineage.policies, config.rollout.replay
         answers = JournalledEngine(engine, self.journal, policies=policies, replay=replay)
@@ -79,12 +105,15 @@ class RankZero:
             params,
             group_size=config.objective.group_size,
             num_prompts=config.rollout.num_prompts,
-            rubric=Rubric(config.rewards, config.objective.truncated),
+            judge=partial(judged, judges, rubric),
+            failures=failures,
+            figures=figures,
             num_usable=lambda groups: len(usable(config, groups, as_yet=True)),
             least=config.rollout.num_minibatches,
             seed=config.seed,
             folder=run_dir.samples,
             say=say,
+            breakable=interrupt.at_once,
         )
         held_out = HeldOut(
             answers,
@@ -95,6 +124,8 @@ class RankZero:
             run_dir=run_dir,
             log=self.records.log,
             say=say,
+            pool=pool,
+            breakable=interrupt.at_once,
         )
         return source, held_out
 
@@ -106,6 +137,9 @@ class OtherRank:
         return NotServed()
 
     def log_recovery(self, version: int, recovery: Recovery) -> None: ...
+
+    def pool(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def asks(self, *_: object) -> tuple[NoGroups, NotHeldOut]:
         return NoGroups(), NotHeldOut()

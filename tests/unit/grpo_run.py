@@ -1,5 +1,7 @@
 """A GRPO run of `recording`'s policy and engine, from settings as a user writes them to the lines that it leaves."""
 
+import atexit
+import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,8 @@ from recording_engine import Engines
 
 from r1mega.config.cluster import Cluster
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.judges import preloaded
+from r1mega.rewards.pool import Pool
 from r1mega.runtime.run_dir import RunDir
 
 CLUSTER = Cluster(device="cpu")
@@ -48,6 +52,17 @@ def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
     return Run(tmp_path_factory.mktemp("plain") / "run").start(base, {})
 
 
+def this_process_pool(*_: Any, **__: Any) -> Any:
+    """One for all runs of these tests."""
+    if not _pools:
+        _pools.append(Pool(2, preloaded=preloaded(["chain_sum"])))
+        atexit.register(_pools[0].close)
+    return contextlib.nullcontext(_pools[0])
+
+
+_pools: list[Pool] = []
+
+
 @dataclass
 class Run:
     """One run and its resumed parts."""
@@ -68,7 +83,7 @@ class Run:
             return self.policies[-1]
 
         try:
-            answers: Any = {"serve": self.engines.make, "pusher": self.engines.pusher}
+            answers: Any = {"serve": self.engines.make, "pusher": self.engines.pusher, "pool": this_process_pool}
             with recording.recorded_saves():
                 grpo.run(self.config, CLUSTER, run_dir, build=build, **answers)
         finally:

@@ -1,6 +1,7 @@
 """`r1mega score`: rows in, verdicts out, in order; refusals with their place; going on where it was ended."""
 
 import json
+from concurrent.futures import Future
 
 import pytest
 from typer.testing import CliRunner
@@ -47,8 +48,10 @@ def _in_place(monkeypatch):
     class Here:
         def __init__(self, *_, **__): ...
 
-        def submit(self, function, *arguments):
-            return _Done(TaskOutcome("done", function(*arguments)))
+        def submit(self, function, *arguments, limits=None):
+            done = Future()
+            done.set_result(TaskOutcome("done", function(*arguments)))
+            return done
 
         def __enter__(self):
             return self
@@ -56,14 +59,6 @@ def _in_place(monkeypatch):
         def __exit__(self, *error): ...
 
     monkeypatch.setattr(scoring, "Pool", Here)
-
-
-class _Done:
-    def __init__(self, outcome):
-        self._outcome = outcome
-
-    def result(self):
-        return self._outcome
 
 
 def write(path, rows):

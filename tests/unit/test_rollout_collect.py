@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from journal_data import PARAMS, CountingEngine, completions, counted, policies_of, request
 
+from r1mega.rewards.judges import gathered
 from r1mega.rollout.collect import Count, collect
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.replay import JournalledEngine
@@ -14,10 +15,10 @@ from r1mega.rollout.replay import JournalledEngine
 def test_groups_are_judged_as_they_complete_and_returned_in_order():
     engine, events = CountingEngine(), list[Any]()
 
-    def judge(prompt: Any, answers: Any) -> str:
+    def judge(prompt: Any, answers: Any) -> Any:
         assert len(engine.asked) == len(events) // 2 + 1  # the next one is not even asked for
         events.append(("judged", prompt.id, [a.token_ids for a in answers]))
-        return f"verdict on {prompt.id}"
+        return gathered([], lambda _: f"verdict on {prompt.id}")
 
     requests = [request(i) for i in range(6)]
     found = collect(engine, requests, PARAMS, version=3, judge=judge, on_judged=lambda i, j: events.append((i, j)))

@@ -35,6 +35,8 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
     found = rollout_metrics([group("a", [2.0, None, 0.0], [4, 6, 10]), group("b", [1.0, 1.0, None], [2, 2, 12])])
     assert found == {
         "rollout/answers": 6.0,
+        "rollout/failed": 2.0,
+        "rollout/unscorable": 0.0,
         "reward/scored": 4.0,
         "reward/unscored": 1 - 4 / 6,
         "reward/total": 1.0,  # (2 + 0 + 1 + 1) / 4

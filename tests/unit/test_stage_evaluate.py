@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer
-from grpo_run import CLUSTER, SUMS, base
+from grpo_run import CLUSTER, SUMS, base, this_process_pool
 from grpo_run import config as grpo_config
 from recording import stop_signal
 
@@ -89,7 +89,7 @@ def evaluate(base: Path, folder: Path, engine: Answering, *, resume: bool = Fals
     })  # fmt: skip
     run_dir = RunDir(folder, config, CLUSTER, resume=resume)
     try:
-        evaluate.run(config, CLUSTER, run_dir, serve=engine.serve)
+        evaluate.run(config, CLUSTER, run_dir, serve=engine.serve, pool=this_process_pool)
     finally:
         run_dir.close()
     return config
@@ -167,7 +167,7 @@ def test_settings_of_sampling_go_from_a_file_into_the_requests(
     assert isinstance(config, Evaluate)
     run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
     try:
-        evaluate.run(config, CLUSTER, run_dir)
+        evaluate.run(config, CLUSTER, run_dir, pool=this_process_pool)
     finally:
         run_dir.close()
     sent = [

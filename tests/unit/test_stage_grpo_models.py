@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import recording
-from grpo_run import CLUSTER, Run, base, config
+from grpo_run import CLUSTER, Run, base, config, this_process_pool
 
 from r1mega.errors import ConfigError, RolloutError
 from r1mega.rewards.reward import ModelReward
@@ -35,7 +35,7 @@ def train(base: Path, folder: Path, scorers: dict[str, Any]) -> Run:
     plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}})
     recipe = plain.model_copy(update={"rewards": {"taste": Taste(weight=0.5)}})
     run = Run(folder)
-    answers: Any = {"serve": run.engines.make, "pusher": run.engines.pusher}
+    answers: Any = {"serve": run.engines.make, "pusher": run.engines.pusher, "pool": this_process_pool}
 
     def build(*arguments: Any, **settings: Any) -> Any:
         run.policies.append(recording.RecordingPolicy(*arguments, **settings))

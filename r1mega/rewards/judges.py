@@ -1,0 +1,126 @@
+"""A rubric's rules, asked in a pool of worker processes: the verdicts that judging in place would give, as futures.
+
+    with Pool(preloaded=preloaded(prompts)) as pool:
+        judges = Judges(pool)
+        verdicts = judges.judge(rubric, prompt, completions, step)      # at once; the caller goes on
+        ...
+        verdicts.result()
+
+Each rule is asked of each answer in a task of its own, so that an answer that breaks one rule is judged by the others
+as any other. What the answer itself causes (too much time or memory, the end of its worker beside a control task that
+passes) is 0 with the reason; what our side causes is failed.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from r1mega.data.sources.families import FAMILIES
+from r1mega.errors import ConfigError
+from r1mega.rewards.pool import Pool, TaskOutcome
+from r1mega.rewards.reward import Answer, Reward, RuleReward, Score, answer_of, failed, scored
+from r1mega.rewards.rubric import Rubric, score_of
+from r1mega.rewards.worker import PRELOADED
+from r1mega.samples import Completion, Prompt, Verdict
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def preloaded(verifiers: Iterable[str], rewards: Mapping[str, Reward] = MappingProxyType({})) -> tuple[str, ...]:
+    """What workers import before they judge answers to questions of these verifiers by these rewards."""
+    library = ("reasoning_gym.factory",) if any(name in FAMILIES for name in verifiers) else ()
+    more = [name for reward in rewards.values() if isinstance(reward, RuleReward) for name in reward.imports]
+    return (*PRELOADED, "r1mega.rewards.registry", *library, *more)
+
+
+@dataclass
+class Judges:
+    """Rules in a pool."""
+
+    pool: Pool
+    _ended: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def take_ended(self) -> int:
+        """How many judgements were 0 because their answer used too much or ended its worker; counted from 0 again."""
+        with self._lock:
+            ended, self._ended = self._ended, 0
+        return ended
+
+    def judge(
+        self, rubric: Rubric, prompt: Prompt, completions: Sequence[Completion], step: int
+    ) -> Future[tuple[Verdict, ...]]:
+        """`Rubric.judge`, in the pool; what that raises, the future does."""
+        return self.judge_answers(rubric, prompt, [answer_of(prompt, one) for one in completions], step)
+
+    def judge_answers(
+        self, rubric: Rubric, prompt: Prompt, answers: Sequence[Answer], step: int
+    ) -> Future[tuple[Verdict, ...]]:
+        """`Rubric.judge_answers`, in the pool; what that raises, the future does."""
+        asked = [self.judge_one(rubric, prompt, answer, answers, step) for answer in answers]
+        return gathered(asked, lambda found: tuple(verdict for verdict, _ in found))
+
+    def judge_one(
+        self, rubric: Rubric, prompt: Prompt, answer: Answer, group: Sequence[Answer], step: int
+    ) -> Future[tuple[Verdict, float]]:
+        """One answer's verdict, and the seconds that its rules took. The future raises as `judge`'s."""
+        if (settled := rubric.settled(prompt, answer, step)) is not None:
+            return gathered([], lambda _: (settled, 0.0))
+        rules = rubric.rules(prompt, step)
+        asked = [
+            self.pool.submit(
+                score_of, name, rule, prompt, answer, group if rule.whole_group else (), limits=rule.limits(prompt)
+            )
+            for name, rule in rules.items()
+        ]
+
+        def verdict(outcomes: list[TaskOutcome]) -> tuple[Verdict, float]:
+            scores = {name: self._score(name, found) for name, found in zip(rules, outcomes, strict=True)}
+            return rubric.verdict(scores), sum(outcome.seconds for outcome in outcomes)
+
+        return gathered(asked, verdict)
+
+    def _score(self, name: str, outcome: TaskOutcome) -> Score | ConfigError:
+        if outcome.status == "done":
+            return outcome.value
+        if outcome.status == "failed":
+            return failed(f"reward {name}: {outcome.reason}")
+        with self._lock:
+            self._ended += 1
+        return scored(0.0, f"{name}: {outcome.reason}")
+
+
+def gathered(futures: "Sequence[Future[T]]", make: Callable[[list[T]], R]) -> Future[R]:
+    """What `make` makes of all results, in order; it is called in whichever thread brings the last one.
+
+    The future raises what `make` or any of `futures` raises.
+    """
+    return _Gathering(futures, make).whole
+
+
+class _Gathering(Generic[T, R]):
+    def __init__(self, futures: "Sequence[Future[T]]", make: Callable[[list[T]], R]) -> None:
+        self.whole: Future[R] = Future()
+        self._futures, self._make = futures, make
+        self._left, self._lock = len(futures), threading.Lock()
+        if not futures:
+            self._finish()
+        for future in futures:
+            future.add_done_callback(self._one_came)
+
+    def _one_came(self, _: "Future[T]") -> None:
+        with self._lock:  # two may come at once, of two workers' threads
+            self._left -= 1
+            last = not self._left
+        if last:
+            self._finish()
+
+    def _finish(self) -> None:
+        try:
+            self.whole.set_result(self._make([future.result() for future in self._futures]))
+        except Exception as error:  # the caller's, where it asks
+            self.whole.set_exception(error)
