@@ -15,6 +15,7 @@ from r1mega.recipe.memory import Holds
 from r1mega.recipe.training import Training
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
+from r1mega.rewards.language import Language, unknown
 from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.registry import Rewards
@@ -94,6 +95,11 @@ class GRPO(Asking, Training):
         made = [source.num for source in self.questions if isinstance(source, MadeQuestions)]
         if len(made) == len(self.questions) and rollout.num_prompts > sum(made):
             faults.append(f"questions: num = {sum(made)} is less than one rollout's {rollout.num_prompts} prompts")
+        asked = any(isinstance(reward, Language) for reward in self.rewards.values())
+        targets = {
+            f"questions.{i}.target_language": source.target_language for i, source in enumerate(self.questions)
+        }
+        faults += [f"{name}: {unknown(code)}" for name, code in targets.items() if asked and code and unknown(code)]
         if not any(reward.weight for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
         faults += self._overlong_faults()

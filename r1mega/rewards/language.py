@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 from r1mega.config.load import nearest
 from r1mega.data.template import THINK_CLOSE, THINK_OPEN
 from r1mega.rewards.languages.table import SCRIPTS
-from r1mega.rewards.reward import Answer, RuleReward, Score, scored
+from r1mega.rewards.reward import Answer, RuleReward, Score, scored, unscorable
 from r1mega.samples import Prompt
 
 MAX_CHARACTERS, PIECES = 240_000, 16
@@ -38,19 +38,21 @@ class Language(RuleReward):
 
     kind: Literal["language"] = "language"
     language: Annotated[str, AfterValidator(_known)] = "en"
-    """Target (ISO 639-1) of questions that name none."""
+    """Target (ISO 639-1) of questions that name none (`target_language`)."""
 
     def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
-        return judge_text(answer.text, self.language)
+        target = prompt.target_language or self.language
+        if fault := unknown(target):
+            return unscorable(f"target_language: {fault}")
+        return judge_text(answer.text, target)
 
 
 def unknown(code: str) -> str:
     """Why a language cannot be a target; empty where it can."""
     if code in SCRIPTS:
         return ""
-    return (
-        f"there is no language {code!r}{nearest(code, SCRIPTS)}: choose of {', '.join(sorted(SCRIPTS))} (ISO 639-1)"
-    )
+    known = ", ".join(sorted(SCRIPTS))
+    return f"the language reward does not know {code!r}{nearest(code, SCRIPTS)}: choose of {known} (ISO 639-1)"
 
 
 def judge_text(text: str, target: str, *, bare: bool = False) -> Score:

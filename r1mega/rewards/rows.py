@@ -8,7 +8,7 @@
     code          id, response, tests         the program passes them; language (python or cpp), and where wanted
                   checker, program (with a fault, to mend), time_s, memory_mib
     rubric        id, response, and as the config's rewards ask for them question, answer, verifier, domain, entry,
-                  prefill, truncated, num_tokens, step
+                  prefill, truncated, num_tokens, step, target_language
 
 Other fields of a row are the user's own. The functions that judge are called in workers.
 """
@@ -87,11 +87,19 @@ def _for_rubric(value: Mapping[str, Any], where: str, rubric: Rubric) -> dict[st
         "domain": value.get("domain", "math"), "prefill": value.get("prefill", ""),
         "truncated": value.get("truncated", False), "num_tokens": value.get("num_tokens", 0),
         "step": value.get("step", 0), "entry": value.get("entry", {}), "answer": "", "verifier": "math",
-        "question": value.get("question", ""),
+        "question": value.get("question", ""), "target_language": value.get("target_language", ""),
     }  # fmt: skip
     if "num_tokens" not in value and (counts := [n for n, r in rubric.rewards.items() if r.kind in COUNT_TOKENS]):
         raise DataError(f"{where}: num_tokens is missing, and rewards.{counts[0]} may ask how long the answer is")
-    kinds = {"question": str, "prefill": str, "truncated": bool, "num_tokens": int, "step": int, "entry": dict}
+    kinds = {
+        "question": str,
+        "target_language": str,
+        "prefill": str,
+        "truncated": bool,
+        "num_tokens": int,
+        "step": int,
+        "entry": dict,
+    }
     for name, kind in kinds.items():
         if not isinstance(fields[name], kind) or (kind is int and isinstance(fields[name], bool)):
             raise DataError(f"{where}: {name} should be {_NAMES[kind]}, and is {_shown(value, name)}")
@@ -203,7 +211,7 @@ def asked_of_rubric(row: Response) -> tuple[Prompt, Answer, int]:
     fields = row.fields
     prompt = Prompt(
         str(row.id), fields["verifier"], fields["question"], fields["answer"], Int32s(), fields["prefill"],
-        fields["entry"], fields["domain"],
+        fields["entry"], fields["domain"], target_language=fields["target_language"],
     )  # fmt: skip
     answer = Answer(fields["prefill"] + row.response, fields["num_tokens"], fields["truncated"])
     return prompt, answer, fields["step"]

@@ -153,6 +153,14 @@ def test_warm_up_leaves_a_step_at_the_full_rate_in_every_stage(steps: int, refus
         ), stage.stage
 
 
+def test_a_target_that_the_language_reward_does_not_know_is_named():
+    (source,) = RL["questions"]
+    esperanto, german = [{**source, "target_language": "eo"}], [{**source, "target_language": "de"}]
+    (fault,) = rl(questions=esperanto, rewards={"language": 1.0})
+    assert fault.startswith("questions.0.target_language: the language reward does not know 'eo'")
+    assert rl(questions=esperanto) == rl(questions=german, rewards={"language": 1.0}) == []
+
+
 def test_steps_are_said_in_words_where_there_are_words_for_them():
     base = TINY.parent / "language/0_base.toml"
     assert load_recipe(base).data.step_words == ("en", "zh")

@@ -149,8 +149,8 @@ def test_where_the_chain_of_thought_stands():
     assert chain_of_thought("a <answer>b</answer>") is None
 
 
-def judge(text, reward, question="q"):
-    return reward.judge(Prompt("1", "math", question, "1", Int32s()), Answer(text, 5), ())
+def judge(text, reward, target=""):
+    return reward.judge(Prompt("1", "math", "q", "1", Int32s(), target_language=target), Answer(text, 5), ())
 
 
 def test_the_reward_is_the_share_in_the_thought_alone():
@@ -158,6 +158,7 @@ def test_the_reward_is_the_share_in_the_thought_alone():
     assert judge(text, Language(language="de")).value == pytest.approx(9 / 11)
     assert judge(text, Language(language="zh")).value == pytest.approx(2 / 11)
     assert judge(text, Language()).value == judge(text, Language(language="en")).value == 0.0
+    assert judge(text, Language(), "de").value == judge(text, Language(language="zh"), "de").value == 9 / 11
     assert Language().weight == 1.0
 
 
@@ -171,8 +172,9 @@ def test_silence_is_worth_nothing_and_says_why():
         assert (found.status, found.value, found.reason) == ("scored", 0.0, reason)
 
 
-def test_an_unknown_language_is_refused():
-    with pytest.raises(ValidationError, match="there is no language 'eng'"):
+def test_an_unknown_language_is_refused_and_never_a_zero():
+    assert judge("<think>so</think>", Language(), "eo").status == "unscorable"
+    with pytest.raises(ValidationError, match="the language reward does not know 'eng'"):
         Language(language="eng")
 
 

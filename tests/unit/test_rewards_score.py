@@ -172,6 +172,15 @@ def test_a_rubric_of_a_config(tmp_path):
             rubric_of(config)
 
 
+def test_a_rubrics_row_may_name_its_language(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("[rewards]\nlanguage = 1.0\n")
+    thought = "<think>wir rechnen 然后</think>"
+    rows = [{"id": i, "response": thought, "target_language": code} for i, code in enumerate(["zh", "de", "eo", ""])]
+    found = [value for _, value, _ in verdicts("rubric", rows, tmp_path, rubric_of(config))]
+    assert found == [0.5, 0.5, None, 0.0]
+
+
 GOOD = {"id": 1, "response": "a", "answer": "1", "style": "r1", "entry": KNIGHTS, "target_language": "en"}
 
 
@@ -186,7 +195,11 @@ GOOD = {"id": 1, "response": "a", "answer": "1", "style": "r1", "entry": KNIGHTS
         ("choice", {"answer": True}, "answer"),
         ("format", {"style": "r2"}, "style"),
         ("format", {"style": None}, "style"),
-        ("language", {"target_language": "eng"}, "target_language: there is no language 'eng'.*ISO 639-1"),
+        (
+            "language",
+            {"target_language": "eng"},
+            "target_language: the language reward does not know 'eng'.*ISO 639-1",
+        ),
         ("language", {"target_language": None}, "target_language"),
         ("language", {"response": 5}, "response"),
         ("language", {"text": 5}, "text"),
