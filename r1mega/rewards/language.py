@@ -36,6 +36,8 @@ class Language(RuleReward):
 
     imports = ("r1mega.rewards.languages.identify",)
 
+    imports = tuple(f"r1mega.rewards.languages.{name}" for name in ("model", "identify", "neutral", "words"))
+
     kind: Literal["language"] = "language"
     language: Annotated[str, AfterValidator(_known)] = "en"
     """Target (ISO 639-1) of questions that name none (`target_language`)."""

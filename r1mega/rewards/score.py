@@ -22,6 +22,7 @@ from r1mega.data import lines
 from r1mega.errors import DataError, RewardError
 from r1mega.rewards.code import Code
 from r1mega.rewards.judges import Judges, gathered, preloaded
+from r1mega.rewards.language import Language
 from r1mega.rewards.own import loads
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.rows import JUDGES, Kind, Response, asked_of_rubric, read_row
@@ -37,7 +38,7 @@ AHEAD = 1_000
 _LIMITS: Mapping[str, Limits] = {"code": Code.needs}
 """Of a task, where its kind has limits of its own within."""
 _LIBRARY: Mapping[str, tuple[str, ...]] = {
-    "language": ("r1mega.rewards.languages.identify",),
+    "language": Language.imports,
     "reasoning-gym": ("reasoning_gym",),
 }
 

@@ -87,14 +87,8 @@ def _evidence(target: str, rivals: tuple[str, ...], text: str) -> float:
 @functools.cache
 def _identifier(languages: tuple[str, ...]) -> Any:
     """The model, which knows these languages alone."""
-    identifier = copy.copy(_model())
+    from r1mega.rewards.languages.model import MODEL
+
+    identifier = copy.copy(MODEL)
     identifier.set_languages(languages)
     return identifier
-
-
-@functools.cache
-def _model() -> Any:
-    """py3langid's own model, which comes with it; its probabilities are tempered by the text's length."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
