@@ -77,7 +77,7 @@ class FromShell(str):
     """A value given with `--set`: its relative paths count from the working directory, not from the file."""
 
 
-def _anchor(value: object, info: ValidationInfo) -> object:
+def anchored(value: object, info: ValidationInfo) -> object:
     """A relative path counts from the folder of the config file that states it."""
     if isinstance(value, str) and not Path(value).is_absolute():
         context = cast(dict[str, str], info.context or {})
@@ -86,9 +86,9 @@ def _anchor(value: object, info: ValidationInfo) -> object:
     return value
 
 
-AnchoredPath = Annotated[Path, BeforeValidator(_anchor)]
+AnchoredPath = Annotated[Path, BeforeValidator(anchored)]
 
 
 def anchor_if_path(value: object, info: ValidationInfo) -> object:
     """A name as it is; what begins as a path does is one (`AnchoredPath`)."""
-    return str(_anchor(value, info)) if isinstance(value, str) and value.startswith((".", "/")) else value
+    return str(anchored(value, info)) if isinstance(value, str) and value.startswith((".", "/")) else value

@@ -72,7 +72,7 @@ class Chat:
         """Tokens at which sampling ends; a turn must end in one of them and hold none."""
         self._end_ids = frozenset(self.ends)
         self._end_tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(list(self.ends)) if t]
-        self.template = _template(tokenizer, template)
+        self.template = text_of(tokenizer, template, "chat_template")
         """The text of the template."""
         self._source = str(template or "the tokenizer's chat template")
         self._marked = GENERATION.search(self.template) is not None
@@ -221,7 +221,15 @@ class Chat:
         return DataError(f"{self._source} {what}")
 
 
-def _template(tokenizer: Any, file: Path | None) -> str:
+def text_of(tokenizer: Any, file: Path | None, setting: str) -> str:
+    """The text of a chat template: a file's, or the tokenizer's own, of several the main one.
+
+    Args:
+        setting: names the file, for messages.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
     if file is None:
         own = tokenizer.chat_template
         if isinstance(own, Mapping) and isinstance(own.get(MAIN), str):
@@ -231,11 +239,10 @@ def _template(tokenizer: Any, file: Path | None) -> str:
         if not isinstance(own, str):
             found = f"several chat templates, and none that is {MAIN!r}" if own else "no chat template"
             raise DataError(
-                f"the tokenizer has {found}: set chat_template to a Jinja file, such as those in "
-                "configs/chat_templates"
+                f"the tokenizer has {found}: set {setting} to a Jinja file, such as those in configs/chat_templates"
             )
         return own
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"chat_template: cannot read {file}: {error}") from error
+        raise DataError(f"{setting}: cannot read {file}: {error}") from error

@@ -1,37 +1,32 @@
 """Prompts of RL: questions in their template, tokenised, and an endless, resumable stream of them."""
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1mega.buffers import Int32s
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.question import Question, question_id
-from r1mega.data.special_tokens import begin, special_tokens
-from r1mega.data.template import Template, render_prompt
+from r1mega.data.special_tokens import special_tokens
 from r1mega.errors import DataError, listed
 from r1mega.samples import Prompt
-
-CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
 
 def prompts(
     asked: Sequence[Question],
-    tokenizer: Any,
-    template: Template,
+    form: PromptForm,
     where: Callable[[str], str] = "question {}".format,
 ) -> list[Prompt]:
-    """Each question in its template, tokenised, behind what the tokenizer itself begins a text with.
+    """Each question as the form puts it, tokenised once, with the special tokens that stand in it and no others.
 
     Args:
         where: a question stands, by its id, for messages.
 
-    Raises DataError when the template is for another tokenizer, or questions spell a special token, which would be
-    read as the end of the user's turn: lists all of them.
+    Raises DataError where the template does not write a question as it is, or questions spell a special token, which
+    would be read as the end of the user's turn: lists all of them.
     """
+    tokenizer = form.tokenizer
     special = special_tokens(tokenizer)
-    if missing := set(CONTROL_TOKEN.findall(render_prompt(template, ""))) - special:
-        raise DataError(f"template {template.name} needs the special tokens {sorted(missing)} in the tokenizer")
     faults = [
         f"{where(question.id)}: contains the special token {found[0]}: take it out"
         for question in asked
@@ -41,16 +36,18 @@ def prompts(
         raise DataError(faults[0] if len(faults) == 1 else listed(f"{len(faults)} questions are wrong", faults))
     if not asked:
         return []
-    texts = [render_prompt(template, text) for text in ("", *(question.text for question in asked))]
-    frame, *encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts = form.render([question.text for question in asked])
+    for question, text in zip(asked, texts, strict=True):
+        if fault := form.fault_of(question.text, text):
+            raise DataError(f"{where(question.id)}: {fault}")
+    frame, *encoded = tokenizer([form.write(""), *texts], add_special_tokens=False)["input_ids"]
     special_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(special)))
     of_frame = [i for i in frame if i in special_ids]
     for question, ids in zip(asked, encoded, strict=True):
         if (found := [i for i in ids if i in special_ids]) != of_frame:  # by a spelling that a normalizer makes one
             more = tokenizer.convert_ids_to_tokens(next(i for i in found if found.count(i) > of_frame.count(i)))
             raise DataError(f"{where(question.id)}: is read as holding the special token {more}: take it out")
-    bos = begin(tokenizer)
-    return [prompt_of(q, Int32s([*bos, *ids]), template.prefill) for q, ids in zip(asked, encoded, strict=True)]
+    return [prompt_of(q, Int32s(ids), form.prefill) for q, ids in zip(asked, encoded, strict=True)]
 
 
 def prompt_of(question: Question, token_ids: Int32s, prefill: str) -> Prompt:

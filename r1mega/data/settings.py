@@ -1,17 +1,67 @@
 """Settings of questions, texts and conversations. Reaches pydantic alone."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
-from r1mega.config.section import AnchoredPath, OnResume, Section, anchor_if_path
+from r1mega.config.load import nearest
+from r1mega.config.section import AnchoredPath, OnResume, Section, anchor_if_path, anchored
 from r1mega.data.sources.registry import Sources
 
-TemplateName = Literal["tiny", "r1_zero"]
-"""A name of `r1mega.data.template.TEMPLATES`."""
+TemplateName = Literal["r1_zero", "tiny", "chat"]
+"""A name of `r1mega.data.template.TEMPLATES`, or the model's own chat template."""
+JINJA = (".jinja", ".jinja2", ".j2")
 
 
 # ---- questions ---------------------------------------------------------------------------------------------------
+
+
+def _template(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("should be the name of a template or the path of a Jinja file")
+    if value in get_args(TemplateName):
+        return str(value)
+    if value.endswith(JINJA) or "/" in value:
+        return anchored(value, info)
+    near = nearest(value, get_args(TemplateName))
+    raise ValueError(
+        f"there is no template of this name{near}: choose of {', '.join(get_args(TemplateName))}, or give the path "
+        "of a Jinja file, such as own.jinja"
+    )
+
+
+class PromptSettings(Section):
+    """How a question is put to the model."""
+
+    template: Annotated[TemplateName | Path, BeforeValidator(_template)] = "tiny"
+    """r1_zero: the report's Table 1 word for word. tiny: its short form, for tokenizers that `r1mega run` trained.
+    chat: the model's own chat template. Or the path of a Jinja file, which is rendered as a chat template is."""
+    system: str = ""
+    """A system turn before the question, for chat and Jinja; "": none, and what the template writes of its own."""
+    prefill: str = ""
+    """What the answer begins with, such as "<think>\\n": written for the model and judged with what it writes."""
+
+    @property
+    def named(self) -> bool:
+        """Whether it is one of `data.template.TEMPLATES`."""
+        return self.file is None and self.template != "chat"
+
+    @property
+    def file(self) -> Path | None:
+        """The Jinja file, where the template is one."""
+        return self.template if isinstance(self.template, Path) else None
+
+    def faults(self) -> list[str]:
+        """What is wrong with the settings, before anything is read."""
+        if self.system and self.named:
+            return [
+                f'prompt.system: the template "{self.template}" has no place for a system turn; leave it out, or use '
+                'prompt.template = "chat" or a Jinja file'
+            ]
+        return []
 
 
 class Evaluation(Section):

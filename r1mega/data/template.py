@@ -2,12 +2,11 @@
 
 `r1_zero` is Table 1 of the report to the letter, the full stop after the question included. `tiny` is its short
 form for a model of a million parameters: the same turn in two tokens, since the format itself comes from
-pretraining text. Neither writes `<think>` for the model (`prefill`); a template that does is judged with it.
+pretraining text. Neither has a place for a system turn. A model's own template, or a file's, is Jinja
+(`data.prompt_form`).
 """
 
 from dataclasses import dataclass
-
-from r1mega.errors import ConfigError
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -23,8 +22,6 @@ class Template:
     user_open: str
     user_close: str
     assistant_open: str
-    prefill: str = ""
-    """Beginning of the answer, written by the template and judged together with the completion."""
 
     @property
     def chat_template(self) -> str:
@@ -40,7 +37,7 @@ class Template:
             "{% elif message['role'] == 'assistant' %}"
             + self.assistant_open + "{{ message['content'] }}{{ eos_token or '' }}"
             "{% else %}{{ raise_exception('only user and assistant turns are known') }}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}" + self.assistant_open + self.prefill + "{% endif %}"
+            "{% if add_generation_prompt %}" + self.assistant_open + "{% endif %}"
         )  # fmt: skip
 
 
@@ -62,20 +59,6 @@ TINY = Template("tiny", preamble="", user_open="<|user|>", user_close="", assist
 TEMPLATES = {template.name: template for template in (R1_ZERO, TINY)}
 
 
-def template(name: str) -> Template:
-    """The template of that name. Raises ConfigError with the known names."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"unknown template {name!r}: the known ones are {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
-
-
 def render_prompt(template: Template, question: str) -> str:
     """One user turn, up to where the model starts to write; no bos token."""
-    return (
-        template.preamble
-        + template.user_open
-        + question
-        + template.user_close
-        + template.assistant_open
-        + template.prefill
-    )
+    return template.preamble + template.user_open + question + template.user_close + template.assistant_open

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1mega.data.asked_questions import Counts
+from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.split import HELD_OUT
@@ -40,12 +41,14 @@ def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | N
         from r1mega.stages.questions import evaluated_prompts, evaluated_questions
 
         if tokenizer is None:
+            look_at(recipe.prompt)
             return {"evaluation": evaluated_questions(recipe).counts}
         loaded = load_tokenizer(tokenizer)
         refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
+        form = PromptForm(recipe.prompt, loaded)
         if spec is None:
             return {"evaluation": evaluated_questions(recipe).counts}
-        return {"evaluation": evaluated_prompts(recipe, loaded, spec)[1]}
+        return {"evaluation": evaluated_prompts(recipe, form, spec)[1]}
 
     _once(recipe, tokenizer, check)
 

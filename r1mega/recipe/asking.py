@@ -11,7 +11,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import Input
 from r1mega.config.load import nearest
 from r1mega.config.section import Section
-from r1mega.data.settings import Evaluation, TemplateName
+from r1mega.data.settings import Evaluation, PromptSettings
 from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.old_questions import old_questions
@@ -42,9 +42,8 @@ class Asking(Recipe):
 
     samples = True
 
-    template: TemplateName = "tiny"
-    """How a question is put: r1_zero is the report's Table 1 word for word; tiny its short form, for tokenizers that
-    `r1mega run` has trained."""
+    prompt: PromptSettings = PromptSettings()
+    """How a question is put to the model."""
     sampling: Sampling
     evaluation: Evaluation
 
@@ -57,7 +56,7 @@ class Asking(Recipe):
                 f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
                 "from; `r1mega convert to-hf` writes it"
             )
-        return faults + stop_faults(self.sampling.stop) + self.question_faults()
+        return faults + self.prompt.faults() + stop_faults(self.sampling.stop) + self.question_faults()
 
     def question_faults(self) -> list[str]:
         """What is wrong with the tables of questions, before anything is read."""
@@ -77,7 +76,8 @@ class Asking(Recipe):
         return {f"evaluation.questions.{i}": source for i, source in enumerate(self.evaluation.questions)}
 
     def inputs(self) -> Sequence[Input]:
-        return [
+        template = [Input("prompt.template", self.prompt.file)] if self.prompt.file else []
+        return template + [
             Input(f"{where}.{name}", path)
             for where, source in self.sources().items()
             for name, path in source.inputs()
@@ -85,7 +85,14 @@ class Asking(Recipe):
 
     @classmethod
     def outdated(cls, table: Mapping[str, Any]) -> list[str]:
-        return old_questions(table)
+        old = old_questions(table)
+        if "template" in table:
+            put = table["template"]
+            old.append(
+                f'template: is written otherwise now: [prompt] and below it template = "{put}"; with --set, '
+                f"prompt.template={put}"
+            )
+        return old
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         faults: list[str] = []

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.model import Model
+from r1mega.data.settings import PromptSettings
 from r1mega.endpoint.settings import Endpoint
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.asking import Asking, Sampling, stop_faults
@@ -28,7 +29,7 @@ class AskedEndpoint(Endpoint):
 
     form: Literal["chat", "completions"] = "chat"
     """chat: a user's message, which the server puts into the model's own template. completions: the text that
-    `template` makes of the question."""
+    `prompt` makes of the question, in a named template."""
     system: str | None = None
     """chat: what stands before the user's message."""
     user: str = QUESTION
@@ -59,7 +60,19 @@ class Evaluate(Asking):
                 "leave open whose answers these are"
             )
         if self.endpoint.form == "completions" and (self.endpoint.system, self.endpoint.user) != (None, QUESTION):
-            faults.append('endpoint: system and user are of form = "chat"; completions are sent what template says')
+            faults.append('endpoint: system and user are of form = "chat"; completions are sent what prompt says')
+        if self.endpoint.form == "chat" and self.prompt != PromptSettings():
+            faults.append(
+                'prompt: the server puts a question of form = "chat" into the model\'s own template; take [prompt] '
+                "out and say what is to be said in endpoint.system and endpoint.user, or set endpoint.form = "
+                '"completions"'
+            )
+        elif not self.prompt.named:
+            faults.append(
+                f"prompt.template: {self.prompt.template} is rendered with the model's tokenizer, which an endpoint "
+                'does not give; use endpoint.form = "chat", or "r1_zero" or "tiny"'
+            )
+        faults += self.prompt.faults()
         if QUESTION not in self.endpoint.user:
             faults.append(f"endpoint.user: {QUESTION} is not in it, so that every question would be the same")
         return faults + stop_faults(self.sampling.stop) + self.question_faults()

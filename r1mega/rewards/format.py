@@ -4,7 +4,7 @@ The text is the template's prefill and the completion together, as the engine de
 Tags are matched to the letter, and each rule is a few scans of the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
@@ -20,9 +20,11 @@ class Format(RuleReward):
     """1 for an answer in the required format, 0 for any other."""
 
     kind: Literal["format"] = "format"
+    style: Literal["r1_zero", "r1"] = "r1_zero"
+    """r1_zero: a thought and an answer, both in their tags. r1: a thought in its tags, and a summary behind it."""
 
     def judge(self, prompt: Prompt, answer: Answer, group: Sequence[Answer]) -> Score:
-        return scored(float(is_formatted(answer.text)))
+        return scored(float(FORMATS[self.style](answer.text)))
 
 
 def is_formatted(text: str) -> bool:
@@ -39,6 +41,10 @@ def is_reasoned(text: str) -> bool:
     if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1 or not text.lstrip().startswith(THINK_OPEN):
         return False
     return bool(text.partition(THINK_CLOSE)[2].strip())
+
+
+FORMATS: Mapping[str, Callable[[str], bool]] = {"r1_zero": is_formatted, "r1": is_reasoned}
+"""Name of a format -> whether a text is in it."""
 
 
 def find_answer(text: str) -> str | None:

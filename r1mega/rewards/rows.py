@@ -22,7 +22,7 @@ from r1mega.data.question import Domain
 from r1mega.errors import DataError
 from r1mega.rewards import choice, language, math, reasoning_gym
 from r1mega.rewards.code import Code
-from r1mega.rewards.format import is_formatted, is_reasoned
+from r1mega.rewards.format import FORMATS
 from r1mega.rewards.mathematics.answer import find_answer
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import FIELDS
@@ -32,7 +32,6 @@ from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.samples import Prompt, Verdict, VerdictStatus
 
 Kind = Literal["math", "choice", "format", "language", "reasoning-gym", "code", "rubric"]
-STYLES: Mapping[str, Callable[[str], bool]] = {"r1_zero": is_formatted, "r1": is_reasoned}
 COUNT_TOKENS = ("overlong", "own")
 """Kinds of rewards that may ask for an answer's length in tokens."""
 MAX_ANSWER_CHARACTERS = 20_000
@@ -63,8 +62,8 @@ def read_row(kind: Kind, value: Any, where: str, rubric: Rubric | None) -> Respo
         fields["answer"] = _text(value, "answer", where, numbers=True)
     elif kind == "format":
         fields["style"] = value.get("style")
-        if fields["style"] not in STYLES:
-            known = " or ".join(STYLES)
+        if fields["style"] not in FORMATS:
+            known = " or ".join(FORMATS)
             raise DataError(f"{where}: style should be {known}, and is {_shown(value, 'style')}")
     elif kind == "language":
         fields |= {"bare": bare, "target_language": _text(value, "target_language", where)}
@@ -174,7 +173,7 @@ def judge_choice(row: Response) -> Verdict:
 
 
 def judge_format(row: Response) -> Verdict:
-    return _scored("format", STYLES[row.fields["style"]](row.response), "")
+    return _scored("format", FORMATS[row.fields["style"]](row.response), "")
 
 
 def judge_language(row: Response) -> Verdict:

@@ -14,9 +14,10 @@ from typing import Any
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.data.asked_questions import Counts
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompt_of
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.template import render_prompt, template
+from r1mega.data.template import TEMPLATES, render_prompt
 from r1mega.endpoint.client import Client
 from r1mega.errors import EndpointError
 from r1mega.evaluation import results
@@ -126,7 +127,8 @@ def _folder(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Callable
     spec = read_model(path)
     check_tokenizer(spec, tokenizer, path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
-    prompts, counts = evaluated_prompts(config, tokenizer, spec)
+    form = PromptForm(config.prompt, tokenizer)
+    prompts, counts = evaluated_prompts(config, form, spec)
 
     def start(interrupt: Interrupt) -> Served:
         return (serve or ServedModel)(
@@ -138,23 +140,21 @@ def _folder(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Callable
             interrupt=interrupt,
         )
 
-    written = render_prompt(template(config.template), QUESTION)
-    return Asked(prompts, counts, written, {"model": str(path)}, start, one_by_one=False)
+    return Asked(prompts, counts, form.write(QUESTION), {"model": str(path)}, start, one_by_one=False)
 
 
 def _endpoint(config: Evaluate, endpoint: AskedEndpoint) -> Asked:
     """A server that is there already: it has the tokenizer, and counts the tokens."""
     asked = evaluated_questions(config)
-    chat, form = endpoint.form == "chat", template(config.template)
+    chat, prefill = endpoint.form == "chat", config.prompt.prefill  # the recipe refuses one where the server writes
 
     def put(question: str) -> str:
         if not chat:
-            return render_prompt(form, question)
+            return render_prompt(TEMPLATES[str(config.prompt.template)], question) + prefill
         turns = [("system", endpoint.system)] if endpoint.system else []
         turns.append(("user", endpoint.user.replace(QUESTION, question)))
         return json.dumps([{"role": role, "content": said} for role, said in turns], ensure_ascii=False)
 
-    prefill = "" if chat else form.prefill
     prompts = [dataclasses.replace(prompt_of(q, Int32s(), prefill), sent=put(q.text)) for q in asked.questions]
     client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
     of = {"endpoint": endpoint.url, "model": endpoint.model}

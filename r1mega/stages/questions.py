@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from r1mega.data.asked_questions import (
     AskedQuestions,
@@ -12,9 +11,9 @@ from r1mega.data.asked_questions import (
     refuse_too_few,
     training_questions,
 )
+from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.prompts import prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
-from r1mega.data.template import template
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError, listed
 from r1mega.families.registry import check_tokenizer, read_model
@@ -73,16 +72,17 @@ def ask(config: GRPO) -> Questions:
     """
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
-    put = template(config.template)
+    form = PromptForm(config.prompt, tokenizer)
     spec = read_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer, spec.ends))  # before anything starts
+    log.info("a question is put as %r", form.write("{question}"))
     evaluated, read = _read(config)
-    held_out = _evaluated_prompts(config, evaluated, tokenizer, spec)
-    made = prompts(read.questions, tokenizer, put, read.where.__getitem__)
+    held_out = _evaluated_prompts(config, evaluated, form, spec)
+    made = prompts(read.questions, form, read.where.__getitem__)
     train = fitting(made, read, *_limit(config, spec, config.max_prompt_tokens))
     refuse_too_few(len(train), read, config.rollout.num_prompts)
-    template_text = tokenizers.chat_template_of(train, put, tokenizer)
+    template_text = tokenizers.chat_template_of(train, form)
     asked = Questions(train, held_out, template_text, {"questions": read.counts, "evaluation": evaluated.counts})
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
@@ -90,6 +90,7 @@ def ask(config: GRPO) -> Questions:
 
 def ask_without_tokens(config: GRPO) -> Mapping[str, Mapping[str, Counts]]:
     """As much of `ask` as is known without the model and its tokenizer; its counts. Raises as it does."""
+    look_at(config.prompt)
     evaluated, read = _read(config)
     return {"questions": read.counts, "evaluation": evaluated.counts}
 
@@ -104,17 +105,17 @@ def evaluated_questions(config: Asking) -> AskedQuestions:
     return asked
 
 
-def evaluated_prompts(config: Asking, tokenizer: Any, spec: ModelSpec) -> tuple[list[Prompt], Mapping[str, Counts]]:
+def evaluated_prompts(config: Asking, form: PromptForm, spec: ModelSpec) -> tuple[list[Prompt], Mapping[str, Counts]]:
     """The prompts of a stage's evaluation, and what became of its questions, by their source's label.
 
     Raises as `evaluated_questions` and `fitting`, and DataError where none is left.
     """
     asked = evaluated_questions(config)
-    return _evaluated_prompts(config, asked, tokenizer, spec), asked.counts
+    return _evaluated_prompts(config, asked, form, spec), asked.counts
 
 
-def _evaluated_prompts(config: Asking, asked: AskedQuestions, tokenizer: Any, spec: ModelSpec) -> list[Prompt]:
-    made = prompts(asked.questions, tokenizer, template(config.template), asked.where.__getitem__)
+def _evaluated_prompts(config: Asking, asked: AskedQuestions, form: PromptForm, spec: ModelSpec) -> list[Prompt]:
+    made = prompts(asked.questions, form, asked.where.__getitem__)
     if not (kept := fitting(made, asked, *_limit(config, spec))):
         raise DataError(f"evaluation.questions: none of {len(made)} is short enough to be asked")
     return kept

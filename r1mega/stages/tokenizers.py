@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from r1mega.data.template import Template, render_prompt
+from r1mega.data.prompt_form import PromptForm
 from r1mega.errors import DataError
 from r1mega.formats import companions
 from r1mega.runtime import files
@@ -38,23 +38,20 @@ def _fill(folder: Path, to: Path, chat_template: str) -> None:
         (to / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def chat_template_of(prompts: Sequence[Prompt], template: Template, tokenizer: Any) -> str:
+def chat_template_of(prompts: Sequence[Prompt], form: PromptForm) -> str:
     """The chat template that makes of a question the very tokens that RL asks, up to where the answer begins.
 
     Raises:
-        DataError: there is none: this tokenizer makes something else of the first question's text.
+        DataError: this tokenizer makes something else of the first question's text.
     """
     asked = prompts[0]
-    text = tokenizer(render_prompt(template, asked.question), add_special_tokens=False)["input_ids"]
-    begin = tokenizer.convert_ids_to_tokens(asked.token_ids[: len(asked.token_ids) - len(text)].tolist())
-    chat_template = template.chat_template_behind("".join(begin))
-    turn = [{"role": "user", "content": asked.question}]
-    made = tokenizer.apply_chat_template(
-        turn, chat_template=chat_template, add_generation_prompt=True, return_dict=True
-    )["input_ids"]
+    made = form.tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked.question}],
+        chat_template=form.chat_template, add_generation_prompt=True, return_dict=True,
+    )["input_ids"]  # fmt: skip
     if list(made) != asked.token_ids.tolist():
         raise DataError(
-            f"template {template.name}: as a chat template it makes {len(made)} tokens of question {asked.id}, which "
-            f"is asked in {len(asked.token_ids)}: the export could not say how its model was trained"
+            f"template {form.name}: as a chat template it makes {len(made)} tokens of question {asked.id}, which is "
+            f"asked in {len(asked.token_ids)}: the export could not say how its model was trained"
         )
-    return chat_template
+    return form.chat_template

@@ -22,11 +22,11 @@ from r1mega.buffers import Float32s
 from r1mega.config.cluster import RolloutLayout, TrainerLayout
 from r1mega.config.training import Batch, Optimizer
 from r1mega.data.pretrain_text import documents
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompts
-from r1mega.data.settings import AnswerStyles
+from r1mega.data.settings import AnswerStyles, PromptSettings
 from r1mega.data.sources.reasoning_gym import Task, questions
 from r1mega.data.split import TRAINED_ON
-from r1mega.data.template import TINY
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.errors import MismatchError
@@ -52,7 +52,8 @@ def disturb(policy, seed: int) -> None:
 
 
 def compare(policy, fleet, tokenizer, temperature: float, version: int) -> dict[str, float]:
-    held_out = prompts(questions(TASKS, 40, 999_999, exclude=TRAINED_ON), tokenizer, TINY)
+    form = PromptForm(PromptSettings(), tokenizer)
+    held_out = prompts(questions(TASKS, 40, 999_999, exclude=TRAINED_ON), form)
     answers = fleet.generate(
         [Request(p, 8, 1000 * i) for i, p in enumerate(held_out)],
         SamplingParams(temperature, MAX_NEW_TOKENS),

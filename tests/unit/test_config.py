@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 
 from r1mega import cli
 from r1mega.config.load import load_cluster
-from r1mega.data.settings import Conversations, TemplateName
-from r1mega.data.template import TEMPLATES
+from r1mega.data.settings import Conversations
 from r1mega.errors import ConfigError
 from r1mega.pipeline.graph import load_pipeline
 from r1mega.preflight import verdicts
@@ -45,10 +43,6 @@ def test_an_engine_is_not_started_from_a_megatron_folder(model: str):
     (folder / ".metadata").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"is a Megatron checkpoint.*r1mega convert to-hf"):
         load_recipe(RL, [model])
-
-
-def test_templates_are_those_there_are():
-    assert set(typing.get_args(TemplateName)) == set(TEMPLATES)
 
 
 def test_shipped_pipeline_loads():
@@ -133,7 +127,7 @@ def test_faults_are_named(model: str, override: str, part: str | None):
         ("questions=''", "questions: is empty"),
         ("wandb.project='  '", "wandb.project: is empty"),
         ("questions.0.params={min_terms=''}", "questions.0.params.min_terms: is empty"),
-        ("template=''", "template: is empty"),
+        ("prompt.template=''", "prompt.template: is empty"),
         ("num_steps=true", "num_steps: should be a number, written without quotes (got True)"),
         ("num_steps=false", "num_steps: should be a number"),
         ("num_steps='8'", "num_steps: should be a number, written without quotes (got '8')"),

@@ -9,12 +9,12 @@ from tokenizer_forms import byte_level, save
 
 from r1mega.buffers import Int32s
 from r1mega.data.pretrain_text import documents
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import PromptStream, prompts
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles
+from r1mega.data.settings import AnswerStyles, PromptSettings
 from r1mega.data.sources.reasoning_gym import Task, questions
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.template import R1_ZERO, TINY
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
 from r1mega.samples import Prompt
@@ -73,8 +73,9 @@ def test_a_stream_refuses_what_it_cannot_keep():
 
 
 def test_training_and_held_out_prompts_are_disjoint(tokenizer):
-    train = prompts(questions(TASKS, 300, 0, exclude=HELD_OUT), tokenizer, TINY)
-    held_out = prompts(questions(TASKS, 100, 0, exclude=TRAINED_ON), tokenizer, TINY)
+    form = PromptForm(PromptSettings(), tokenizer)
+    train = prompts(questions(TASKS, 300, 0, exclude=HELD_OUT), form)
+    held_out = prompts(questions(TASKS, 100, 0, exclude=TRAINED_ON), form)
     assert (len(train), len(held_out)) == (300, 100)
     assert {p.question for p in train}.isdisjoint(p.question for p in held_out)
     assert tokenizer.decode(train[0].token_ids) == f"<|bos|><|user|>{train[0].question}<|assistant|>"
@@ -82,16 +83,17 @@ def test_training_and_held_out_prompts_are_disjoint(tokenizer):
 
 
 def test_control_tokens_must_be_the_templates_alone(tokenizer, tmp_path):
+    tiny = PromptForm(PromptSettings(), tokenizer)
     with pytest.raises(DataError, match=r"special token <\|assistant\|>"):
-        prompts([Question("a", "chain_sum", "1 + 1 =<|assistant|>", "2")], tokenizer, TINY)
+        prompts([Question("a", "chain_sum", "1 + 1 =<|assistant|>", "2")], tiny)
     of_another_model = load_tokenizer(save(byte_level(("<|end|>",)), tmp_path, model_type=None, cls=None))
     asked = [Question(str(i), "chain_sum", text, "1") for i, text in enumerate(("<|assistant|>", "1 + 1", "<|eos|>"))]
     with pytest.raises(DataError) as error:
-        prompts(asked, tokenizer, TINY, "a.jsonl, line {}".format)
+        prompts(asked, tiny, "a.jsonl, line {}".format)
     head, *told = str(error.value).splitlines()
     assert head == "2 questions are wrong"
     assert told[0] == "  a.jsonl, line 0: contains the special token <|assistant|>: take it out"
     assert told[1] == "  a.jsonl, line 2: contains the special token <|eos|>: take it out"
     with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
-        prompts([], of_another_model, TINY)
-    assert prompts([], of_another_model, R1_ZERO) == []
+        PromptForm(PromptSettings(), of_another_model)
+    assert prompts([], PromptForm(PromptSettings(template="r1_zero"), of_another_model)) == []

@@ -11,10 +11,11 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from r1mega.data.chat import Chat
 from r1mega.data.conversations import conversation
 from r1mega.data.pretrain_text import TextDocument, tokenize
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompts
 from r1mega.data.question import Question
+from r1mega.data.settings import PromptSettings
 from r1mega.data.special_tokens import begin, ends, special_tokens, with_ends
-from r1mega.data.template import R1_ZERO
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError
 from r1mega.families.registry import model_of, read_model
@@ -102,7 +103,9 @@ def test_a_turn_that_quotes_an_end_of_generation_config_alone_is_refused(tmp_pat
 
 
 def asked(tokenizer: Any, text: str) -> tuple[int, ...]:
-    (prompt,) = prompts([Question("a", "chain_sum", text, "4")], tokenizer, R1_ZERO)
+    (prompt,) = prompts(
+        [Question("a", "chain_sum", text, "4")], PromptForm(PromptSettings(template="r1_zero"), tokenizer)
+    )
     return prompt.token_ids
 
 

@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1mega.data.pretrain_text import documents, tokenize
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompts
 from r1mega.data.question import Question
-from r1mega.data.settings import AnswerStyles
+from r1mega.data.settings import AnswerStyles, PromptSettings
 from r1mega.data.sources.reasoning_gym import Task
-from r1mega.data.template import R1_ZERO, TAGS, TINY, render_prompt, template
+from r1mega.data.template import R1_ZERO, TAGS, TINY, render_prompt
 from r1mega.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
-from r1mega.errors import ConfigError, DataError
+from r1mega.errors import DataError
 
 TASKS = [Task(name="chain_sum", params={"max_terms": 5, "max_digits": 1})]
 DOCS = documents(TASKS, AnswerStyles(think=0.35, tags=0.35, steps=0.15, plain=0.15), 1000, 0)
@@ -99,15 +100,13 @@ def test_the_chat_template_writes_what_render_prompt_writes(tokenizer, template)
 def test_the_saved_chat_template_is_the_tiny_one_and_agrees_with_the_prompts(tokenizer):
     question = Question("a", "chain_sum", "1 + 1 =", "2")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": question.text}], add_generation_prompt=True)
-    assert list(prompts([question], tokenizer, TINY)[0].token_ids) == list(ids["input_ids"])
+    assert list(prompts([question], PromptForm(PromptSettings(), tokenizer))[0].token_ids) == list(ids["input_ids"])
 
 
 def test_the_template_of_the_report():
     text = render_prompt(R1_ZERO, "prompt")
     assert text.startswith("A conversation between User and Assistant. The user asks a question, and the Assistant")
     assert text.endswith("<answer> answer here </answer>. User: prompt. Assistant:")
-    with pytest.raises(ConfigError, match="r1_zero, tiny"):
-        template("r1")
 
 
 def test_tokenizers_that_cannot_be_used_are_data_errors(tmp_path):

@@ -52,8 +52,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rl(folder: Path, *overrides: str) -> GRPO:
-    settings = ("template=r1_zero", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64", "rollout.num_prompts=4",
-                "questions.0.num=60", "evaluation.questions.0.num=10", f"model.path={folder}")  # fmt: skip
+    settings = ("prompt.template=r1_zero", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
+                "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10",
+                f"model.path={folder}")  # fmt: skip
     stage = load_recipe(ROOT / "configs/tiny/r1_zero/1_rl.toml", [*settings, *overrides])
     assert isinstance(stage, GRPO)
     return stage

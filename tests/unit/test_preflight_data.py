@@ -20,7 +20,7 @@ from r1mega.preflight import verdicts
 RL, SFT = ROOT / "configs/tiny/r1_zero/1_rl.toml", ROOT / "configs/tiny/sft/1_qwen2.toml"
 NOT_THERE = "model.config=configs/tiny/qwen2.json", "model.path=/nowhere/hf"
 RL_SETTINGS = (
-    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "template=r1_zero",
+    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "prompt.template=r1_zero",
     "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
 )  # fmt: skip
 GOOD = [{"task": "gcd", "question": f"gcd of {n} and {n}?", "truth": str(n)} for n in range(2, 30)]

@@ -20,7 +20,7 @@ RL, SFT = ROOT / "configs/tiny/r1_zero/1_rl.toml", ROOT / "configs/tiny/sft/1_qw
 BASE, EVAL = ROOT / "configs/tiny/r1_zero/0_base.toml", ROOT / "configs/tiny/r1_zero/2_eval.toml"
 QWEN, V3 = ROOT / "configs/tiny/qwen2.json", ROOT / "configs/tiny/deepseek_v3.json"
 RL_SETTINGS = (
-    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "template=r1_zero",
+    "rollout.num_prompts=4", "questions.0.num=60", "evaluation.questions.0.num=10", "prompt.template=r1_zero",
     "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
 )  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_an_evaluation_asks_for_no_more_than_the_engine_does(folder: Path, tmp_p
     tensors = load_file(out / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, out / "model.safetensors")
-    few = [f"model.path={out}", "evaluation.questions.0.num=10", "template=r1_zero"]
+    few = [f"model.path={out}", "evaluation.questions.0.num=10", "prompt.template=r1_zero"]
     assert both(EVAL, few, tmp_path / "run", capsys) == ((0, ""), (0, ""))
     checked, _ = both(RL, [f"model.path={out}", *RL_SETTINGS], tmp_path / "run", capsys)
     assert checked[0] == 2 and "model.norm.weight" in checked[1]

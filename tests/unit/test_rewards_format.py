@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1mega.buffers import Float32s, Int32s
 from r1mega.data.template import TAGS
-from r1mega.rewards.format import find_answer, is_formatted, style_of
+from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.format import Format, find_answer, is_formatted, style_of
+from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.verifiers import VERIFIERS
+from r1mega.samples import Completion, FinishReason, Prompt
 
 GOOD = "<think>4-1=3</think><answer>3</answer>"
 
@@ -141,3 +145,22 @@ def test_huge_texts_cost_what_their_length_says(piece):
         else:
             pytest.fail(f"{length} characters take {found:.3f} s, an eighth of them {small:.3f} s")
         small = max(found, small)
+
+
+@pytest.mark.parametrize(
+    ("prefill", "written", "accuracy", "r1", "r1_zero"),
+    [
+        ("<think>\n", "2 + 2 is 4\n</think>\n\nIt is \\boxed{4}.", 1.0, 1.0, 0.0),  # DeepSeek-R1's own template
+        ("<think>\n", "\\boxed{4}", 0.0, 0.0, 0.0),  # a thought that is never closed
+        ("<think>\n", "\\boxed{4}\n</think>\n\nIt is \\boxed{5}.", 0.0, 1.0, 0.0),
+        ("<think>\n", "2 + 2 is 4</think> <answer>4</answer>", 1.0, 1.0, 1.0),
+        ("", "2 + 2 is 4</think>\\boxed{4}", 1.0, 0.0, 0.0),  # nobody opened it
+        ("", "It is \\boxed{\\frac{8}{2}}.", 1.0, 0.0, 0.0),
+    ],
+)
+def test_what_a_prompt_begins_is_judged_with_the_answer(prefill, written, accuracy, r1, r1_zero):
+    asked = Prompt("q", "math", "What is 2 + 2?", "4", Int32s([1]), prefill)
+    answer = Completion("q", 0, Int32s([2, 3]), Float32s([-1.0, -1.0]), written, FinishReason.STOP, 0, 0)
+    rewards = {"accuracy": Accuracy(), "r1": Format(style="r1"), "r1_zero": Format()}
+    (verdict,) = Rubric(rewards, "zero").judge(asked, (answer,), 0)
+    assert verdict.parts == {"accuracy": accuracy, "r1": r1, "r1_zero": r1_zero}

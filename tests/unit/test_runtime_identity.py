@@ -90,7 +90,13 @@ def test_a_recipe_is_settings_and_data_and_no_path(tmp_path: Path):
         rl(model(tmp_path / "x/y"), "save.keep_last=9", "batch.chunk_tokens=2048", "wandb.mode=disabled"),
     )
     assert (same.start, same.recipe) == (mine.start, mine.recipe) and same.runs != mine.runs
-    for other in ("seed=4", "optimizer.lr=9e-4", "template=r1_zero", "evaluation.seed=1", "sampling.temperature=0.5"):
+    for other in (
+        "seed=4",
+        "optimizer.lr=9e-4",
+        "prompt.template=r1_zero",
+        "evaluation.seed=1",
+        "sampling.temperature=0.5",
+    ):
         assert begin(tmp_path / other, rl(base, other)).recipe != mine.recipe
     longer = begin(
         tmp_path / "c", rl(base, "num_steps=400", "optimizer.schedule=constant", "optimizer.warmup_steps=0")

@@ -142,9 +142,8 @@ def test_messages_are_what_the_config_says(server: EndpointServer, tmp_path: Pat
 def test_completions_are_sent_the_template(server: EndpointServer, tmp_path: Path):
     config = tmp_path / "eval.toml"
     config.write_text(write(tmp_path, server).read_text().replace("user = ", "# "))
-    evaluate(
-        config, tmp_path / "run", "endpoint.form=completions", "template=r1_zero", "evaluation.questions.0.num=1"
-    )
+    settings = ("endpoint.form=completions", "prompt.template=r1_zero", "prompt.prefill=<think>")
+    evaluate(config, tmp_path / "run", *settings, "evaluation.questions.0.num=1")
     (question,) = (
         json.loads(line)["question"] for line in (tmp_path / "run/held_out.jsonl").read_text().splitlines()
     )
@@ -152,7 +151,7 @@ def test_completions_are_sent_the_template(server: EndpointServer, tmp_path: Pat
     assert sent["path"] == "/v1/completions" and sent["prompt"].startswith(
         "A conversation between User and Assistant."
     )
-    assert sent["prompt"].endswith(f" User: {question}. Assistant:")
+    assert sent["prompt"].endswith(f" User: {question}. Assistant:<think>")
 
 
 def test_what_fails_in_the_middle_is_kept_and_goes_on(server: EndpointServer, tmp_path: Path):
@@ -246,6 +245,7 @@ def test_stop_strings_need_a_server_that_tells_them(server: EndpointServer, tmp_
     [
         ("model.path=/nowhere", "model: the endpoint answers, and no folder of ours"),
         ("endpoint.form=completions", 'endpoint: system and user are of form = "chat"'),
+        ("prompt.prefill=<think>", "prompt: the server puts a question of form"),
         ("endpoint.user=Hello.", "{question} is not in it"),
         ("endpoint.ur=x", "did you mean 'url'"),
         ("evaluation.questions.0.family=chain_sums", "did you mean 'chain_sum'"),

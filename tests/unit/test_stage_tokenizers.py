@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prompt_templates import SMOLLM2, tokenizer_with
 
-from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
+from r1mega.config.load import validate
+from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompts
 from r1mega.data.question import Question
-from r1mega.data.template import R1_ZERO, TINY, Template
+from r1mega.data.settings import PromptSettings
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
 from r1mega.errors import DataError
 from r1mega.recipe.load import load_recipe
@@ -21,7 +23,6 @@ RL = Path(__file__).parents[2] / "configs/tiny/r1_zero/1_rl.toml"
 ASKED = [
     Question(str(i), "chain_sum", text, "3") for i, text in enumerate(("1 + 2 =", " 4 - 1\n", "{{ 5 }} - 2 <ü>"))
 ]
-THINKING = Template("thinking", "Be {brief}.\n", "<|user|>", "\n", "<|assistant|>", prefill="<think>\n")
 
 
 @pytest.fixture(scope="module")
@@ -46,42 +47,76 @@ def rendered(folder: Path, question: str) -> tuple[int, ...]:
     return tuple(made["input_ids"])
 
 
-@pytest.mark.parametrize("template", [TINY, R1_ZERO, THINKING])
-@pytest.mark.parametrize("begin", [(), (1,), (0, 1)])
-def test_it_makes_the_tokens_of_every_prompt(base: Path, tmp_path: Path, template: Template, begin: tuple[int, ...]):
-    """Whatever stands before the text: nothing, a bos, or something else."""
+OWN = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n{% else %}"
+    "Problem: {{ m.content }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}Solution:{% endif %}\n\n"
+)
+KINDS: dict[str, dict[str, str]] = {
+    "tiny": {"template": "tiny"},
+    "tiny, with a prefill": {"template": "tiny", "prefill": "<think>\n"},
+    "r1_zero": {"template": "r1_zero"},
+    "r1_zero, with a prefill": {"template": "r1_zero", "prefill": " <think>"},
+    "SmolLM2's own": {"template": "chat"},
+    "SmolLM2's own, with all": {"template": "chat", "system": "Be {{ brief }}.\n", "prefill": "<think>\n"},
+    "a file": {"template": "own.jinja"},
+    "a file, with all": {"template": "own.jinja", "system": "Be 'brief'.", "prefill": "<think>\n\n"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_exported_tokenizer_makes_the_tokens_of_every_prompt(kind: str, bos: bool, tmp_path: Path):
+    """transformers' AutoTokenizer is the oracle: of the folder that a stage leaves, told nothing but the question."""
     from r1mega.stages import tokenizers
 
-    tokenizer = load_tokenizer(base)
-    asked = prompts(ASKED, tokenizer, template)
-    text = tokenizer(template.user_open + "1", add_special_tokens=False)["input_ids"]
-    assert len(text) > 1
-    written = len(asked[0].token_ids) - len(_text_ids(tokenizer, template, asked[0].question))
-    asked = [dataclasses.replace(p, token_ids=Int32s(begin) + p.token_ids[written:]) for p in asked]
-    chat_template = tokenizers.chat_template_of(asked, template, tokenizer)
-    tokenizers.write(base, tmp_path / "tokenizer", chat_template)
+    tokenizer = tokenizer_with(SMOLLM2, tmp_path / "base", bos=bos)
+    (tmp_path / "own.jinja").write_text(OWN)
+    settings = validate(PromptSettings, dict(KINDS[kind]), tmp_path / "config.toml")
+    form = PromptForm(settings, tokenizer)
+    asked = prompts(ASKED, form)
+    tokenizers.write(tmp_path / "base", tmp_path / "out", tokenizers.chat_template_of(asked, form))
     for prompt in asked:
-        assert rendered(tmp_path / "tokenizer", prompt.question) == tuple(prompt.token_ids)
+        assert rendered(tmp_path / "out", prompt.question) == tuple(prompt.token_ids)
+        assert prompt.prefill == settings.prefill
+        assert tokenizer.decode(prompt.token_ids.tolist()).endswith(settings.prefill)
+    # One bos where the template, or for a named one the tokenizer, begins with it.
+    ids = asked[0].token_ids.tolist()
+    bos_id = tokenizer.bos_token_id
+    assert ids.count(bos_id) == ids[:1].count(bos_id) == int("file" in kind or (bos and "SmolLM2" not in kind))
+    assert settings.system in tokenizer.decode(ids)
+
+
+def test_a_system_turn_of_ones_own_takes_the_place_of_the_trained_one(tmp_path: Path):
+    from r1mega.stages import tokenizers
+
+    form = PromptForm(PromptSettings(template="chat", system="Be brief."), tokenizer_with(SMOLLM2, tmp_path / "base"))
+    tokenizers.write(tmp_path / "base", tmp_path / "out", form.chat_template)
+    from transformers import AutoTokenizer
+
+    turns = [{"role": "system", "content": "Be long."}, {"role": "user", "content": "1 + 1 ="}]
+    text: Any = AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(turns, tokenize=False)
+    assert "Be long." in text and "Be brief." not in text
+
+
+def test_the_folder_has_the_template_wherever_readers_look(base: Path, tmp_path: Path):
+    from r1mega.stages import tokenizers
+
+    form = PromptForm(PromptSettings(), load_tokenizer(base))
+    chat_template = tokenizers.chat_template_of(prompts(ASKED, form), form)
+    tokenizers.write(base, tmp_path / "tokenizer", chat_template)
     assert {p.name for p in (tmp_path / "tokenizer").iterdir()} == {
         "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "LICENSE", "README.md"
     }  # fmt: skip
     assert json.loads((tmp_path / "tokenizer/tokenizer_config.json").read_text())["chat_template"] == chat_template
 
 
-def _text_ids(tokenizer: Any, template: Template, question: str) -> list[int]:
-    whole = template.preamble + template.user_open + question + template.user_close + template.assistant_open
-    return tokenizer(whole + template.prefill, add_special_tokens=False)["input_ids"]
-
-
 def test_prompts_that_no_chat_template_makes_are_refused(base: Path):
     from r1mega.stages import tokenizers
 
-    tokenizer = load_tokenizer(base)
-    (first, *others) = prompts(ASKED, tokenizer, TINY)
+    form = PromptForm(PromptSettings(), load_tokenizer(base))
+    (first, *others) = prompts(ASKED, form)
     with pytest.raises(DataError, match="template tiny: as a chat template"):
-        tokenizers.chat_template_of(
-            [dataclasses.replace(first, token_ids=first.token_ids[:-1]), *others], TINY, tokenizer
-        )
+        tokenizers.chat_template_of([dataclasses.replace(first, token_ids=first.token_ids[:-1]), *others], form)
 
 
 def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy, tmp_path: Path, spec):
