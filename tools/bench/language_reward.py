@@ -8,6 +8,7 @@ the likeliest language the labelled one?
 
 import argparse
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -86,7 +87,7 @@ def main() -> None:
         "about": " ".join((__doc__ or "").split()),
         **harness.provenance(["py3langid", "numpy", "regex"], [Path(__file__).resolve(), *sources, TEXTS]),
         "characters": CHARACTERS, "target": "en", "thoughts_of_each_kind": arguments.num,
-        "speed": speed, "clauses_alone": errors(parts),
+        "load_average": round(os.getloadavg()[0], 1), "speed": speed, "clauses_alone": errors(parts),
     })  # fmt: skip
 
 
