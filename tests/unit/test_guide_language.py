@@ -13,7 +13,8 @@ from r1mega import cli
 from r1mega.rewards.language import MAX_CHARACTERS, Language
 from r1mega.rewards.registry import Rewards
 
-GUIDE = (Path(__file__).parents[2] / "docs/guides/language.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/guides/language.md").read_text(encoding="utf-8")
 
 
 def block(kind: str) -> str:
@@ -41,3 +42,19 @@ def test_the_settings_are_those_of_the_reward():
     named = re.findall(r"\w+", re.search(r"\[rewards.language\] with ([\w, ]+)", GUIDE)[1])
     assert set(named) == {"weight", "language", "domains", "from_step"} < set(Language.model_fields)
     assert f"more than {MAX_CHARACTERS:,} characters" in GUIDE
+
+
+def test_the_figures_are_those_that_were_measured():
+    measured = json.loads((ROOT / "docs/measurements/language_mixing.json").read_text())["runs"]
+    with_reward, control = measured["with_reward"], measured["control"]
+    assert with_reward["rollouts"]["step 0"] == control["rollouts"]["step 0"]
+
+    def row(run, step, held_out):
+        thoughts, found = run["rollouts"][step], run["held_out"]["sampled"][held_out]["pass@1"]
+        mean, low, high = (f"{100 * share:.1f}" for share in found)
+        return f"| {100 * thoughts['share']:.0f}% | {100 * thoughts['mixed']:.0f}% | {mean}% [{low}, {high}] |"
+
+    assert f"| base {row(control, 'step 0', 'step 0')}" in GUIDE
+    assert f"| with the reward {row(with_reward, 'step 38', 'step 40')}" in GUIDE
+    assert f"| without {row(control, 'step 38', 'step 40')}" in GUIDE
+    assert f"{100 * with_reward['rollouts']['step 38']['all_other']:.0f}% of the thoughts" in GUIDE
