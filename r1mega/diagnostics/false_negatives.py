@@ -9,7 +9,7 @@ gap, which is what the gradient pushes by, is
     kept(f, q) = (1 - f) sqrt(q (1 - q) / (q' (1 - q')))        with q' = q (1 - f)
 
 and 1 - f where advantages are not divided by the deviation (objective.std = "none"). At f = 0.38 it is 0.77, 0.67 and
-0.38 where q is 0.1, 0.5 and 0.9: the loss is worst on easy questions. A run knows q', and takes q for q' / (1 - f); a
+0.37 where q is 0.1, 0.5 and 0.9: the loss is worst on easy questions. A run knows q', and takes q for q' / (1 - f); a
 question of which 1 - f or more are judged right may be right throughout, and has nothing left.
 """
 

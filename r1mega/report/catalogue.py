@@ -100,6 +100,30 @@ FIGURES = (
         share=True,
     ),
     Figure(
+        "verdicts",
+        "Answers that were not judged as others",
+        "answers of a rollout",
+        (
+            Curve("rollout/failed", "failed, through no fault of the answer"),
+            Curve("rollout/unscorable", "whose question cannot be judged, or masked"),
+            Curve("rollout/beyond_limits", "judgements of 0: too much time or memory, or the end of a worker"),
+        ),
+        "Failed ones are our side's (a sandbox, an endpoint) and past rollout.max_failed the run stops; samples/ has "
+        "their reasons. Judgements past the limits on every answer are a reward that is too slow, not a policy.",
+    ),
+    Figure(
+        "signal_lost",
+        "Signal that false negatives would cost",
+        "share of the advantage between right and wrong",
+        (
+            Curve("signal_lost/assumed", "at rollout.false_negatives"),
+            Curve("signal_lost/published", "at the rate published for the verifier"),
+        ),
+        "What is lost of the push towards right answers where some of them are taken for wrong; it grows as "
+        "questions get easy. Where it nears 1, what still looks like a difference may be the verifier's faults.",
+        share=True,
+    ),
+    Figure(
         "kl",
         "Distance from the reference",
         "KL(policy || reference), nats per token",

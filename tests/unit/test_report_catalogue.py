@@ -7,12 +7,16 @@ import pytest
 from grpo_run import CLUSTER, Run, base, plain
 from recording import RecordingPolicy, recorded_saves
 
+from r1mega.buffers import Int32s
 from r1mega.diagnostics.load_balance import metrics
 from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
+from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.registry import REWARDS
+from r1mega.rewards.rubric import Rubric
+from r1mega.rewards.signal import signal_metrics
 from r1mega.runtime.run_dir import RunDir
-from r1mega.samples import ExpertLoad, LayerLoad
+from r1mega.samples import ExpertLoad, Group, LayerLoad, Prompt, Verdict, VerdictStatus
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -46,6 +50,10 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     learnt = make_policy(mtp="joint").forward_backward(documents, lambda logp, *_: (logp.sum(), {}))
     logged |= {("train", name) for name in (*learnt, *metrics(ExpertLoad(2, {"1": layer})))}
     logged |= {("train", f"reward/{kind}") for kind in REWARDS}  # a config's rewards log under their names
+    # These questions' verifier has published no rate; that of mathematics has.
+    right, wrong = Verdict(VerdictStatus.SCORED, 1.0, {"a": 1.0}), Verdict(VerdictStatus.SCORED, 0.0, {"a": 0.0})
+    group = Group(Prompt("p", "math", "q", "1", Int32s([1])), (), (right, wrong))
+    logged |= {("train", n) for n in signal_metrics([group], Rubric({"a": Accuracy()}, "zero"), 0.1, divided=True)}
     curves = [curve for figure in FIGURES for curve in figure.curves]
     asked = {(curve.kind, curve.key) for curve in curves}
     asked |= {(curve.kind, f"{curve.key}_{end}") for curve in curves if curve.bars for end in ("low", "high")}
