@@ -5,7 +5,6 @@ the format allows. pyarrow and datasets take seconds to import and are, where th
 them.
 """
 
-import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.data import lines
+from r1mega.data.tables import fetched, load_dataset, parquet_file
 from r1mega.data.turns import FIELDS, Conversation, conversation
 from r1mega.errors import DataError
 
@@ -21,6 +21,8 @@ __all__ = ["Conversation", "Source", "conversation"]
 log = logging.getLogger(__name__)
 
 JSONL, PARQUET = ".jsonl", ".parquet"
+WHAT = "conversations"
+"""What is read, for messages."""
 
 
 class Source:
@@ -52,7 +54,7 @@ class Source:
             of = ", ".join(filter(None, [self._config, self._split]))
             where = f"{self._name} ({of})"
             rows = self._dataset.select_columns(self._columns(self._dataset.column_names, where))
-            for number, row in enumerate(_fetched(rows, where), 1):
+            for number, row in enumerate(fetched(rows, where, WHAT), 1):
                 yield conversation(row, f"{where}, row {number}")
 
     def __len__(self) -> int:
@@ -79,46 +81,20 @@ class Source:
 
     @functools.cached_property
     def _dataset(self) -> Any:
-        import datasets
-        from datasets.exceptions import DatasetNotFoundError
-
-        try:
-            return datasets.load_dataset(self._name, self._config or None, split=self._split)
-        except Exception as error:  # the library raises almost anything: no network, no such name, no such split
-            of = ", ".join([f"config {self._config!r}"] * bool(self._config) + [f"split {self._split!r}"])
-            told = f"dataset {self._name!r}, {of}: {type(error).__name__}: {error}".rstrip(".")
-            cause = f": {error.__cause__}".rstrip(".") if error.__cause__ is not None else ""
-            if isinstance(error, ConnectionError | DatasetNotFoundError):
-                cause += (
-                    ". Nodes without a network read what was loaded once into the cache that HF_HOME names, a folder "
-                    "of files, or data.files"
-                )
-            elif "onfig" in str(error) and (names := self._other_configs()):
-                told, cause = told.split("\n")[0].rstrip("."), f". Set dataset_config to one of {names}"
-            raise DataError(told + cause) from error
-
-    def _other_configs(self) -> str:
-        """The configs of the dataset, where the one that was asked for is none of them or is not named."""
-        import datasets
-
-        try:
-            names = datasets.get_dataset_config_names(self._name)
-        except Exception:  # what kept it from being loaded, which is said
-            return ""
-        return ", ".join(map(repr, names)) if names and self._config not in names else ""
+        return load_dataset(self._name, self._config, self._split, "dataset_config", "data.files")
 
     def _read_jsonl(self, file: Path) -> Iterator[Conversation]:
-        for row, where in lines.rows(file, "conversations"):
+        for row, where in lines.rows(file, WHAT):
             if isinstance(row, Mapping):
                 self._say_what_is_passed_over(row, str(file))
             yield conversation(row, where)
 
     def _read_parquet(self, file: Path) -> Iterator[Conversation]:
-        with _parquet(file) as table:
+        with parquet_file(file, WHAT) as table:
             columns = self._columns(table.schema_arrow.names, str(file))
             batches = table.iter_batches(batch_size=256, columns=columns)
             rows = (row for batch in batches for row in batch.to_pylist())
-            for number, row in enumerate(_fetched(rows, str(file)), 1):
+            for number, row in enumerate(fetched(rows, str(file), WHAT), 1):
                 yield conversation(row, f"{file}, row {number}")
 
     def _columns(self, names: Sequence[str], where: str) -> list[str]:
@@ -153,32 +129,5 @@ def _count_jsonl(file: Path) -> int:
 
 
 def _count_parquet(file: Path) -> int:
-    with _parquet(file) as table:
+    with parquet_file(file, WHAT) as table:
         return table.metadata.num_rows
-
-
-@contextlib.contextmanager
-def _parquet(file: Path) -> Iterator[Any]:
-    from pyarrow import parquet
-
-    if not file.is_file():
-        raise DataError(f"cannot read conversations from {file}: no such file")
-    try:
-        table = parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors of a file that is none are ValueErrors
-        raise DataError(f"cannot read conversations from {file}: {error}") from error
-    with table:
-        yield table
-
-
-def _fetched(rows: Iterable[Any], where: str) -> Iterator[Any]:
-    """The rows of a library that may raise anything where a value cannot be decoded."""
-    iterator = iter(rows)
-    while True:
-        try:
-            row = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise DataError(f"cannot read conversations from {where}: {type(error).__name__}: {error}") from error
-        yield row

@@ -104,7 +104,7 @@ class PromptStream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken. Raises DataError when it belongs to other prompts."""
-        if state["prompts"] != self._fingerprint():
+        if state.get("prompts") != self._fingerprint():
             raise DataError("the saved position belongs to other prompts: questions, seed or number have changed")
         if state.get("tokens", self._tokens()) != self._tokens():  # an older version did not say
             raise DataError("the saved position belongs to other prompts: template or tokenizer have changed")

@@ -1,7 +1,7 @@
 """What a rollout looked like, in the numbers people watch: rewards, lengths, groups that teach nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from r1mega.samples import FinishReason, Group, VerdictStatus
 
@@ -17,6 +17,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
     same reward: they carry no preference; a group without a scored answer is none of them.
     `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
+    Of each source of questions, where there are several, and of each domain: `share/source/LABEL`, of the prompts, and
+    `reward/source/LABEL`, a mean over scored answers; `.../domain/...` the same.
     """
     verdicts = [v for g in groups for v in g.verdicts]
     scored = [v for v in verdicts if v.scored]
@@ -42,7 +44,21 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["reward/total"] = _mean([v.reward for v in scored])
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored if part in v.parts])
+    for kind in ("source", "domain"):
+        metrics |= _by(kind, groups)
     return metrics
+
+
+def _by(kind: Literal["source", "domain"], groups: Sequence[Group]) -> dict[str, float]:
+    """Shares and rewards of the questions of each source or domain; nothing where all are of one."""
+    names = sorted({getattr(g.prompt, kind) for g in groups})
+    found: dict[str, float] = {}
+    for name in names if len(names) > 1 else ():
+        mine = [g for g in groups if getattr(g.prompt, kind) == name]
+        found[f"share/{kind}/{name}"] = len(mine) / len(groups)
+        if scored := [v.reward for g in mine for v in g.verdicts if v.scored]:
+            found[f"reward/{kind}/{name}"] = _mean(scored)
+    return found
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -71,9 +71,18 @@ class Asking(Recipe):
             if source.weight is not None
         ]
 
+    def tables(self) -> dict[str, Sequence[QuestionSource]]:
+        """The lists of tables of questions, by what they are for."""
+        return {"evaluation": self.evaluation.questions}
+
     def sources(self) -> dict[str, QuestionSource]:
         """All tables of questions, by the names that `--set` has for them."""
-        return {f"evaluation.questions.{i}": source for i, source in enumerate(self.evaluation.questions)}
+        names = {"evaluation": "evaluation.questions"}
+        return {
+            f"{names.get(what, what)}.{i}": source
+            for what, sources in self.tables().items()
+            for i, source in enumerate(sources)
+        }
 
     def inputs(self) -> Sequence[Input]:
         template = [Input("prompt.template", self.prompt.file)] if self.prompt.file else []
@@ -82,6 +91,9 @@ class Asking(Recipe):
             for where, source in self.sources().items()
             for name, path in source.inputs()
         ]
+
+    def unseen(self) -> Sequence[str]:
+        return [f"{where}: {source.unseen}" for where, source in self.sources().items() if source.unseen]
 
     @classmethod
     def outdated(cls, table: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Recipe of reinforcement learning with GRPO; the stage is `r1mega.stages.grpo`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -154,5 +155,5 @@ class GRPO(Asking, Training):
         reference = self.objective.kl_coef > 0
         return dataclasses.replace(super().holds(), mtp_learns=self.objective.mtp != "off", reference=reference)
 
-    def sources(self) -> dict[str, QuestionSource]:
-        return {f"questions.{i}": source for i, source in enumerate(self.questions)} | super().sources()
+    def tables(self) -> dict[str, Sequence[QuestionSource]]:
+        return {"questions": self.questions, **super().tables()}

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from r1mega.data.prompts import PromptStream
+from r1mega.data.mixture import Stream
 from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.rewards.failures import Failures
@@ -146,7 +146,7 @@ class GroupSource:
         self,
         engine: JournalledEngine,
         journal: Journal,
-        prompts: PromptStream,
+        prompts: Stream,
         params: SamplingParams,
         *,
         group_size: int,
@@ -245,7 +245,7 @@ class GroupSource:
         return {"prompts": self._place or self._prompts.state(), "journal": self._journal.state(step)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken. Raises as `PromptStream.restore` and `Journal.check`."""
+        """Go on where `state` was taken. Raises as `Stream.restore` and `Journal.check`."""
         self._prompts.restore(state["prompts"])
         self._journal.check(state["journal"])
 

@@ -1,6 +1,7 @@
 """What a stage asks: an RL run's training questions, and an evaluation's, which no run trains on."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from r1mega.data.asked_questions import (
     refuse_too_few,
     training_questions,
 )
+from r1mega.data.mixture import Stream, refuse_unfillable, stream_of
 from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.prompts import prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
@@ -37,6 +39,8 @@ class Questions:
 
     train: list[Prompt]
     held_out: list[Prompt]
+    stream: Stream
+    """Of `train`, from its beginning."""
     chat_template: str = ""
     """Makes the tokens of their prompts, in Jinja."""
     counts: Mapping[str, Mapping[str, Counts]] = field(default_factory=dict[str, Mapping[str, Counts]])
@@ -83,7 +87,11 @@ def ask(config: GRPO) -> Questions:
     train = fitting(made, read, *_limit(config, spec, config.max_prompt_tokens))
     refuse_too_few(len(train), read, config.rollout.num_prompts)
     template_text = tokenizers.chat_template_of(train, form)
-    asked = Questions(train, held_out, template_text, {"questions": read.counts, "evaluation": evaluated.counts})
+    refuse_unfillable(read, Counter(p.source for p in train), config.rollout.num_prompts)
+    stream = stream_of(train, read, config.seed)
+    asked = Questions(
+        train, held_out, stream, template_text, {"questions": read.counts, "evaluation": evaluated.counts}
+    )
     check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
     return asked
 
@@ -127,6 +135,7 @@ def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
     read = training_questions(
         config.questions, config.seed, verifiers=VERIFIERS, evaluation=evaluated, least=config.rollout.num_prompts
     )
+    refuse_unfillable(read, Counter(q.source for q in read.questions), config.rollout.num_prompts)
     _refuse_hopeless(read)
     return evaluated, read
 

@@ -8,7 +8,6 @@ from functools import partial
 
 from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
-from r1mega.data.prompts import PromptStream
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.judges import Judges, preloaded
@@ -101,7 +100,7 @@ class RankZero:
         source = GroupSource(
             answers,
             self.journal,
-            PromptStream(self.questions.train, config.seed),
+            self.questions.stream,
             params,
             group_size=config.objective.group_size,
             num_prompts=config.rollout.num_prompts,

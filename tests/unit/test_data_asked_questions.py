@@ -235,9 +235,12 @@ def test_a_path_counts_from_the_config_and_labels_are_told_apart(tmp_path: Path)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([{"kind": "csv", "path": "a"}], "there is no source 'csv': choose of jsonl, reasoning_gym"),
+        (
+            [{"kind": "csv", "path": "a"}],
+            "there is no source 'csv': choose of jsonl, parquet, dataset, reasoning_gym",
+        ),
         ([{"kind": "josnl", "path": "a"}], r"there is no source 'josnl' \(did you mean 'jsonl'\?\): choose of"),
-        ([{"path": "a"}], "a source has a kind: choose of jsonl, reasoning_gym"),
+        ([{"path": "a"}], "a source has a kind: choose of jsonl, parquet"),
         ("own.jsonl", "should be tables"),
         ([{"kind": "jsonl"}], "path\n *Field required"),
         ([{"kind": "jsonl", "path": "a", "domain": "maths"}], "Input should be 'math', 'code'"),

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from own_questions import ROW, TRAINED, file, write
 
+from r1mega.data.sources.dataset import Dataset
 from r1mega.data.sources.jsonl import JSONL
+from r1mega.data.sources.parquet import Parquet
 from r1mega.errors import DataError
 
 
@@ -138,3 +140,73 @@ def test_who_judges_is_said_once(tmp_path: Path):
 def test_a_file_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(DataError, match=r"cannot read questions from .*absent.jsonl: No such file"):
         read_jsonl(tmp_path / "absent.jsonl")
+
+
+# ---- parquet and datasets ------------------------------------------------------------------------------------
+
+ROWS = {"problem": ["1 + 1 =", "3 - 1 ="], "answer": [2.0, 2.5], "meta": ['{"n": 1}', None], "picture": [b"x", b"y"]}
+NAMED = {"question": "problem", "truth": "answer", "entry": "meta", "verifier": "math"}
+
+
+def parquet(path: Path, columns: dict[str, Any]) -> Path:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def told(source: Any) -> list[tuple[Any, ...]]:
+    return [(place, q.text, q.truth, q.entry) for place, q in source.read(0)]
+
+
+def test_parquet_and_a_dataset_are_read_as_lines_are(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    rows = parquet(tmp_path / "data/own.parquet", ROWS)
+    wanted = [("row 1", "1 + 1 =", "2", {"n": 1}), ("row 2", "3 - 1 =", "2.5", {})]
+    assert told(Parquet(path=rows, **NAMED)) == wanted
+    dataset = Dataset(name=str(tmp_path / "data"), **NAMED)
+    assert told(dataset) == wanted and dataset.label == "data" and dataset.inputs() == [("name", tmp_path / "data")]
+    assert not dataset.on_the_hub and Dataset(name="owner/name", **NAMED).on_the_hub
+    assert Dataset(name="owner/name", **NAMED).inputs() == []
+
+
+def test_a_table_says_which_column_it_has_not_and_a_row_what_is_wrong(tmp_path: Path):
+    rows = parquet(tmp_path / "own.parquet", ROWS)
+    for source in (Parquet(path=rows, truth="anwser", verifier="math"), Dataset(name=str(tmp_path), verifier="math")):
+        with pytest.raises(DataError, match=r"no column 'question'.*its columns are 'problem', 'answer', 'meta'"):
+            source.read(0)
+    with pytest.raises(DataError, match=r"no column 'anwser' \(did you mean 'answer'\?\)"):
+        Parquet(path=rows, question="problem", truth="anwser", verifier="math").read(0)
+    wrong = {"question": ["1", None, "3"], "truth": [float("nan"), 1.0, 2.0], "id": [1, 2, 3]}
+    rows = parquet(tmp_path / "wrong.parquet", wrong)
+    with pytest.raises(DataError) as error:
+        Parquet(path=rows, verifier="math").read(0)
+    assert str(error.value).splitlines() == [
+        f"{rows}: 2 rows are wrong",
+        "  row 1: column 'truth' is nan, which is no number",
+        "  row 2: column 'question' should be text, and is null",
+    ]
+    (tmp_path / "no.parquet").write_text("no")
+    with pytest.raises(DataError, match=r"cannot read questions from .*no.parquet"):
+        Parquet(path=tmp_path / "no.parquet", verifier="math").read(0)
+
+
+def test_a_row_that_is_no_utf_8_is_named(tmp_path: Path):
+    import pyarrow
+
+    offsets, data = pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"1\xff\xfe")
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, data])
+    rows = parquet(tmp_path / "own.parquet", {"question": texts, "truth": ["1", "2"]})
+    with pytest.raises(DataError, match=r"own.parquet, row 2: holds what is not UTF-8"):
+        Parquet(path=rows, verifier="math").read(0)
+
+
+def test_a_dataset_that_is_not_here_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
+    with pytest.raises(
+        DataError, match=r"dataset 'owner/none', config 'main', split 'test': ConnectionError: offline"
+    ):
+        Dataset(name="owner/none", config="main", split="test", **NAMED).read(0)

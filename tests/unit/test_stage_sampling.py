@@ -243,3 +243,30 @@ def test_the_seed_decides_in_which_order_a_files_questions_are_asked(base: Path,
         run = Run(tmp_path / f"{seed}").start(base, changes)
         orders.append([a.request.prompt.question for a in run.engines.rollouts()[0]])
     assert len(orders[0]) == len(orders[1]) == 3 and orders[0] != orders[1]
+
+
+SOURCES = [
+    {**SUMS, "num": 6, "weight": 2},
+    {
+        **SUMS,
+        "params": {"min_terms": 4, "max_terms": 4, "min_digits": 1, "max_digits": 1},
+        "num": 4,
+        "domain": "logic",
+    },
+]
+
+
+def test_a_runs_rollouts_follow_the_weights_of_their_sources_and_go_on_when_stopped(base: Path, tmp_path: Path):
+    whole = Run(tmp_path / "whole").start(base, {"questions": SOURCES})
+    asked = [[a.request.prompt for a in rollout] for rollout in whole.engines.rollouts().values()]
+    assert [[p.source for p in prompts].count("chain_sum") for prompts in asked] == [2, 2, 2]  # of 3
+    assert {p.domain for prompts in asked for p in prompts if p.source == "chain_sum_2"} == {"logic"}
+    for row in whole.rows():
+        assert row["share/source/chain_sum"] == row["share/domain/math"] == pytest.approx(2 / 3)
+        both = 2 * row["reward/source/chain_sum"] + row["reward/source/chain_sum_2"]
+        assert both / 3 == pytest.approx(row["reward/total"])
+    run = Run(tmp_path / "run", Engines(stop_after=9))
+    with pytest.raises(Interrupted):
+        run.start(base, {"questions": SOURCES})
+    run.start(base, {"questions": SOURCES}, resume=True)
+    assert keyed(run.engines.asked) == keyed(whole.engines.asked) and figures(run) == figures(whole)

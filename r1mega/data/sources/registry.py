@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from r1mega.config.load import nearest
+from r1mega.data.sources.dataset import Dataset
 from r1mega.data.sources.jsonl import JSONL
+from r1mega.data.sources.parquet import Parquet
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.source import QuestionSource
 
 MEMBERS: tuple[type[QuestionSource], ...] = (
     JSONL,
+    Parquet,
+    Dataset,
     MadeQuestions,
 )
 """A row a kind of source."""

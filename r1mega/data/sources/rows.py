@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from r1mega.config.load import nearest
 from r1mega.data.question import Question, question_id
 from r1mega.data.sources import cells
 from r1mega.data.sources.source import NOTHING, Located, QuestionSource
@@ -12,6 +13,14 @@ from r1mega.errors import DataError, listed
 
 Row = tuple[str, Mapping[str, Any] | ValueError]
 """Where it stands ("line 7"), and the row, or why it cannot be read."""
+
+
+def refuse_absent(columns: Iterable[str], names: Collection[str], where: str) -> None:
+    """Raises DataError where a table has no column of a name that a setting gives."""
+    absent = [f"{column!r}{nearest(column, names)}" for column in columns if column not in names]
+    if absent:
+        has = ", ".join(map(repr, names)) or "none"
+        raise DataError(f"{where}: no column {', no column '.join(absent)}: its columns are {has}")
 
 
 class RowSource(QuestionSource):

@@ -64,6 +64,11 @@ class QuestionSource(Section):
         """Its short name in counts and metrics; two tables of one label are numbered."""
         return next((path.stem for _, path in self.inputs()), str(self.kind))
 
+    @property
+    def unseen(self) -> str:
+        """What nobody looks at before the stage reads it; "" where nothing is."""
+        return ""
+
     def faults(self) -> list[str]:
         """What is wrong with the settings, before anything is read: "setting: what and how to mend it"."""
         return []
