@@ -17,7 +17,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
     same reward: they carry no preference; a group without a scored answer is none of them.
     `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
-    Of each source of questions, where there are several, and of each domain: `share/source/LABEL`, of the prompts, and
+    Of each source of questions, where there are several, and of each domain: `share/source/LABEL`, of prompts, and
     `reward/source/LABEL`, a mean over scored answers; `.../domain/...` the same.
     """
     verdicts = [v for g in groups for v in g.verdicts]
