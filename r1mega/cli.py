@@ -1,4 +1,5 @@
-"""The command line: `r1mega check | run | pipeline | convert | score | report | compare | decontaminate`.
+"""The command line: `r1mega check | run | pipeline | convert | score | make-tests | report | compare |
+decontaminate`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal, a rank that has lost another one with 75. Everything heavy is imported inside the commands, so that
@@ -40,6 +41,7 @@ LOST_RANK = (
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
 app.command()(rewards.score)
+app.command()(rewards.make_tests)
 app.command()(evaluation.compare)
 app.command()(evaluation.decontaminate)
 

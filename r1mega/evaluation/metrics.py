@@ -14,7 +14,7 @@ from typing import Any, get_args
 from r1mega.errors import ConfigError, DataError, RewardError
 from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.results import QuestionResult, SampleResult
-from r1mega.rewards.accuracy import limits_of, right_and_ends_right
+from r1mega.rewards.accuracy import has_truth, limits_of, right_and_ends_right
 from r1mega.rewards.format import Style, is_formatted, style_of
 from r1mega.rewards.judges import gathered
 from r1mega.rewards.pool import Pool, TaskOutcome
@@ -127,7 +127,7 @@ def grade(prompt: Prompt, completion: Completion) -> Graded:
 def grade_in(pool: Pool, prompt: Prompt, completion: Completion) -> Future[Graded]:
     """`grade` in a worker of a pool. An answer that uses too much there, or ends its worker, is wrong."""
     asked = _Asked(prompt, completion)
-    if not prompt.truth.strip():
+    if not has_truth(prompt):
         return gathered([], lambda _: asked.graded(TaskOutcome("done", (False, False))))
     judged = pool.submit(right_and_ends_right, *asked.arguments, limits=limits_of(prompt))
     return gathered([judged], lambda outcomes: asked.graded(outcomes[0]))
@@ -153,7 +153,7 @@ class _Asked:
             raise outcome.value
         status, reason = VerdictStatus.SCORED, outcome.reason
         strict, lenient = outcome.value if outcome.status == "done" else (False, False)
-        if not prompt.truth.strip():
+        if not has_truth(prompt):
             strict, lenient = False, False
             status, reason = VerdictStatus.UNSCORABLE, "the question has no reference answer"
         elif outcome.status == "failed":

@@ -16,6 +16,8 @@ from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.old_questions import old_questions
 from r1mega.recipe.recipe import Recipe
+from r1mega.rewards import code
+from r1mega.rewards.sandbox.sound import fault_of_this_machine
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.rollout.kernels import kernel_faults
 
@@ -117,6 +119,9 @@ class Asking(Recipe):
             )
         elif spec is not None:
             faults += kernel_faults(spec, machine.rollout.tp)
+        named = {name for source in self.sources().values() for name in source.verifiers()}
+        if named & set(code.NAMES) and (fault := fault_of_this_machine()) is not None:
+            faults.append(fault)
         return faults + super().faults_on(machine, spec)
 
 

@@ -42,6 +42,12 @@ def limits_of(prompt: Prompt) -> Limits:
     return getattr(VERIFIERS.get(prompt.verifier), "needs", Limits())
 
 
+def has_truth(prompt: Prompt) -> bool:
+    """Whether an answer can be judged at all: by a reference answer, or of code by tests. Raises ConfigError."""
+    judged_by = verifier(prompt.verifier)
+    return judged_by.fault_of(prompt.entry) is None if isinstance(judged_by, Code) else bool(prompt.truth.strip())
+
+
 def is_right(prompt: Prompt, text: str) -> bool:
     """Whether the final answer of `text`, in the answer tags or where its verifier looks for it, is right.
 

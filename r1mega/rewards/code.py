@@ -8,16 +8,29 @@ reason; what breaks on our side raises. Report of bug-fixing: an entry with `pro
 whole file or by a block ```diff.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from r1mega.data.question import Question
 from r1mega.rewards.programs import answer as answers
 from r1mega.rewards.programs.judge import Passed, judge
 from r1mega.rewards.programs.patch import PatchFault, apply
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import Task, task_of
+from r1mega.rewards.sandbox.sound import fault_of_this_machine
 from r1mega.rewards.worker import Limits
+
+
+def fault_of_machine(questions: Iterable[Question]) -> str | None:
+    """Why this machine cannot judge some of these questions, with the remedy; None where it can. It runs a control
+    program where there is a question of code."""
+    languages = {q.entry.get("language", "python") for q in questions if q.verifier in NAMES}
+    return fault_of_this_machine(cpp="cpp" in languages) if languages else None
+
+
+NAMES = ("code", "code_fix")
+"""Of its rows in the table of verifiers."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`r1mega score`."""
+"""`r1mega score` and `r1mega make-tests`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,3 +23,15 @@ def score(
     if (kind == "rubric") != (config is not None):
         raise ConfigError("score rubric takes its rewards from --config FILE; the other kinds take no --config")
     scoring.score(kind, file, out, None if config is None else rubric_of(config))
+
+
+def make_tests(
+    file: Annotated[Path, typer.Argument(help="Problems, a JSON line each: id, language, generator, right, wrong.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The same rows, with tests in place of these programs.")],
+    inputs: Annotated[int, typer.Option("--inputs", min=1, help="Runs of each problem's generator.")] = 100,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Tests of a problem at most.")] = 20,
+) -> None:
+    """Make test cases: inputs on which right programs agree and wrong ones fail. Started again, it goes on."""
+    from r1mega.rewards import make_tests as making
+
+    making.make_tests(file, out, num_inputs=inputs, keep=keep, say=lambda line: print(line, flush=True))

@@ -198,11 +198,9 @@ def judge_reasoning_gym(row: Response) -> Verdict:
 
 
 def judge_code(row: Response) -> Verdict:
-    """1 where the program passes all tests; the share of those that it passed is a part. Raises RewardError."""
-    settings = CodeSettings()
-    passed = Code().judge(Code().find_answer(row.response), row.fields["entry"], settings)
-    parts = {"accuracy": passed.value(settings), "passed": passed.passed / passed.total}
-    return Verdict(VerdictStatus.SCORED, parts["accuracy"], parts, passed.reason)
+    """1 where the program passes all tests. Raises RewardError."""
+    passed = Code().judge(Code().find_answer(row.response), row.fields["entry"], CodeSettings())
+    return _scored("accuracy", passed.passed == passed.total, passed.reason)
 
 
 def asked_of_rubric(row: Response) -> tuple[Prompt, Answer, int]:

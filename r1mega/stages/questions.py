@@ -17,12 +17,13 @@ from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.prompts import prompts
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import DataError, listed
+from r1mega.errors import DataError, RewardError, listed
 from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.code import fault_of_machine
 from r1mega.rewards.truths import hopeless
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.runtime import files
@@ -110,6 +111,7 @@ def evaluated_questions(config: Asking) -> AskedQuestions:
     """
     asked = evaluation_questions(config.evaluation.questions, config.evaluation.seed, verifiers=VERIFIERS)
     _refuse_hopeless(asked)
+    _refuse_without_sandbox(asked)
     return asked
 
 
@@ -137,7 +139,14 @@ def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
     )
     refuse_unfillable(read, Counter(q.source for q in read.questions), config.rollout.num_prompts)
     _refuse_hopeless(read)
+    _refuse_without_sandbox(read)
     return evaluated, read
+
+
+def _refuse_without_sandbox(asked: AskedQuestions) -> None:
+    """Raises RewardError where programs are to be judged and this machine has no sandbox, or no compiler."""
+    if fault := fault_of_machine(asked.questions):
+        raise RewardError(fault)
 
 
 def _refuse_hopeless(asked: AskedQuestions) -> None:

@@ -11,6 +11,8 @@ from r1mega.data.sources import cells
 from r1mega.data.sources.source import NOTHING, Located, QuestionSource
 from r1mega.errors import DataError, listed
 
+TESTED = ("code", "code_fix")
+"""Verifiers whose truth is the tests of an entry."""
 Row = tuple[str, Mapping[str, Any] | ValueError]
 """Where it stands ("line 7"), and the row, or why it cannot be read."""
 
@@ -29,7 +31,8 @@ class RowSource(QuestionSource):
     question: str = "question"
     """Column with what is asked: text."""
     truth: str = "truth"
-    """Column with the right answer: text, or a number, which is taken in decimal digits ("3" for 3.0)."""
+    """Column with the right answer: text, or a number, which is taken in decimal digits ("3" for 3.0). Questions of
+    code need none: their tests stand in the entry."""
     verifier: str = ""
     """Who tells right answers from wrong: a name of `rewards.verifiers`, such as math, choice, or a family of
     reasoning-gym."""
@@ -121,8 +124,10 @@ class RowSource(QuestionSource):
         """Raises ValueError with what is wrong with the row."""
         if isinstance(row, ValueError):
             raise row
-        text, truth = cells.text(row, self.question), cells.text_or_number(row, self.truth)
+        text = cells.text(row, self.question)
         verifier = self.verifier or cells.text(row, self.verifier_column)
+        tested = verifier in TESTED and row.get(self.truth) is None
+        truth = "" if tested else cells.text_or_number(row, self.truth)
         entry = self._entry(row)
         if self.options and row.get(self.options) is not None:
             options = cells.options(row, self.options)

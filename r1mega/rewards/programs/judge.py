@@ -46,7 +46,7 @@ def judge(source: str, task: Task, settings: CodeSettings) -> Passed:
         program = _built(source, task, settings)
     except DoesNotCompile as error:
         return Passed(0, len(task.cases), f"does not compile: {error}")
-    checker = None if task.checker is None else _checker(task.checker, settings)
+    checker = None if task.checker is None else checker_program(task.checker, settings)
 
     def judged(index: int, number: int, stop: threading.Event) -> str | None:
         left = settings.answer_s - sum(spent)
@@ -63,7 +63,7 @@ def judge(source: str, task: Task, settings: CodeSettings) -> Passed:
         if task.calls:
             return _judge_value(ran.output, case, task, token)
         if checker is not None:
-            return _check(checker, case, ran.output, settings.run, number)
+            return check(checker, case, ran.output, settings.run, number)
         return None if same_output(ran.output, case.expected) else "wrong answer"
 
     reasons = _Lanes(len(task.cases), settings, judged).reasons()
@@ -87,6 +87,7 @@ def _bounds(task: Task, settings: CodeSettings) -> Bounds:
 def _built(source: str, task: Task, settings: CodeSettings) -> Program:
     if task.language == "python":
         return python_program(source, calls=task.calls)
+    # All calls of a question are one program, compiled once.
     text = cpp_calls(source, [case.call for case in task.cases]) if task.calls else source
     with slot(settings.slots) as number:
         assert number is not None
@@ -134,7 +135,8 @@ def fault_of(ran: Ran, bounds: Bounds) -> str | None:
     return None if ran.code == 0 else f"crashed with exit code {ran.code}{': ' if last else ''}{last}"
 
 
-def _checker(checker: Checker, settings: CodeSettings) -> Program:
+def checker_program(checker: Checker, settings: CodeSettings) -> Program:
+    """A question's checker, ready to run. Raises RewardError where it does not compile."""
     if checker.language == "python":
         return python_program(checker.source)
     try:
@@ -145,7 +147,7 @@ def _checker(checker: Checker, settings: CodeSettings) -> Program:
         raise RewardError(f"the question's checker does not compile: {error}") from error
 
 
-def _check(checker: Program, case: Case, output: bytes, bounds: Bounds, number: int) -> str | None:
+def check(checker: Program, case: Case, output: bytes, bounds: Bounds, number: int) -> str | None:
     """Whether a checker takes an output. Raises RewardError where it is no checker: it refuses what is expected."""
     files = {**checker.files, "input": case.stdin.encode(), "output": output, "expected": case.expected.encode()}
     argv = (*checker.argv, "/code/input", "/code/output", "/code/expected")

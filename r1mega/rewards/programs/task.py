@@ -60,7 +60,7 @@ def task_of(entry: Mapping[str, Any]) -> Task:
     calls = bool(cases[0].call)
     if any(bool(case.call) != calls for case in cases):
         raise ValueError("tests should all have stdin and stdout, or all call and expected")
-    checker = _checker(entry.get("checker"))
+    checker = checker_of(entry.get("checker"))
     if checker is not None and calls:
         raise ValueError("a checker reads outputs, and these tests call a function")
     program = entry.get("program", "")
@@ -105,7 +105,8 @@ def _call(test: Mapping[str, Any], where: str, language: str) -> str:
         raise ValueError(f"{where}.call: {error}") from error
 
 
-def _checker(value: Any) -> Checker | None:
+def checker_of(value: Any) -> Checker | None:
+    """A question's checker, where it has one. Raises ValueError."""
     if value is None:
         return None
     found = {"source": value, "language": "python"} if isinstance(value, str) else value
