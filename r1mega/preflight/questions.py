@@ -19,6 +19,7 @@ from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
+from r1mega.rewards.sandbox.machine import seen
 
 PASSED_OVER = {"model", "optimizer", "save", "wandb", "experts", "mismatch"}
 """Settings that do not bear on questions."""
@@ -100,7 +101,7 @@ def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[st
     paths = [source.path for source in recipe.inputs()]
     trees = [verdicts.digest_of_tree(path) for path in paths if path.is_dir()]
     digests = verdicts.digest([path for path in paths if not path.is_dir()])
-    key = verdicts.key("questions", settings, digests, trees, tokenizer_digest(tokenizer))
+    key = verdicts.key("questions", settings, digests, trees, tokenizer_digest(tokenizer), seen())
     if verdicts.known(key):
         return
     with contextlib.ExitStack() as naming:

@@ -29,6 +29,12 @@ def fault_of_machine(questions: Iterable[Question]) -> str | None:
     return fault_of_this_machine(cpp="cpp" in languages) if languages else None
 
 
+def fault_of_question(question: Question) -> str | None:
+    """Why no answer to a question of code can be judged; None where one can, and of other questions."""
+    of = {"code": Code(), "code_fix": Code(mends=True)}.get(question.verifier)
+    return None if of is None else of.fault_of(question.entry)
+
+
 NAMES = ("code", "code_fix")
 """Of its rows in the table of verifiers."""
 

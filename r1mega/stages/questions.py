@@ -23,7 +23,7 @@ from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking
 from r1mega.recipe.grpo import GRPO
-from r1mega.rewards.code import fault_of_machine
+from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import hopeless
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.runtime import files
@@ -151,7 +151,11 @@ def _refuse_without_sandbox(asked: AskedQuestions) -> None:
 
 def _refuse_hopeless(asked: AskedQuestions) -> None:
     """Raises DataError where no answer to a question can be right."""
-    if found := hopeless(asked.doubtful):
+    found = hopeless(asked.doubtful)
+    if unread := {asked.where[q.id]: fault for q in found if (fault := fault_of_question(q)) is not None}:
+        faults = [f"{where}: {fault}" for where, fault in unread.items()]
+        raise DataError(listed(f"{len(faults)} question(s) of code that cannot be judged (their entry):", faults))
+    if found:
         told = [f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}" for q in found]
         raise DataError(
             listed(

@@ -51,5 +51,13 @@ def tools() -> Tools:
     )  # fmt: skip
 
 
+def seen() -> str:
+    """What of a sandbox is there, in words: a verdict on questions of code holds where it is the same."""
+    try:
+        return str(tools())
+    except RewardError as error:
+        return str(error)
+
+
 def _found(name: str) -> str:
     return shutil.which(name, path=PLACES) or ""
