@@ -11,7 +11,8 @@ from r1mega.rewards import code
 
 RL = ROOT / "configs/tiny/r1_zero/1_rl.toml"
 SETTINGS = (
-    "model.config=configs/tiny/qwen2.json", "model.path=/nowhere/hf", "rollout.num_prompts=4", "template=r1_zero",
+    "model.config=configs/tiny/qwen2.json", "model.path=/nowhere/hf", "rollout.num_prompts=4",
+    "prompt.template=r1_zero",
     "evaluation.questions.0.num=10", "batch.chunk_tokens=1024", "sampling.max_new_tokens=64",
 )  # fmt: skip
 ENTRY = {"language": "cpp", "tests": [{"stdin": "", "stdout": "1"}]}
