@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from r1mega.data.question import Question
+from r1mega.data.sources.reasoning_gym import ANY
 from r1mega.errors import RewardError
 from r1mega.rewards.accuracy import can_be_right
 from r1mega.rewards.choice import Choice
@@ -24,11 +25,12 @@ def hopeless(questions: Sequence[Question]) -> list[Question]:
     Raises:
         RewardError: no worker can tell.
     """
-    slow = [question for question in questions if not _is_quick(question.verifier)]
+    asked = [question for question in questions if question.truth != ANY]  # the generator's own, without an example
+    slow = [question for question in asked if not _is_quick(question.verifier)]
     judged = {id(q): shared_pool().submit(can_be_right, q) for q in slow}
     found: list[Question] = []
-    with Bar("can the truths be right?", len(questions), unit="question", silent=len(questions) < FEW) as bar:
-        for question in questions:
+    with Bar("can the truths be right?", len(asked), unit="question", silent=len(asked) < FEW) as bar:
+        for question in asked:
             if not (_outcome(question, judged[id(question)]) if id(question) in judged else can_be_right(question)):
                 found.append(question)
             bar.advance()

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import random
 import re
@@ -97,6 +98,11 @@ def family(name: str) -> TaskFamily:
     return TASKS[name]
 
 
+WHOLE = frozenset(("acre", "gsm_symbolic", "list_functions", "word_ladder"))
+"""Families of which the library makes, or counts, all questions of a data set at once: they are made in parts."""
+WHOLE_SIZE = 2000
+"""Questions of a part."""
+
 ANY = "any that the puzzle's own verifier accepts"
 """Truth of a question whose family gives none, since many answers are right."""
 
@@ -164,24 +170,37 @@ def draw(tasks: Sequence[Task], n: int, seed: int, exclude: Container[str], *, d
     drawn: list[Question] = []
     met: set[str] = set()
     for task, share in zip(tasks, apportion(n, [task.weight for task in tasks]), strict=True):
-        num_found, fruitless = 0, 0
-        for question in _generate(task, seed) if share else ():
+        drawn += _drawn(task, share, seed, exclude, met, distinct=distinct) if share else []
+    random.Random(f"{seed}/order").shuffle(drawn)
+    return drawn
+
+
+def _drawn(
+    task: Task, share: int, seed: int, exclude: Container[str], met: set[str], *, distinct: bool
+) -> list[Question]:
+    """`share` questions of a family; `met`: what was asked before, to which they are added."""
+    from r1mega.runtime.progress import Bar
+
+    drawn: list[Question] = []
+    fruitless = 0
+    with Bar(f"making {task.name}", share, unit="question", silent=task.name in TASKS) as bar:
+        for question in _generate(task, seed):
             fruitless += 1
             asked = what_is_asked(question.text)
             is_new = asked not in met
             met.add(asked)
             if question.text not in exclude and (is_new or not distinct):
                 drawn.append(question)
-                num_found, fruitless = num_found + 1, 0
-            if num_found == share:
+                fruitless = 0
+                bar.advance()
+            if len(drawn) == share:
                 break
             # Were one fresh question left among those met, this many misses would have odds of e^-10.
             if fruitless > 10 * len(met) + 1000:
                 raise DataError(
-                    f"{task.name} with {task.params or 'its default parameters'} gives only {num_found} of the "
+                    f"{task.name} with {task.params or 'its default parameters'} gives only {len(drawn)} of the "
                     f"{share} different questions asked for: widen the parameters or ask for fewer"
                 )
-    random.Random(f"{seed}/order").shuffle(drawn)
     return drawn
 
 
@@ -199,18 +218,18 @@ def apportion(n: int, weights: Sequence[float]) -> list[int]:
 def _generate(task: Task, seed: int) -> Iterator[Question]:
     """Questions without end. Raises ConfigError on parameters that the generator does not take."""
     dataset = _dataset(task, seed)
-    index = 0
-    while True:
+    for index in itertools.count():
         try:
+            if task.name in WHOLE and index and index % WHOLE_SIZE == 0:
+                dataset = _dataset(task, seed, part=index // WHOLE_SIZE)
             with contextlib.redirect_stdout(io.StringIO()):  # some of the library's generators print
-                entry = dataset[index]
+                entry = dataset[index % WHOLE_SIZE if task.name in WHOLE else index]
         except Exception as error:  # foreign code, which finds here what it cannot do with its parameters
             raise ConfigError(
                 f"task {task.name} with parameters {task.params} fails at its question {index}: {error!r}"
             ) from error
         text = entry["question"]
         yield Question(question_id(task.name, text), task.name, text, _truth(entry), entry)
-        index += 1
 
 
 def _truth(entry: Mapping[str, Any]) -> str:
@@ -223,7 +242,8 @@ def _truth(entry: Mapping[str, Any]) -> str:
     return example if isinstance(example, str) else json.dumps(example)
 
 
-def _dataset(task: Task, seed: int) -> Any:
+def _dataset(task: Task, seed: int, part: int = 0) -> Any:
+    """A family's data set; `part`: which of those that are made whole."""
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if task.name not in FAMILIES:
@@ -232,11 +252,13 @@ def _dataset(task: Task, seed: int) -> Any:
     if faults := list(_parameter_faults(config, task.params)):
         raise ConfigError(f"task {task.name} {'; '.join(faults)}")
     # The library seeds question i with seed + i: neighbouring seeds would share almost all their questions.
-    digest = hashlib.sha256(f"{seed}/{task.name}".encode()).digest()
-    base = int.from_bytes(digest[:6], "big")
+    digest = hashlib.sha256(f"{seed}/{task.name}{f'/{part}' if part else ''}".encode()).digest()
+    # Some families take no seed of more than 32 bits, numpy's; those of old have more, and keep their questions.
+    base = int.from_bytes(digest[:6], "big") if task.name in TASKS else int.from_bytes(digest[:4], "big") >> 1
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return create_dataset(task.name, seed=base, size=2**31, **_as_declared(config, task.params))
+            size = WHOLE_SIZE if task.name in WHOLE else 2**31
+            return create_dataset(task.name, seed=base, size=size, **_as_declared(config, task.params))
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"task {task.name} refuses its parameters {task.params}: {error}") from error
 
