@@ -16,12 +16,15 @@ from typing import Any
 from r1mega.rewards.languages.table import SCRIPTS, of_one_script
 from r1mega.rewards.languages.words import Clause
 
-SWITCH = 1.75
+SWITCH = 0.75
 """Nats against a change of language from one clause to the next."""
 MAX_EVIDENCE = 12.0
 """Nats of one clause."""
-_HAN_ALONE, _HAN_BESIDE_KANA, _CHINESE = 0.3, 0.125, 3.0
-"""Nats for Chinese: of a Chinese character without kana in its clause, beside kana, and of one that Japanese does not
+FULL_WORDS = 3
+"""Words of a clause whose evidence counts in full; of fewer, in proportion. One word alone is taken for another
+language's one time in four."""
+_HAN, _CHINESE = 0.125, 3.0
+"""Nats for Chinese: of a Chinese character (against one for Japanese, of a kana), and of one that Japanese does not
 use: not in JIS X 0208, or one of `_PARTICLES`."""
 _PARTICLES = frozenset("是你她很")
 
@@ -74,14 +77,15 @@ def _chinese(clause: Clause) -> float:
     """Nats for Chinese against Japanese."""
     han, kana = "".join(clause.texts.get("Han", ())), sum(map(len, clause.texts.get("Kana", ())))
     not_japanese = len(han) - len(han.encode("shift_jis", "ignore")) // 2 + sum(map(_PARTICLES.__contains__, han))
-    return (_HAN_BESIDE_KANA if kana else _HAN_ALONE) * len(han) + _CHINESE * not_japanese - kana
+    return _HAN * len(han) + _CHINESE * not_japanese - kana
 
 
 def _evidence(target: str, rivals: tuple[str, ...], text: str) -> float:
     """Nats for the target against the likeliest of the rivals, by the model's probabilities."""
     shares: dict[str, float] = dict(_identifier(rivals).rank(text))
     other = max(share for language, share in shares.items() if language != target)
-    return math.log(max(shares[target], 1e-9)) - math.log(max(other, 1e-9))
+    nats = math.log(max(shares[target], 1e-9)) - math.log(max(other, 1e-9))
+    return nats * min(1.0, (text.count(" ") + 1) / FULL_WORDS)
 
 
 @functools.cache

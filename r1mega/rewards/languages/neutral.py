@@ -90,7 +90,7 @@ _NUMBERS = re.compile(
 )
 _NAMES_OF_CODE = re.compile(
     r"(?<![A-Za-z0-9_.])(?:"
-    r"[A-Za-z_][A-Za-z0-9_]*+(?:\.[A-Za-z_][A-Za-z0-9_]*+)*+(?=\()(?!\((?:e?s|n|in|en)\))"  # a call, and no plural(s)
+    r"[A-Za-z_][A-Za-z0-9_]*+(?:\.[A-Za-z_][A-Za-z0-9_]*+)*+'{0,3}+(?=\()(?!\((?:e?s|n|in|en)\))"  # no plural(s)
     r"|[a-z]++[A-Z][A-Za-z0-9]*+"  # camelCase
     r"|[a-z_][a-z0-9_]*+(?:\.[a-z_][A-Za-z0-9_]*+)++(?![A-Za-z0-9_])"  # a.b
     r")"
@@ -102,13 +102,13 @@ _SYMBOLS = re.compile(
     rf"|(?<![{_ABC}])[a-z]{{2}}(?=\s?[{_OPERATOR}])|(?<=[{_OPERATOR}]\s)[a-z]{{2}}(?![{_ABC}])"
 )
 """Functions before what they are of; sinθ, Δx, a-b; two letters beside an operator, which are a product."""
-_SIGN = r"0-9_^=<>+*/\\{}|~%&#@!"
+_SIGN = r"0-9_^=<>+*/\\{}|~%&#@"
 _SIGNS = re.compile(rf"(?<![A-Za-z'{_SIGN}-])(?:[A-Za-z'-]*+[{_SIGN}])++[A-Za-z'-]*+")
 """A run of ASCII letters and signs, with at least one sign."""
-_MARKUP = "*_~#>!'-/"
+_MARKUP = "*_~#>'-/"
 _STRONG = re.compile(r"[0-9_^=<>\\{}|@#]")
 _LETTERS = re.compile(r"[A-Za-z]+")
-_TO_SPACES = str.maketrans(dict.fromkeys("^=<>+*/\\{}|~%&#@!", " "))
+_TO_SPACES = str.maketrans(dict.fromkeys("^=<>+*/\\{}|~%&#@", " "))
 
 
 def without_neutral(text: str, target: str) -> str:

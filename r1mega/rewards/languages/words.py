@@ -2,8 +2,9 @@
 
 Segmentation: the default word boundaries of Unicode (UAX #29), which need no dictionary, with a boundary between
 scripts too. So Chinese is counted by characters, and Japanese by characters but for a run of katakana, which is one
-word; Korean by what stands between spaces; a word of an alphabet is as written, with apostrophes and, unlike there,
-hyphens. A word that mixes alphabets (a look-alike) is of the script "Other", as is what `table` has no language for.
+word. A word of an alphabet is as written, with apostrophes and, unlike there, hyphens. Of a Korean unit, which has
+its particles written onto it, two syllables begun are a word: more than units, fewer than syllables. A word that
+mixes alphabets (a look-alike) is of the script "Other", as is what `table` has no language for.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from r1mega.rewards.languages.table import SPACED, UNSPACED
 MAX_CLAUSES = 5_000
 """Of a text; from then on a clause has `LONG_CLAUSE` words at least."""
 LONG_CLAUSE = 50
-LETTERS_A_WORD = 4
-"""Of scripts without spaces."""
+LETTERS_A_WORD = {"Han": 1, "Hiragana": 1, "Hangul": 2, **dict.fromkeys(UNSPACED, 4)}
+"""Script -> letters of a run that are a word, begun ones too; of other scripts a run is one."""
 MAX_CAPITALS = 4
 """Letters of a symbol in capitals."""
 
@@ -84,7 +85,7 @@ def clauses(text: str) -> Sequence[Clause]:
                 capitals.append((clause, word))
                 size += 1
                 continue
-        count = _NUM_WORDS.get(script, _one)(word)
+        count = -(-len(word) // size_of) if (size_of := LETTERS_A_WORD.get(script)) else 1
         name = "Kana" if script in ("Hiragana", "Katakana") else script
         clause.words[name] = clause.words.get(name, 0) + count
         clause.texts.setdefault(name, []).append(word)
@@ -96,15 +97,3 @@ def clauses(text: str) -> Sequence[Clause]:
             clause.words["Latin"] = clause.words.get("Latin", 0) + 1
             clause.texts.setdefault("Latin", []).append(word)
     return [clause for clause in found if clause.words]
-
-
-def _one(word: str) -> int:
-    return 1
-
-
-def _of_letters(word: str) -> int:
-    return -(-len(word) // LETTERS_A_WORD)
-
-
-_NUM_WORDS = {"Han": len, "Hiragana": len, **dict.fromkeys(UNSPACED, _of_letters)}
-"""Script -> how many words a run of it is; elsewhere one."""
