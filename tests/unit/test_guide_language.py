@@ -57,4 +57,3 @@ def test_the_figures_are_those_that_were_measured():
     assert f"| base {row(control, 'step 0', 'step 0')}" in GUIDE
     assert f"| with the reward {row(with_reward, 'step 38', 'step 40')}" in GUIDE
     assert f"| without {row(control, 'step 38', 'step 40')}" in GUIDE
-    assert f"{100 * with_reward['rollouts']['step 38']['all_other']:.0f}% of the thoughts" in GUIDE

@@ -202,8 +202,8 @@ def test_the_path_is_the_likeliest_of_all():
 
         best = max(itertools.product([True, False], repeat=len(evidence)), key=worth)
         assert tuple(identify.path(evidence)) == best
-    assert identify.path([0.0, -0.7, 0.0]) == identify.path([1.0, -1.4, 1.0]) == [True] * 3  # too little to be told
-    assert identify.path([1.0, -1.6, 1.0]) == [True, False, True]
+    assert identify.path([0.0, -0.9, 0.0]) == identify.path([1.0, -1.9, 1.0]) == [True] * 3  # too little to be told
+    assert identify.path([1.0, -2.1, 1.0]) == [True, False, True]
     assert identify.path([]) == []
     assert identify.path([-1e9, *[1.0] * 20]) == [False, *[True] * 20]  # one clause counts for so much and no more
 
@@ -216,6 +216,10 @@ def test_a_short_clause_goes_with_its_neighbours():
     assert (
         share_of("Wait.", "en") == share_of("Okay.", "en") == share_of("Okay.", "de") == 1.0
     )  # what cannot be told is the target
+
+
+def test_few_words_said_often_are_no_more_evidence():
+    assert share_of("4 plus 1 is 5 plus 3 is 8 plus 2 is 10 plus 7 is 17", "en") == 1.0
 
 
 def test_chinese_and_japanese_are_told_by_kana_and_characters():

@@ -3,27 +3,31 @@
 configs/tiny/language: RL from one base, once with the reward and once without (weight 0: it is measured and adds
 nothing), otherwise alike, seed for seed. Of held-out questions: pass@1 at temperature 1 and greedily, with 95%
 intervals. Of the answers sampled in the first and in the last rollout, those whose thought has a word: the share of
-target-language words in it, and how many of them mix, are in the target language throughout, or in the other one.
+English words in it, counted by its letters and not by the reward, and how many of them mix, are in the target
+language throughout, or in the other one.
 """
 
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
 
 import harness
 
-from r1mega.rewards.language import chain_of_thought, share_of
+from r1mega.rewards.language import chain_of_thought
 from r1mega.runtime.files import write_json
 
 TARGET = "en"
+ENGLISH, CHINESE = re.compile("[a-z]+"), re.compile("[\u4e00-\u9fff]")
 
 
 def thoughts(rollout: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of the sampled answers that have a thought with a word."""
-    found = [chain_of_thought(answer["text"]) for answer in rollout]
-    shares = [share for thought in found if thought and (share := share_of(thought, TARGET)) is not None]
+    found = [chain_of_thought(answer["text"]) or "" for answer in rollout]
+    counts = [(len(ENGLISH.findall(thought)), len(CHINESE.findall(thought))) for thought in found]
+    shares = [english / (english + chinese) for english, chinese in counts if english + chinese]
     return {
         "answers": len(rollout), "with_words": len(shares),
         "share": round(statistics.mean(shares), 4),

@@ -16,13 +16,13 @@ from typing import Any
 from r1mega.rewards.languages.table import SCRIPTS, of_one_script
 from r1mega.rewards.languages.words import Clause
 
-SWITCH = 0.75
+SWITCH = 1.0
 """Nats against a change of language from one clause to the next."""
 MAX_EVIDENCE = 12.0
 """Nats of one clause."""
 FULL_WORDS = 3
-"""Words of a clause whose evidence counts in full; of fewer, in proportion. One word alone is taken for another
-language's one time in four."""
+"""Different words of a clause whose evidence counts in full; of fewer, in proportion. One word alone is taken for
+another language's one time in four."""
 _HAN, _CHINESE = 0.125, 3.0
 """Nats for Chinese: of a Chinese character (against one for Japanese, of a kana), and of one that Japanese does not
 use: not in JIS X 0208, or one of `_PARTICLES`."""
@@ -42,7 +42,8 @@ def words_of(target: str, clauses: Sequence[Clause]) -> int:
         rivals = of_one_script(script)
         if len(rivals) == 1:
             return sum(num_words)
-        texts = [" ".join(clause.texts[script]) for clause in found]
+        # A word said again is no new evidence: `plus is plus is` is as little English as `plus is`.
+        texts = [" ".join(dict.fromkeys(clause.texts[script])) for clause in found]
         seen = {text: _evidence(target, rivals, text) for text in set(texts)}
         spoken = path([seen[text] for text in texts])
     kana = [clause.words.get("Kana", 0) if target == "ja" else 0 for clause in found]  # Japanese wherever it stands
