@@ -83,7 +83,7 @@ def test_the_examples_are_questions_that_can_be_judged():
     assert all(can_be_right(q) and q.domain == "code" for q in found)
 
 
-@pytest.mark.parametrize("config", ["r1_zero/1_rl.toml", "r1/2_reasoning_rl.toml"])
+@pytest.mark.parametrize("config", ["r1_zero/1_rl.toml", "r1_zero/qwen_32b_zero.toml", "r1/2_reasoning_rl.toml"])
 def test_the_configs_of_the_report_read_such_files(config):
     tables = tomllib.loads((ROOT / "configs" / config).read_text(encoding="utf-8"))["questions"]
     of_code = [t for t in tables if t["domain"] == "code"]

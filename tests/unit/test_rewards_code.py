@@ -28,8 +28,8 @@ def fenced(source: str, language: str = "python") -> str:
     [
         ("```python\nprint(1)\n```", "print(1)\n"),
         ("```py\nprint(1)\n```\nor better\n```Python3\nprint(2)\n```\nwhich prints\n```\n2\n```", "print(2)\n"),
-        ("<think>```python\nprint(1)\n```</think>done", None),
-        ("<think>```python\nprint(1)\n```", None),
+        ("<think>\n```python\nprint(1)\n```\n</think>done", None),
+        ("<think>\n```python\nprint(1)\n```\n", None),
         ("<think>a</think><answer>\n```python\nprint(3)\n```\n</answer> ```python\nprint(4)\n```", "print(3)\n"),
         ("<answer>\n```python\n1\n```\n</answer><answer>\n```python\n2\n```\n</answer>", None),
         ("```python\nprint(1)\n```\n```python\nprint(2)", None),

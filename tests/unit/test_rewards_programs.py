@@ -13,7 +13,17 @@ pytestmark = pytest.mark.usefixtures("sandbox")
 
 RIGHT, OTHER = rows("right.txt"), rows("other.txt")
 BOUNDS = Bounds(cpu_s=2, wall_s=3.0)
-ALWAYS = ("sum_map", "sum_cin", "add_plain", "uniq_cpp", "sum_minus", "crash_null_cpp", "slow_spin", "syntax_paren")
+ALWAYS = (
+    "sum_map",
+    "sum_exit_code",
+    "sum_cin",
+    "add_plain",
+    "uniq_cpp",
+    "sum_minus",
+    "crash_null_cpp",
+    "slow_spin",
+    "syntax_paren",
+)
 NAMED = [row for row in RIGHT + OTHER if row.name in ALWAYS]
 REST = [row for row in RIGHT + OTHER if row.name not in ALWAYS]
 

@@ -54,7 +54,7 @@ print(json.dumps({
 @pytest.mark.usefixtures("sandbox")
 def test_what_a_program_sees_and_may_use(monkeypatch):
     monkeypatch.setenv("SECRET", "tell nobody")
-    bounds = {
+    bounds: dict[str, Any] = {
         "cpu_s": 3, "memory_mib": 300, "processes": 40, "file_mib": 5, "open_files": 33, "stack_mib": 7,
         "scratch_mib": 9,
     }  # fmt: skip
@@ -157,11 +157,9 @@ def test_a_control_program_tells_whose_fault_a_failure_is(ends, wanted, monkeypa
 
 @pytest.mark.usefixtures("sandbox")
 def test_a_sandbox_that_does_not_stand_is_lost_and_says_why(monkeypatch):
-    broken = machine.Tools(*[*vars(machine.tools()).values()][:3], "/nowhere/python", "")
     monkeypatch.setattr(running, "command", lambda *a: ["/usr/bin/bwrap", "--no-such-option"])
     ran = python("print(1)")
     assert ran.end == "lost" and b"no-such-option" in ran.errors
-    assert broken.compiler == ""
 
 
 @pytest.mark.parametrize("missing", ["bwrap", "prlimit", "python3"])
@@ -221,7 +219,8 @@ def test_a_compiled_program_is_kept_by_its_content_within_the_room_there_is(monk
     assert build.cpp_program(source, settings, 0) == compiled
     assert build.cpp_program(source + " ", settings, 0).files["answer"] == b"another"
     assert len(list((tmp_path / "programs").iterdir())) == 2
-    os.utime(min((tmp_path / "programs").iterdir(), key=lambda path: path.stat().st_size), (1, 1))
+    (another,) = (path for path in (tmp_path / "programs").iterdir() if path.stat().st_size == len(b"another"))
+    os.utime(another, (1, 1))
     tight = settings.model_copy(update={"cache_mib": (len(binary) + 10) / MIB})
     build.cpp_program(source + "  ", tight, 0)
     assert sorted(path.stat().st_size for path in (tmp_path / "programs").iterdir()) == [7, len(binary)]

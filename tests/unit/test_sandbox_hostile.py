@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("sandbox")
 HOSTILE = rows("hostile.txt")
 ALWAYS = (
     "fork_bomb",
+    "prints_every_value",
     "memory_of_children",
     "daemon",
     "reads_all_environments",

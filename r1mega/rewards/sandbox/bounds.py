@@ -10,7 +10,7 @@ class Bounds(Section):
 
     cpu_s: int = Field(default=6, ge=1, le=3600)
     """Processor seconds, of all processes together: what a time limit of a problem is."""
-    wall_s: float = Field(default=15.0, gt=0, le=7200)
+    wall_s: float = Field(default=10.0, gt=0, le=7200)
     """Seconds from start to end, without those in which a busy machine gives it no core: for a program that waits."""
     memory_mib: int = Field(default=512, ge=16, le=1 << 20)
     """Of all its processes together, looked at every 20 ms; one process may ask for `SLACK_MIB` of addresses more."""
@@ -31,4 +31,6 @@ class Bounds(Section):
 SLACK_MIB = 256
 """What a process maps and does not use: libraries, the stacks of threads."""
 MAX_INODES = 10_000
-"""Files, folders and links in /tmp at once: empty ones take the kernel's memory too."""
+"""Files, folders and links in /tmp, and in /dev/shm, at once: empty ones take the kernel's memory too."""
+SHM_MIB = 4
+"""Of /dev/shm: semaphores of processes stand there."""

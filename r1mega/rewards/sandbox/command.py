@@ -4,7 +4,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from r1mega.rewards.sandbox.bounds import SLACK_MIB, Bounds
+from r1mega.rewards.sandbox.bounds import SHM_MIB, SLACK_MIB, Bounds
 from r1mega.rewards.sandbox.machine import Tools
 
 CODE = "/code"
@@ -50,7 +50,7 @@ def _walls(files: Mapping[str, int], bounds: Bounds, filter_fd: int, status_fd: 
         "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8",
         "--ro-bind", "/usr", "/usr", *_outside_usr(), "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache",
         "--proc", "/proc", "--dev", "/dev",
-        "--perms", "1777", "--size", str(4 * _MIB), "--tmpfs", "/dev/shm",
+        "--perms", "1777", "--size", str(SHM_MIB * _MIB), "--tmpfs", "/dev/shm",
         "--perms", "1777", "--size", str(bounds.scratch_mib * _MIB), "--tmpfs", "/tmp",
         *given,
         # Both are tmpfs of half the machine's memory, and the program's user owns them.

@@ -22,7 +22,9 @@ DENIED = {
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217),
     "request_key": (249, 218), "keyctl": (250, 219), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
-    "io_uring_register": (427, 427), "fanotify_init": (300, 262), "open_by_handle_at": (304, 265),
+    "io_uring_register": (427, 427), "fanotify_init": (300, 262),
+    "inotify_init": (253, 26), "inotify_init1": (294, 26), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "open_by_handle_at": (304, 265),
     "personality": (135, 92), "syslog": (103, 116), "kexec_load": (246, 104), "init_module": (175, 105),
     "finit_module": (313, 273), "quotactl": (179, 60), "reboot": (169, 142),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Literal
 from r1mega.errors import RewardError
 from r1mega.rewards.sandbox import filter as system_calls
 from r1mega.rewards.sandbox import tree
-from r1mega.rewards.sandbox.bounds import MAX_INODES, Bounds
+from r1mega.rewards.sandbox.bounds import MAX_INODES, SHM_MIB, Bounds
 from r1mega.rewards.sandbox.command import command
 from r1mega.rewards.sandbox.machine import tools
 from r1mega.rewards.sandbox.slots import uid_of
@@ -218,7 +218,8 @@ class _Running:
         limit = self._bounds.memory_mib * 2**20
         if tree.memory_bytes(self._first, limit) > limit:
             return "memory"
-        if tree.inodes(self._first, self._bounds.scratch_mib * 2**20) > MAX_INODES:
+        sizes = {"/tmp": self._bounds.scratch_mib, "/dev/shm": SHM_MIB}
+        if any(tree.inodes(self._first, folder, mib * 2**20) > MAX_INODES for folder, mib in sizes.items()):
             return "files"
         return None
 

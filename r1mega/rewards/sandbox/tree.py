@@ -56,11 +56,11 @@ def waited_seconds(root: int) -> float:
     return longest / 1e9
 
 
-def inodes(root: int, size_bytes: int) -> int:
-    """Files, folders and links in the sandbox's /tmp, told from another by its size; 0 before there is one, and where
-    this process may not look."""
+def inodes(root: int, folder: str, size_bytes: int) -> int:
+    """Files, folders and links in a folder of the sandbox that is a file system of this size; 0 before it is one, and
+    where this process may not look."""
     try:
-        found = os.statvfs(f"/proc/{root}/root/tmp")
+        found = os.statvfs(f"/proc/{root}/root{folder}")
     except OSError:
         return 0
     return found.f_files - found.f_ffree if found.f_blocks * found.f_frsize == size_bytes else 0
