@@ -12,6 +12,8 @@ from r1mega.data.sources.registry import Sources
 TemplateName = Literal["r1_zero", "tiny", "chat"]
 """A name of `r1mega.data.template.TEMPLATES`, or the model's own chat template."""
 JINJA = (".jinja", ".jinja2", ".j2")
+AnswerFormat = Literal["r1_zero", "r1", "any"]
+"""A name of `r1mega.evaluation.metrics.FORMATS`."""
 
 
 # ---- questions ---------------------------------------------------------------------------------------------------
@@ -76,6 +78,10 @@ class Evaluation(Section):
     """k: pass@1 is the mean over k answers at `sampling.temperature`."""
     seed: int = 999_999
     """Seed of the questions that are made or drawn; none of them is trained on (checked)."""
+    format: AnswerFormat | None = None
+    """What an answer has to look like to be right in the strict figures. r1_zero: a thought and an answer in their
+    tags. r1: a thought in its tags, and an answer behind it. any: an answer where its verifier looks for one. Left
+    out: r1_zero, or any where an endpoint is sent messages."""
 
 
 # ---- text for a tiny base ----------------------------------------------------------------------------------------

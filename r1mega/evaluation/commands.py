@@ -63,16 +63,17 @@ def _shown(found: "PairedComparison") -> list[str]:
 
 
 def decontaminate(
-    data: Annotated[list[Path], typer.Argument(help="Files of JSONL.")],
+    data: Annotated[list[Path], typer.Argument(help="Files of JSONL, and *.parquet files.")],
     against: Annotated[
-        list[Path], typer.Option("--against", help="An evaluation's questions and answers, JSONL; may be repeated.")
+        list[Path],
+        typer.Option("--against", help="An evaluation's questions and answers, in either form; may be repeated."),
     ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A new folder for the rows that are left, and the hits.")
     ] = None,
     fields: Annotated[
         list[str] | None,
-        typer.Option("--field", help="Look at this field of a row, and at no others but those given."),
+        typer.Option("--field", help="Look at this field or column of a row, and at no others but those given."),
     ] = None,
     against_fields: Annotated[
         list[str] | None, typer.Option("--against-field", help="The same, of the evaluation's rows.")
@@ -123,8 +124,7 @@ def _told(report: "Report", evaluations: "Evaluations", out: Path | None) -> lis
     lines = []
     for hit in report.shown:
         what = f"{hit.sequences} times {report.n} words of" if hit.sequences else "the whole of"
-        a, b = (f"{place.file}, line {place.line}, {place.field}" for place in (hit.place, hit.against))
-        lines.append(f"{a}: {what} {b}: {hit.words!r}")
+        lines.append(f"{hit.place}: {what} {hit.against}: {hit.words!r}")
     if report.hits > len(report.shown):
         where = f"all are in {out}/hits.jsonl" if out else "--out lists all"
         lines.append(f"and {report.hits - len(report.shown)} more; {where}")

@@ -4,8 +4,9 @@ The report's rule is 10-grams of an evaluation's questions and answers; here of 
 evaluation's prompt of fewer than n words is found where a prompt of the data is the same as a whole; an answer of
 fewer is not looked for, and counted.
 
-Files are read in blocks of whole lines, which processes of their own search (search_files.py); this one writes what
-is left, in order and byte for byte. Memory is a few blocks and the evaluation's sequences, whatever the data's size.
+Files are read in blocks, of whole lines or of a row group, which processes of their own search (search_files.py);
+this one writes what is left, in order: JSONL byte for byte, parquet with the same schema. Memory is a few blocks and
+the evaluation's sequences, whatever the data's size.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 from r1mega.errors import DataError
 from r1mega.evaluation.overlap import Evaluations, Hit
+from r1mega.evaluation.parquet_rows import Filtered, is_parquet
 from r1mega.evaluation.search_files import Block, Data, Searched, read, searched
 from r1mega.runtime import files
 from r1mega.runtime.progress import Bar
@@ -107,22 +109,27 @@ class _Output:
     """The files of a folder in the making; without a folder nothing is written."""
 
     def __init__(self, data: Data, folder: Path | None) -> None:
-        names = [] if folder is None else [HITS, *(path.name for path in data.paths)]
-        self._files: dict[str, IO[bytes]] = {name: (Path(folder or "") / name).open("wb") for name in names}
+        lines = [] if folder is None else [HITS, *(p.name for p in data.paths if not is_parquet(p))]
+        self._files: dict[str, IO[bytes]] = {name: (Path(folder or "") / name).open("wb") for name in lines}
+        tables = () if folder is None else (path for path in data.paths if is_parquet(path))
+        self._tables = {path.name: Filtered(path, Path(folder or "") / path.name) for path in tables}
 
     def __enter__(self) -> "_Output":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._tables.values()):
             file.close()
 
     def write(self, block: Block, found: Searched) -> None:
-        """The lines of a block without those of its hits, and the hits."""
+        """The rows of a block without those of its hits, and the hits."""
         if not self._files:
             return
         rows = (json.dumps(hit.to_json(), ensure_ascii=False).encode() for hit in found.hits)
         self._files[HITS].writelines(row + b"\n" for row in rows)
+        if (table := self._tables.get(block.file.name)) is not None:
+            table.write(block.start, {place for place, _ in found.lines})
+            return
         lines, at = read(block), 0
         for start, end in found.lines:
             self._files[block.file.name].write(lines[at:start])

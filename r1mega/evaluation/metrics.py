@@ -11,11 +11,12 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from r1mega.data.settings import AnswerFormat
 from r1mega.errors import ConfigError, DataError, RewardError
 from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.rewards.accuracy import has_truth, limits_of, right_and_ends_right
-from r1mega.rewards.format import Style, is_formatted, style_of
+from r1mega.rewards.format import Style, is_formatted, is_reasoned, style_of
 from r1mega.rewards.judges import gathered
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.verifiers import verifier
@@ -111,12 +112,20 @@ def _with_ends(name: str, of: Interval) -> dict[str, float]:
     return {name: of.mean, f"{name}_low": of.low, f"{name}_high": of.high}
 
 
-def grade(prompt: Prompt, completion: Completion) -> Graded:
+FORMATS: Mapping[AnswerFormat, Callable[[str], bool]] = {
+    "r1_zero": is_formatted,
+    "r1": is_reasoned,
+    "any": lambda text: True,
+}
+"""What an answer's text has to be like to be in the required format (`data.settings.Evaluation.format`)."""
+
+
+def grade(prompt: Prompt, completion: Completion, required: AnswerFormat = "r1_zero") -> Graded:
     """Judge one answer here: unscorable without a truth, failed where the verifier breaks, which is no wrong answer.
 
     Raises ConfigError on an unknown verifier.
     """
-    asked = _Asked(prompt, completion)
+    asked = _Asked(prompt, completion, required)
     try:
         outcome = TaskOutcome("done", right_and_ends_right(*asked.arguments))
     except Exception as error:  # a verifier is foreign code and may raise anything
@@ -124,9 +133,11 @@ def grade(prompt: Prompt, completion: Completion) -> Graded:
     return asked.graded(outcome)
 
 
-def grade_in(pool: Pool, prompt: Prompt, completion: Completion) -> Future[Graded]:
+def grade_in(
+    pool: Pool, prompt: Prompt, completion: Completion, required: AnswerFormat = "r1_zero"
+) -> Future[Graded]:
     """`grade` in a worker of a pool. An answer that uses too much there, or ends its worker, is wrong."""
-    asked = _Asked(prompt, completion)
+    asked = _Asked(prompt, completion, required)
     if not has_truth(prompt):
         return gathered([], lambda _: asked.graded(TaskOutcome("done", (False, False))))
     judged = pool.submit(right_and_ends_right, *asked.arguments, limits=limits_of(prompt))
@@ -136,10 +147,10 @@ def grade_in(pool: Pool, prompt: Prompt, completion: Completion) -> Future[Grade
 class _Asked:
     """An answer whose verdict is asked for."""
 
-    def __init__(self, prompt: Prompt, completion: Completion) -> None:
+    def __init__(self, prompt: Prompt, completion: Completion, required: AnswerFormat) -> None:
         self._prompt, self._completion = prompt, completion
         self._text = prompt.prefill + completion.text
-        self._formatted = is_formatted(self._text) and not completion.truncated
+        self._formatted = FORMATS[required](self._text) and not completion.truncated
 
     @property
     def arguments(self) -> tuple[Prompt, str, bool]:

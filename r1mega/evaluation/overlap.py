@@ -1,12 +1,13 @@
-"""Which rows of a block of JSONL share n words in a row with an evaluation's prompts and answers."""
+"""Which rows of a block share n words in a row with an evaluation's prompts and answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from r1mega.data.lines import rows
 from r1mega.errors import DataError
+from r1mega.evaluation import parquet_rows
 from r1mega.evaluation.ngrams import Index
 from r1mega.evaluation.normalise import all_words, normalise
 from r1mega.evaluation.row_texts import is_prompt, texts_of
@@ -18,7 +19,12 @@ class Place:
 
     file: str
     line: int
+    """Of a parquet file the row, counted from 1."""
     field: str
+
+    def __str__(self) -> str:
+        what = "row" if parquet_rows.is_parquet(Path(self.file)) else "line"
+        return f"{self.file}, {what} {self.line}, {self.field}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Evaluations:
         """
         places, texts = list[Place](), list[str]()
         for file in files:
-            for row, where in rows(file, "an evaluation's questions"):
+            for row, where in _rows(file, fields):
                 try:
                     found = texts_of(row, fields)
                 except ValueError as error:
@@ -105,3 +111,12 @@ class Evaluations:
                 if words and (against := self.short_prompts.get(words)) is not None:
                     found[number, against] = Hit(place, self.places[against], words, 0, 1)
         return [found[key] for key in sorted(found)]
+
+
+def _rows(file: Path, fields: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    """The rows of an evaluation's file, and where each stands."""
+    if not parquet_rows.is_parquet(file):
+        yield from rows(file, "an evaluation's questions")
+        return
+    for number, row in enumerate(parquet_rows.rows(file, fields), 1):
+        yield row, f"{file}, row {number}"

@@ -1,6 +1,10 @@
-"""Files of JSONL in blocks of whole lines, searched by several processes, and what came of each block, in order."""
+"""Files of JSONL and parquet in blocks, searched by several processes, and what came of each block, in order.
+
+A block is whole lines of JSONL, or a row group of parquet.
+"""
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,6 +19,7 @@ from typing import Any
 
 from r1mega.data.lines import BYTE_ORDER_MARK
 from r1mega.errors import DataError
+from r1mega.evaluation import parquet_rows
 from r1mega.evaluation.normalise import normalise
 from r1mega.evaluation.overlap import Evaluations, Hit, Place
 from r1mega.evaluation.row_texts import Text, texts_of
@@ -48,12 +53,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a file."""
+    """Whole lines of a file, or a row group of it."""
 
     file: Path
     start: int
+    """In bytes; of a row group its number."""
     length: int
+    """In bytes of the file."""
     first_line: int
+    """The number of its first line, or row."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ class Searched:
     texts: int
     hits: Sequence[Hit]
     lines: Sequence[tuple[int, int]]
-    """Of each row with hits: where its line begins and ends in the block, ascending."""
+    """Of each row with hits: where its line begins and ends in the block, ascending; in a row group the place of the
+    row, and the next."""
 
 
 def searched(data: Data, evaluations: Evaluations) -> Generator[tuple[Block, Searched]]:
@@ -94,8 +103,14 @@ def searched(data: Data, evaluations: Evaluations) -> Generator[tuple[Block, Sea
 
 
 def blocks(paths: Sequence[Path], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """The files in blocks of whole lines. Raises DataError on one that cannot be read."""
+    """The files in blocks. Raises DataError on one that cannot be read."""
     for path in paths:
+        if parquet_rows.is_parquet(path):
+            first = 1
+            for number, (num_rows, num_bytes) in enumerate(parquet_rows.groups(path)):
+                yield Block(path, number, num_bytes, first)
+                first += num_rows
+            continue
         try:
             with path.open("rb") as file:
                 start, line = 0, 1
@@ -108,7 +123,7 @@ def blocks(paths: Sequence[Path], block_bytes: int = BLOCK_BYTES) -> Iterator[Bl
 
 
 def read(block: Block) -> bytes:
-    """The lines of a block."""
+    """The lines of a block of JSONL."""
     with block.file.open("rb") as file:
         return os.pread(file.fileno(), block.length, block.start)
 
@@ -117,8 +132,11 @@ def search(block: Block, evaluations: Evaluations, fields: Sequence[str]) -> Sea
     """The hits of a block.
 
     Raises:
-        DataError: a line is not a JSON object with one of the fields; names file and line.
+        DataError: a line is not a JSON object with one of the fields, or a row group has none of the columns; names
+            file and line.
     """
+    if parquet_rows.is_parquet(block.file):
+        return _search_group(block, evaluations, fields)
     places, texts, where = list[Place](), list[str](), dict[int, tuple[int, int]]()
     at = 0
     for number, line in enumerate(io.BytesIO(read(block)), block.first_line):
@@ -133,6 +151,21 @@ def search(block: Block, evaluations: Evaluations, fields: Sequence[str]) -> Sea
     hits = evaluations.hits(places, texts)
     lines = [where[number] for number in dict.fromkeys(hit.place.line for hit in hits)]
     return Searched(len(where), len(texts), hits, lines)
+
+
+def _search_group(block: Block, evaluations: Evaluations, fields: Sequence[str]) -> Searched:
+    hits, num_rows, num_texts = list[Hit](), 0, 0
+    rows = parquet_rows.rows(block.file, fields, block.start)
+    while some := list(itertools.islice(rows, parquet_rows.BATCH_ROWS)):
+        places, texts = list[Place](), list[str]()
+        for number, row in enumerate(some, block.first_line + num_rows):
+            found = texts_of(row, fields)
+            places += [Place(str(block.file), number, name) for name, _ in found]
+            texts += [normalise(text) for _, text in found]
+        hits += evaluations.hits(places, texts)
+        num_rows, num_texts = num_rows + len(some), num_texts + len(texts)
+    at = dict.fromkeys(hit.place.line - block.first_line for hit in hits)
+    return Searched(num_rows, num_texts, hits, [(place, place + 1) for place in at])
 
 
 def _texts(line: bytes, place: str, fields: Sequence[str]) -> list[Text]:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.model import Model
-from r1mega.data.settings import PromptSettings
+from r1mega.data.settings import AnswerFormat, PromptSettings
 from r1mega.endpoint.settings import Endpoint
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.asking import Asking, Sampling, stop_faults
@@ -49,6 +49,12 @@ class Evaluate(Asking):
     model: Model = Model()
     endpoint: AskedEndpoint | None = None
     sampling: EvaluationSampling
+
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """`evaluation.format`, resolved."""
+        chat = self.endpoint is not None and self.endpoint.form == "chat"
+        return self.evaluation.format or ("any" if chat else "r1_zero")
 
     def faults(self) -> list[str]:
         if self.endpoint is None:

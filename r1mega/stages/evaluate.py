@@ -102,6 +102,7 @@ def run(
                 graded[name] = held_out.ask(
                     engine, asked.prompts, num_samples, drawn, seed=config.seed, version=0,
                     on_judged=lambda _, some: bar.advance(len(some)), pool=judging, breakable=interrupt.at_once,
+                    required=config.answer_format,
                 )  # fmt: skip
                 replayed += journalled.replayed * (1 if asked.one_by_one else num_samples)
         except StopNow:
@@ -174,6 +175,7 @@ def _write_results(config: Evaluate, run_dir: RunDir, asked: Asked, sampled: Seq
     sampling: dict[str, Any] = {
         **config.sampling.model_dump(mode="json"),
         "samples": config.evaluation.samples_per_question,
+        "format": config.answer_format,
         **({"extra": config.endpoint.extra} if config.endpoint and config.endpoint.extra else {}),
     }
     digests = results.digests_of(answers, run_dir.lineage.start, asked.written, sampling)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from r1mega.data.settings import Evaluation
+from r1mega.data.settings import AnswerFormat, Evaluation
 from r1mega.evaluation.metrics import Graded, grade_in, summarise
 from r1mega.rewards.judges import gathered, preloaded
 from r1mega.rewards.pool import Pool
@@ -30,6 +30,7 @@ def ask(
     on_judged: Callable[[int, Sequence[Graded]], None],
     pool: Pool | None = None,
     breakable: Breakable = nullcontext,
+    required: AnswerFormat = "r1_zero",
 ) -> list[Graded]:
     """Judged answers of one evaluation, a prompt's behind each other.
 
@@ -40,21 +41,24 @@ def ask(
         on_judged: called with each prompt's place and grades, as they come.
         pool: judges while others are sampled; None: one of its own.
         breakable: see `collect`.
+        required: what an answer has to look like to be right.
 
     Raises: as `collect` and `grade`.
     """
     asked = [Request(p, num_samples, derived_seed(seed, "eval", 0, p.id)) for p in prompts]
     verifiers = {prompt.verifier for prompt in prompts}
     with nullcontext(pool) if pool is not None else Pool(preloaded=preloaded(verifiers)) as judging:
-        judge = partial(_graded, judging)
+        judge = partial(_graded, judging, required)
         graded = collect(
             engine, asked, params, version=version, judge=judge, on_judged=on_judged, breakable=breakable
         )
     return [one for group in graded for one in group]
 
 
-def _graded(pool: Pool, prompt: Prompt, completions: tuple[Completion, ...]) -> Future[tuple[Graded, ...]]:
-    return gathered([grade_in(pool, prompt, completion) for completion in completions], tuple)
+def _graded(
+    pool: Pool, required: AnswerFormat, prompt: Prompt, completions: tuple[Completion, ...]
+) -> Future[tuple[Graded, ...]]:
+    return gathered([grade_in(pool, prompt, completion, required) for completion in completions], tuple)
 
 
 class HeldOut:
@@ -94,7 +98,7 @@ class HeldOut:
             count = Count(self._say, "evaluation", len(self._prompts), num_samples)
             graded = ask(
                 self._engine, self._prompts, num_samples, params, seed=self._seed, version=step, on_judged=count,
-                pool=self._pool, breakable=self._breakable,
+                pool=self._pool, breakable=self._breakable, required=self._settings.format or "r1_zero",
             )  # fmt: skip
             result = summarise(graded)
             self._log(kind, step, result.metrics() | {"result": result.to_json()})

@@ -1,7 +1,5 @@
 """A GRPO run of `recording`'s policy and engine, from settings as a user writes them to the lines that it leaves."""
 
-import atexit
-import contextlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +9,12 @@ import pytest
 import recording
 import torch
 from grpo_by_hand import expected_rows
+from one_pool import this_process_pool
 from recording import RecordingPolicy
 from recording_engine import Engines
 
 from r1mega.config.cluster import Cluster
 from r1mega.recipe.grpo import GRPO
-from r1mega.rewards.judges import preloaded
-from r1mega.rewards.pool import Pool
 from r1mega.runtime.run_dir import RunDir
 
 CLUSTER = Cluster(device="cpu")
@@ -50,17 +47,6 @@ def base(mesh, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> "Run":
     """The settings as they stand."""
     return Run(tmp_path_factory.mktemp("plain") / "run").start(base, {})
-
-
-def this_process_pool(*_: Any, **__: Any) -> Any:
-    """One for all runs of these tests."""
-    if not _pools:
-        _pools.append(Pool(2, preloaded=preloaded(["chain_sum"])))
-        atexit.register(_pools[0].close)
-    return contextlib.nullcontext(_pools[0])
-
-
-_pools: list[Pool] = []
 
 
 @dataclass

@@ -108,6 +108,8 @@ def test_classes_by_hand_in_any_order(order: list[str]):
     voted = {"3 cm": 5, "3 m": 4, "3": 2, "4": 9}
     counts_as = {"4": "4", "3 cm": "3 cm", "3 m": "3 m", "3": "3 cm"}
     assert classes({text: voted[text] for text in order}, alike) == counts_as
+    voted |= {"3": 4, "3 m": 2}
+    assert classes({text: voted[text] for text in order}, alike) == counts_as
     assert classes(dict.fromkeys(order, 1), alike) == {text: "3" if text != "4" else "4" for text in order}
 
 

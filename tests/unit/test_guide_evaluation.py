@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from endpoint_server import EndpointServer
+from pyarrow import parquet
 
 from r1mega import cli
 from r1mega.evaluation.results import QuestionResult, Record, SampleResult, digests_of, write
@@ -38,6 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     for name, (field, text) in texts.items():
         (folder / f"{name}.jsonl").write_text(json.dumps({field: text}) + "\n")
+    texts = pa.table({"id": [7], "problem": ["What is it?"]})
+    parquet.write_table(texts, folder / "train.parquet")
     return folder
 
 

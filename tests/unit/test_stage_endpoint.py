@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import EndpointServer, fails, sends
+from one_pool import this_process_pool
 
 from r1mega.config.cluster import Cluster
 from r1mega.errors import ConfigError, EndpointError, EndpointLostError
@@ -77,7 +78,7 @@ def evaluate(config: Path, folder: Path, *overrides: str, resume: bool = False) 
     assert isinstance(recipe, Evaluate)
     run_dir = RunDir(folder, recipe, CLUSTER, resume=resume)
     try:
-        evaluate.run(recipe, CLUSTER, run_dir)
+        evaluate.run(recipe, CLUSTER, run_dir, pool=this_process_pool)
     finally:
         run_dir.close()
     return results.read(folder)
@@ -265,3 +266,48 @@ def test_a_key_that_is_not_set_is_missed_before_the_start(
     seen = look(config, cluster)
     with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the environment variable A_KEY is not set"):
         seen.refuse_absent()
+
+
+OWN = """
+stage = "evaluate"
+sampling = { max_new_tokens = 50 }
+
+[evaluation]
+every_steps = 1
+samples_per_question = 3
+
+[[evaluation.questions]]
+kind = "jsonl"
+path = "own.jsonl"
+verifier = "math"
+
+[endpoint]
+url = "URL"
+model = "m"
+"""
+SAID = [
+    {"content": r"So it is \boxed{\frac12}."},
+    {"content": "It is <answer>0.5</answer>", "reasoning_content": "1/2"},
+    {"content": "<think>1/2</think><answer>1/2</answer>"},
+    {"content": r"<think>1/2</think> It is \boxed{0.7}."},
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "right"), [(None, [1, 1, 1, 0]), ("any", [1, 1, 1, 0]), ("r1", [0, 1, 1, 0]), ("r1_zero", [0, 0, 1, 0])]
+)
+def test_what_a_right_answer_looks_like(form: str | None, right: list[int], server: EndpointServer, tmp_path: Path):
+    """An own question of mathematics, whose truth is 1/2, and answers as chat models and servers write them."""
+    (tmp_path / "own.jsonl").write_text(json.dumps({"question": "What is half of one?", "truth": "1/2"}) + "\n")
+    (tmp_path / "eval.toml").write_text(OWN.replace("URL", server.url))
+    for said in SAID:
+        choice = {"index": 0, "finish_reason": "stop", "message": said}
+        server.faults.append(sends(json.dumps({"choices": [choice], "usage": {"completion_tokens": 9}}).encode()))
+    server.say = lambda body: "I do not know."
+    overrides = ["evaluation.samples_per_question=4", "endpoint.concurrency=1"]
+    overrides += [f"evaluation.format={form}"] if form else []
+    record, (row,) = evaluate(tmp_path / "eval.toml", tmp_path / "run", *overrides)
+    assert [sample.value for sample in row.samples] == right
+    assert record.sampling["format"] == (form or "any")
+    (votes,) = (at for at in record.scores["cons_at_k"] if at["k"] == 4)
+    assert votes["interval"]["mean"] == 1.0  # a half in however many ways outvotes 0.7

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer
-from grpo_run import CLUSTER, SUMS, base, this_process_pool
+from grpo_run import CLUSTER, SUMS, base
 from grpo_run import config as grpo_config
+from one_pool import this_process_pool
 from recording import stop_signal
 
 from r1mega.buffers import Float32s, Int32s
