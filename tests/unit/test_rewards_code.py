@@ -98,7 +98,8 @@ def test_expected_values_that_are_all_written_as_literals_are_read_as_such():
     def literal(*expected):
         return task_of({"tests": [{"call": "f()", "expected": each} for each in expected]}).literal
 
-    assert literal("5", "[1, 2]") and not literal("5", "abc") and not literal("5", 5)
+    assert literal("5", "[1, 2]", "'a'") and not literal("5", "abc") and not literal("5", 5)
+    assert same_value(b'"a"', "'a'", literal=True) and not same_value(b'"a"', "'a'", literal=False)
     assert same_value(b"5", "5", literal=True) and same_value(b'["tuple", 1, 2]', "(1, 2)", literal=True)
     assert same_value(b'"5"', "5", literal=True) and not same_value(b"6", "5", literal=True)
     assert not same_value(b"5", "5", literal=False)

@@ -31,13 +31,13 @@ def same_value(encoded: bytes, expected: Any, *, literal: bool) -> bool:
 
     Args:
         expected: of JSON.
-        literal: whether an expected text is read as the value's literal, where the value is no text.
+        literal: whether an expected text is read as the value's literal too.
     """
     try:
         value = json.loads(encoded)
-        if literal and isinstance(expected, str) and not isinstance(value, str):
-            expected = ast.literal_eval(literal_text(expected))
-        return _same(value, expected)
+        if _same(value, expected):
+            return True
+        return literal and isinstance(expected, str) and _same(value, ast.literal_eval(literal_text(expected)))
     except (ValueError, LookupError, RecursionError, MemoryError, TypeError, OverflowError, SyntaxError):
         return False
 
@@ -48,11 +48,12 @@ def literal_text(text: str) -> str:
 
 
 def is_literal(text: Any) -> bool:
-    """Whether a text is the literal of something else than a text."""
+    """Whether a text is the literal of a value, quoted where that is a text."""
     if not isinstance(text, str) or len(text) > MAX_LITERAL_CHARACTERS:
         return False
     try:
-        return not isinstance(ast.literal_eval(literal_text(text)), str)
+        ast.literal_eval(literal_text(text))
+        return True
     except (ValueError, RecursionError, MemoryError, TypeError, SyntaxError):
         return False
 

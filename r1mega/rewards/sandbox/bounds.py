@@ -14,8 +14,8 @@ class Bounds(Section):
     """Seconds from start to end, without those in which a busy machine gives it no core: for a program that waits."""
     memory_mib: int = Field(default=512, ge=16, le=1 << 20)
     """Of all its processes together, looked at every 20 ms; one process may ask for `SLACK_MIB` of addresses more."""
-    stack_mib: int = Field(default=64, ge=1)
-    """Of each thread."""
+    stack_mib: int = Field(default=128, ge=1)
+    """Of each thread, unless the program asks for another."""
     processes: int = Field(default=64, ge=4, le=4096)
     """Processes and threads at once, three of them the sandbox's own."""
     open_files: int = Field(default=64, ge=8, le=4096)
@@ -28,7 +28,7 @@ class Bounds(Section):
     """Read of what it prints, before it is ended."""
 
 
-SLACK_MIB = 256
+SLACK_MIB = 512
 """What a process maps and does not use: libraries, the stacks of threads."""
 MAX_INODES = 10_000
 """Files, folders and links in /tmp, and in /dev/shm, at once: empty ones take the kernel's memory too."""

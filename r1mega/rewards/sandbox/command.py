@@ -80,5 +80,5 @@ def _limits(tools: Tools, bounds: Bounds, addresses: int) -> list[str]:
     return [
         tools.prlimit, f"--as={addresses}", f"--cpu={bounds.cpu_s}:{bounds.cpu_s + 1}",
         f"--nproc={bounds.processes}", f"--fsize={bounds.file_mib * _MIB}", f"--nofile={bounds.open_files}",
-        f"--stack={bounds.stack_mib * _MIB}", "--core=0", "--memlock=0", "--msgqueue=0", "--rtprio=0", "--",
+        f"--stack={bounds.stack_mib * _MIB}:", "--core=0", "--memlock=0", "--msgqueue=0", "--rtprio=0", "--",
     ]  # fmt: skip
