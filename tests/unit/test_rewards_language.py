@@ -116,6 +116,12 @@ def test_what_is_no_word(text, left):
     assert " ".join(found) == (left or " ".join(re.findall(r"\w+", text)))  # None: all of it
 
 
+def test_what_is_no_word_ends_no_clause_and_hides_no_end():
+    text = "call `f` on 4 or $x$ or https://a.b/c, or 3.5. Then so! Now 2, or https://a.b/d. The end"
+    found = [" ".join(clause.texts["Latin"]) for clause in clauses(without_neutral(text, "en"))]
+    assert found == ["call on or or", "or", "Then so", "Now", "or", "The end"]
+
+
 def test_one_letter_words_are_those_of_the_target():
     def left(target):
         return [w for clause in clauses(without_neutral("ella y yo", target)) for w in clause.texts["Latin"]]

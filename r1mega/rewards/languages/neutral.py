@@ -69,8 +69,8 @@ _LATEX = (
     re.compile(rf"\\(?:[A-Za-z]{{1,40}}+\*?|.)(?:\[[^\[\]\n]{{0,100}}+\])?+(?:\{{{_IN_BRACES}\}})*+"),
 )
 _ADDRESSES = {
-    "://": re.compile(r"(?<![A-Za-z0-9])[a-z][a-z0-9+.-]{1,9}+://[!-~]{1,2000}+"),
-    "www.": re.compile(r"(?<![A-Za-z0-9])www\.[!-~]{1,2000}+"),
+    "://": re.compile(r"(?<![A-Za-z0-9])[a-z][a-z0-9+.-]{1,9}+://[!-~]{0,2000}[A-Za-z0-9/=&#%_-]"),
+    "www.": re.compile(r"(?<![A-Za-z0-9])www\.[!-~]{0,2000}[A-Za-z0-9/=&#%_-]"),
     "@": re.compile(r"(?<![A-Za-z0-9_.+-])[A-Za-z0-9_.+-]{1,64}+@[A-Za-z0-9-]{1,63}+(?:\.[A-Za-z0-9-]{1,63}+){1,8}+"),
     "/": re.compile(r"(?<![A-Za-z0-9_/.<])(?:~|\.{1,2}+)?/(?:[A-Za-z0-9_.-]{1,100}+/){1,50}+[A-Za-z0-9_.-]{0,100}+"),
     "<": re.compile(r"</?[A-Za-z][\w-]{0,30}+(?:\s[\w-]{1,30}+=\"[^\"\n]{0,200}+\")*+\s?/?>"),
@@ -85,7 +85,7 @@ _TITLES = re.compile(r"《[^《》\n]{1,80}+》|〈[^〈〉\n]{1,80}+〉")
 _SENTENCE_END = re.compile(r"[.!?]\s|[。！？]")
 _CHINESE_OR_JAPANESE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _NUMBERS = re.compile(
-    rf"(?<![{_ABC}{_DIGIT}_])[{_DIGIT}][{_DIGIT}.,]*+"
+    rf"(?<![{_ABC}{_DIGIT}_])[{_DIGIT}](?:[.,]?[{_DIGIT}])*+"
     rf"(?:[ \u00a0]?(?:{_UNITS})(?:/(?:{_UNITS}))?[²³]?(?![{_ABC}{_DIGIT}(\u2019'-]))?+(?![{_LATIN}])"
 )
 _NAMES_OF_CODE = re.compile(
@@ -112,7 +112,7 @@ _TO_SPACES = str.maketrans(dict.fromkeys("^=<>+*/\\{}|~%&#@", " "))
 
 
 def without_neutral(text: str, target: str) -> str:
-    """The text with everything that is no word taken out; what was code leaves a line's end, all else a space.
+    """The text with everything that is no word taken out; a fence leaves a line's end, all else a space.
 
     Args:
         target: language (ISO 639-1) whose words of one letter are words; English's are in any case.
@@ -145,7 +145,7 @@ def _outside_backticks(text: str) -> Iterator[str]:
         if j is None and not is_fence:
             i += 1
             continue
-        yield text[position:start] + "\n"
+        yield text[position:start] + ("\n" if is_fence else " ")
         if j is None:
             return
         position, i = runs[j][1], j + 1
