@@ -2,8 +2,8 @@
 decontaminate`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
-with 128 + signal, a rank that has lost another one with 75. Everything heavy is imported inside the commands, so that
-`check` answers at once.
+with 128 + signal; a rank that has lost another one, and a run whose endpoint failed again and again, with 75.
+Everything heavy is imported inside the commands, so that `check` answers at once.
 """
 
 import enum

@@ -1,6 +1,6 @@
 """Settings of an endpoint: a server that speaks OpenAI's chat completions or completions. Imports pydantic alone."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -30,6 +30,8 @@ class Endpoint(Section):
     """More fields of every request, as they are: { top_k = 20 }, { reasoning_effort = "high" }."""
     seeds: bool = True
     """Whether requests carry a seed; off for a server that refuses the field. Its answers are then not repeatable."""
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """By which name a request limits an answer's length; OpenAI's newer models take the second alone."""
     concurrency: Annotated[int, OnResume.FREE] = Field(default=32, gt=0)
     """Requests under way at once."""
     attempts: Annotated[int, OnResume.FREE] = Field(default=8, gt=0)

@@ -107,7 +107,7 @@ class RemoteEngine:
         fields: dict[str, Any] = {
             "temperature": params.temperature,
             "top_p": params.top_p,
-            "max_tokens": params.max_new_tokens,
+            self._client.settings.length_field: params.max_new_tokens,
         }
         if params.stop:
             fields["stop"] = list(params.stop)

@@ -140,6 +140,15 @@ def test_messages_are_what_the_config_says(server: EndpointServer, tmp_path: Pat
     ]
 
 
+def test_fields_that_a_server_refuses_can_be_left_out(server: EndpointServer, tmp_path: Path):
+    fields = ("endpoint.seeds=false", "endpoint.length_field=max_completion_tokens", "evaluation.questions.0.num=1")
+    server.say = lambda body: "<answer>2</answer>"
+    evaluate(write(tmp_path, server), tmp_path / "run", *fields)
+    assert len(server.bodies) == 5
+    for body in server.bodies:
+        assert body["max_completion_tokens"] == 50 and not {"seed", "max_tokens"} & body.keys()
+
+
 def test_completions_are_sent_the_template(server: EndpointServer, tmp_path: Path):
     config = tmp_path / "eval.toml"
     config.write_text(write(tmp_path, server).read_text().replace("user = ", "# "))
