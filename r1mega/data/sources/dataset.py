@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from r1mega.config.section import anchor_if_path
-from r1mega.data.sources.rows import Row, RowSource, refuse_absent
+from r1mega.data.sources.rows import Row, RowSource
 from r1mega.data.sources.source import Located
 from r1mega.data.tables import fetched, load_dataset
 
@@ -46,10 +46,9 @@ class Dataset(RowSource):
     def read(self, seed: int) -> list[Located]:
         """The rows, counted from 1. Raises DataError as `JSONL.read`, and where the dataset cannot be had."""
         dataset = load_dataset(self.name, self.config, self.split, "config", 'kind = "jsonl" or "parquet"')
-        refuse_absent(self.columns, dataset.column_names, self.title)
-        return self.located(self._rows(dataset), "row")
+        return self.located(self._rows(dataset.select_columns(self.columns_of(dataset.column_names))), "row")
 
     def _rows(self, dataset: Any) -> Iterator[Row]:
-        rows = fetched(dataset.select_columns(self.columns), self.title, "questions")
+        rows = fetched(dataset, self.title, "questions")
         for number, row in enumerate(rows, 1):
             yield f"row {number}", row

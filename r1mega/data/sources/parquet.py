@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from r1mega.config.section import AnchoredPath
-from r1mega.data.sources.rows import Row, RowSource, refuse_absent
+from r1mega.data.sources.rows import Row, RowSource
 from r1mega.data.sources.source import Located
 from r1mega.data.tables import parquet_file
 
@@ -13,7 +13,7 @@ AT_ONCE = 1024
 
 
 class Parquet(RowSource):
-    """A table of questions. The columns that are named alone are read: another one may be large."""
+    """A table of questions. The columns that are named alone are read."""
 
     kind: Literal["parquet"] = "parquet"
     path: AnchoredPath
@@ -25,12 +25,11 @@ class Parquet(RowSource):
     def read(self, seed: int) -> list[Located]:
         """The rows, counted from 1. Raises DataError as `JSONL.read` does."""
         with parquet_file(self.path, "questions") as table:
-            refuse_absent(self.columns, table.schema_arrow.names, str(self.path))
-            return self.located(self._rows(table), "row")
+            return self.located(self._rows(table, self.columns_of(table.schema_arrow.names)), "row")
 
-    def _rows(self, table: Any) -> Iterator[Row]:
+    def _rows(self, table: Any, columns: list[str]) -> Iterator[Row]:
         number = 0
-        for batch in table.iter_batches(batch_size=AT_ONCE, columns=self.columns):
+        for batch in table.iter_batches(batch_size=AT_ONCE, columns=columns):
             for row in _decoded(batch):
                 number += 1
                 yield f"row {number}", row

@@ -17,14 +17,6 @@ Row = tuple[str, Mapping[str, Any] | ValueError]
 """Where it stands ("line 7"), and the row, or why it cannot be read."""
 
 
-def refuse_absent(columns: Iterable[str], names: Collection[str], where: str) -> None:
-    """Raises DataError where a table has no column of a name that a setting gives."""
-    absent = [f"{column!r}{nearest(column, names)}" for column in columns if column not in names]
-    if absent:
-        has = ", ".join(map(repr, names)) or "none"
-        raise DataError(f"{where}: no column {', no column '.join(absent)}: its columns are {has}")
-
-
 class RowSource(QuestionSource):
     """Settings of sources that read rows. Columns that none of them names are passed over."""
 
@@ -64,10 +56,18 @@ class RowSource(QuestionSource):
     def verifiers(self) -> Collection[str]:
         return [self.verifier] if self.verifier else []
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that are read."""
-        return [column for column in self._named().values() if column]
+    def columns_of(self, names: Collection[str]) -> list[str]:
+        """Those of a table's columns that are read: another one, an image say, may take long.
+
+        Raises DataError where it has none of a name that a setting gives.
+        """
+        wanted = [column for column in self._named().values() if column]
+        if self.verifier in TESTED and self.truth not in names:
+            wanted.remove(self.truth)
+        if absent := [f"{column!r}{nearest(column, names)}" for column in wanted if column not in names]:
+            has = ", ".join(map(repr, names)) or "none"
+            raise DataError(f"{self.title}: no column {', no column '.join(absent)}: its columns are {has}")
+        return wanted
 
     def _named(self) -> dict[str, str]:
         names = ("question", "truth", "verifier_column", "id", "entry", "options")
