@@ -17,7 +17,7 @@ from r1mega.rewards.programs import answer as answers
 from r1mega.rewards.programs.judge import Passed, judge
 from r1mega.rewards.programs.patch import PatchFault, apply
 from r1mega.rewards.programs.settings import CodeSettings
-from r1mega.rewards.programs.task import Task, task_of
+from r1mega.rewards.programs.task import CodeTask, task_of
 from r1mega.rewards.sandbox.sound import fault_of_this_machine
 from r1mega.rewards.worker import Limits
 
@@ -87,11 +87,11 @@ class Code:
         except ValueError as error:
             return str(error)
 
-    def fault_in(self, task: Task) -> str | None:
+    def fault_in(self, task: CodeTask) -> str | None:
         return "there is no program to mend" if self.mends and not task.program.strip() else None
 
 
-def _source(answer: str, task: Task) -> str | None:
+def _source(answer: str, task: CodeTask) -> str | None:
     """The program in an answer, or what its patch makes of the given one. Raises PatchFault."""
     languages = (task.language, "diff") if task.program else (task.language,)
     found = answers.program_in(answer, *languages)

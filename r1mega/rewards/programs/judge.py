@@ -12,7 +12,7 @@ from r1mega.rewards.programs.build import DoesNotCompile, Program, cpp_program, 
 from r1mega.rewards.programs.compare import same_output, same_value
 from r1mega.rewards.programs.harness import COMPILE_CODE, cpp_calls
 from r1mega.rewards.programs.settings import CodeSettings
-from r1mega.rewards.programs.task import Case, Checker, Task
+from r1mega.rewards.programs.task import Case, Checker, CodeTask
 from r1mega.rewards.sandbox.bounds import Bounds
 from r1mega.rewards.sandbox.run import Ran
 from r1mega.rewards.sandbox.slots import slot
@@ -35,7 +35,7 @@ class Passed:
         return self.passed / self.total if settings.counts == "share" else float(self.passed == self.total)
 
 
-def judge(source: str, task: Task, settings: CodeSettings) -> Passed:
+def judge(source: str, task: CodeTask, settings: CodeSettings) -> Passed:
     """Run a program on its task's tests; with `counts = "all"`, up to the first that fails.
 
     Raises RewardError: the sandbox fails, or the question's checker does.
@@ -75,7 +75,7 @@ def judge(source: str, task: Task, settings: CodeSettings) -> Passed:
     return Passed(len(reasons) - len(failed), total, f"test {first + 1} of {total}: {failed[first]}")
 
 
-def _bounds(task: Task, settings: CodeSettings) -> Bounds:
+def _bounds(task: CodeTask, settings: CodeSettings) -> Bounds:
     more: dict[str, float] = {}
     if task.time_s is not None:
         more = {"cpu_s": task.time_s, "wall_s": settings.run.wall_s * max(1.0, task.time_s / settings.run.cpu_s)}
@@ -84,7 +84,7 @@ def _bounds(task: Task, settings: CodeSettings) -> Bounds:
     return settings.run.model_copy(update=more)
 
 
-def _built(source: str, task: Task, settings: CodeSettings) -> Program:
+def _built(source: str, task: CodeTask, settings: CodeSettings) -> Program:
     if task.language == "python":
         return python_program(source, calls=task.calls)
     # All calls of a question are one program, compiled once.
@@ -94,7 +94,7 @@ def _built(source: str, task: Task, settings: CodeSettings) -> Program:
         return cpp_program(text, settings, number)
 
 
-def _started(program: Program, case: Case, index: int, task: Task, token: str) -> tuple[tuple[str, ...], str]:
+def _started(program: Program, case: Case, index: int, task: CodeTask, token: str) -> tuple[tuple[str, ...], str]:
     """The command line and standard input of a test."""
     if not task.calls:
         return program.argv, case.stdin
@@ -103,7 +103,7 @@ def _started(program: Program, case: Case, index: int, task: Task, token: str) -
     return (*program.argv, str(index)), f"{token}\n"
 
 
-def _judge_value(output: bytes, case: Case, task: Task, token: str) -> str | None:
+def _judge_value(output: bytes, case: Case, task: CodeTask, token: str) -> str | None:
     """Of all that was printed, what stands behind this run's token is the value."""
     said = [line for line in output.split(b"\n") if line.startswith(token.encode())]
     if not said:

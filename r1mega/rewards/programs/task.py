@@ -31,7 +31,7 @@ class Checker:
 
 
 @dataclass(frozen=True)
-class Task:
+class CodeTask:
     """A checked question."""
 
     language: str
@@ -48,7 +48,7 @@ class Task:
     memory_mib: int | None = None
 
 
-def task_of(entry: Mapping[str, Any]) -> Task:
+def task_of(entry: Mapping[str, Any]) -> CodeTask:
     """A question's record as a task. Raises ValueError: what is wrong, with the name of the field."""
     language = entry.get("language", "python")
     if language not in ("python", "cpp"):
@@ -68,7 +68,7 @@ def task_of(entry: Mapping[str, Any]) -> Task:
         raise ValueError("program should be a text: the file to mend")
     limits = {name: _limit(entry, name) for name in ("time_s", "memory_mib")}
     literal = calls and all(is_literal(case.expected) for case in cases)
-    return Task(language, cases, calls, literal, checker, program, limits["time_s"], limits["memory_mib"])
+    return CodeTask(language, cases, calls, literal, checker, program, limits["time_s"], limits["memory_mib"])
 
 
 def _case(test: Any, where: str, language: str) -> Case:
