@@ -11,6 +11,7 @@ from r1mega.evaluation import ballots
 from r1mega.evaluation.ballots import Equality, with_votes
 from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.evaluation.scores import score
+from r1mega.rewards.math import same
 from r1mega.rewards.mathematics.verifier import Mathematics
 from r1mega.rewards.pool import TaskOutcome
 from r1mega.samples import Prompt, VerdictStatus
@@ -63,6 +64,7 @@ def test_the_majority_is_of_classes():
 def test_equality_holds_both_ways_round():
     """25% is right where 25 is the truth, since it may have been asked for in per cent; they are not one vote."""
     assert Mathematics().verify("25%", "25", {}) and not Mathematics().verify("25", "25%", {})
+    assert not same("25%", "25") and not same("25", "25%") and same("25%", "1/4")
     assert blocs(["25%", "25", "1/4"]) == {frozenset({"25%", "1/4"}), frozenset({"25"})}
 
 
