@@ -62,7 +62,10 @@ class Own(RuleReward):
     _source: bytes | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        self._source = self.file.read_bytes() if self.file.is_file() else None
+        try:
+            self._source = self.file.read_bytes()
+        except OSError:  # `faults` says so
+            self._source = None
 
     def content(self) -> str:
         return hashlib.sha256(self._source or b"").hexdigest()
@@ -121,8 +124,10 @@ def loads(rewards: Mapping[str, Reward]) -> Loads:
 
 
 def _faults_of(reward: Own) -> list[str]:
-    if reward.file.is_dir() or not reward.file.exists():
-        return [f"file: {reward.file}: {'a folder' if reward.file.is_dir() else 'no such file'}; name a Python file"]
+    try:
+        reward.file.read_bytes()
+    except OSError as error:
+        return [f"file: {reward.file}: {error.strerror}; name a Python file"]
     with Pool(1, LOADING, preloaded=(), loads=()) as pool:
         outcome = pool.submit(reward.examine).result()
     if outcome.status == "done":

@@ -70,3 +70,30 @@ def broken_control():
     from r1mega.rewards import worker
 
     return worker.inside
+
+
+def work(seconds):
+    """Takes processor time."""
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return "done"
+
+
+def take(mib):
+    """Takes memory."""
+    return len(bytearray(mib * 2**20)) // 2**20
+
+
+_notes = []
+
+
+def note(file):
+    """Leaves a line in a file, and a note in this process."""
+    _notes.append(file)
+    with open(file, "a") as notes:  # noqa: PTH123
+        notes.write("once\n")
+
+
+def noted():
+    return len(_notes)

@@ -24,7 +24,7 @@ from r1mega.rewards.worker import PRELOADED, Limits
 from r1mega.rollout.collect import collect, judged
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.runtime.interrupt import Interrupt, StopNow
-from r1mega.samples import Completion, FinishReason, Group, Prompt, VerdictStatus
+from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 
 PROMPT = Prompt("p", "choice", "Which?", "B", Int32s([1]), domain="stem")
 
@@ -54,13 +54,18 @@ def test_the_verdicts_are_those_of_judging_in_place(judges: Judges):
 
 
 def test_an_answer_that_breaks_one_rule_is_judged_by_the_others(judges: Judges):
-    fragile = Fragile(cpu_s=0.3, wall_s=5.0, memory_mib=200)
-    rubric = Rubric({"fragile": fragile, "form": Format(weight=0.5)}, "zero")
     judges.take_ended()
-    texts = ["spin", "sleep", "fill", "raise", "nan", "well"]
-    said = [f"<think>{text}</think><answer>B</answer>" for text in texts]
-    *hurt, broken, no_number, well = judges.judge(rubric, PROMPT, [completion(text) for text in said], 0).result()
-    for verdict, words in zip(hurt, ("more than 0.3 s", "more than 5 s", "more than 200 MiB"), strict=True):
+    texts = ["spin", "fill", "raise", "nan", "well"]
+    said = {text: completion(f"<think>{text}</think><answer>B</answer>") for text in [*texts, "sleep"]}
+
+    def ask(limits: dict[str, Any], *asked: str) -> tuple[Verdict, ...]:
+        rubric = Rubric({"fragile": Fragile(**limits), "form": Format(weight=0.5)}, "zero")
+        return judges.judge(rubric, PROMPT, [said[text] for text in asked], 0).result()
+
+    spun, filled, broken, no_number, well = ask({"cpu_s": 0.3, "memory_mib": 200}, *texts)
+    (slept,) = ask({"wall_s": 0.5}, "sleep")
+    hurt = (spun, slept, filled)
+    for verdict, words in zip(hurt, ("more than 0.3 s", "more than 0.5 s", "more than 200 MiB"), strict=True):
         assert (verdict.status, verdict.reward, verdict.parts) == ("scored", 0.5, {"fragile": 0.0, "form": 1.0})
         assert verdict.reason.startswith("fragile: ") and words in verdict.reason
     assert broken.status is no_number.status is VerdictStatus.FAILED

@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_folders import model
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
 from r1mega import cli
 from r1mega.buffers import Float32s, Int32s
-from r1mega.errors import ConfigError
+from r1mega.config.cluster import Cluster
+from r1mega.errors import ConfigError, RunDirError
+from r1mega.recipe.load import load_recipe
 from r1mega.rewards.judges import Judges
 from r1mega.rewards.own import GIVEN, Own, faults, loads
 from r1mega.rewards.pool import Pool
 from r1mega.rewards.registry import Rewards, rubric_of
 from r1mega.rewards.rubric import Rubric
+from r1mega.runtime.digests import Digests
+from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason, Prompt, Verdict
 
+RL = Path(__file__).parents[2] / "configs/tiny/r1_zero/1_rl.toml"
 PROMPT = Prompt("p", "chain_sum", "4 - 1 =", "3", Int32s([1]), "<think>", {"seen": 7}, "math")
 BREVITY = """\
 def brevity(num_tokens, *, max_tokens):
@@ -109,13 +115,13 @@ def test_a_score_says_more_than_a_number(tmp_path: Path):
 
 
 def test_whatever_it_does_the_others_are_judged_and_the_fault_has_a_place(tmp_path: Path):
-    reward = own(tmp_path, HOSTILE, "hostile", cpu_s=0.5, wall_s=5.0, memory_mib=200)
-    texts = ["exit", "well", "leave", "hang", "well", "spin", "fill", "well", "raise", "nan", "none", "text", "well"]
+    reward = own(tmp_path, HOSTILE, "hostile", cpu_s=0.5, memory_mib=200)
+    texts = ["exit", "well", "leave", "well", "spin", "fill", "well", "raise", "nan", "none", "text", "well"]
     found = judge(reward, [completion(text) for text in texts], workers=2)
     by_text = dict(zip(texts, found, strict=True))
     assert [v.reward for text, v in zip(texts, found, strict=True) if text == "well"] == [0.5] * 4
     for text, words in {
-        "exit": "ended its worker", "hang": "more than 5 s", "spin": "more than 0.5 s", "fill": "more than 200 MiB",
+        "exit": "ended its worker", "spin": "more than 0.5 s", "fill": "more than 200 MiB",
     }.items():  # fmt: skip
         assert (by_text[text].status, by_text[text].reward) == ("scored", 0.0), text
         assert words in by_text[text].reason
@@ -128,6 +134,13 @@ def test_whatever_it_does_the_others_are_judged_and_the_fault_has_a_place(tmp_pa
         "text": f"{place}: hostile gave a str ('0.5'), which is no number",
     }
     assert {by_text[text].status for text in ("leave", "raise", "nan", "none", "text")} == {"failed"}
+
+
+def test_one_that_hangs_is_0_and_the_next_is_judged(tmp_path: Path):
+    reward = own(tmp_path, HOSTILE, "hostile", wall_s=0.5)
+    hung, well = judge(reward, [completion("hang"), completion("well")])
+    assert (hung.status, hung.reward, hung.reason) == ("scored", 0.0, "mine: took more than 0.5 s")
+    assert well.reward == 0.5
 
 
 def test_it_runs_as_its_file_stood_when_the_config_was_read(tmp_path: Path):
@@ -190,7 +203,7 @@ def test_a_sound_file_has_no_fault(tmp_path: Path):
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path):
     (said,) = faults({"mine": Own(file=tmp_path / "none.py", function="f")})
-    assert said == f"rewards.mine: file: {tmp_path / 'none.py'}: no such file; name a Python file"
+    assert said == f"rewards.mine: file: {tmp_path / 'none.py'}: No such file or directory; name a Python file"
 
 
 # ---- in a config ------------------------------------------------------------------------------------------------
@@ -246,3 +259,25 @@ def test_score_refuses_what_check_refuses_and_verdicts_of_another_file(tmp_path:
     (tmp_path / "my_reward.py").write_text(BREVITY + "\n# another file\n")
     with pytest.raises(Exception, match="holds other verdicts than of these rows"):
         scored_rows(tmp_path, MINE, rows)
+
+
+def test_a_run_is_known_by_what_its_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, run, file = model(tmp_path / "base"), tmp_path / "run", tmp_path / "my_reward.py"
+    file.write_text(BREVITY)
+
+    def begin(file: Path) -> dict[str, Any]:
+        reward = (f"rewards.mine.file={file}", "rewards.mine.function=brevity", "rewards.mine.settings.max_tokens=60")
+        recipe = load_recipe(RL, [f"model.path={base}", *reward])
+        RunDir(run, recipe, Cluster(device="cpu"), resume=True).close()
+        (run / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+        return json.loads((run / "run.json").read_text())
+
+    begun = begin(file)
+    (recorded,) = begun["inputs"]["rewards.mine.file"]
+    assert recorded["path"] == str(file) and recorded["digest"] == Digests().of(file)
+    moved = file.rename(tmp_path / "elsewhere.py")
+    assert begin(moved)["recipe"] == begun["recipe"]
+    moved.write_text(BREVITY.replace("1.0 -", "2.0 -"))
+    with pytest.raises(RunDirError, match=r"rewards\.mine\.file: other content than the run began with"):
+        begin(moved)

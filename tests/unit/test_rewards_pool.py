@@ -91,6 +91,26 @@ def test_a_task_that_hangs_without_working_is_killed():
         assert pool.counts.killed >= 1
 
 
+def test_a_task_has_limits_of_its_own(pool):
+    """Less than the pool's, more processor time, and more memory than any worker had before."""
+    assert pool.submit(tasks.work, 1.0).result().status == "answer"
+    assert pool.submit(tasks.work, 1.0, limits=Limits(cpu_s=60.0)).result().value == "done"
+    assert "more than 0.1 s" in pool.submit(tasks.work, 0.4, limits=Limits(cpu_s=0.1)).result().reason
+    assert pool.submit(tasks.take, 400).result().status == "answer"
+    assert pool.submit(tasks.take, 400, limits=Limits(memory_mib=1000)).result().value == 400
+    assert "more than 50 MiB" in pool.submit(tasks.take, 100, limits=Limits(memory_mib=50)).result().reason
+    assert pool.submit(tasks.take, 100).result().value == 100  # in the same worker, with the pool's again
+
+
+def test_what_is_loaded_once_every_worker_has(tmp_path):
+    loads = [(tasks.note, (str(tmp_path / "loads"),)), (tasks.fail, ("one that fails is passed over",))]
+    with Pool(2, QUICK, preloaded=(), loads=loads) as made:
+        assert made.submit(tasks.noted).result().value == 1
+        made.submit(tasks.die).result()
+        assert made.submit(tasks.noted).result().value == 1
+    assert (tmp_path / "loads").read_text() == "once\n"
+
+
 def test_what_a_function_raises_is_no_answers_doing(pool):
     outcome = pool.submit(tasks.fail, "a fault of the rule").result()
     assert (outcome.status, outcome.reason) == ("failed", "ValueError: a fault of the rule")
