@@ -7,9 +7,11 @@ from concurrent.futures import Future
 from r1mega.data.question import Question
 from r1mega.data.sources.reasoning_gym import ANY
 from r1mega.errors import RewardError
+from r1mega.rewards import math
 from r1mega.rewards.accuracy import can_be_right
 from r1mega.rewards.choice import Choice
 from r1mega.rewards.code import Code
+from r1mega.rewards.mathematics.verifier import Mathematics
 from r1mega.rewards.pool import TaskOutcome, shared_pool
 from r1mega.rewards.reasoning_gym import ReasoningGym
 from r1mega.rewards.verifiers import verifier
@@ -19,29 +21,37 @@ FEW = 100
 """So many are checked before a bar is shown."""
 
 
-def hopeless(questions: Sequence[Question]) -> list[Question]:
-    """The questions that no answer is right to, in their order.
+def hopeless(questions: Sequence[Question]) -> list[tuple[Question, str]]:
+    """The questions that no answer is right to, in their order, and why.
 
     Raises:
         RewardError: no worker can tell.
     """
     asked = [question for question in questions if question.truth != ANY]  # the generator's own, without an example
     slow = [question for question in asked if not _is_quick(question.verifier)]
-    judged = {id(q): shared_pool().submit(can_be_right, q) for q in slow}
-    found: list[Question] = []
+    judged = {id(q): shared_pool().submit(fault_of, q) for q in slow}
+    found: list[tuple[Question, str]] = []
     with Bar("can the truths be right?", len(asked), unit="question", silent=len(asked) < FEW) as bar:
         for question in asked:
-            if not (_outcome(question, judged[id(question)]) if id(question) in judged else can_be_right(question)):
-                found.append(question)
+            fault = _outcome(question, judged[id(question)]) if id(question) in judged else fault_of(question)
+            if fault is not None:
+                found.append((question, fault))
             bar.advance()
     return found
 
 
-def _outcome(question: Question, judged: Future[TaskOutcome]) -> bool:
+def fault_of(question: Question) -> str | None:
+    """Why no answer to a question can be right; None where its truth is, by its own verifier."""
+    if isinstance(verifier(question.verifier), Mathematics) and (fault := math.can_be_right(question.truth)):
+        return fault
+    return None if can_be_right(question) else "given back as the answer it is wrong"
+
+
+def _outcome(question: Question, judged: Future[TaskOutcome]) -> str | None:
     outcome = judged.result()
     if outcome.status == "failed":
         raise RewardError(f"the truth of question {question.id} cannot be checked: {outcome.reason}")
-    return outcome.status == "done" and outcome.value
+    return outcome.value if outcome.status == "done" else f"its verifier does not end on it: {outcome.reason}"
 
 
 def _is_quick(name: str) -> bool:

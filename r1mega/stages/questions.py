@@ -152,15 +152,15 @@ def _refuse_without_sandbox(asked: AskedQuestions) -> None:
 def _refuse_hopeless(asked: AskedQuestions) -> None:
     """Raises DataError where no answer to a question can be right."""
     found = hopeless(asked.doubtful)
-    if unread := {asked.where[q.id]: fault for q in found if (fault := fault_of_question(q)) is not None}:
+    if unread := {asked.where[q.id]: fault for q, _ in found if (fault := fault_of_question(q)) is not None}:
         faults = [f"{where}: {fault}" for where, fault in unread.items()]
         raise DataError(listed(f"{len(faults)} question(s) of code that cannot be judged (their entry):", faults))
     if found:
-        told = [f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}" for q in found]
+        told = [f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}: {why}" for q, why in found]
         raise DataError(
             listed(
-                f"{len(found)} truth(s) that no answer can match: given back as the answer they are wrong by their "
-                "own verifier; write each as it reads answers, or name another verifier",
+                f"{len(found)} truth(s) that no answer can match by their own verifier; write each as it reads "
+                "answers, or name another verifier",
                 told,
             )
         )

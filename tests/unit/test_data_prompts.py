@@ -10,7 +10,7 @@ from tokenizer_forms import byte_level, save
 from r1mega.buffers import Int32s
 from r1mega.data.pretrain_text import documents
 from r1mega.data.prompt_form import PromptForm
-from r1mega.data.prompts import PromptStream, prompts
+from r1mega.data.prompts import PromptStream, prompt_of, prompts
 from r1mega.data.question import Question
 from r1mega.data.settings import AnswerStyles, PromptSettings
 from r1mega.data.sources.reasoning_gym import Task, questions
@@ -97,3 +97,16 @@ def test_control_tokens_must_be_the_templates_alone(tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"template tiny needs the special tokens .*<\|user\|>"):
         PromptForm(PromptSettings(), of_another_model)
     assert prompts([], PromptForm(PromptSettings(template="r1_zero"), of_another_model)) == []
+
+
+def test_a_prompt_has_all_of_its_question():
+    asked = Question("a", "gcd", "gcd of 4 and 6?", "2", {"answer": "2"}, "stem", "de", "own")
+    prompt = prompt_of(asked, Int32s([7]), "<think>")
+    assert (prompt.id, prompt.verifier, prompt.question, prompt.truth) == ("a", "gcd", "gcd of 4 and 6?", "2")
+    assert (prompt.entry, prompt.domain, prompt.target_language, prompt.source) == (
+        {"answer": "2"},
+        "stem",
+        "de",
+        "own",
+    )
+    assert (prompt.token_ids, prompt.prefill) == (Int32s([7]), "<think>")
