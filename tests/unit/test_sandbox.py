@@ -260,3 +260,29 @@ def test_memory_of_a_process_is_what_it_holds():
     status = Path("/proc/self/status").read_text()
     anonymous = int(status.partition("RssAnon:")[2].split()[0]) * 1024
     assert abs(tree.memory_bytes(os.getpid(), 1 << 50) - anonymous) < 300 * MIB and len(held) <= anonymous
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_time_that_a_busy_machine_takes_is_not_the_programs(monkeypatch):
+    """Waiting for a core, standing still, and a first look at a program that has waited and is gone."""
+    real = tree.waited_seconds
+    looks: list[int] = []
+
+    def waited(root: int) -> float:
+        looks.append(root)
+        return 50.0 if len(looks) == 1 else real(root)
+
+    monkeypatch.setattr(tree, "waited_seconds", waited)
+    ran = python("import time; time.sleep(2)", wall_s=1.0)
+    assert ran.end == "exit" and looks
+    monkeypatch.setattr(tree, "waited_seconds", real)
+    assert python("import time; time.sleep(9)", wall_s=1.0).end == "wall"
+    stood = tree.cpu_seconds
+
+    def still(root: int) -> float:
+        monkeypatch.setattr(tree, "cpu_seconds", stood)
+        time.sleep(1.5)
+        return stood(root)
+
+    monkeypatch.setattr(tree, "cpu_seconds", still)
+    assert python("import time; time.sleep(1.7)", wall_s=1.3).end == "exit"

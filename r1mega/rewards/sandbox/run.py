@@ -27,6 +27,8 @@ from r1mega.rewards.sandbox.machine import tools
 from r1mega.rewards.sandbox.slots import uid_of
 
 LOOK_S = 0.02
+GAP_S = 1.0
+"""Between two looks, planned `LOOK_S` apart, from which on it counts as a standstill."""
 MOST_WALLS = 6
 """Times `wall_s` after which a program ends that has waited for a core for most of it."""
 START_S = 60.0
@@ -140,10 +142,12 @@ class _Running:
         self._output, self._errors, self._status = output, errors, status
         self._open = set(self._read)
         self._printed = 0
-        self._began = time.monotonic()
+        self._began = self._looked = time.monotonic()
         self._first = 0
         """The sandbox's first process, as this process sees it; 0 until it is told."""
         self._first_fd = -1
+        self._stands = False
+        """Whether the program has been started within."""
         self._exit_code: int | None = None
         """Of the program, as bubblewrap gives it; None while it runs, and where it never started."""
         self._cpu_s, self._waited_s = 0.0, 0.0
@@ -206,11 +210,18 @@ class _Running:
 
     def _look(self) -> End | None:
         """Whether the program has used too much."""
+        now = time.monotonic()
+        if now - self._looked > GAP_S:
+            self._began += now - self._looked  # this process, and so the machine, stood still: that counts for nobody
+        self._looked = now
         elapsed = time.monotonic() - self._began
-        if not self._first:
+        if not self._stands:
+            self._stands = bool(self._first) and any(pid != self._first for pid in tree.processes(self._first))
+            if self._stands:
+                self._began = time.monotonic()  # on a busy machine namespaces take their time, which is not its
             return "lost" if elapsed > START_S else None
         self._cpu_s = tree.cpu_seconds(self._first)
-        self._waited_s = tree.waited_seconds(self._first)
+        self._waited_s = max(self._waited_s, tree.waited_seconds(self._first))  # it may have ended, and waits no more
         if self._cpu_s > self._bounds.cpu_s + 1:
             return "cpu"  # of all processes together
         if elapsed - self._waited_s > self._bounds.wall_s or elapsed > MOST_WALLS * self._bounds.wall_s:
