@@ -72,7 +72,15 @@ class Choice:
         return found[-1] if found else ""
 
     def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
-        return is_right(answer, truth)
+        """A truth beyond the entry's `options`, where it lists them, has no right answer."""
+        return is_right(answer, truth) and not _beyond(truth, entry.get("options"))
+
+
+def _beyond(truth: str, options: Any) -> bool:
+    named = truth_letters(truth)
+    return (
+        isinstance(options, list) and named is not None and any(ord(one) - ord("A") >= len(options) for one in named)
+    )
 
 
 def truth_letters(truth: str) -> frozenset[str] | None:

@@ -139,7 +139,10 @@ def _faults(function: Callable[..., Any], settings: Mapping[str, Any]) -> list[s
     """What does not fit between a function's parameters, what it is given, and its settings."""
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         return ["should be a plain function that returns a number"]
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError) as error:  # one of C's, say
+        return [f"does not say what it takes ({error}): call it in a function of this file"]
     told = [
         f"settings.{name}: {name} is what it is given ({GIVEN[name]}): call the setting otherwise"
         for name in settings

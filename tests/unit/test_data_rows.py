@@ -56,6 +56,7 @@ def test_a_file_is_read(tmp_path: Path):
         ([json.dumps({**ROW, "entry": "{"})], "line 1: column 'entry' is text, and not JSON"),
         ([json.dumps({**ROW, "options": ["a"]})], "line 1: column 'options' has 1 options: it takes 2 to 26"),
         ([json.dumps({**ROW, "options": "ab"})], "line 1: column 'options' should be a list of options"),
+        ([json.dumps({**ROW, "options": ["a", "b", "a"]})], "line 1: column 'options' has the option 'a' more than"),
         (["", json.dumps({**ROW, "question": "1 + \ud83d ="})], r"line 2: column 'question': half a character"),
         ([json.dumps({**ROW, "truth": "\udc00"})], r"line 1: column 'truth': half a character"),
         ([json.dumps({**ROW, "id": "\udc00"})], r"line 1: column 'id': half a character"),
@@ -102,6 +103,7 @@ def test_a_column_that_no_row_has_is_said_once(tmp_path: Path):
     [
         ("7", "7"), ("3.0", "3"), ("-0.5", "-0.5"), ("1e-7", "0.0000001"), ("1e22", "10000000000000000000000"),
         ("0.1", "0.1"), ("100", "100"), ("1200.0", "1200"), ("0", "0"), ("-0.0", "-0"), ('"3.0"', "3.0"),
+        ("1" + "0" * 400, "1" + "0" * 400), ("-" + "7" * 310, "-" + "7" * 310),
     ],
 )  # fmt: skip
 def test_a_number_is_a_truth_in_decimal_digits(tmp_path: Path, written: str, truth: str):
@@ -199,6 +201,16 @@ def test_a_row_that_is_no_utf_8_is_named(tmp_path: Path):
     texts = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, data])
     rows = parquet(tmp_path / "own.parquet", {"question": texts, "truth": ["1", "2"]})
     with pytest.raises(DataError, match=r"own.parquet, row 2: holds what is not UTF-8"):
+        Parquet(path=rows, verifier="math").read(0)
+
+
+def test_a_parquet_file_whose_pages_are_damaged_is_named(tmp_path: Path):
+    columns = {"question": [f"{n} + {n * n} =" for n in range(2000)], "truth": [str(n * n + n) for n in range(2000)]}
+    rows = parquet(tmp_path / "own.parquet", columns)
+    damaged = bytearray(rows.read_bytes())
+    damaged[200:2000] = b"\xaa" * 1800
+    rows.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"cannot read questions from .*own.parquet: OSError"):
         Parquet(path=rows, verifier="math").read(0)
 
 

@@ -89,3 +89,9 @@ def test_a_verifier_for_prompts():
     assert verifier.find_answer("<think>A</think><answer>B</answer>") == "B"
     assert verifier.verify("(B) 12", "B", {})
     assert verifier.last_answer("first A, then B.") == "B"
+
+
+def test_a_truth_beyond_the_options_is_no_answer():
+    verifier, two = Choice(), {"options": ["4", "7"]}
+    assert verifier.verify("B", "B", two) and not verifier.verify("C", "C", two)
+    assert not verifier.verify("A, C", "A, C", two) and verifier.verify("A, B", "A, B", two)

@@ -183,6 +183,7 @@ FAULTY = {
     ),
     "by position": ("def brevity(response, /):\n    return 1\n", {}, ":1: brevity: takes response by position"),
     "async": ("async def brevity(response):\n    return 1\n", {}, ":1: brevity: should be a plain function"),
+    "of C": ("brevity = max\n", {}, ":1: brevity: does not say what it takes (no signature found"),
     "end": ("import os\nos._exit(0)\n", {}, ": cannot be loaded: "),
 }  # fmt: skip
 

@@ -49,7 +49,7 @@ def digits(value: float | Decimal, column: str) -> str:
 
     Raises ValueError where it is none.
     """
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):  # a long whole number is too long for a float
         raise ValueError(f"column {column!r} is {value}, which is no number")
     exact = value if isinstance(value, Decimal) else Decimal(repr(value))
     written = format(exact, "f")
@@ -57,13 +57,16 @@ def digits(value: float | Decimal, column: str) -> str:
 
 
 def options(row: Mapping[str, Any], column: str) -> list[str]:
-    """Two or more texts to choose from, in their order. Raises ValueError."""
+    """Two or more different texts to choose from, in their order. Raises ValueError."""
     value = cell(row, column)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise ValueError(f"column {column!r} should be a list of options, and is {kind_of(value)}")
     if not 2 <= len(value) <= len(LETTERS):
         raise ValueError(f"column {column!r} has {len(value)} options: it takes 2 to {len(LETTERS)}")
-    return [text_or_number({f"{column}[{i}]": one}, f"{column}[{i}]") for i, one in enumerate(value)]
+    texts = [text_or_number({f"{column}[{i}]": one}, f"{column}[{i}]") for i, one in enumerate(value)]
+    if twice := next((one for one in texts if texts.count(one) > 1), None):
+        raise ValueError(f"column {column!r} has the option {twice!r} more than once: one answer has two letters")
+    return texts
 
 
 def kind_of(value: Any) -> str:

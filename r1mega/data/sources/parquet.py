@@ -6,7 +6,7 @@ from typing import Any, Literal
 from r1mega.config.section import AnchoredPath
 from r1mega.data.sources.rows import Row, RowSource
 from r1mega.data.sources.source import Located
-from r1mega.data.tables import parquet_file
+from r1mega.data.tables import fetched, parquet_file
 
 AT_ONCE = 1024
 """Rows that are decoded together."""
@@ -29,7 +29,8 @@ class Parquet(RowSource):
 
     def _rows(self, table: Any, columns: list[str]) -> Iterator[Row]:
         number = 0
-        for batch in table.iter_batches(batch_size=AT_ONCE, columns=columns):
+        batches = table.iter_batches(batch_size=AT_ONCE, columns=columns)
+        for batch in fetched(batches, str(self.path), "questions"):
             for row in _decoded(batch):
                 number += 1
                 yield f"row {number}", row
