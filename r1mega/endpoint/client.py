@@ -7,7 +7,8 @@
 
 Tried again, after waits that double and that chance spreads: 408, 409, 425, 429, 5xx, time-outs, connections that
 break, bodies that are no answers. A 429 or 503 with Retry-After holds all requests back for so long. Any other status
-ends the run at once, and so does a budget that is used up: `ask` then sends nothing more, for anybody.
+ends all at once, and so does a budget that is used up: `ask` then sends nothing more, for anybody. A request that is
+given up is its caller's matter alone (`stop` makes it everybody's).
 
 This is httpx with its own loop around, as in rollout/fleet.py, and not the `openai` package: that is vLLM's
 dependency, absent where a model is asked over the network alone; it does not try again after a broken body, counts
@@ -118,11 +119,18 @@ class Client:
             return await self._attempts(route, body)
         except Refused as refused:
             error = EndpointError(self._told(route, str(refused)))
-        except EndpointError as lost:
-            error = lost
+        except EndpointLostError:
+            self.counts.failed += 1
+            raise
+        except EndpointError as over:
+            error = over
         self.counts.failed += 1
-        self._over = self._over or error
+        self.stop(error)
         raise error
+
+    def stop(self, error: EndpointError) -> None:
+        """Send nothing more in this session; whoever asks, or would try again, gets this error."""
+        self._over = self._over or error
 
     async def _attempts(self, route: str, body: Mapping[str, Any]) -> Reply:
         """Raises Refused, EndpointLostError, and what is over already."""

@@ -80,6 +80,7 @@ class RemoteEngine:
                 try:
                     come[index][i] = self._completion(request, i, await self._ask(request, i, params), params)
                 except EndpointError as error:
+                    self._client.stop(error)
                     faults.append(error)
                     return
                 if len(come[index]) == num_draws(request):

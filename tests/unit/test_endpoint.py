@@ -133,6 +133,30 @@ def test_what_will_not_pass_is_not_tried_again(refusal: str, server: EndpointSer
     assert not any(KEY in str(error) for error in errors)
 
 
+def test_a_request_that_is_given_up_is_its_callers_alone(server: EndpointServer):
+    server.faults = [fails(500)] * 2
+    asked = client(server, attempts=2, concurrency=1, first_wait_s=0.001, longest_wait_s=0.001)
+    (lost,) = ask(asked)
+    assert isinstance(lost, EndpointLostError)
+    server.faults = [fails(500)]
+    found = ask(client(server, attempts=1, concurrency=1), num=3)
+    assert [isinstance(one, EndpointLostError) for one in found] == [True, False, False]
+
+
+def test_a_client_that_was_stopped_sends_nothing_more(server: EndpointServer):
+    asked = client(server)
+
+    async def stopped() -> Any:
+        async with asked.session():
+            await asked.complete("1")
+            asked.stop(EndpointError("enough"))
+            return await asyncio.gather(asked.complete("2"), return_exceptions=True)
+
+    (error,) = asyncio.run(stopped())
+    assert str(error) == "enough" and len(server.bodies) == 1
+    assert ask(asked)[0].choices  # another session begins anew
+
+
 def test_retry_after_holds_all_requests_back(server: EndpointServer):
     server.faults = [fails(429, Retry_After="1")]
     asked = client(server, concurrency=1)
