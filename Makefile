@@ -27,7 +27,7 @@ demo: $(STAMP)  ## pretrain a tiny base, R1-Zero on it, and a control; a quarter
 	$(BIN)/r1mega pipeline configs/tiny/r1_zero/demo.toml --cluster $(CLUSTER) --run-dir $(DEMO) \
 	  --set seed=$(SEED) --resume
 
-# SmolLM2-135M-Instruct: 270 MB, from the package that the tests use.
+# SmolLM2-135M-Instruct, from the package that the tests use.
 demo-smollm2: $(STAMP) smollm2  ## GRPO on a real model of 135 million parameters, on word problems; on two cores
 	$(BIN)/python tools/smollm2_folder.py runs/smollm2/base
 	$(BIN)/r1mega run configs/smollm2/1_rl.toml --cluster $(CLUSTER) --run-dir runs/smollm2/1_rl --resume

@@ -75,3 +75,17 @@ def test_without_the_package_the_tool_says_what_to_do(tmp_path: Path):
     command = f"tools/smollm2_folder.py {tmp_path}/out --packages {tmp_path}"
     done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "run `make smollm2`" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_readme_says_what_was_measured():
+    found = json.loads((ROOT / "docs/measurements/smollm2_grpo.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("| step | in the format |")[1].split("\n\n")[0].splitlines()[2:]
+    assert found["held_out"]["sampled"].keys() == {f"step {line.split('|')[1].strip()}" for line in table}
+    for line, (step, of) in zip(table, found["held_out"]["sampled"].items(), strict=True):
+        strict, lenient = (
+            "{:.1f} ({:.1f} to {:.1f})".format(*(100 * v for v in of[name])) for name in ("strict", "lenient")
+        )
+        assert line == f"| {step[5:]} | {100 * of['format']:.1f} | {strict} | {lenient} | {of['tokens']} |"
+    for answers in found["transcripts"].values():
+        assert answers["question"] in readme
