@@ -36,7 +36,7 @@ from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
 from r1mega.stages import held_out
-from r1mega.stages.questions import evaluated_prompts, evaluated_questions
+from r1mega.stages.questions import evaluated_prompts, evaluated_questions, write_counts
 
 Served = AbstractContextManager[Engine]
 RESUME = "what was answered is in the journal; continue with --resume"
@@ -81,7 +81,7 @@ def run(
     asked = (
         _folder(config, cluster, run_dir, serve) if config.endpoint is None else _endpoint(config, config.endpoint)
     )
-    files.write_json(run_dir.questions, {"evaluation": dict(asked.counts)})
+    write_counts({"evaluation": asked.counts}, run_dir)
     files.write_jsonl(run_dir.path / "held_out.jsonl", ({"question": p.question} for p in asked.prompts))
     params = SamplingParams(**dict(config.sampling))
     kinds = {"after": (config.evaluation.samples_per_question, params), "greedy_after": (1, params.greedy())}

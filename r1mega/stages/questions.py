@@ -61,10 +61,19 @@ def make_questions(config: GRPO, run_dir: RunDir) -> Questions:
     assert config.model.path is not None
     asked = ask(config)
     tokenizers.write(config.model.path, run_dir.tokenizer, asked.chat_template)
-    files.write_json(run_dir.questions, {what: dict(of) for what, of in asked.counts.items()})
+    write_counts(asked.counts, run_dir)
     for name, some in (("trained_on", asked.train), ("held_out", asked.held_out)):
         files.write_jsonl(run_dir.path / f"{name}.jsonl", ({"question": p.question} for p in some))
     return asked
+
+
+def write_counts(counts: Mapping[str, Mapping[str, Counts]], run_dir: RunDir) -> None:
+    """Say and write down what became of the questions of each source, by what they are for and its label."""
+    for what, of in counts.items():
+        for label, some in of.items():
+            told = ", ".join(f"{num:,} {name.replace('_', ' ')}" for name, num in some.items() if num)
+            log.info("%s, %s: %s", what, label, told)
+    files.write_json(run_dir.questions, {what: dict(of) for what, of in counts.items()})
 
 
 def ask(config: GRPO) -> Questions:

@@ -163,10 +163,11 @@ def test_a_question_that_is_too_long_is_named(folder: Path, tmp_path: Path):
 
 def test_long_questions_are_dropped_and_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     file = write(tmp_path / "own.jsonl", [*trained(4), *trained(1, " value 17;" * 100)])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         made = make_questions(rl(folder, own(file, too_long="drop")), in_dir(tmp_path))
     assert [p.question for p in made.train] == trained(4) and made.counts["questions"]["own"]["too_long"] == 1
     assert "1 prompt(s) longer than 960 tokens dropped" in caplog.text and "own.jsonl, line 5" in caplog.text
+    assert "questions, own: 5 read, 1 too long" in caplog.messages
     with pytest.raises(DataError, match=r"4 questions of 5 \(1 too long\) to train on, fewer than .*num_prompts = 5"):
         make_questions(rl(folder, own(file, too_long="drop"), "rollout.num_prompts=5"), in_dir(tmp_path))
 
