@@ -5,17 +5,23 @@ A reward fails at random here as a server does that is down now and then: by a h
 
 import hashlib
 import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import grpo_run
 import pytest
 import torch
 from grpo_run import Run, base
+from recording import stop_signal
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RewardError
 from r1mega.rewards.failures import Failures
+from r1mega.rewards.pool import Pool
 from r1mega.rollout.collect import judged
+from r1mega.runtime.interrupt import Interrupted
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 from r1mega.stages import rank_zero
 
@@ -132,3 +138,33 @@ def test_one_in_two_failing_stops_the_run_and_says_why(base: Path, tmp_path: Pat
     assert re.match(r"step (4|6|8): \d+ of the latest \d+ verdicts have failed", str(told.value))
     assert f" x {tmp_path / 'flaky.py'}:9: OSError: no such model server" in str(told.value)
     Run(tmp_path / "allowed").start(base, {**changes(tmp_path, 50), "rollout": {"max_failed": 1.0}})
+
+
+def test_a_signal_while_answers_are_judged_ends_the_run_and_its_workers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The reward would take ten minutes an answer."""
+    source = "import pathlib, time\ndef slow(*, mark):\n    pathlib.Path(mark).touch()\n    time.sleep(600)\n"
+    (tmp_path / "slow.py").write_text(source)
+    mark, pools = tmp_path / "begun", list[Pool]()
+    slow = {"file": str(tmp_path / "slow.py"), "function": "slow", "settings": {"mark": str(mark)}}
+
+    def one_worker(*_: Any, **__: Any) -> Pool:
+        pools.append(Pool(1, preloaded=("r1mega.rewards.registry",)))
+        return pools[0]
+
+    def stop_when_it_has_begun() -> None:
+        while not mark.exists():
+            time.sleep(0.05)
+        stop_signal()
+
+    monkeypatch.setattr(grpo_run, "this_process_pool", one_worker)
+    threading.Thread(target=stop_when_it_has_begun, daemon=True).start()
+    rewards = {"slow": slow, "accuracy": {"from_step": 9}, "format": {"from_step": 9}}
+    with pytest.raises(Interrupted):
+        Run(tmp_path / "run").start(base, {"rewards": rewards})
+    (pool,) = pools
+    with pytest.raises(RuntimeError):
+        pool.submit(print)
+    assert pool._nursery is not None and not pool._nursery.alive
+    assert mark.exists() and time.time() - mark.stat().st_mtime < 120

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from journal_data import PARAMS, request
 from pool_rules import Fragile, Longest, Slow
+from pool_tasks import broken_control
 from recording import stop_signal
 
 from r1mega.buffers import Float32s, Int32s
@@ -73,6 +74,13 @@ def test_an_answer_that_breaks_one_rule_is_judged_by_the_others(judges: Judges):
     assert no_number.reason == "reward fragile of a question of choice gave nan"
     assert (well.status, well.reward) == ("scored", 1.5)
     assert (judges.take_ended(), judges.take_ended()) == (3, 0)
+
+
+def test_where_no_worker_can_judge_the_verdict_has_failed():
+    with Pool(1, control=broken_control, preloaded=()) as pool:
+        verdicts = Judges(pool).judge(Rubric({"form": Format()}, "zero"), PROMPT, [completion("x")], 0).result()
+    assert [verdict.status for verdict in verdicts] == [VerdictStatus.FAILED]
+    assert verdicts[0].reason.startswith("reward form: no worker does the control task")
 
 
 def test_a_rule_has_the_limits_of_the_config_then_its_own_then_its_verifiers(monkeypatch: pytest.MonkeyPatch):
