@@ -34,8 +34,6 @@ def _known(code: str) -> str:
 class Language(RuleReward):
     """The share of target-language words among the words of the chain of thought, from 0 to 1."""
 
-    imports = ("r1mega.rewards.languages.identify",)
-
     imports = tuple(f"r1mega.rewards.languages.{name}" for name in ("model", "identify", "neutral", "words"))
 
     kind: Literal["language"] = "language"

@@ -279,10 +279,31 @@ def test_time_that_a_busy_machine_takes_is_not_the_programs(monkeypatch):
     assert python("import time; time.sleep(9)", wall_s=1.0).end == "wall"
     stood = tree.cpu_seconds
 
-    def still(root: int) -> float:
+    def still(root: int, seen: dict[int, int]) -> float:
         monkeypatch.setattr(tree, "cpu_seconds", stood)
         time.sleep(1.5)
-        return stood(root)
+        return stood(root, seen)
 
     monkeypatch.setattr(tree, "cpu_seconds", still)
     assert python("import time; time.sleep(1.7)", wall_s=1.3).end == "exit"
+
+
+IGNORES_ITS_CHILDREN = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(60):
+    if os.fork() == 0:
+        while time.process_time() < 0.1:
+            pass
+        os._exit(0)
+    try:
+        os.wait()
+    except ChildProcessError:
+        pass
+"""
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_time_of_children_that_nobody_waited_for_counts():
+    assert python(IGNORES_ITS_CHILDREN, cpu_s=1, wall_s=20.0).end == "cpu"
+    assert python(IGNORES_ITS_CHILDREN.replace("60", "3"), cpu_s=1, wall_s=20.0).end == "exit"

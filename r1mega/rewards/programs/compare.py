@@ -26,7 +26,8 @@ def _trimmed(text: bytes) -> bytes:
 def same_value(encoded: bytes, expected: Any, *, literal: bool) -> bool:
     """Whether a function's value, as `harness` writes it, is a test's.
 
-    Numbers are equal by value, and within a relative 1e-9 where a fraction is expected; a truth value is no number;
+    Numbers are equal by value, and within a relative 1e-9 where a fraction is expected, or where what is expected
+    (3.0, and not 3) and the value both have a decimal point; a truth value is no number;
     a tuple is a list, a set one in any order; a mapping's keys are read as JSON writes them.
 
     Args:
@@ -67,7 +68,7 @@ def _same(value: Any, expected: Any) -> bool:
         return isinstance(value, str) and isinstance(expected, str) and value == expected
     if not isinstance(expected, int | float):
         return False
-    if isinstance(expected, float) and not expected.is_integer():
+    if isinstance(expected, float) and (isinstance(value, float) or not expected.is_integer()):
         return value == expected or math.isclose(value, expected, rel_tol=1e-9, abs_tol=0.0)
     return value == expected
 

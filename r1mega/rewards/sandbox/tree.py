@@ -31,8 +31,13 @@ def memory_bytes(root: int, more_than: int) -> int:
     return shares or held
 
 
-def cpu_seconds(root: int) -> float:
-    """Processor time of the processes that there are, and of those that these have waited for."""
+def cpu_seconds(root: int, seen: dict[int, int]) -> float:
+    """Processor time of the processes that there are, and of those that these have waited for, or, where that is
+    more, of all that were seen: a parent that ignores SIGCHLD has not waited for the children that it had.
+
+    Args:
+        seen: process -> its own time when it was last seen, in ticks; kept from look to look.
+    """
     total = 0
     for pid in processes(root):
         try:
@@ -40,9 +45,10 @@ def cpu_seconds(root: int) -> float:
                 Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
             )
             total += sum(map(int, fields[11:15]))
+            seen[pid] = sum(map(int, fields[11:13]))
         except (OSError, ValueError):
             continue
-    return total / _TICKS
+    return max(total, sum(seen.values())) / _TICKS
 
 
 def waited_seconds(root: int) -> float:
