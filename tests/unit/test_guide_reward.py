@@ -13,6 +13,7 @@ from check_and_run import Started, stop_at_start, write_model
 
 from r1mega import cli
 from r1mega.errors import R1MegaError
+from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.load import load_recipe
 from r1mega.rewards.own import GIVEN, Own
 
@@ -104,6 +105,10 @@ def test_the_other_entry_is_taken_where_it_makes_sense(folder: Path):
     config = folder / "configs/tiny/r1_zero/both.toml"
     config.write_text((folder / CONFIG).read_text() + entry[2])
     recipe = load_recipe(config, ["objective.truncated=judge"])
-    assert isinstance(recipe.rewards["brevity"], Own) and set(recipe.rewards) > {"overlong", "accuracy"}
+    assert (
+        isinstance(recipe, GRPO)
+        and isinstance(recipe.rewards["brevity"], Own)
+        and set(recipe.rewards) > {"overlong", "accuracy"}
+    )
     with pytest.raises(R1MegaError, match="= zero an answer that is cut scores 0"):
         load_recipe(config)
