@@ -167,6 +167,8 @@ class Client:
                 code, headers, content = await self._sent(route, body)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise TryAgain("timeout", f"no answer within {limit:g} s (endpoint.timeout_s)") from error
+        except httpx.InvalidURL as error:
+            raise Refused(f"is no address: {error}") from error
         except httpx.RequestError as error:
             raise TryAgain("connection", f"no answer: {type(error).__name__}: {error}") from error
         refuse_status(code, headers, content)

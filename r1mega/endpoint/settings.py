@@ -1,5 +1,7 @@
 """Settings of an endpoint: a server that speaks OpenAI's chat completions or completions. Imports pydantic alone."""
 
+import json
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -59,7 +61,7 @@ class Endpoint(Section):
             wrong = parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1
         except ValueError:
             raise ValueError("should be an address such as http://127.0.0.1:8000/v1") from None
-        if wrong:
+        if wrong or " " in url or not url.isprintable():
             raise ValueError("should be an address such as http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("holds more than an address; a key is named by api_key_env, and further fields by extra")
@@ -72,4 +74,15 @@ class Endpoint(Section):
     def _is_more(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if ours := sorted(OURS & extra.keys()):
             raise ValueError(f"{', '.join(ours)}: decided by other settings; take it out")
+        try:
+            json.dumps(extra, allow_nan=False)
+        except (TypeError, ValueError) as error:  # a date, inf, nan
+            raise ValueError(f"is sent as JSON, which has no such value: {error}") from None
         return extra
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if name and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("should be the name of an environment variable; the key itself stands in no config")
+        return name

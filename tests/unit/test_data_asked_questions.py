@@ -239,6 +239,7 @@ def test_a_path_counts_from_the_config_and_labels_are_told_apart(tmp_path: Path)
             [{"kind": "csv", "path": "a"}],
             "there is no source 'csv': choose of jsonl, parquet, dataset, reasoning_gym",
         ),
+        ([{"kind": ["jsonl"], "path": "a"}], r"there is no source \['jsonl'\]"),
         ([{"kind": "josnl", "path": "a"}], r"there is no source 'josnl' \(did you mean 'jsonl'\?\): choose of"),
         ([{"path": "a"}], "a source has a kind: choose of jsonl, parquet"),
         ("own.jsonl", "should be tables"),

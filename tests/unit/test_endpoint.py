@@ -1,6 +1,7 @@
 """The client of an OpenAI-compatible endpoint, against a real HTTP server with faults planted in it."""
 
 import asyncio
+import datetime
 import email.utils
 import json
 import time
@@ -238,6 +239,11 @@ def test_a_thought_that_the_server_took_out(server: EndpointServer):
         ({"url": "http://h:x/v1"}, "should be an address such as"),
         ({"url": "http://me:secret@h/v1"}, "a key is named by api_key_env"),
         ({"url": "http://h/v1?key=secret"}, "a key is named by api_key_env"),
+        ({"url": "http://h x/v1"}, "should be an address such as"),
+        ({"url": "http://h\u2028/v1"}, "should be an address such as"),
+        ({"api_key_env": "sk-12ab"}, "the name of an environment variable"),
+        ({"extra": {"top_k": float("nan")}}, "is sent as JSON"),
+        ({"extra": {"until": datetime.date(2026, 1, 1)}}, "is sent as JSON"),
         ({"url": "http://h/v1/chat/completions"}, "given up to what"),
         ({"extra": {"temperature": 0.5}}, "temperature: decided by other settings"),
         ({"concurrency": 0}, "greater than 0"),
@@ -246,6 +252,13 @@ def test_a_thought_that_the_server_took_out(server: EndpointServer):
 def test_settings_that_are_none(settings: dict[str, Any], said: str):
     with pytest.raises(ValidationError, match=said):
         Endpoint(**{"url": "http://h/v1", "model": "m", **settings})
+
+
+def test_a_host_that_no_name_can_have_is_said_at_once():
+    asked = Client(Endpoint(url="http://-\u00e9-.example/v1", model="m"))
+    (error,) = ask(asked)
+    assert isinstance(error, EndpointError) and "is no address: Invalid IDNA hostname" in str(error)
+    assert asked.counts.sent == 1
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch):

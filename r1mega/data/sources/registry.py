@@ -42,7 +42,7 @@ def _tables(value: Any) -> Any:
         raise ValueError("should be tables, [[questions]], a source each")
     for source in value:
         kind = _kind(source) if not isinstance(source, dict) else source.get("kind")
-        if kind not in SOURCES:
+        if not isinstance(kind, str) or kind not in SOURCES:
             given = f"there is no source {kind!r}{nearest(str(kind), SOURCES)}" if kind else "a source has a kind"
             raise ValueError(f"{given}: choose of {', '.join(SOURCES)}")
     return value
