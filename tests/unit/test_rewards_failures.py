@@ -95,6 +95,10 @@ def test_verdicts_that_models_have_added_to_take_the_place_of_those_before():
     watch.see(1, [group("s" * 100)])
     with pytest.raises(RewardError, match="26 of the latest 100"):
         watch.see_again(1, [group("f" * 26 + "s" * 74)])
+    watch = Failures(0.25)
+    watch.see(1, [group("s" * 40)])
+    with pytest.raises(RewardError, match="17 of the latest 40"):  # and not 17 of 80, which would be allowed
+        watch.see_again(1, [group("f" * 17 + "s" * 23)])
 
 
 # ---- in the loop -------------------------------------------------------------------------------------------------
