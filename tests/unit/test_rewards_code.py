@@ -6,6 +6,7 @@ import pytest
 
 from r1mega.buffers import Int32s
 from r1mega.data.question import Question
+from r1mega.errors import RewardError
 from r1mega.rewards.accuracy import Accuracy, can_be_right
 from r1mega.rewards.code import Code
 from r1mega.rewards.programs.answer import find_answer, program_in
@@ -14,6 +15,7 @@ from r1mega.rewards.programs.patch import PatchFault, apply
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import task_of
 from r1mega.rewards.reward import Answer
+from r1mega.rewards.sandbox.bounds import Bounds
 from r1mega.samples import Prompt, VerdictStatus
 
 pytest_plugins = ["sandbox_here"]
@@ -237,3 +239,19 @@ def test_a_checker_takes_every_right_output():
     assert value("print('x')") == 0.0
     assert value("print(1, 6)", checker=CHECKER.replace("sys.exit(1)", "sys.exit(3)")) == 1.0
     assert value("print('x')", checker=CHECKER.replace("sys.exit(1)", "sys.exit(3)")) == 0.0
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_checker_that_refuses_what_is_expected_is_our_fault_and_no_answers():
+    entry = {"tests": [{"stdin": "7\n", "stdout": "1 6\n"}], "checker": "import sys\nsys.exit(3)"}
+    with pytest.raises(RewardError, match="ends with exit 3 on the expected output"):
+        Code().judge(fenced("print(1, 6)"), entry, CodeSettings())
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_questions_longer_time_lengthens_the_wall_too():
+    settings = CodeSettings(run=Bounds(cpu_s=1, wall_s=0.5))
+    source = fenced("import time\ntime.sleep(1)\nprint(5)")
+    tests = [{"stdin": "", "stdout": "5"}]
+    assert "had not ended after 0.5 s" in Code().judge(source, {"tests": tests}, settings).reason
+    assert Code().judge(source, {"tests": tests, "time_s": 10}, settings).passed == 1
