@@ -79,6 +79,13 @@ def test_each_questions_own_verifier_is_asked(verifier: str, answers: list[str |
     assert blocs(answers, verifier) == expected
 
 
+def test_a_right_answer_is_no_vote_for_a_wrong_one_where_the_verifier_looks_at_the_question():
+    entry = {"answer": "1 + 2 + 3", "metadata": {"numbers": [1, 2, 3], "target": 6, "expression": "1 + 2 + 3"}}
+    equal = Equality(Prompt("q", "countdown", "Make 6 of 1, 2, 3.", "1 + 2 + 3", Int32s(), "", entry))
+    assert equal("3 + 2 + 1", "1 + 2 + 3")  # it solves the question as well
+    assert not equal("3 + 2 + 1", "7") and not equal("7", "3 + 2 + 1") and equal.broken == 0
+
+
 def test_what_was_not_scored_votes_for_nothing():
     samples = (SampleResult(FAILED, answer="7"), SampleResult(SCORED, 1.0, answer="0.5"))
     (result,) = with_votes([QuestionResult("q", "d", samples)], [prompt()])
