@@ -255,3 +255,9 @@ def test_a_questions_longer_time_lengthens_the_wall_too():
     tests = [{"stdin": "", "stdout": "5"}]
     assert "had not ended after 0.5 s" in Code().judge(source, {"tests": tests}, settings).reason
     assert Code().judge(source, {"tests": tests, "time_s": 10}, settings).passed == 1
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_cpp_function_may_have_a_name_of_the_c_librarys():
+    entry = {"language": "cpp", "tests": [{"call": "dup(4)", "expected": 8}]}
+    assert Code().judge(fenced("int dup(int x) { return 2 * x; }", "cpp"), entry, CodeSettings()).passed == 1

@@ -82,6 +82,7 @@ answered()
 
 _CPP_BEFORE = r"""
 #include <bits/stdc++.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 namespace r1mega_harness {
 inline void put(std::string& o, const std::string& v) {
@@ -140,9 +141,10 @@ _CPP_AFTER = r"""
 #undef main
 int main(int argc, char** argv) {
   std::string token, out;
-  for (char c; ::read(0, &c, 1) == 1 && c != '\n';) token += c;
-  int channel = ::dup(1);
-  ::dup2(2, 1);
+  for (char c; ::syscall(SYS_read, 0, &c, 1) == 1 && c != '\n';) token += c;
+  // An answer's own dup(int) would stand in the C library's place.
+  int channel = (int)::syscall(SYS_dup, 1);
+  ::syscall(SYS_dup3, 2, 1, 0);
   std::freopen("/dev/null", "r", stdin);
   switch (std::atoi(argv[1])) {
     @CASES@
@@ -150,7 +152,7 @@ int main(int argc, char** argv) {
   }
   out = token + out + "\n";
   for (size_t done = 0; done < out.size();) {
-    ssize_t n = ::write(channel, out.data() + done, out.size() - done);
+    long n = ::syscall(SYS_write, channel, out.data() + done, out.size() - done);
     if (n <= 0) break;
     done += n;
   }
