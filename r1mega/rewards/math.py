@@ -89,6 +89,15 @@ def can_be_right(truth: str) -> str | None:
     return None
 
 
+def is_text(truth: str) -> bool:
+    """Whether a truth that can be right is no mathematics that is read, nor words or a letter: an answer is right
+    only where it says the very same. Raises Unreadable past the limits."""
+    truth = truth.strip()
+    if PLAIN.fullmatch(truth) or _OPTION.fullmatch(truth) or _OPTION_AND_TEXT.fullmatch(truth):
+        return False
+    return _is_text(list(truth_readings(truth))) and not foreign.helps(truth)
+
+
 @functools.lru_cache(maxsize=4096)
 def truth_readings(truth: str) -> tuple[Reading, ...]:
     """The readings of a truth, kept: a group of answers has one. Raises Unreadable past the limits."""

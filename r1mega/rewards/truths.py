@@ -3,6 +3,7 @@ are asked in workers, many at once."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from r1mega.data.question import Question
 from r1mega.data.sources.reasoning_gym import ANY
@@ -21,37 +22,51 @@ FEW = 100
 """So many are checked before a bar is shown."""
 
 
-def hopeless(questions: Sequence[Question]) -> list[tuple[Question, str]]:
-    """The questions that no answer is right to, in their order, and why.
+@dataclass(frozen=True)
+class Doubt:
+    """What is wrong with a truth."""
+
+    why: str
+    never: bool = True
+    """Whether no answer is right; otherwise only one that says it word for word."""
+
+
+def doubts(questions: Sequence[Question]) -> list[tuple[Question, Doubt]]:
+    """The questions whose truths are in doubt, in their order.
 
     Raises:
         RewardError: no worker can tell.
     """
     asked = [question for question in questions if question.truth != ANY]  # the generator's own, without an example
     slow = [question for question in asked if not _is_quick(question.verifier)]
-    judged = {id(q): shared_pool().submit(fault_of, q) for q in slow}
-    found: list[tuple[Question, str]] = []
+    judged = {id(q): shared_pool().submit(doubt_of, q) for q in slow}
+    found: list[tuple[Question, Doubt]] = []
     with Bar("can the truths be right?", len(asked), unit="question", silent=len(asked) < FEW) as bar:
         for question in asked:
-            fault = _outcome(question, judged[id(question)]) if id(question) in judged else fault_of(question)
-            if fault is not None:
-                found.append((question, fault))
+            doubt = _outcome(question, judged[id(question)]) if id(question) in judged else doubt_of(question)
+            if doubt is not None:
+                found.append((question, doubt))
             bar.advance()
     return found
 
 
-def fault_of(question: Question) -> str | None:
-    """Why no answer to a question can be right; None where its truth is, by its own verifier."""
-    if isinstance(verifier(question.verifier), Mathematics) and (fault := math.can_be_right(question.truth)):
-        return fault
-    return None if can_be_right(question) else "given back as the answer it is wrong"
+def doubt_of(question: Question) -> Doubt | None:
+    """What is wrong with a question's truth by its own verifier; None where nothing is."""
+    mathematics = isinstance(verifier(question.verifier), Mathematics)
+    if mathematics and (fault := math.can_be_right(question.truth)):
+        return Doubt(fault)
+    if not can_be_right(question):
+        return Doubt("given back as the answer it is wrong")
+    return (
+        Doubt("it is not read as mathematics", never=False) if mathematics and math.is_text(question.truth) else None
+    )
 
 
-def _outcome(question: Question, judged: Future[TaskOutcome]) -> str | None:
+def _outcome(question: Question, judged: Future[TaskOutcome]) -> Doubt | None:
     outcome = judged.result()
     if outcome.status == "failed":
         raise RewardError(f"the truth of question {question.id} cannot be checked: {outcome.reason}")
-    return outcome.value if outcome.status == "done" else f"its verifier does not end on it: {outcome.reason}"
+    return outcome.value if outcome.status == "done" else Doubt(f"its verifier does not end on it: {outcome.reason}")
 
 
 def _is_quick(name: str) -> bool:

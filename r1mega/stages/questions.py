@@ -24,7 +24,7 @@ from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.code import fault_of_machine, fault_of_question
-from r1mega.rewards.truths import hopeless
+from r1mega.rewards.truths import doubts
 from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.runtime import files
 from r1mega.runtime.run_dir import RunDir
@@ -159,19 +159,30 @@ def _refuse_without_sandbox(asked: AskedQuestions) -> None:
 
 
 def _refuse_hopeless(asked: AskedQuestions) -> None:
-    """Raises DataError where no answer to a question can be right."""
-    found = hopeless(asked.doubtful)
+    """Raises DataError where no answer to a question can be right; says where only one that is word for word can."""
+    found = doubts(asked.doubtful)
     if unread := {asked.where[q.id]: fault for q, _ in found if (fault := fault_of_question(q)) is not None}:
         faults = [f"{where}: {fault}" for where, fault in unread.items()]
         raise DataError(listed(f"{len(faults)} question(s) of code that cannot be judged (their entry):", faults))
-    if found:
-        told = [f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}: {why}" for q, why in found]
+    told = {
+        never: [
+            f"{asked.where[q.id]}: truth {q.truth[:60]!r} of verifier {q.verifier}: {doubt.why}"
+            for q, doubt in found
+            if doubt.never is never
+        ]
+        for never in (True, False)
+    }
+    if told[True]:
         raise DataError(
             listed(
-                f"{len(found)} truth(s) that no answer can match by their own verifier; write each as it reads "
+                f"{len(told[True])} truth(s) that no answer can match by their own verifier; write each as it reads "
                 "answers, or name another verifier",
-                told,
+                told[True],
             )
+        )
+    if told[False]:
+        log.warning(
+            listed(f"{len(told[False])} truth(s) that an answer matches only where it says the same", told[False])
         )
 
 

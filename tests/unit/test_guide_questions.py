@@ -17,7 +17,7 @@ from r1mega.data.sources.registry import SOURCES
 from r1mega.data.sources.source import QuestionSource
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.load import load_recipe
-from r1mega.rewards.truths import hopeless
+from r1mega.rewards.truths import doubts
 from r1mega.rewards.verifiers import VERIFIERS
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ def test_the_examples_are_read_by_the_tables_of_the_reports_configs(config: str)
     assert {label: counts["read"] for label, counts in asked.counts.items()} == {
         "mathematics": 12, "stem": 11, "logic": 10,
     }  # fmt: skip
-    assert hopeless(asked.doubtful) == []
+    assert doubts(asked.doubtful) == []
     assert {q.source: q.domain for q in asked.questions} == {"mathematics": "math", "stem": "stem", "logic": "logic"}
     assert {q.verifier for q in asked.questions if q.source == "stem"} == {"choice", "math"}
 

@@ -73,3 +73,15 @@ def test_an_evaluation_asks_a_file_whole_and_refuses_it_in_training(tmp_path: Pa
     assert f"{mine}, line 2 asks what the evaluation asks in {bench}, line 2" in checked[1]
     checked, _ = both(RL, [*NOT_THERE, own(mine, duplicates="drop"), held_out], tmp_path / "run", capsys)
     assert checked[0] == 0 and "not there yet" in checked[1]
+
+
+def test_truths_that_are_matched_word_for_word_alone_are_said_by_line(tmp_path: Path, capsys, caplog):
+    file = tmp_path / "own.jsonl"
+    truths = ("3", "\\foo{3}", "\\frac{1}{2}", "Monday", "B")
+    lines = [json.dumps({"question": text, "truth": truth}) for text, truth in zip(TRAINED, truths, strict=False)]
+    file.write_text("\n".join(lines))
+    override = f"questions=[{{kind='jsonl',path='{file}',verifier='math'}}]"
+    assert answer(lambda: cli.check(RL, "laptop", [*NOT_THERE, override]), capsys)[0] == 0
+    (said,) = [record.getMessage() for record in caplog.records if "truth(s)" in record.getMessage()]
+    assert said.startswith("1 truth(s) that an answer matches only where it says the same")
+    assert "line 2: truth '\\\\foo{3}' of verifier math: it is not read as mathematics" in said

@@ -16,7 +16,7 @@ from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import can_be_right
 from r1mega.rewards.pool import TaskOutcome
 from r1mega.rewards.reasoning_gym import is_readable
-from r1mega.rewards.truths import hopeless
+from r1mega.rewards.truths import doubts
 from r1mega.rewards.verifiers import VERIFIERS, verifier
 
 SEVERAL_RIGHT = {"graph_color", "propositional_logic", "rubiks_cube", "boxnet", "rush_hour"}
@@ -66,9 +66,9 @@ def test_a_familys_truth_is_right_and_another_answer_is_not(family: str):
     assert question.verifier == family and question.text not in HELD_OUT
     judge = verifier(family)
     if question.truth == ANY:
-        assert family in SEVERAL_RIGHT and hopeless([question]) == []
+        assert family in SEVERAL_RIGHT and doubts([question]) == []
     else:
-        assert can_be_right(question) and hopeless([question]) == []
+        assert can_be_right(question) and doubts([question]) == []
     assert not judge.verify("no such thing", question.truth, question.entry)
     assert not judge.verify("", question.truth, question.entry)
 
