@@ -114,14 +114,15 @@ class Pool:
 
         The future never raises. Raises RuntimeError after `close`, and in a forked child.
         """
-        if self._closed or os.getpid() != self._owner:
-            raise RuntimeError("a pool belongs to the process that made it, until it is closed")
         task = _Task((function, arguments, limits or self.limits))
-        with self._lock:
-            if not self._threads:
-                self._start_threads()
-        self._waiting.put(task)
-        return task.future
+        if os.getpid() == self._owner:
+            with self._lock:  # nothing is put behind what ends the threads
+                if not self._closed:
+                    if not self._threads:
+                        self._start_threads()
+                    self._waiting.put(task)
+                    return task.future
+        raise RuntimeError("a pool belongs to the process that made it, until it is closed")
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[TaskOutcome]:
         """The outcomes of a call for each tuple of arguments, in order."""
@@ -129,12 +130,15 @@ class Pool:
         return [future.result() for future in futures]
 
     def close(self) -> None:
-        """End the processes once what was submitted is done."""
-        if self._closed:
-            return
-        self._closed = True
-        for _ in self._threads:
-            self._waiting.put(None)
+        """End the processes once what was submitted is done; a forked child leaves them to its parent."""
+        if os.getpid() != self._owner:
+            return  # the lock may be held for ever in it
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for _ in self._threads:
+                self._waiting.put(None)
         for thread in self._threads:
             thread.join()
         if self._nursery is not None:

@@ -57,6 +57,8 @@ def test_a_file_is_read(tmp_path: Path):
         ([json.dumps({**ROW, "options": ["a"]})], "line 1: column 'options' has 1 options: it takes 2 to 26"),
         ([json.dumps({**ROW, "options": "ab"})], "line 1: column 'options' should be a list of options"),
         ([json.dumps({**ROW, "options": ["a", "b", "a"]})], "line 1: column 'options' has the option 'a' more than"),
+        ([json.dumps({**ROW, "options": ["B", "A"], "truth": "A"})],
+         "line 1: truth 'A' is the text of one option and the letter of another"),
         (["", json.dumps({**ROW, "question": "1 + \ud83d ="})], r"line 2: column 'question': half a character"),
         ([json.dumps({**ROW, "truth": "\udc00"})], r"line 1: column 'truth': half a character"),
         ([json.dumps({**ROW, "id": "\udc00"})], r"line 1: column 'id': half a character"),
@@ -118,14 +120,16 @@ def test_options_are_lettered_behind_the_question(tmp_path: Path):
         {"q": "Which is prime?", "a": "7", "choices": ["4", 7, "9"]},
         {"q": "Which is even?", "a": "A", "choices": ["4", "7"]},
         {"q": "Which is odd?", "a": "B", "choices": None},
+        {"q": "Which comes first?", "a": "A", "choices": ["A", "B"]},
     ]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = JSONL(path=path, question="q", truth="a", options="choices", verifier="choice")
-    prime, even, odd = (question for _, question in source.read(0))
+    prime, even, odd, first = (question for _, question in source.read(0))
     assert (prime.text, prime.truth) == ("Which is prime?\nA. 4\nB. 7\nC. 9", "B")
     assert prime.entry == {"options": ["4", "7", "9"]}
     assert (even.truth, odd.text, odd.entry) == ("A", "Which is odd?", {})
+    assert first.truth == "A"
 
 
 def test_who_judges_is_said_once(tmp_path: Path):

@@ -133,6 +133,11 @@ class RowSource(QuestionSource):
             options = cells.options(row, self.options)
             lettered = [f"{letter}. {option}" for letter, option in zip(cells.LETTERS, options, strict=False)]
             text = "\n".join([text, *lettered])
+            other = cells.LETTERS[: len(options)].find(truth) if len(truth) == 1 else -1
+            if truth in options and other >= 0 and options[other] != truth:
+                raise ValueError(
+                    f"truth {truth!r} is the text of one option and the letter of another: which is meant?"
+                )
             if options.count(truth) == 1:
                 truth = cells.LETTERS[options.index(truth)]
             entry = {**entry, "options": options}
