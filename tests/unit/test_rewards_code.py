@@ -151,6 +151,91 @@ def test_calls_are_written_as_expressions_or_by_name_and_arguments():
     ]
 
 
+@pytest.mark.parametrize(
+    ("call", "language"),
+    [
+        ("f() == 5", "python"),
+        ("sorted(f()) == [1, 2]", "python"),
+        ("not f()", "python"),
+        ("5 in f()", "python"),
+        ("f() and g()", "python"),
+        ("f() is None", "python"),
+        ("sorted(f())", "python"),
+        ("str(g(f(1)))", "python"),
+        ("len(answer)", "python"),
+        ("isinstance(f(1), int)", "python"),
+        ("math.isclose(f(1), 2.5)", "python"),
+        ("operator.eq(f(1), 2)", "python"),
+        ("Counter(f(1))", "python"),
+        ("str.lower(f('A'))", "python"),
+        ("f(1).startswith('a')", "python"),
+        ("f(1).__eq__(2)", "python"),
+        ("f.__call__(2)", "python"),
+        ("Solution().f(1).count(2)", "python"),
+        ("f(1)[0]", "python"),
+        ("f(1) + 1", "python"),
+        ("(lambda: f(1))()", "python"),
+        ("[f(1)]", "python"),
+        ("f(1) if True else 2", "python"),
+        ("same(f(1) == 2)", "python"),
+        ("assert f(1) == 2", "python"),
+        (["f().strip", 1], "python"),
+        ("f() == 5", "cpp"),
+        ("!f(1)", "cpp"),
+        ("f(1) && g(2)", "cpp"),
+        ("same(f(1) == 2)", "cpp"),
+        ("f(1).size()", "cpp"),
+        ("f(1)[0]", "cpp"),
+        ("f(1) < 2", "cpp"),
+        ("std::to_string(f(1))", "cpp"),
+        ("to_string(f(1))", "cpp"),
+        ("static_cast<bool>(f(1))", "cpp"),
+        ("bool(f(1))", "cpp"),
+        ("(f(1))", "cpp"),
+        ("Solution().f(1).size()", "cpp"),
+        ("[]{ return f(1) == 2; }()", "cpp"),
+        ("[]{ auto r = f(1); return r.size(); }()", "cpp"),
+        ("f(1", "cpp"),
+    ],
+    ids=str,
+)
+def test_what_is_judged_is_what_the_answers_own_function_gives(call, language):
+    tests = [{"call": "f(1)", "expected": 1}, {"call": call, "expected": True}]
+    with pytest.raises(ValueError, match=r"^tests\[1\].call: write the call and its value: "):
+        task_of({"tests": tests, "language": language})
+    assert Code().fault_of({"tests": tests, "language": language})
+
+
+@pytest.mark.parametrize(
+    ("call", "language"),
+    [
+        ("f()", "python"),
+        ("f(g(1), h([2]))", "python"),
+        ("f(set([1, 2]), float('inf'), range(3), key=len)", "python"),
+        ("f([x for x in range(9) if x % 2 == 0], lambda x: g(x) == 1)", "python"),
+        ("f('a == b', {'not': 1}, -1, *[2])", "python"),
+        ("sum(10, 15)", "python"),
+        ("sorted([3, 1], set([1]))", "python"),
+        ("Solution().twoSum([2, 7], 9)", "python"),
+        ("Stack(3).pop()", "python"),
+        ("Solution.f(1)", "python"),
+        ("f([1, 2], g(3))", "cpp"),
+        ('f({1, 2}, "a == b)", \'"\', true, -1)', "cpp"),
+        ("f<int>(1)", "cpp"),
+        ("::space::f(1)", "cpp"),
+        ('max({1, 2}, std::string("a"))', "cpp"),
+        ("Solution().twoSum({2, 7}, 9)", "cpp"),
+        ("Solution{}.f(std::vector<std::vector<int>>{{1}, {2}})", "cpp"),
+        ("f([](int x) { return x % 2 == 0; }, 3)", "cpp"),
+        ("[]{ std::vector<int> a{1, 2}; return total(a); }()", "cpp"),
+        ("[] { return f(2); } ()", "cpp"),
+    ],
+    ids=str,
+)
+def test_a_call_of_the_answers_own_function_is_taken_with_all_its_arguments(call, language):
+    assert task_of({"tests": [{"call": call, "expected": 0}], "language": language}).cases[0].call == call
+
+
 BUGGY = "def add(a, b):\n    return a - b\n\n\nprint(add(*map(int, input().split())))\n"
 MENDED = BUGGY.replace("a - b", "a + b")
 PATCH = """--- a/answer.py

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from r1mega.rewards.programs.call import fault_of_call, told
 from r1mega.rewards.programs.compare import is_literal
 from r1mega.rewards.programs.harness import call_of
 
@@ -86,6 +87,14 @@ def _case(test: Any, where: str, language: str) -> Case:
 
 
 def _call(test: Mapping[str, Any], where: str, language: str) -> str:
+    """The expression that a test calls. Raises ValueError, also where more than the answer's function runs."""
+    call = _expression(test, where, language)
+    if (why := fault_of_call(call, language)) is not None:
+        raise ValueError(told(where, call, why))
+    return call
+
+
+def _expression(test: Mapping[str, Any], where: str, language: str) -> str:
     call = test["call"]
     arguments, named = test.get("args", []), test.get("kwargs", {})
     if isinstance(call, dict):
