@@ -346,3 +346,56 @@ def test_a_questions_longer_time_lengthens_the_wall_too():
 def test_a_cpp_function_may_have_a_name_of_the_c_librarys():
     entry = {"language": "cpp", "tests": [{"call": "dup(4)", "expected": 8}]}
     assert Code().judge(fenced("int dup(int x) { return 2 * x; }", "cpp"), entry, CodeSettings()).passed == 1
+
+
+SUPPLIED = """
+class Solution:
+    def f(self, xs: List[int], k: Optional[int] = None) -> Dict[int, Tuple[int, ...]]:
+        seen: DefaultDict[int, int] = defaultdict(int)
+        for x in xs:
+            seen[x] += 1
+        heap = [-x for x in seen]
+        heapify(heap)
+        low = bisect.bisect_left(sorted(seen), 2), bisect_right([1, 2], 1)
+        best = max(accumulate(xs)), reduce(lambda a, b: a * b, xs), pow(2, 3, 5)
+        return [-heappop(heap), gcd(12, 8) + math.inf, *low, *best, Counter(xs).most_common(1)[0][0], len(digits)]
+"""
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    ("source", "call", "expected", "reason"),
+    [
+        (SUPPLIED, "Solution().f([1, 3, 3])", [3, float("inf"), 1, 1, 7, 9, 3, 3, 10], ""),
+        ("def gcd(a, b):\n    return 77", "gcd(1, 2)", 77, ""),
+        ("def f(x):\n    return x.index(2) + pow(2, 3)", "f([1, 2])", 9, ""),
+        ("def plus(x):\n    return {1}.add(gcd(x, 2))", "gcd(12, 8)", 4, "name 'gcd' is not defined"),
+        ("def f(x):\n    return nothing(x)", "f(1)", 1, "name 'nothing' is not defined"),
+    ],
+    ids=["supplied", "own", "builtin", "not called", "unknown"],
+)
+def test_the_names_that_leetcode_supplies_are_there_for_functions(source, call, expected, reason):
+    entry = {"tests": [{"call": call, "expected": expected}]}
+    assert reason in (found := Code().judge(fenced(source), entry, CodeSettings()).reason) and bool(found) == bool(
+        reason
+    )
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_whole_program_imports_what_it_uses():
+    said = Code().judge(fenced("print(gcd(4, 6))"), {"tests": [{"stdin": "", "stdout": "2"}]}, CodeSettings())
+    assert said.reason.endswith("NameError: name 'gcd' is not defined")
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    "test", [{"stdin": "", "stdout": "1"}, {"call": "f()", "expected": 1}], ids=["stdin", "call"]
+)
+def test_a_program_that_leaves_with_97_is_not_said_not_to_compile(test):
+    def reason(source):
+        return Code().judge(fenced(source), {"tests": [test]}, CodeSettings()).reason
+
+    assert reason("import sys\nprint('so', file=sys.stderr)\nsys.exit(97)") == (
+        "test 1 of 1: crashed with exit code 97: so"
+    )
+    assert reason("def f(:\n  pass").startswith("test 1 of 1: does not compile: SyntaxError: invalid syntax")

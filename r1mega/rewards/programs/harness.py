@@ -5,12 +5,33 @@ gives is printed behind a token of this one run, by which the judge outside tell
 program that prints a value there itself has given that value, right or wrong.
 """
 
+import builtins
+import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 COMPILE_CODE = 97
 """Exit code of a Python program that cannot be compiled. Others may leave with it too: it is a reason, no verdict."""
+COMPILE_MARK = "does not compile: "
+"""What then stands before the last of its errors."""
+SUPPLIED = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "typing",
+)  # fmt: skip
+"""Modules whose names LeetCode and LiveCodeBench (lcb_runner/evaluation/testing_util.py) put before an answer by
+`from ... import *`, a later one's before an earlier one's and Python's own before all; and the modules but typing."""
+
+
+def _supplied() -> dict[str, str]:
+    """Name -> the module from which it is."""
+    found: dict[str, str] = {}
+    for name in SUPPLIED:
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or [each for each in vars(module) if not each.startswith("_")]
+        found |= {each: name for each in public if not hasattr(builtins, each)}
+    return found | {name: "" for name in SUPPLIED if name != "typing"}
+
 
 # Python without `site`, which costs more than the rest of its start; programs do use its two functions.
 START = f"""
@@ -25,7 +46,7 @@ def _program():
     try:
         return compile(source, "/code/answer.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-        sys.stderr.write(f"{{type(error).__name__}}: {{error}}")
+        sys.stderr.write(f"{COMPILE_MARK}{{type(error).__name__}}: {{error}}")
         sys.exit({COMPILE_CODE})
 exec(globals().pop("_program")())
 """
@@ -33,6 +54,8 @@ exec(globals().pop("_program")())
 CALL = f"""
 import json, math, os, sys
 from collections import deque
+
+SUPPLIED = {_supplied()}
 
 def encoded(value, depth=0):
     if depth > 100:
@@ -50,6 +73,22 @@ def encoded(value, depth=0):
         return ["dict", *([encoded(key, depth + 1), encoded(item, depth + 1)] for key, item in value.items())]
     raise TypeError(f"a value of type {{type(value).__name__}}, which no test can expect")
 
+# Only what the answer names is imported: all of it takes longer than the rest of the start.
+def supply(code, scope):
+    import importlib
+    names, left = set(), [code]
+    while left:
+        one = left.pop()
+        names.update(one.co_names)
+        left += (inside for inside in one.co_consts if isinstance(inside, type(code)))
+    given = {{}}
+    for name in names & SUPPLIED.keys():
+        module = importlib.import_module(SUPPLIED[name] or name)
+        if not SUPPLIED[name] or hasattr(module, name):
+            given[name] = getattr(module, name) if SUPPLIED[name] else module
+    scope.update(given)
+    return given
+
 def answered():
     import builtins, types, _sitebuiltins
     for name in ("exit", "quit"):
@@ -65,11 +104,16 @@ def answered():
     try:
         code = compile(source, "/code/answer.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
-        sys.stderr.write(f"{{type(error).__name__}}: {{error}}")
+        sys.stderr.write(f"{COMPILE_MARK}{{type(error).__name__}}: {{error}}")
         sys.exit({COMPILE_CODE})
     module = sys.modules["answer"] = types.ModuleType("answer")
     module.__file__ = "/code/answer.py"
+    given = supply(code, module.__dict__)
     exec(code, module.__dict__)
+    call = compile(call, "the call", "eval", dont_inherit=True)
+    name = call.co_names[0]
+    if name in given and module.__dict__.get(name) is given[name]:
+        raise NameError(f"name {{name!r}} is not defined")  # the answer has to have its function itself
     value = json.dumps(encoded(eval(call, module.__dict__)))
     sys.stderr.flush()
     message = memoryview(f"{{token}}{{value}}\\n".encode("utf-8", "surrogatepass"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from r1mega.errors import RewardError
 from r1mega.rewards.programs.build import DoesNotCompile, Program, cpp_program, python_program
 from r1mega.rewards.programs.compare import same_output, same_value
-from r1mega.rewards.programs.harness import COMPILE_CODE, cpp_calls
+from r1mega.rewards.programs.harness import COMPILE_CODE, COMPILE_MARK, cpp_calls
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import Case, Checker, CodeTask
 from r1mega.rewards.sandbox.bounds import Bounds
@@ -130,8 +130,8 @@ def fault_of(ran: Ran, bounds: Bounds) -> str | None:
     if ran.end == "signal":
         name = signal.Signals(ran.code).name if ran.code in set(signal.Signals) else f"signal {ran.code}"
         return f"crashed with {name}"
-    if ran.code == COMPILE_CODE:
-        return f"does not compile: {last}"
+    if ran.code == COMPILE_CODE and last.startswith(COMPILE_MARK):
+        return last
     return None if ran.code == 0 else f"crashed with exit code {ran.code}{': ' if last else ''}{last}"
 
 
