@@ -3,6 +3,7 @@
 import pytest
 
 from r1mega.rewards.code import Code
+from r1mega.rewards.programs.call import by_reference
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import task_of
 
@@ -155,3 +156,82 @@ def test_a_program_that_leaves_with_97_is_not_said_not_to_compile(test):
         "test 1 of 1: crashed with exit code 97: so"
     )
     assert reason("def f(:\n  pass").startswith("test 1 of 1: does not compile: SyntaxError: invalid syntax")
+
+
+OWN_INCLUDES = """
+#include <iostream>
+#include <string>
+#include <vector>
+using namespace std;
+int count[100];
+double y1 = 1;
+int dup(int x) { return x + (count[0] = y1); }
+"""
+REFERENCES = """
+class Solution {
+    int calls = 0;
+public:
+    vector<string> order(vector<vector<int>>& rows, string& name, const vector<bool>& marks, int k = 2) const {
+        sort(rows.begin(), rows.end());
+        for (auto& row : rows) name += to_string(row[0]);
+        return {name, to_string(marks.size() * k)};
+    }
+    int total(vector<int> xs) { int sum = 0; for (int x : xs) sum += x; return sum; }
+    int total(vector<vector<int>>& xs) { return xs.size(); }
+};
+template <class T> T twice(T x) { return x + x; }
+"""
+ORDER = ["Solution().order", [[3], [1, 2]], "a{,", [True, False, True]]
+
+
+@pytest.mark.usefixtures("sandbox")
+@pytest.mark.parametrize(
+    ("source", "tests"),
+    [
+        (OWN_INCLUDES, [("dup(4)", 5)]),
+        (
+            REFERENCES,
+            [
+                (ORDER, ["a{,13", "6"]),
+                ('Solution{}.order({{2, 1}}, std::string("),"), std::vector<bool>{true}, 3)', ["),2", "3"]),
+                (["Solution().total", [1, 2, 3]], 6),
+                ("Solution().total({{1}, {2, 3}})", 2),
+                (["twice", "ab"], "abab"),
+                (["twice", 4], 8),
+            ],
+        ),
+        (
+            "#include <vector>\nint f(std::vector<int>& x) { std::sort(x.begin(), x.end()); return x[0]; }",
+            [("f({2, 1})", 1)],
+        ),
+    ],
+    ids=["its own includes", "references", "forgotten includes"],
+)
+def test_cpp_functions_are_called_whatever_they_include_and_take(source, tests):
+    entry = {"language": "cpp", "tests": [{"call": call, "expected": expected} for call, expected in tests]}
+    passed = Code().judge(fenced(source, "cpp"), entry, CodeSettings())
+    assert (passed.reason, passed.passed) == ("", len(tests))
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_what_does_not_compile_is_told_of_the_answer_as_it_stands():
+    entry = {"language": "cpp", "tests": [{"call": "f(1)", "expected": 1}]}
+    source = "#include <vector>\nusing namespace std;\nint count[9];\nint f(int x) { return count[0] + y; }"
+    assert Code().judge(fenced(source, "cpp"), entry, CodeSettings()).reason == (
+        "does not compile: error: \u2018y\u2019 was not declared in this scope"
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        ("f(1, x)", "f(1, x)"),
+        ("f({1, 2}, {})", "f(R1MEGA_GIVEN({1, 2}), R1MEGA_GIVEN({}))"),
+        ('f(std::string("{1}, "), "{")', 'f(r1mega_harness::held(std::string("{1}, ")), "{")'),
+        ("f(std::map<int, int>{{1, 2}})", "f(std::map<int, int>{{1, 2}})"),
+        ("S({1}).f(g({2}), {3})", "S(R1MEGA_GIVEN({1})).f(g({2}), R1MEGA_GIVEN({3}))"),
+        ("[]{ return f({1}); }()", "[]{ return f({1}); }()"),
+    ],
+)
+def test_arguments_of_cpp_calls_are_objects_that_a_reference_takes(call, given):
+    assert by_reference(call) == given

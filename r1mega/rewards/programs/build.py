@@ -33,6 +33,10 @@ class DoesNotCompile(Exception):
     """A source that is no program. The answer's doing."""
 
 
+class CompilerEnded(DoesNotCompile):
+    """The compiler took too much: no error of the source is known."""
+
+
 def python_program(source: str, *, calls: bool = False) -> Program:
     """A Python program; with `calls`, one whose function is called. Whether it compiles shows when it runs."""
     text = source.encode("utf-8", "replace")
@@ -57,7 +61,7 @@ def cpp_program(source: str, settings: CodeSettings, slot: int) -> Program:
     if binary is None:
         ran = _compiled(text, settings.compiler, slot)
         if ran.end != "exit" or ran.code:
-            raise DoesNotCompile(_why(ran, settings.compiler))
+            raise _fault(ran, settings.compiler)
         binary = ran.output
         kept.write(binary)
     return Program(("/code/answer",), {"answer": binary})
@@ -69,15 +73,15 @@ def _compiled(text: bytes, bounds: Bounds, slot: int) -> Ran:
     return sound_run(("/bin/sh", "-c", script), {"answer.cpp": text}, b"", bounds, slot)
 
 
-def _why(ran: Ran, bounds: Bounds) -> str:
+def _fault(ran: Ran, bounds: Bounds) -> DoesNotCompile:
     if ran.end in ("cpu", "wall"):
-        return f"the compiler took more than {bounds.cpu_s} s"
+        return CompilerEnded(f"the compiler took more than {bounds.cpu_s} s")
     if ran.end == "memory" or b"out of memory" in ran.errors:
-        return f"the compiler took more than {bounds.memory_mib} MiB"
+        return CompilerEnded(f"the compiler took more than {bounds.memory_mib} MiB")
     if ran.end != "exit":
-        return f"the compiler was ended ({ran.end})"
+        return CompilerEnded(f"the compiler was ended ({ran.end})")
     said = re.search(r"(?:fatal )?error: .*|undefined reference .*", ran.errors.decode("utf-8", "replace"))
-    return said.group()[:200] if said else "the compiler gives no reason"
+    return DoesNotCompile(said.group()[:200] if said else "the compiler gives no reason")
 
 
 @functools.cache

@@ -34,6 +34,7 @@ _CPP_LITERAL = re.compile(
 )
 _CPP_COMPARISON = re.compile(r"[=!<>]=|&&|\|\||!|\b(?:and|or|not|not_eq)\b")
 _CPP_LAMBDA = re.compile(r"\[[^\[\]]*\]\s*(?:\(\s*\)\s*)?(?=\{)")
+_CPP_MADE = re.compile(rf"(?:std::(?:string|vector|map|set|list|deque){_TEMPLATE}\s*(?=[({{])|(?=\{{))")
 _CLASS = re.compile(r"(?:.*::)?_*[A-Z]\w*")
 
 
@@ -142,6 +143,44 @@ def _cpp_call_fault(text: str) -> str | None:
 
 def _is_around(name: str) -> bool:
     return name.removeprefix("::").startswith("std::") or name in _CPP_AROUND
+
+
+def by_reference(call: str) -> str:
+    """A C++ call with its lists and texts as objects: a parameter `std::vector<int>&` takes no `{1, 2}`."""
+    text = blanked(call)
+    name = _CPP_NAME.match(text)
+    if name is None:
+        return call
+    pieces, done = list[str](), 0
+    start: int | None = name.end()
+    while start is not None:
+        for begin, end in _arguments(text, start):
+            pieces += [call[done:begin], _held(call[begin:end], text[begin:end])]
+            done = end
+        method = _CPP_METHOD.match(text, closing(text, start) + 1)
+        start = None if method is None else method.end()
+    return "".join([*pieces, call[done:]])
+
+
+def _held(argument: str, text: str) -> str:
+    made = _CPP_MADE.match(text)
+    if made is None or closing(text, made.end()) != len(text) - 1:
+        return argument
+    return f"r1mega_harness::held({argument})" if made[0] else f"R1MEGA_GIVEN({argument})"
+
+
+def _arguments(text: str, start: int) -> list[tuple[int, int]]:
+    """Beginning and end of each argument of the list whose bracket is at `start`, without white space."""
+    end = closing(text, start)
+    commas, index = [start], start + 1
+    while index < end:
+        if text[index] in "([{":
+            index = closing(text, index)
+        elif text[index] == ",":
+            commas.append(index)
+        index += 1
+    spans = zip(commas, [*commas[1:], end], strict=True)
+    return [(b - len(text[a + 1 : b].lstrip()), a + 1 + len(text[a + 1 : b].rstrip())) for a, b in spans]
 
 
 def closing(text: str, start: int) -> int:

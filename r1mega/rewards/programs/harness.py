@@ -8,8 +8,11 @@ program that prints a value there itself has given that value, right or wrong.
 import builtins
 import importlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from r1mega.rewards.programs.call import by_reference
 
 COMPILE_CODE = 97
 """Exit code of a Python program that cannot be compiled. Others may leave with it too: it is a reason, no verdict."""
@@ -124,11 +127,34 @@ def answered():
 answered()
 """
 
-_CPP_BEFORE = r"""
-#include <bits/stdc++.h>
+_CPP_FRONT = "#include <bits/stdc++.h>\n"
+# What is used below, and no header more: names of others could be the answer's own.
+_CPP_WRITING = r"""
 #include <sys/syscall.h>
-#include <unistd.h>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+extern "C" long syscall(long, ...) noexcept;
 namespace r1mega_harness {
+// A list given to a function, as whatever its parameter is or refers to.
+template <class T> T takes(T);
+template <class T> struct Listed : std::bool_constant<!std::is_scalar_v<T>> {};
+template <class T> struct Listed<std::initializer_list<T>> : std::false_type {};
+template <class F> struct Given {
+  F make;
+  template <class T, class V = std::remove_cv_t<T>>
+    requires(Listed<V>::value && requires(F f) { f.template operator()<V>(); })
+  operator T&() const { return *new V(make.template operator()<V>()); }
+};
+template <class F> Given(F) -> Given<F>;
+#define R1MEGA_GIVEN(...) r1mega_harness::Given{ \
+  []<class T>() -> decltype(r1mega_harness::takes<T>(__VA_ARGS__)) { return __VA_ARGS__; }}
+template <class T> T& held(T v) { return *new T(std::move(v)); }
 inline void put(std::string& o, const std::string& v) {
   o += '"';
   for (unsigned char c : v) {
@@ -145,8 +171,8 @@ inline void put(std::string& o, bool v) { o += v ? "true" : "false"; }
 template <class T> std::enable_if_t<std::is_integral_v<T>> put(std::string& o, T v) { o += std::to_string(v); }
 template <class T> std::enable_if_t<std::is_floating_point_v<T>> put(std::string& o, T v) {
   char b[64];
-  if (std::isfinite(v)) std::snprintf(b, sizeof b, "%.17g", (double)v);
-  else std::snprintf(b, sizeof b, "[\"float\", \"%s\"]", std::isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
+  if (__builtin_isfinite(v)) std::snprintf(b, sizeof b, "%.17g", (double)v);
+  else std::snprintf(b, sizeof b, "[\"float\", \"%s\"]", __builtin_isnan(v) ? "nan" : v > 0 ? "inf" : "-inf");
   o += b;
 }
 template <class T> void put(std::string& o, const std::optional<T>& v);
@@ -177,17 +203,20 @@ template <class... T> void put(std::string& o, const std::tuple<T...>& v) {
   o += ']';
 }
 }
+"""
+_CPP_ANSWER = """
 #define main r1mega_answers_own_main
 #line 1 "answer.cpp"
-"""
-
-_CPP_AFTER = r"""
+@ANSWER@
 #undef main
-int main(int argc, char** argv) {
+"""
+# Without the word int, which answers define as another type.
+_CPP_AFTER = r"""
+signed main(signed argc, char** argv) {
   std::string token, out;
   for (char c; ::syscall(SYS_read, 0, &c, 1) == 1 && c != '\n';) token += c;
   // An answer's own dup(int) would stand in the C library's place.
-  int channel = (int)::syscall(SYS_dup, 1);
+  long channel = ::syscall(SYS_dup, 1);
   ::syscall(SYS_dup3, 2, 1, 0);
   std::freopen("/dev/null", "r", stdin);
   switch (std::atoi(argv[1])) {
@@ -195,21 +224,36 @@ int main(int argc, char** argv) {
     default: return 1;
   }
   out = token + out + "\n";
-  for (size_t done = 0; done < out.size();) {
+  for (unsigned long done = 0; done < out.size();) {
     long n = ::syscall(SYS_write, channel, out.data() + done, out.size() - done);
     if (n <= 0) break;
     done += n;
   }
-  std::fflush(stdout); std::cout.flush();
-  ::_exit(0);
+  std::fflush(stdout);
+  ::syscall(SYS_exit_group, 0);
 }
 """
+_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b", re.MULTILINE)
+_LEETCODE = re.compile(r"\b(?:class|struct)\s+Solution\b")
+_USING = re.compile(r"\busing\s+namespace\s+std\b")
 
 
-def cpp_calls(source: str, calls: Sequence[str]) -> str:
-    """A C++ program with one case a call, chosen by its first argument."""
-    cases = "\n    ".join(f"case {i}: r1mega_harness::put(out, ({call})); break;" for i, call in enumerate(calls))
-    return f"{_CPP_BEFORE}{source}\n{_CPP_AFTER.replace('@CASES@', cases)}"
+def cpp_calls(source: str, calls: Sequence[str]) -> list[str]:
+    """C++ programs with one case a call, chosen by the first argument; the first that compiles is the answer's.
+
+    All of the library stands before an answer only where it includes nothing, or where it does not compile without: a
+    global `count` beside `using namespace std` is not to be mistaken for `std::count`. A class Solution without
+    includes has what LeetCode puts before it.
+    """
+    cases = "\n    ".join(
+        f"case {i}: r1mega_harness::put(out, ({by_reference(call)})); break;" for i, call in enumerate(calls)
+    )
+    after = _CPP_AFTER.replace("@CASES@", cases)
+    answer = _CPP_ANSWER.replace("@ANSWER@", source)
+    included = _INCLUDE.search(source) is not None
+    using = not included and _LEETCODE.search(source) and not _USING.search(source)
+    front = f"{_CPP_FRONT}{_CPP_WRITING}{'using namespace std;' if using else ''}{answer}{after}"
+    return [f"{answer}{_CPP_WRITING}{after}", front] if included else [front]
 
 
 def call_of(name: str, arguments: Sequence[Any], named: dict[str, Any], language: str) -> str:

@@ -1,5 +1,6 @@
 """Does a program pass its tests? Run inside a sandbox, judged outside it."""
 
+import contextlib
 import json
 import secrets
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from r1mega.errors import RewardError
-from r1mega.rewards.programs.build import DoesNotCompile, Program, cpp_program, python_program
+from r1mega.rewards.programs.build import CompilerEnded, DoesNotCompile, Program, cpp_program, python_program
 from r1mega.rewards.programs.compare import same_output, same_value
 from r1mega.rewards.programs.harness import COMPILE_CODE, COMPILE_MARK, cpp_calls
 from r1mega.rewards.programs.settings import CodeSettings
@@ -88,10 +89,18 @@ def _built(source: str, task: CodeTask, settings: CodeSettings) -> Program:
     if task.language == "python":
         return python_program(source, calls=task.calls)
     # All calls of a question are one program, compiled once.
-    text = cpp_calls(source, [case.call for case in task.cases]) if task.calls else source
+    texts = cpp_calls(source, [case.call for case in task.cases]) if task.calls else [source]
     with slot(settings.slots) as number:
         assert number is not None
-        return cpp_program(text, settings, number)
+        try:
+            return cpp_program(texts[0], settings, number)
+        except CompilerEnded:
+            raise
+        except DoesNotCompile:
+            for other in texts[1:]:
+                with contextlib.suppress(DoesNotCompile):
+                    return cpp_program(other, settings, number)
+            raise
 
 
 def _started(program: Program, case: Case, index: int, task: CodeTask, token: str) -> tuple[tuple[str, ...], str]:
