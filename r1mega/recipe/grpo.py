@@ -1,7 +1,7 @@
 """Recipe of reinforcement learning with GRPO; the stage is `r1mega.stages.grpo`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -157,3 +157,10 @@ class GRPO(Asking, Training):
 
     def tables(self) -> dict[str, Sequence[QuestionSource]]:
         return {"questions": self.questions, **super().tables()}
+
+    def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
+        return {
+            **super().asking_only(tables),
+            "questions": tuple(source.model_copy(update={"weight": None}) for source in tables["questions"]),
+            "rollout": self.rollout.model_copy(update={"num_prompts": 1}),
+        }

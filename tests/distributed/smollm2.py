@@ -27,7 +27,7 @@ MAX_NEW_TOKENS = 40
 
 
 def reference(folder: Path, packages: Path) -> None:
-    sys.path.append(str(Path(__file__).parents[2] / "tools"))
+    sys.path += [str(Path(__file__).parents[2] / "tools"), str(packages)]  # before transformers looks for accelerate
     from safetensors.torch import save_file
     from smollm2_folder import write
     from transformers import AutoModelForCausalLM, AutoTokenizer
