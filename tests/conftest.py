@@ -60,12 +60,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
     if rotation.chosen:
         terminalreporter.section(f"long series, by commit {rotation.commit()[:12] or '(none)'}")
         for series, rows in rotation.chosen.items():
             terminalreporter.write_line(f"{series}: {rows}")
-    if os.environ.get("R1MEGA_SOAK"):
+    if os.environ.get("R1MEGA_SOAK") and _is_whole(config):
         counts = {
             what: len(terminalreporter.stats.get(what, [])) for what in ("passed", "failed", "error", "skipped")
         }
@@ -84,6 +86,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
             "series": rotation.chosen,
         }
         SOAK.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _is_whole(config: pytest.Config) -> bool:
+    """Whether all tests were asked for: a record of one file alone is no record of the long series."""
+    chosen = [config.option.keyword, config.option.markexpr, *(config.option.deselect or ())]
+    return not any(chosen) and config.args_source is not pytest.Config.ArgsSource.ARGS
 
 
 def _processor() -> str:
