@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my/own.jsonl").write_text(ROWS, encoding="utf-8")
     (tmp_path / "my/benchmark.jsonl").write_text('{"question": "1 + 1?", "truth": "2"}\n', encoding="utf-8")
     rows = [f"Which letter is {letter}?" for letter in "abcdefghijkl"]
-    choices = [["a", "b", letter.upper()] for letter in "abcdefghijkl"]
+    choices = [["the first", "the next", f"{letter} itself"] for letter in "abcdefghijkl"]
     table = {"question": rows, "truth": list("ABCABCABCABC"), "choices": choices}
     parquet.write_table(pyarrow.table(table), tmp_path / "my/stem.parquet")
     return tmp_path
