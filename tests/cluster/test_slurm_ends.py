@@ -124,7 +124,6 @@ def test_a_preempted_job_has_the_grace_time_of_its_partition(
         assert said["Restarts"] == "1", printed[how]
         assert "time limit" not in printed[how]
     assert re.search(r"SIGUSR1, preempted, (60|5\d) s before the end of the grace time", printed["signal"])
-    assert re.search(r"SIGTERM, (preempted|the job is)", printed["plain"])
     # Slurm's SIGTERM and the script's SIGUSR1 reach the trainer within moments of each other, either of them first.
     for how, saved in (("signal", "saved after USR1"), ("plain", "saved after (USR1|TERM)")):
         assert printed[how].count("saved after") == len(re.findall(saved, printed[how])) == 1

@@ -60,8 +60,9 @@ def test_the_prompt_is_what_its_head_says(tmp_path: Path):
 
 def test_the_target_runs_the_config_on_the_folder_that_the_tool_writes():
     done = subprocess.run(
-        ["make", "--dry-run", "demo-smollm2", "CLUSTER=laptop2"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        ["make", "--no-print-directory", "--dry-run", "demo-smollm2", "CLUSTER=laptop2"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     lines = [line.removeprefix(".venv/bin/") for line in done.stdout.splitlines()]
     made, run, report = lines[-3:]
     recipe = load_recipe(DEMO / "1_rl.toml")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
-from r1mega.config.section import Section
+from r1mega.config.section import RunSettings
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import read_model
@@ -35,11 +35,10 @@ LRS = [0.3, 0.5, 0.4, 0.3, 0.2, 0.1]
 """0.6 x what is left of six steps, in sixths, times 1/2 in the first."""
 
 
-class Recite(Section):
+class Recite(RunSettings):
     """The settings of a stage that nobody else knows."""
 
     stage: Literal["recite"] = "recite"
-    seed: int = 0
     num_steps: int = 6
     optimizer: Optimizer = Optimizer(lr=0.6, schedule="linear", warmup_steps=2)
     batch: Batch = Batch(chunk_tokens=16)
