@@ -26,6 +26,7 @@ GENERATORS: dict[str, Callable[[int], object]] = {
     "count": lambda seed: seed,
     "few": lambda seed: seed % 2,
     "fails": lambda seed: None if seed > 2 else seed,
+    "long": lambda seed: b"1" + b" " * (2**20 - 1 + seed),
 }
 
 
@@ -80,6 +81,16 @@ def test_what_gives_no_input_or_no_output_is_counted():
     assert (found.generated, found.unfit) == (3, 5) and "5 runs of the generator gave no input" in found.told("p")
     assert made(problem("few")).generated == 2
     assert 5 not in inputs(made(problem(right=["no text"])))
+
+
+def test_the_input_that_catches_most_is_kept_first():
+    found = made(problem(wrong=["1", "square, signed at 4"]), keep=1)
+    assert inputs(found) == [4] and found.caught == 2
+
+
+def test_more_than_a_mebibyte_is_no_input():
+    found = made(problem("long"), num_inputs=3)
+    assert (found.generated, found.agreed) == (1, 1)
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:

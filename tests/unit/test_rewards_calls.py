@@ -3,6 +3,7 @@
 import pytest
 
 from r1mega.rewards.code import Code
+from r1mega.rewards.programs import judge
 from r1mega.rewards.programs.call import by_reference
 from r1mega.rewards.programs.settings import CodeSettings
 from r1mega.rewards.programs.task import task_of
@@ -235,3 +236,16 @@ def test_what_does_not_compile_is_told_of_the_answer_as_it_stands():
 )
 def test_arguments_of_cpp_calls_are_objects_that_a_reference_takes(call, given):
     assert by_reference(call) == given
+
+
+def test_a_value_beside_the_functions_own_is_none_of_it_even_the_right_one():
+    task = task_of({"language": "python", "tests": [{"call": "f()", "expected": 5}]})
+    (case,) = task.cases
+    for output, said in (
+        (b"talk\nT5\n", None),
+        (b"T6\n", "wrong answer"),
+        (b"T5\nT5\n", "printed a value beside its function's"),
+        (b"T5\nT6\n", "printed a value beside its function's"),
+        (b"5\n", "ended before its function gave a value"),
+    ):
+        assert judge._judge_value(output, case, task, "T") == said  # pyright: ignore[reportPrivateUsage]

@@ -104,6 +104,8 @@ NEUTRAL = [
     ("**der** *Wert* _ist_ and/or # gut", "der Wert ist and or gut"),
     ("the triangle ABC and its side AB", "the triangle and its side"),
     ("DAS IST DER WERT", "DAS IST DER WERT"),
+    ("by SSSS or SASAS, in ABCD", "by or SASAS in"),
+    ("in ` out\n\nand ` up", "in out and up"),
     ("in <b>out</b> <think> up", "in out up"),
     ("hel\u200blo w\u00adorld \u202eabc\u202c", "hello world abc"),
     ("cafe\u0301 na\u00efve", "cafe\u0301 na\u00efve"),
@@ -114,6 +116,11 @@ NEUTRAL = [
 def test_what_is_no_word(text, left):
     found = [w for clause in clauses(without_neutral(text, "en")) for ws in clause.texts.values() for w in ws]
     assert " ".join(found) == (left or " ".join(re.findall(r"\w+", text)))  # None: all of it
+
+
+def test_a_quotation_is_a_name_up_to_a_dozen_characters_of_chinese():
+    for num, stays in ((12, False), (13, True)):
+        assert ("然" in without_neutral(f"in “{'然' * num}” out", "en")) is stays
 
 
 def test_what_is_no_word_ends_no_clause_and_hides_no_end():
