@@ -233,8 +233,9 @@ def test_the_filter_is_a_program_whose_jumps_stay_within_it():
     for column, (name, arch) in enumerate((("x86_64", 0xC000003E), ("aarch64", 0xC00000B7))):
         code = list(struct.iter_unpack("=HBBI", program(name)))
 
-        def verdict(number: int, argument: int = 0, arch: int = arch, code: Any = code) -> int:
-            data, accumulator, place = {0: number, 4: arch, 16: argument}, 0, 0
+        def verdict(number: int, argument: int = 0, arch: int = arch, code: Any = code, second: int = 0) -> int:
+            data = {0: number, 4: arch, 16: argument, 24: second % 2**32, 28: second >> 32}
+            accumulator = place = 0
             while True:
                 kind, yes, no, k = code[place]
                 place += 1
@@ -253,6 +254,9 @@ def test_the_filter_is_a_program_whose_jumps_stay_within_it():
         assert verdict((56, 220)[column], 17) == allow and verdict((56, 220)[column], 0x10000011) == refuse
         assert verdict((41, 198)[column], 1) == allow and verdict((41, 198)[column], 2) == 0x0005000D
         assert verdict(435) == 0x00050026 and verdict(0x40000000) == 0x00050026
+        sigaction = (13, 134)[column]
+        assert {verdict(sigaction, 17, second=where) for where in (1, 2**32, 2**47 + 8)} == {0x00050000}
+        assert verdict(sigaction, 17) == allow and verdict(sigaction, 2, second=8) == allow
 
 
 def test_memory_of_a_process_is_what_it_holds():
@@ -282,10 +286,10 @@ def test_time_that_a_busy_machine_takes_is_not_the_programs(monkeypatch):
     assert python("import time; time.sleep(9)", wall_s=1.0).end == "wall"
     stood = tree.cpu_seconds
 
-    def still(root: int, seen: dict[int, int]) -> float:
+    def still(root: int) -> float:
         monkeypatch.setattr(tree, "cpu_seconds", stood)
         time.sleep(1.5)
-        return stood(root, seen)
+        return stood(root)
 
     monkeypatch.setattr(tree, "cpu_seconds", still)
     assert python("import time; time.sleep(1.7)", wall_s=1.3).end == "exit"
@@ -310,3 +314,24 @@ for _ in range(60):
 def test_time_of_children_that_nobody_waited_for_counts():
     assert python(IGNORES_ITS_CHILDREN, cpu_s=1, wall_s=20.0).end == "cpu"
     assert python(IGNORES_ITS_CHILDREN.replace("60", "3"), cpu_s=1, wall_s=20.0).end == "exit"
+
+
+SHORT_CHILDREN = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+end = time.monotonic() + 8
+while time.monotonic() < end:
+    if os.fork() == 0:
+        while time.process_time() < 0.01:
+            pass
+        os._exit(0)
+    time.sleep(0.005)
+"""
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_children_too_short_to_be_looked_at_are_seen_where_nobody_waits_for_them():
+    """They stay as they ended, each with its time, until there is room for no more."""
+    ran = python(SHORT_CHILDREN, cpu_s=1, wall_s=20.0)
+    assert ran.end == "cpu" or ((ran.end, ran.code) == ("exit", 1) and b"BlockingIOError" in ran.errors)
+    assert python(SHORT_CHILDREN.replace("+ 8", "+ 0.1"), cpu_s=1, wall_s=20.0).end == "exit"

@@ -28,14 +28,16 @@ DENIED = {
     "personality": (135, 92), "syslog": (103, 116), "kexec_load": (246, 104), "init_module": (175, 105),
     "finit_module": (313, 273), "quotactl": (179, 60), "reboot": (169, 142),
 }  # fmt: skip
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
+CLONE, CLONE3, SOCKET, SIGACTION = (56, 220), (435, 435), (41, 198), (13, 134)
+SIGCHLD = 17
 NEW_NAMESPACES = 0x7E020000
 """CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
 X32 = 0x40000000
 AF_UNIX = 1
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCH, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+"""Offsets in struct seccomp_data; an argument's lower half, its upper one 4 behind it."""
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 
 
@@ -55,6 +57,14 @@ def program(machine: str = platform.machine()) -> bytes:
         code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _deny(errno.EPERM))]
     # C libraries fall back from clone3, whose flags a filter cannot see, to clone.
     code += [(_EQUAL, 0, 1, CLONE3[column]), (_RETURN, 0, 0, _deny(errno.ENOSYS))]
+    # Whoever ignored SIGCHLD would have children whose processor time nobody is told of: what it is set to is passed
+    # over, so that children are waited for, or stay to be seen.
+    code += [
+        (_EQUAL, 0, 8, SIGACTION[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_EQUAL, 0, 5, SIGCHLD),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT), (_EQUAL, 0, 2, 0),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT + 4), (_EQUAL, 1, 0, 0),  # a null pointer asks what it is set to
+        (_RETURN, 0, 0, _deny(0)), (_RETURN, 0, 0, _ALLOW),
+    ]  # fmt: skip
     code += [
         (_EQUAL, 0, 4, CLONE[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_ANY_BIT, 0, 1, NEW_NAMESPACES),
         (_RETURN, 0, 0, _deny(errno.EPERM)), (_RETURN, 0, 0, _ALLOW),

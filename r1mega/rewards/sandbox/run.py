@@ -151,7 +151,6 @@ class _Running:
         self._exit_code: int | None = None
         """Of the program, as bubblewrap gives it; None while it runs, and where it never started."""
         self._cpu_s, self._waited_s = 0.0, 0.0
-        self._seen: dict[int, int] = {}
         for fd in self._read:
             os.set_blocking(fd, False)
 
@@ -221,7 +220,7 @@ class _Running:
             if self._stands:
                 self._began = time.monotonic()  # on a busy machine namespaces take their time, which is not its
             return "lost" if elapsed > START_S else None
-        self._cpu_s = tree.cpu_seconds(self._first, self._seen)
+        self._cpu_s = tree.cpu_seconds(self._first)
         self._waited_s = max(self._waited_s, tree.waited_seconds(self._first))  # it may have ended, and waits no more
         if self._cpu_s > self._bounds.cpu_s + 1:
             return "cpu"  # of all processes together

@@ -31,13 +31,9 @@ def memory_bytes(root: int, more_than: int) -> int:
     return shares or held
 
 
-def cpu_seconds(root: int, seen: dict[int, int]) -> float:
-    """Processor time of the processes that there are, and of those that these have waited for, or, where that is
-    more, of all that were seen: a parent that ignores SIGCHLD has not waited for the children that it had.
-
-    Args:
-        seen: process -> its own time when it was last seen, in ticks; kept from look to look.
-    """
+def cpu_seconds(root: int) -> float:
+    """Processor time of the processes that there are, and of those that these have waited for: all that there were,
+    since none can have its children go unseen (`filter`)."""
     total = 0
     for pid in processes(root):
         try:
@@ -45,10 +41,9 @@ def cpu_seconds(root: int, seen: dict[int, int]) -> float:
                 Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
             )
             total += sum(map(int, fields[11:15]))
-            seen[pid] = sum(map(int, fields[11:13]))
         except (OSError, ValueError):
             continue
-    return max(total, sum(seen.values())) / _TICKS
+    return total / _TICKS
 
 
 def waited_seconds(root: int) -> float:
