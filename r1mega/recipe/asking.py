@@ -47,7 +47,6 @@ class Asking(Recipe):
     prompt: PromptSettings = PromptSettings()
     """How a question is put to the model."""
     sampling: Sampling
-    evaluation: Evaluation
 
     def faults(self) -> list[str]:
         faults, path = super().faults(), self.model.path
@@ -62,20 +61,15 @@ class Asking(Recipe):
 
     def question_faults(self) -> list[str]:
         """What is wrong with the tables of questions, before anything is read."""
-        faults = [
+        return [
             f"{where}.{fault}"
             for where, source in self.sources().items()
             for fault in [*source.faults(), *_verifier_faults(source)]
         ]
-        return faults + [
-            f"evaluation.questions.{i}.weight: an evaluation asks each of its questions alike; take fewer with num"
-            for i, source in enumerate(self.evaluation.questions)
-            if source.weight is not None
-        ]
 
     def tables(self) -> dict[str, Sequence[QuestionSource]]:
         """The lists of tables of questions, by what they are for."""
-        return {"evaluation": self.evaluation.questions}
+        raise NotImplementedError
 
     def sources(self) -> dict[str, QuestionSource]:
         """All tables of questions, by the names that `--set` has for them."""
@@ -107,7 +101,7 @@ class Asking(Recipe):
 
     def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
         """The settings that change where these of its tables alone are asked."""
-        return {"evaluation": self.evaluation.model_copy(update={"questions": tables["evaluation"]})}
+        raise NotImplementedError
 
     @classmethod
     def outdated(cls, table: Mapping[str, Any]) -> list[str]:
@@ -135,6 +129,25 @@ class Asking(Recipe):
         if named & set(code.NAMES) and (fault := fault_of_this_machine()) is not None:
             faults.append(fault)
         return faults + super().faults_on(machine, spec)
+
+
+class Evaluated(Asking):
+    """Of a stage that asks held-out questions, which no stage trains on."""
+
+    evaluation: Evaluation
+
+    def question_faults(self) -> list[str]:
+        return super().question_faults() + [
+            f"evaluation.questions.{i}.weight: an evaluation asks each of its questions alike; take fewer with num"
+            for i, source in enumerate(self.evaluation.questions)
+            if source.weight is not None
+        ]
+
+    def tables(self) -> dict[str, Sequence[QuestionSource]]:
+        return {"evaluation": self.evaluation.questions}
+
+    def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
+        return {"evaluation": self.evaluation.model_copy(update={"questions": tables["evaluation"]})}
 
 
 def stop_faults(stop: tuple[str, ...]) -> list[str]:

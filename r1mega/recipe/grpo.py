@@ -11,7 +11,7 @@ from r1mega.config.section import OnResume, Section
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
-from r1mega.recipe.asking import Asking
+from r1mega.recipe.asking import Evaluated
 from r1mega.recipe.memory import Holds
 from r1mega.recipe.training import Training
 from r1mega.rewards.accuracy import Accuracy
@@ -56,7 +56,7 @@ class Mismatch(Section):
     either way; an answer after a tie is exempt from the bound. 0 exempts none."""
 
 
-class GRPO(Asking, Training):
+class GRPO(Evaluated, Training):
     """Reinforcement learning with GRPO (report Eq. 1-3; R1-Zero: section 2.2)."""
 
     runs = "r1mega.stages.grpo:run"

@@ -21,7 +21,7 @@ from r1mega.errors import DataError, RewardError, listed
 from r1mega.families.registry import check_tokenizer, read_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
-from r1mega.recipe.asking import Asking
+from r1mega.recipe.asking import Asking, Evaluated
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import doubts
@@ -94,7 +94,7 @@ def ask(config: GRPO) -> Questions:
     evaluated, read = _read(config)
     held_out = _evaluated_prompts(config, evaluated, form, spec)
     made = prompts(read.questions, form, read.where.__getitem__)
-    train = fitting(made, read, *_limit(config, spec, config.max_prompt_tokens))
+    train = fitting(made, read, *prompt_limit(config, spec, config.max_prompt_tokens))
     refuse_too_few(len(train), read, config.rollout.num_prompts)
     template_text = tokenizers.chat_template_of(train, form)
     refuse_unfillable(read, Counter(p.source for p in train), config.rollout.num_prompts)
@@ -113,7 +113,7 @@ def ask_without_tokens(config: GRPO) -> Mapping[str, Mapping[str, Counts]]:
     return {"questions": read.counts, "evaluation": evaluated.counts}
 
 
-def evaluated_questions(config: Asking) -> AskedQuestions:
+def evaluated_questions(config: Evaluated) -> AskedQuestions:
     """The questions of a stage's evaluation, each of which has an answer that scores.
 
     Raises DataError and ConfigError as `evaluation_questions`, and DataError where a truth can never be right.
@@ -124,7 +124,9 @@ def evaluated_questions(config: Asking) -> AskedQuestions:
     return asked
 
 
-def evaluated_prompts(config: Asking, form: PromptForm, spec: ModelSpec) -> tuple[list[Prompt], Mapping[str, Counts]]:
+def evaluated_prompts(
+    config: Evaluated, form: PromptForm, spec: ModelSpec
+) -> tuple[list[Prompt], Mapping[str, Counts]]:
     """The prompts of a stage's evaluation, and what became of its questions, by their source's label.
 
     Raises as `evaluated_questions` and `fitting`, and DataError where none is left.
@@ -135,7 +137,7 @@ def evaluated_prompts(config: Asking, form: PromptForm, spec: ModelSpec) -> tupl
 
 def _evaluated_prompts(config: Asking, asked: AskedQuestions, form: PromptForm, spec: ModelSpec) -> list[Prompt]:
     made = prompts(asked.questions, form, asked.where.__getitem__)
-    if not (kept := fitting(made, asked, *_limit(config, spec))):
+    if not (kept := fitting(made, asked, *prompt_limit(config, spec))):
         raise DataError(f"evaluation.questions: none of {len(made)} is short enough to be asked")
     return kept
 
@@ -186,7 +188,7 @@ def _refuse_hopeless(asked: AskedQuestions) -> None:
         )
 
 
-def _limit(config: Asking, spec: ModelSpec, own: int = 0) -> tuple[int, str]:
+def prompt_limit(config: Asking, spec: ModelSpec, own: int = 0) -> tuple[int, str]:
     """Tokens of the longest prompt, and what says so; `own` is a setting's limit, 0 where there is none.
 
     It follows from the model and the settings of the stage, never from batch.chunk_tokens, which must not change the

@@ -11,7 +11,13 @@ import pytest
 from r1mega.recipe.load import RECIPES
 
 PACKAGE = Path(__file__).parents[2] / "r1mega"
-CLASSES = {recipe.__name__ for recipe in RECIPES.values()} | {"Recipe", "Training", "Asking"}
+CLASSES = {recipe.__name__ for recipe in RECIPES.values()} | {
+    "Recipe",
+    "Training",
+    "Asking",
+    "Evaluated",
+    "Answering",
+}
 
 
 def named(node: ast.AST) -> set[str]:
