@@ -2,7 +2,7 @@
 
 tokens.npy [T] int32; starts.npy [N + 1] int64 into it; spans.npy [S, 2] int32, ranges of targets inside their
 document; span_starts.npy [N + 1] int64 into those; store.json: counts, and the digest by which a checkpoint knows its
-data.
+data. Where documents have a value each, values.npy [N] float32.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,18 @@ from r1mega.runtime import files
 from r1mega.samples import Document
 
 ARRAYS = ("tokens", "starts", "spans", "span_starts")
+VALUES = "values"
 Spans = Sequence[tuple[int, int]]
+
+
+class Stored(NamedTuple):
+    """A document as it is written."""
+
+    ids: Sequence[int]
+    spans: Spans
+    """Ranges of targets; of a document of several texts, those texts."""
+    value: float | None = None
+    """What is known of it, such as a label; all documents of a store have one, or none has."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class TokenStore:
     span_starts: np.ndarray
     about: Mapping[str, Any]
     """What store.json says: `key`, `digest`, and whatever was counted while the documents were made."""
+    values: np.ndarray | None = None
+    """[N] float32, where documents have one each."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -56,12 +69,11 @@ class TokenStore:
         return Document(ids, fields={"weight": Float32s.repeated(weight, count)}, spans=spans)
 
 
-def write(folder: Path, key: str, documents: Iterable[tuple[Sequence[int], Spans]], about: Mapping[str, Any]) -> None:
+def write(folder: Path, key: str, documents: Iterable[Stored], about: Mapping[str, Any]) -> None:
     """Write documents, as they come, to a folder that is complete or absent.
 
     Args:
         key: says what they were made from; `load` refuses another.
-        documents: token ids and ranges of targets of each.
         about: read after the last document, so that it may count them.
     """
     files.write_folder(folder, lambda to: _fill(to, key, documents, about))
@@ -82,22 +94,26 @@ def load(folder: Path, key: str | None = None) -> TokenStore | None:
             return None
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS[:1]}
         arrays |= {name: np.load(folder / f"{name}.npy") for name in ARRAYS[1:]}
+        if (folder / f"{VALUES}.npy").is_file():
+            arrays[VALUES] = np.load(folder / f"{VALUES}.npy")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: tokenised data that cannot be read ({error}); remove the folder") from None
     return TokenStore(**arrays, about=about)
 
 
-def _fill(folder: Path, key: str, documents: Iterable[tuple[Sequence[int], Spans]], about: Mapping[str, Any]) -> None:
+def _fill(folder: Path, key: str, documents: Iterable[Stored], about: Mapping[str, Any]) -> None:
     lengths: list[int] = []
     span_counts: list[int] = []
     ranges: list[tuple[int, int]] = []
+    values: list[float] = []
     raw = folder / "tokens.raw"
     with raw.open("wb") as file:
-        for ids, spans in documents:
+        for ids, spans, value in documents:
             np.asarray(ids, np.int32).tofile(file)
             lengths.append(len(ids))
             span_counts.append(len(spans))
             ranges += spans
+            values += [] if value is None else [value]
     tokens = np.memmap(raw, np.int32, "r") if lengths else np.empty(0, np.int32)
     arrays = {
         "tokens": tokens,
@@ -105,11 +121,14 @@ def _fill(folder: Path, key: str, documents: Iterable[tuple[Sequence[int], Spans
         "spans": np.array(ranges, np.int32).reshape(-1, 2),
         "span_starts": np.concatenate([[0], np.cumsum(span_counts, dtype=np.int64)]).astype(np.int64),
     }
+    if values:
+        assert len(values) == len(lengths), "all documents have a value, or none has"
+        arrays[VALUES] = np.array(values, np.float32)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     raw.unlink()
     digest = hashlib.sha256()
-    for name in ARRAYS:
+    for name in arrays:
         for block in _blocks(folder / f"{name}.npy"):
             digest.update(block)
     record = {"key": key, "digest": digest.hexdigest()[:16], "documents": len(lengths), "tokens": sum(lengths)}

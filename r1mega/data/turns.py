@@ -42,6 +42,11 @@ class Conversation:
         """What the users asked, by which held-out questions are told apart."""
         return [m["content"] for m in self.messages if m["role"] == "user"]
 
+    @property
+    def beginning(self) -> str:
+        """What it begins with."""
+        return self.messages[0]["content"]
+
 
 def conversation(row: Any, where: str) -> Conversation:
     """One row, checked. Raises DataError that names `where` and the fault."""

@@ -38,7 +38,8 @@ def check_conversations(recipe: SFT, spec: ModelSpec | None, tokenizer: Path | N
     if verdicts.known(key):
         return
     chat = _chat(recipe, spec, tokenizer) if spec is not None and tokenizer is not None else None
-    from r1mega.data.sft_data import asks_held_out, fit, held_out, refuse_nothing_left
+    from r1mega.data.sft_data import fit, refuse_nothing_left
+    from r1mega.data.tokenised import asks_held_out, held_out
 
     validates, share = recipe.validation is not None, recipe.validation.share if recipe.validation else 0.0
     told: list[str] = []

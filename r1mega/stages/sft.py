@@ -19,9 +19,10 @@ from r1mega.config.inputs import missing
 from r1mega.data.batches import Batches
 from r1mega.data.chat import Chat
 from r1mega.data.epochs import Epochs
-from r1mega.data.sft_data import Wanted, opened, prepare
+from r1mega.data.sft_data import Wanted, prepare
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.token_store import TokenStore
+from r1mega.data.tokenised import opened
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
 from r1mega.families.registry import check_tokenizer, read_stage_model, with_positions

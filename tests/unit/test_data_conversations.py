@@ -160,7 +160,7 @@ def test_what_is_passed_over_is_said_once(tmp_path: Path, caplog: pytest.LogCapt
     rows = [{"messages": TURNS, "source": "x", "n": 1}] * 3
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    caplog.set_level("INFO", "r1mega.data.conversations")
+    caplog.set_level("INFO", "r1mega.data.row_source")
     for name in ("a.jsonl", "a.parquet"):
         caplog.clear()
         assert len(list(Source([tmp_path / name], "", ""))) == 3

@@ -16,9 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from r1mega.data.conversations import conversation
-from r1mega.data.sft_data import asks_held_out
 from r1mega.data.sources.reasoning_gym import TASKS, Task, questions, questions_in
 from r1mega.data.task_conversations import task_conversations
+from r1mega.data.tokenised import asks_held_out
 from r1mega.errors import DataError
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.load import load_recipe

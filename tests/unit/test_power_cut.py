@@ -202,5 +202,5 @@ def test_a_tokenizer_and_a_token_store(disk: Disk, tmp_path: Path) -> None:
     train_tokenizer(["1+1=2. The answer is 2."] * 50, 300, tmp_path / "tokenizer")
     assert disk.lost(*(tmp_path / "tokenizer").iterdir()) == []
     assert disk.renamed[-1] == "tokenizer_config.json"
-    token_store.write(tmp_path / "store", "key", [([1, 2, 3], [(1, 3)])], {})
+    token_store.write(tmp_path / "store", "key", [token_store.Stored([1, 2, 3], [(1, 3)])], {})
     assert disk.lost(tmp_path / "store") == []

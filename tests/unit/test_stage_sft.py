@@ -249,7 +249,7 @@ def long(tmp_path: Path, conversations: Path) -> Path:
 
 
 def test_conversations_that_are_too_long(bases, conversations, tmp_path: Path):
-    from r1mega.data.sft_data import opened
+    from r1mega.data.tokenised import opened
 
     file = long(tmp_path, conversations)
     found = {}

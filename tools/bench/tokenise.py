@@ -23,7 +23,8 @@ import harness
 from r1mega.data.chat import Chat
 from r1mega.data.conversations import conversation
 from r1mega.data.settings import SFTData
-from r1mega.data.sft_data import Wanted, opened, prepare
+from r1mega.data.sft_data import Wanted, prepare
+from r1mega.data.tokenised import opened
 from r1mega.runtime.files import write_json
 
 TOKENS_PER_WORD = 1.9
