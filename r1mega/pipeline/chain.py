@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from r1mega.errors import DataError, R1MegaError, RunDirError
-from r1mega.pipeline.graph import Node, Pipeline, look_at_chain, own_overrides, weights_handed_over
+from r1mega.pipeline.graph import Node, Pipeline, handed_over, look_at_chain, own_overrides
 from r1mega.recipe.load import load
 from r1mega.runtime import files
 from r1mega.runtime.digests import Digests
@@ -78,8 +78,8 @@ def run_chain(
 
 
 def _handed_over(node: Node, run_dir: Path) -> list[str]:
-    """What earlier stages decide: the weights to start from and the time it may take."""
-    handed = weights_handed_over(node, run_dir)
+    """What earlier stages decide: the weights to start from, what is read and the time it may take."""
+    handed = handed_over(node, run_dir)
     if node.same_seconds_as:
         seconds: Any = json.loads((run_dir / node.same_seconds_as / "summary.json").read_text())["seconds"]
         handed.append(f"max_seconds={max(seconds, 0.1):.1f}")

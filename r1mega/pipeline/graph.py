@@ -1,12 +1,12 @@
 """A chain of stages: its config, its laws, and what is said of its stages before the first one starts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from r1mega.config.load import raise_if_any, read_toml, validate
+from r1mega.config.load import nearest, raise_if_any, read_toml, validate
 from r1mega.config.section import AnchoredPath, Section
 from r1mega.errors import ConfigError
 from r1mega.preflight.look import Look, look
@@ -22,8 +22,18 @@ class Node(Section):
     """The stage config."""
     start: str = ""
     """The earlier stage whose final weights this one starts from; empty: the config says."""
+    reads: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Setting -> what it names of an earlier stage, in the pipeline's run directory: { "data.files" =
+    ["pairs/pairs.jsonl"] }, { "judge.model" = "judge/hf" }."""
     same_seconds_as: str = ""
     """The earlier stage whose training seconds bound this one's: a control at equal cost."""
+
+    def files_read(self) -> Iterator[tuple[str, str, str]]:
+        """Setting, earlier stage, and what of it, of everything that `reads` names."""
+        for setting, named in self.reads.items():
+            for file in (named,) if isinstance(named, str) else named:
+                stage, _, below = file.partition("/")
+                yield setting, stage, below
 
 
 class Pipeline(Section):
@@ -41,6 +51,12 @@ class Pipeline(Section):
             for field, name in (("start", node.start), ("same_seconds_as", node.same_seconds_as)):
                 if name and name not in seen:
                     faults.append(f"stages.{node.name}.{field}: no earlier stage is named {name!r}")
+            faults += [
+                f"stages.{node.name}.reads.{setting}: no earlier stage is named {stage!r}; name one, and what of it "
+                'is read: "pairs/pairs.jsonl"'
+                for setting, stage, _ in node.files_read()
+                if stage not in seen
+            ]
             if not node.config.is_file():
                 faults.append(f"stages.{node.name}.config: no file {node.config}")
             seen.add(node.name)
@@ -73,7 +89,8 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
     Args:
         run_dir: of the chain; what it holds already counts as it is.
 
-    Raises: as `look`, and ConfigError where an override concerns no stage.
+    Raises: as `look`, and ConfigError where an override concerns no stage, or one reads what an earlier one does not
+        leave behind.
     """
     for override in overrides:
         if not any(own_overrides(node, pipeline, [override]) for node in pipeline.stages):
@@ -81,12 +98,22 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
             raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
     looks: dict[str, Look] = {}
     for node in pipeline.stages:
-        own = [*own_overrides(node, pipeline, overrides), *weights_handed_over(node, run_dir)]
+        own = [*own_overrides(node, pipeline, overrides), *handed_over(node, run_dir)]
         start = looks.get(node.start)
+        raise_if_any(node.config, list(_never_made(node, looks)))
         looks[node.name] = look(
-            node.config, cluster, own, model=start.spec if start else None, made_before=start is not None
-        )
+            node.config, cluster, own, model=start.spec if start else None, made_before=start is not None,
+            awaited={(run_dir / stage / below).resolve() for _, stage, below in node.files_read()},
+        )  # fmt: skip
     return list(looks.values())
+
+
+def _never_made(node: Node, looks: Mapping[str, Look]) -> Iterator[str]:
+    for setting, stage, below in node.files_read():
+        leaves = looks[stage].recipe.leaves()
+        if below not in leaves:
+            some = f"leaves {', '.join(leaves)} behind" if leaves else "leaves nothing behind that a stage reads"
+            yield f"stages.{node.name}.reads.{setting}: {stage}/{below}: stage {stage} {some}{nearest(below, leaves)}"
 
 
 def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
@@ -103,6 +130,13 @@ def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> l
     return own
 
 
-def weights_handed_over(node: Node, run_dir: Path) -> list[str]:
-    """The override that starts a stage from an earlier one's final weights."""
-    return [f"model.path={json.dumps(str((run_dir / node.start / 'hf').resolve()))}"] if node.start else []
+def handed_over(node: Node, run_dir: Path) -> list[str]:
+    """The overrides that start a stage from an earlier one's final weights, and name what else it reads of them."""
+    named = {"model.path": f"{node.start}/hf"} if node.start else {}
+    return [f"{setting}={json.dumps(_within(run_dir, of))}" for setting, of in {**named, **node.reads}.items()]
+
+
+def _within(run_dir: Path, named: str | tuple[str, ...]) -> str | list[str]:
+    if isinstance(named, str):
+        return str((run_dir / named).resolve())
+    return [str((run_dir / file).resolve()) for file in named]

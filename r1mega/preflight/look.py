@@ -1,6 +1,6 @@
 """The one function that decides for `r1mega check` and `r1mega run`, on a stage."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def look(
     resumed: bool = False,
     model: ModelSpec | None = None,
     made_before: bool = False,
+    awaited: Collection[Path] = (),
 ) -> Look:
     """Everything that can be said of a stage without starting it.
 
@@ -65,6 +66,7 @@ def look(
         resumed: it goes on from a checkpoint, and may do without data that it keeps in its run directory.
         model: what is known of a model whose folder is not there yet.
         made_before: an earlier stage of the chain makes that folder.
+        awaited: files and folders of data that an earlier stage of the chain makes.
 
     Raises:
         ConfigError, DataError, WeightMappingError, CheckpointError: something is wrong, or not built; in the order of
@@ -78,10 +80,12 @@ def look(
     raise_if_any(config, [*recipe.faults_on(machine, spec), *(recipe.faults_of_code() if leads else [])])
     made_by: Mapping[str, str] = makers(config, overrides) or NO_MAKERS
     needs_data = not (resumed and recipe.keeps_data)
-    no_data = missing(recipe.inputs(), made_by) if needs_data else []
+    to_come = {path for path in awaited if not path.exists()}
+    inputs = recipe.inputs()
+    no_data = missing([i for i in inputs if i.path not in to_come], made_by) if needs_data else []
     no_weights = None if made_before else missing_weights(recipe.model, made_by)
     absent = [*no_data, *filter(None, [no_weights])]
-    if leads and needs_data and not no_data:
+    if leads and needs_data and not no_data and not to_come.intersection(i.path for i in inputs):
         # A stage that starts now reads long data itself, before anything else.
         check_data(recipe, spec, brief=starting and not absent)
     if leads and spec is not None:

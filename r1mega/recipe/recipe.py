@@ -78,6 +78,10 @@ class Recipe(RunSettings):
         """Files and folders of data that the stage reads; an earlier stage may write them."""
         return ()
 
+    def leaves(self) -> Sequence[str]:
+        """What later stages may read of a finished run: files and folders by their names in the run directory."""
+        return ("hf",) if self.trains else ()
+
     def lacks(self) -> Sequence[str]:
         """What the stage cannot start without and this machine's environment lacks, a line each, with what to do."""
         return ()

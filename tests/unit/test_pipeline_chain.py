@@ -12,6 +12,7 @@ from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
 from r1mega.pipeline import chain
 from r1mega.pipeline.graph import Pipeline, load_pipeline
 from r1mega.recipe.load import load
+from r1mega.recipe.pretrain import Pretrain
 from r1mega.runtime.interrupt import Interrupted
 
 DEMO = Path(__file__).parents[2] / "configs/tiny/r1_zero/demo.toml"
@@ -157,4 +158,53 @@ def test_a_chain_names_only_earlier_stages(tmp_path: Path):
 def test_weights_that_are_not_there_are_missed_before_anything_runs(tmp_path: Path, demo, stages):
     with pytest.raises(ConfigError, match=r"0_base.toml: model.path: /no/weights is not there yet"):
         chain.run_chain(demo, "laptop", tmp_path / "run", ["base:model.path=/no/weights"], resume=False)
+    assert stages == []
+
+
+READS = """
+[[stages]]
+name = "base"
+config = "ROOT/configs/tiny/r1_zero/0_base.toml"
+
+[[stages]]
+name = "sft"
+config = "ROOT/configs/tiny/sft/1_deepseek_v3.toml"
+start = "base"
+reads = { "data.files" = ["STAGE/FILE"] }
+"""
+
+
+def reading(folder: Path, stage: str, file: str) -> Pipeline:
+    """A chain whose second stage reads a file of the first one's."""
+    text = READS.replace("ROOT", str(DEMO.parents[3])).replace("STAGE", stage).replace("FILE", file)
+    (folder / "c.toml").write_text(text)
+    return load_pipeline(folder / "c.toml")
+
+
+def test_a_stage_is_told_where_what_it_reads_of_an_earlier_one_will_be(tmp_path: Path, stages, monkeypatch):
+    monkeypatch.setattr(Pretrain, "leaves", lambda self: ("conversations.jsonl",))
+    chain.run_chain(reading(tmp_path, "base", "conversations.jsonl"), "laptop", tmp_path / "run", [], resume=False)
+    folder = tmp_path / "run/base"
+    assert stages[1] == ("sft", [f'model.path="{folder}/hf"', f'data.files=["{folder}/conversations.jsonl"]'])
+
+
+def test_a_file_that_is_not_made_yet_is_missed_where_no_stage_makes_it(tmp_path: Path, stages):
+    """As above, but that nobody is said to make it: it counts as one to be put there."""
+    chained = reading(tmp_path, "base", "hf")
+    alone = chained.model_copy(
+        update={"stages": (chained.stages[0], chained.stages[1].model_copy(update={"reads": {}}))}
+    )
+    with pytest.raises(
+        ConfigError, match=r"data\.files: .*conversations.jsonl: not there yet; made by `python tools"
+    ):
+        chain.run_chain(alone, "laptop", tmp_path / "run", ["seed=1"], resume=False)
+    assert stages == []
+
+
+def test_what_an_earlier_stage_does_not_leave_behind_cannot_be_read(tmp_path: Path, stages):
+    said = r"stages.sft.reads.data.files: base/pairs.jsonl: stage base leaves hf behind"
+    with pytest.raises(ConfigError, match=said):
+        chain.run_chain(reading(tmp_path, "base", "pairs.jsonl"), "laptop", tmp_path / "run", [], resume=False)
+    with pytest.raises(ConfigError, match=r"stages.sft.reads.data.files: no earlier stage is named 'bse'"):
+        reading(tmp_path, "bse", "hf")
     assert stages == []
