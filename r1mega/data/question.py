@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Domain = Literal["math", "code", "stem", "logic", "general"]
-"""Kinds of RL prompts, as the report lists them; rewards are chosen by it."""
+Domain = Literal["math", "code", "stem", "logic", "general", "helpful", "harmless"]
+"""Kinds of RL prompts, as the report lists them; rewards are chosen by it. The last two are its 66K and 12K general
+prompts, each with the reward model that judges them; "general" are prompts of neither."""
+NO_VERIFIER = "none"
+"""The verifier of questions that no rule can judge, with a truth for whoever reads it, or without one."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Question:
     """Name of what judges its answers (`rewards.verifiers.VERIFIERS`); of a made question, the task it is of."""
     text: str
     truth: str
-    """The reference answer."""
+    """The reference answer; of the verifier "none" it may be empty."""
     entry: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The source's own record of it, for the verifier."""
     domain: Domain = "math"

@@ -16,6 +16,7 @@ from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.old_questions import old_questions
 from r1mega.recipe.recipe import Recipe
+from r1mega.recipe.without_truth import evaluation_faults
 from r1mega.rewards import code
 from r1mega.rewards.sandbox.sound import fault_of_this_machine
 from r1mega.rewards.verifiers import VERIFIERS
@@ -137,7 +138,8 @@ class Evaluated(Asking):
     evaluation: Evaluation
 
     def question_faults(self) -> list[str]:
-        return super().question_faults() + [
+        faults = super().question_faults() + evaluation_faults(self.evaluation.questions)
+        return faults + [
             f"evaluation.questions.{i}.weight: an evaluation asks each of its questions alike; take fewer with num"
             for i, source in enumerate(self.evaluation.questions)
             if source.weight is not None
@@ -173,8 +175,8 @@ def _repeated(stop: tuple[str, ...]) -> list[str]:
 def _verifier_faults(source: QuestionSource) -> list[str]:
     """Names of verifiers that there are not."""
     return [
-        f"verifier: unknown verifier {name!r}{nearest(name, VERIFIERS)}: math, choice, code, code_fix, or a family "
-        f"of reasoning-gym; where a column of that name says it for each row, verifier_column = {name!r}"
+        f"verifier: unknown verifier {name!r}{nearest(name, VERIFIERS)}: math, choice, code, code_fix, none, or a "
+        f"family of reasoning-gym; where a column of that name says it for each row, verifier_column = {name!r}"
         for name in source.verifiers()
         if name not in VERIFIERS
     ]

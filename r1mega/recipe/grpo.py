@@ -14,6 +14,7 @@ from r1mega.data.sources.source import QuestionSource
 from r1mega.recipe.asking import Evaluated
 from r1mega.recipe.memory import Holds
 from r1mega.recipe.training import Training
+from r1mega.recipe.without_truth import accuracy_faults
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.language import Language, unknown
@@ -103,6 +104,7 @@ class GRPO(Evaluated, Training):
         faults += [f"{name}: {unknown(code)}" for name, code in targets.items() if asked and code and unknown(code)]
         if not any(reward.weight for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
+        faults += accuracy_faults(self.rewards, self.questions)
         faults += self._overlong_faults()
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from r1mega.buffers import Int32s
-from r1mega.data.question import Question
+from r1mega.data.question import NO_VERIFIER, Question
 from r1mega.data.template import ANSWER_CLOSE, ANSWER_OPEN
 from r1mega.errors import ConfigError
 from r1mega.rewards.code import Code
@@ -29,8 +29,8 @@ class Accuracy(RuleReward):
                 return unscorable(fault)
             passed = judged_by.judge(judged_by.find_answer(answer.text), prompt.entry, self.code)
             return scored(passed.value(self.code), passed.reason)
-        if not prompt.truth.strip():
-            return unscorable("the prompt has no reference answer")
+        if not has_truth(prompt):
+            return unscorable("the prompt has no reference answer that a rule can judge by")
         return scored(float(is_right(prompt, answer.text)))
 
     def needed(self, prompt: Prompt) -> Limits:
@@ -43,9 +43,11 @@ def limits_of(prompt: Prompt) -> Limits:
 
 
 def has_truth(prompt: Prompt) -> bool:
-    """Whether an answer can be judged at all: by a reference answer, or of code by tests. Raises ConfigError."""
+    """Whether a rule can judge an answer at all: by a reference answer, or of code by tests. Raises ConfigError."""
     judged_by = verifier(prompt.verifier)
-    return judged_by.fault_of(prompt.entry) is None if isinstance(judged_by, Code) else bool(prompt.truth.strip())
+    if isinstance(judged_by, Code):
+        return judged_by.fault_of(prompt.entry) is None
+    return prompt.verifier != NO_VERIFIER and bool(prompt.truth.strip())
 
 
 def is_right(prompt: Prompt, text: str) -> bool:

@@ -41,7 +41,7 @@ GIVEN: Mapping[str, str] = {
     "answer": "the final answer in it, where the question's verifier looks for one; None where there is none",
     "truth": "the reference answer; empty where there is none",
     "entry": "the question's own record, a dict",
-    "domain": "of the question: math, code, stem, logic, general",
+    "domain": "of the question: math, code, stem, logic, general, helpful, harmless",
     "num_tokens": "length of the answer, its end token included",
     "truncated": "whether it was cut at the length limit",
 }

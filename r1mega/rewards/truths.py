@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from r1mega.data.question import Question
+from r1mega.data.question import NO_VERIFIER, Question
 from r1mega.data.sources.reasoning_gym import ANY
 from r1mega.errors import RewardError
 from r1mega.rewards import math
@@ -37,7 +37,8 @@ def doubts(questions: Sequence[Question]) -> list[tuple[Question, Doubt]]:
     Raises:
         RewardError: no worker can tell.
     """
-    asked = [question for question in questions if question.truth != ANY]  # the generator's own, without an example
+    # The generator's own, without an example, and those that no rule judges.
+    asked = [q for q in questions if q.truth != ANY and q.verifier != NO_VERIFIER]
     slow = [question for question in asked if not _is_quick(question.verifier)]
     judged = {id(q): shared_pool().submit(doubt_of, q) for q in slow}
     found: list[tuple[Question, Doubt]] = []

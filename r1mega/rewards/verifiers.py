@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from r1mega.config.load import nearest
+from r1mega.data.question import NO_VERIFIER
 from r1mega.data.sources.families import FAMILIES
 from r1mega.errors import ConfigError
 from r1mega.rewards.choice import Choice
@@ -35,12 +36,27 @@ class Verifier(Protocol):
         ...
 
 
+class Unjudged:
+    """Of questions that no rule can judge: no answer is looked for, and none is right or wrong."""
+
+    def find_answer(self, text: str) -> str | None:
+        return None
+
+    def verify(self, answer: str, truth: str, entry: Mapping[str, Any]) -> bool:
+        """Raises ValueError: whoever asks has not asked `accuracy.has_truth`."""
+        raise ValueError(f'no rule judges answers to a question of verifier "{NO_VERIFIER}"')
+
+    def last_answer(self, text: str) -> str:
+        return ""
+
+
 VERIFIERS: Mapping[str, Verifier] = {
     **{name: ReasoningGym(name) for name in sorted(FAMILIES)},
     "math": Mathematics(),
     "choice": Choice(),
     "code": Code(),
     "code_fix": Code(mends=True),
+    NO_VERIFIER: Unjudged(),
 }
 """Name in a question -> its verifier."""
 
@@ -50,6 +66,6 @@ def verifier(name: str) -> Verifier:
     if name not in VERIFIERS:
         raise ConfigError(
             f"unknown verifier {name!r}{nearest(name, VERIFIERS)}: the known ones are math, choice, code, "
-            "code_fix and the families of reasoning-gym"
+            "code_fix, none and the families of reasoning-gym"
         )
     return VERIFIERS[name]

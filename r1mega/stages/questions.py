@@ -15,6 +15,7 @@ from r1mega.data.asked_questions import (
 from r1mega.data.mixture import Stream, refuse_unfillable, stream_of
 from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.prompts import prompts
+from r1mega.data.question import NO_VERIFIER
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError, RewardError, listed
@@ -23,6 +24,7 @@ from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking, Evaluated
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.without_truth import EVALUATED, asks_without_truth
 from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import doubts
 from r1mega.rewards.verifiers import VERIFIERS
@@ -116,9 +118,12 @@ def ask_without_tokens(config: GRPO) -> Mapping[str, Mapping[str, Counts]]:
 def evaluated_questions(config: Evaluated) -> AskedQuestions:
     """The questions of a stage's evaluation, each of which has an answer that scores.
 
-    Raises DataError and ConfigError as `evaluation_questions`, and DataError where a truth can never be right.
+    Raises DataError and ConfigError as `evaluation_questions`, and DataError where a truth can never be right, or a
+    question has none.
     """
     asked = evaluation_questions(config.evaluation.questions, config.evaluation.seed, verifiers=VERIFIERS)
+    if unjudged := [asked.where[q.id] for q in asked.questions if q.verifier == NO_VERIFIER]:
+        raise DataError(listed(f"evaluation.questions: {EVALUATED}; leave these out", unjudged))
     _refuse_hopeless(asked)
     _refuse_without_sandbox(asked)
     return asked
@@ -149,9 +154,20 @@ def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
         config.questions, config.seed, verifiers=VERIFIERS, evaluation=evaluated, least=config.rollout.num_prompts
     )
     refuse_unfillable(read, Counter(q.source for q in read.questions), config.rollout.num_prompts)
+    _refuse_asked_without_truth(config, read)
     _refuse_hopeless(read)
     _refuse_without_sandbox(read)
     return evaluated, read
+
+
+def _refuse_asked_without_truth(config: GRPO, read: AskedQuestions) -> None:
+    """Raises DataError where a reward for right answers is asked of questions whose column says that none is."""
+    found = {read.where[q.id]: asks_without_truth(config.rewards, q) for q in read.questions}
+    if wrong := {place: name for place, name in found.items() if name}:
+        name = next(iter(wrong.values()))
+        some = f'{len(wrong)} question(s) of verifier "{NO_VERIFIER}", which have no right answer'
+        remedy = "give them a table with a domain of its own, and the reward domains without it"
+        raise DataError(listed(f"rewards.{name}: is asked of {some}: {remedy}", list(wrong)))
 
 
 def _refuse_without_sandbox(asked: AskedQuestions) -> None:

@@ -23,7 +23,7 @@ from r1mega.rewards.verifiers import VERIFIERS
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/guides/questions.md").read_text(encoding="utf-8")
 (ROWS,) = re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL)
-OWN, MIXTURE = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
+OWN, MIXTURE, UNJUDGED = re.findall(r"```toml\n(.*?)```", GUIDE, re.DOTALL)
 COMMANDS = re.findall(r"^r1mega .*$", GUIDE, re.M)
 
 
@@ -117,3 +117,14 @@ def test_the_examples_are_json_of_no_other_columns():
     ):
         for line in (ROOT / f"configs/questions/examples/{name}.jsonl").read_text(encoding="utf-8").splitlines():
             assert columns <= json.loads(line).keys() <= {"question", "answer", "options", "verifier", "entry"}
+
+
+def test_the_guides_general_prompts_fit_with_its_reward_for_right_answers():
+    plain = load_recipe(ROOT / "configs/tiny/r1_zero/1_rl.toml")
+    assert isinstance(plain, GRPO)
+    settings, general = plain.model_dump(mode="json"), tomllib.loads(UNJUDGED)
+    table = {**general["questions"][0], "path": "/nowhere/helpful.jsonl"}
+    asked = {**settings, "questions": [*settings["questions"], table]}
+    assert [f for f in GRPO.model_validate(asked).faults() if "accuracy" in f]
+    rewards = {**settings["rewards"], "accuracy": general["rewards"]["accuracy"]}
+    assert GRPO.model_validate({**asked, "rewards": rewards}).faults() == []

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from r1mega.config.load import nearest
-from r1mega.data.question import Question, question_id
+from r1mega.data.question import NO_VERIFIER, Question, question_id
 from r1mega.data.sources import cells
 from r1mega.data.sources.source import NOTHING, Located, QuestionSource
 from r1mega.errors import DataError, listed
@@ -24,10 +24,10 @@ class RowSource(QuestionSource):
     """Column with what is asked: text."""
     truth: str = "truth"
     """Column with the right answer: text, or a number, which is taken in decimal digits ("3" for 3.0). Questions of
-    code need none: their tests stand in the entry."""
+    code need none: their tests stand in the entry; nor do those of verifier = "none"."""
     verifier: str = ""
     """Who tells right answers from wrong: a name of `rewards.verifiers`, such as math, choice, or a family of
-    reasoning-gym."""
+    reasoning-gym; "none" where no rule does, as of general prompts, which reward models judge."""
     verifier_column: str = ""
     """Instead of it, the column that names each question's verifier."""
     id: str = ""
@@ -62,12 +62,16 @@ class RowSource(QuestionSource):
         Raises DataError where it has none of a name that a setting gives.
         """
         wanted = [column for column in self._named().values() if column]
-        if self.verifier in TESTED and self.truth not in names:
+        if self._may_lack_truth(self.verifier) and self.truth not in names:
             wanted.remove(self.truth)
         if absent := [f"{column!r}{nearest(column, names)}" for column in wanted if column not in names]:
             has = ", ".join(map(repr, names)) or "none"
             raise DataError(f"{self.title}: no column {', no column '.join(absent)}: its columns are {has}")
         return wanted
+
+    def _may_lack_truth(self, verifier: str) -> bool:
+        """Whether a row need not have one; that a setting names its column asks for one where there is no rule."""
+        return verifier in TESTED or (verifier == NO_VERIFIER and "truth" not in self.model_fields_set)
 
     def _named(self) -> dict[str, str]:
         names = ("question", "truth", "verifier_column", "id", "entry", "options")
@@ -126,8 +130,8 @@ class RowSource(QuestionSource):
             raise row
         text = cells.text(row, self.question)
         verifier = self.verifier or cells.text(row, self.verifier_column)
-        tested = verifier in TESTED and row.get(self.truth) is None
-        truth = "" if tested else cells.text_or_number(row, self.truth)
+        without = self._may_lack_truth(verifier) and row.get(self.truth) is None
+        truth = "" if without else cells.text_or_number(row, self.truth)
         entry = self._entry(row)
         if self.options and row.get(self.options) is not None:
             options = cells.options(row, self.options)
