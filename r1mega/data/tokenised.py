@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from r1mega.data import token_store
+from r1mega.data.constraint_language import prompts_in
 from r1mega.data.row_source import RowSource
 from r1mega.data.settings import Conversations, ValidationData
 from r1mega.data.sources.reasoning_gym import questions_in
@@ -208,7 +209,8 @@ def asks_held_out(row: Asking) -> bool:
 
     Conversations about anything else have no held-out side: no evaluation asks what they ask.
     """
-    return any(question in HELD_OUT for text in row.questions for question in questions_in(text))
+    asked = (question for text in row.questions for question in (*questions_in(text), *prompts_in(text)))
+    return any(question in HELD_OUT for question in asked)
 
 
 def first_question(row: Asking) -> str:

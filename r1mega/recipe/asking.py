@@ -175,8 +175,9 @@ def _repeated(stop: tuple[str, ...]) -> list[str]:
 def _verifier_faults(source: QuestionSource) -> list[str]:
     """Names of verifiers that there are not."""
     return [
-        f"verifier: unknown verifier {name!r}{nearest(name, VERIFIERS)}: math, choice, code, code_fix, none, or a "
-        f"family of reasoning-gym; where a column of that name says it for each row, verifier_column = {name!r}"
+        f"verifier: unknown verifier {name!r}{nearest(name, VERIFIERS)}: math, choice, code, code_fix, constraints, "
+        "harmless, none, or a family of reasoning-gym; where a column of that name says it for each row, "
+        f"verifier_column = {name!r}"
         for name in source.verifiers()
         if name not in VERIFIERS
     ]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from r1mega.algos.settings import Objective
 from r1mega.config.section import OnResume, Section
+from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
@@ -94,7 +95,7 @@ class GRPO(Evaluated, Training):
                 f"{self.objective.group_size}) do not split evenly into {rollout.num_minibatches} mini-batches"
             )
         faults += self._schedule_faults()
-        made = [source.num for source in self.questions if isinstance(source, MadeQuestions)]
+        made = [source.num for source in self.questions if isinstance(source, MadeQuestions | ConstraintPrompts)]
         if len(made) == len(self.questions) and rollout.num_prompts > sum(made):
             faults.append(f"questions: num = {sum(made)} is less than one rollout's {rollout.num_prompts} prompts")
         asked = any(isinstance(reward, Language) for reward in self.rewards.values())

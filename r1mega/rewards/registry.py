@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, Validatio
 from r1mega.config.load import nearest, raise_if_any
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.constraints import ConstraintsMet
 from r1mega.rewards.format import Format
 from r1mega.rewards.language import Language
 from r1mega.rewards.overlong import Overlong
@@ -26,6 +27,7 @@ MEMBERS: tuple[type[Reward], ...] = (
     Language,
     Overlong,
     Own,
+    ConstraintsMet,
 )
 """A row a kind of reward."""
 

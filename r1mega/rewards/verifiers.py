@@ -9,6 +9,7 @@ from r1mega.data.sources.families import FAMILIES
 from r1mega.errors import ConfigError
 from r1mega.rewards.choice import Choice
 from r1mega.rewards.code import Code
+from r1mega.rewards.constraints import ConstraintsVerifier, HarmlessVerifier
 from r1mega.rewards.mathematics.verifier import Mathematics
 from r1mega.rewards.reasoning_gym import ReasoningGym
 
@@ -56,6 +57,8 @@ VERIFIERS: Mapping[str, Verifier] = {
     "choice": Choice(),
     "code": Code(),
     "code_fix": Code(mends=True),
+    "constraints": ConstraintsVerifier(),
+    "harmless": HarmlessVerifier(),
     NO_VERIFIER: Unjudged(),
 }
 """Name in a question -> its verifier."""
@@ -66,6 +69,6 @@ def verifier(name: str) -> Verifier:
     if name not in VERIFIERS:
         raise ConfigError(
             f"unknown verifier {name!r}{nearest(name, VERIFIERS)}: the known ones are math, choice, code, "
-            "code_fix, none and the families of reasoning-gym"
+            "code_fix, constraints, harmless, none and the families of reasoning-gym"
         )
     return VERIFIERS[name]

@@ -140,4 +140,4 @@ def test_settings_reach_no_library_that_judges_or_trains():
         "print([m for m in ('torch', 'numpy', 'transformers', 'reasoning_gym', 'sympy') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-    assert list(REWARDS) == ["accuracy", "format", "language", "overlong", "own"]
+    assert list(REWARDS) == ["accuracy", "format", "language", "overlong", "own", "constraints"]

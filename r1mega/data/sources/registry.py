@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from r1mega.config.load import nearest
+from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.dataset import Dataset
 from r1mega.data.sources.jsonl import JSONL
 from r1mega.data.sources.parquet import Parquet
@@ -19,6 +20,7 @@ MEMBERS: tuple[type[QuestionSource], ...] = (
     Parquet,
     Dataset,
     MadeQuestions,
+    ConstraintPrompts,
 )
 """A row a kind of source."""
 
