@@ -6,9 +6,10 @@
         reply = await client.complete("1 + 1 =", max_tokens=64)
 
 Tried again, after waits that double and that chance spreads: 408, 409, 425, 429, 5xx, time-outs, connections that
-break, bodies that are no answers. A 429 or 503 with Retry-After holds all requests back for so long. Any other status
-ends all at once, and so does a budget that is used up: `ask` then sends nothing more, for anybody. A request that is
-given up is its caller's matter alone (`stop` makes it everybody's).
+break, bodies that are no answers. A 429 or 503 with Retry-After holds all requests back for so long. 400, 413 and 422
+refuse one request, whose text may be what the server cannot read. Any other status ends all at once, and so does a
+budget that is used up: nothing more is sent then, for anybody. A request that is given up is its caller's matter
+alone (`stop` makes it everybody's).
 
 This is httpx with its own loop around, as in rollout/fleet.py, and not the `openai` package: that is vLLM's
 dependency, absent where a model is asked over the network alone; it does not try again after a broken body, counts
@@ -23,9 +24,9 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -39,6 +40,19 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
 """Of a response; more is no answer."""
 CONNECT_S = 30.0
+
+
+class Counted(Protocol):
+    """What is read out of an answer's body: it knows what the server counts of it, None where that is nothing."""
+
+    @property
+    def input_tokens(self) -> int | None: ...
+
+    @property
+    def output_tokens(self) -> int | None: ...
+
+
+R = TypeVar("R", bound=Counted)
 
 
 @dataclass
@@ -101,14 +115,21 @@ class Client:
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], *, n: int = 1, **fields: Any) -> Reply:
         """n answers to a conversation. Raises as `ask`."""
-        return await self.ask("chat/completions", {"messages": list(messages), "n": n, **fields})
+        return await self.ask(
+            "chat/completions", {"messages": list(messages), "n": n, **fields}, lambda body: read(body, n, chat=True)
+        )
 
     async def complete(self, prompt: str, *, n: int = 1, **fields: Any) -> Reply:
         """n continuations of a text. Raises as `ask`."""
-        return await self.ask("completions", {"prompt": prompt, "n": n, **fields})
+        return await self.ask(
+            "completions", {"prompt": prompt, "n": n, **fields}, lambda body: read(body, n, chat=False)
+        )
 
-    async def ask(self, route: str, body: Mapping[str, Any]) -> Reply:
+    async def ask(self, route: str, body: Mapping[str, Any], read: Callable[[bytes], R]) -> R:
         """What the server answers to `body`, a request without its model, within the deadline.
+
+        Args:
+            read: makes it of an answer's body; raises `replies.TryAgain` of one that is none.
 
         Raises:
             EndpointError: the server refuses it, or a budget is used up.
@@ -116,9 +137,12 @@ class Client:
         """
         body = {"model": self.settings.model, **body, **self.settings.extra}
         try:
-            return await self._attempts(route, body)
+            return await self._attempts(route, body, read)
         except Refused as refused:
             error = EndpointError(self._told(route, str(refused)))
+            if refused.alone:
+                self.counts.failed += 1
+                raise error from refused
         except EndpointLostError:
             self.counts.failed += 1
             raise
@@ -132,14 +156,14 @@ class Client:
         """Send nothing more in this session; whoever asks, or would try again, gets this error."""
         self._over = self._over or error
 
-    async def _attempts(self, route: str, body: Mapping[str, Any]) -> Reply:
+    async def _attempts(self, route: str, body: Mapping[str, Any], read: Callable[[bytes], R]) -> R:
         """Raises Refused, EndpointLostError, and what is over already."""
         deadline: float | None = None
         for attempt in itertools.count(1):
             async with self._places:
                 deadline = deadline or time.monotonic() + self.settings.deadline_s
                 try:
-                    return await self._attempt(route, body, deadline)
+                    return await self._attempt(route, body, read, deadline)
                 except TryAgain as again:
                     fault = again
             wait = self._wait_s(attempt, fault)
@@ -152,7 +176,7 @@ class Client:
             await asyncio.sleep(wait)
         raise AssertionError("endless")
 
-    async def _attempt(self, route: str, body: Mapping[str, Any], deadline: float) -> Reply:
+    async def _attempt(self, route: str, body: Mapping[str, Any], read: Callable[[bytes], R], deadline: float) -> R:
         """Raises TryAgain, Refused, and what is over already."""
         while (held := self._not_before - time.monotonic()) > 0 and self._over is None:
             if time.monotonic() + held >= deadline:
@@ -172,7 +196,7 @@ class Client:
         except httpx.RequestError as error:
             raise TryAgain("connection", f"no answer: {type(error).__name__}: {error}") from error
         refuse_status(code, headers, content)
-        reply = read(content, body["n"], chat=route.startswith("chat"))
+        reply = read(content)
         self.counts.answered += 1
         self.counts.input_tokens += reply.input_tokens or 0
         self.counts.output_tokens += reply.output_tokens or 0

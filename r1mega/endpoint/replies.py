@@ -12,6 +12,8 @@ RETRIED = frozenset({408, 409, 425, 429})
 """Codes of a client's error after which the same request may succeed, beside all of the server's (5xx)."""
 NO_MONEY = "insufficient_quota"
 """A 429 that no waiting mends, by the error's code."""
+ALONE = frozenset({400, 413, 422})
+"""Codes that may be of this request's text alone: too long for the model, or not to be read."""
 SHOWN_CHARS = 400
 """Of what a server said, in messages."""
 
@@ -25,7 +27,11 @@ class TryAgain(Exception):
 
 
 class Refused(Exception):
-    """The same request will never succeed."""
+    """The same request will never succeed; `alone`: another one may."""
+
+    def __init__(self, said: str, *, alone: bool = False) -> None:
+        super().__init__(said)
+        self.alone = alone
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def refuse_status(code: int, headers: Mapping[str, str], content: bytes) -> None
         404: "; are endpoint.url and endpoint.model right?",
     }.get(code, "")
     moved = f", to {headers['location']}" if code in range(300, 400) and "location" in headers else ""
-    raise Refused(f"answered {said}{moved}{hint}")
+    raise Refused(f"answered {said}{moved}{hint}", alone=code in ALONE)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:

@@ -17,7 +17,7 @@ from r1mega.evaluation.intervals import Interval, interval_of
 from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.rewards.accuracy import has_truth, limits_of, right_and_ends_right
 from r1mega.rewards.format import Style, is_formatted, is_reasoned, style_of
-from r1mega.rewards.judges import gathered
+from r1mega.rewards.gathering import gathered
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.verifiers import verifier
 from r1mega.runtime.digests import digest_of

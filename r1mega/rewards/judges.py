@@ -12,22 +12,19 @@ passes) is 0 with the reason; what our side causes is failed.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Generic, TypeVar
 
 from r1mega.data.sources.families import FAMILIES
 from r1mega.errors import ConfigError
+from r1mega.rewards.gathering import gathered
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.reward import Answer, Reward, RuleReward, Score, answer_of, failed, scored
 from r1mega.rewards.rubric import Rubric, score_of
 from r1mega.rewards.worker import PRELOADED
 from r1mega.samples import Completion, Prompt, Verdict
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def preloaded(verifiers: Iterable[str], rewards: Mapping[str, Reward] = MappingProxyType({})) -> tuple[str, ...]:
@@ -92,35 +89,3 @@ class Judges:
         with self._lock:
             self._ended += 1
         return scored(0.0, f"{name}: {outcome.reason}")
-
-
-def gathered(futures: "Sequence[Future[T]]", make: Callable[[list[T]], R]) -> Future[R]:
-    """What `make` makes of all results, in order; it is called in whichever thread brings the last one.
-
-    The future raises what `make` or any of `futures` raises.
-    """
-    return _Gathering(futures, make).whole
-
-
-class _Gathering(Generic[T, R]):
-    def __init__(self, futures: "Sequence[Future[T]]", make: Callable[[list[T]], R]) -> None:
-        self.whole: Future[R] = Future()
-        self._futures, self._make = futures, make
-        self._left, self._lock = len(futures), threading.Lock()
-        if not futures:
-            self._finish()
-        for future in futures:
-            future.add_done_callback(self._one_came)
-
-    def _one_came(self, _: "Future[T]") -> None:
-        with self._lock:  # two may come at once, of two workers' threads
-            self._left -= 1
-            last = not self._left
-        if last:
-            self._finish()
-
-    def _finish(self) -> None:
-        try:
-            self.whole.set_result(self._make([future.result() for future in self._futures]))
-        except Exception as error:  # the caller's, where it asks
-            self.whole.set_exception(error)

@@ -21,7 +21,8 @@ from typing import IO, Any
 from r1mega.data import lines
 from r1mega.errors import DataError, RewardError
 from r1mega.rewards.code import Code
-from r1mega.rewards.judges import Judges, gathered, preloaded
+from r1mega.rewards.gathering import gathered
+from r1mega.rewards.judges import Judges, preloaded
 from r1mega.rewards.language import Language
 from r1mega.rewards.own import loads
 from r1mega.rewards.pool import Pool, TaskOutcome

@@ -22,7 +22,8 @@ from r1mega.data.mixture import Stream
 from r1mega.diagnostics.rollout import rollout_metrics, transcripts
 from r1mega.errors import RolloutError
 from r1mega.rewards.failures import Failures
-from r1mega.rewards.judges import Judges, gathered
+from r1mega.rewards.gathering import gathered
+from r1mega.rewards.judges import Judges
 from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed
 from r1mega.rollout.journal import Journal

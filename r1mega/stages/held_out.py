@@ -8,7 +8,8 @@ from typing import Any
 
 from r1mega.data.settings import AnswerFormat, Evaluation
 from r1mega.evaluation.metrics import Graded, grade_in, summarise
-from r1mega.rewards.judges import gathered, preloaded
+from r1mega.rewards.gathering import gathered
+from r1mega.rewards.judges import preloaded
 from r1mega.rewards.pool import Pool
 from r1mega.rollout.collect import Breakable, Count, Say, collect
 from r1mega.rollout.engine import Engine, Request, SamplingParams, derived_seed

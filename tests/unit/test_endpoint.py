@@ -116,7 +116,7 @@ def test_what_does_not_pass_is_a_clear_failure(fault: str, server: EndpointServe
 REFUSALS: dict[str, tuple[Respond, str]] = {
     "401": (fails(401, {"error": {"message": f"Incorrect API key: {KEY}"}}), "endpoint.api_key_env"),
     "404": (fails(404), "endpoint.model"),
-    "400": (fails(400), "answered 400"),
+    "418": (fails(418), "answered 418"),
     "307": (fails(307, location="http://elsewhere/v1"), "to http://elsewhere/v1"),
     "no money": (fails(429, {"error": {"code": "insufficient_quota"}}), "insufficient_quota"),
 }
@@ -132,6 +132,17 @@ def test_what_will_not_pass_is_not_tried_again(refusal: str, server: EndpointSer
     assert all(isinstance(e, EndpointError) and not isinstance(e, EndpointLostError) for e in errors)
     assert said in str(errors[0]) and asked.counts.sent == len(server.bodies) == 1
     assert not any(KEY in str(error) for error in errors)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_whose_text_is_refused_is_its_callers_alone(status: int, server: EndpointServer):
+    server.faults = [fails(status, {"error": {"message": "the context has 8192 tokens"}})]
+    asked = client(server, concurrency=1)
+    refused, *others = ask(asked, num=3)
+    assert isinstance(refused, EndpointError) and not isinstance(refused, EndpointLostError)
+    assert f"answered {status}" in str(refused) and "8192 tokens" in str(refused)
+    assert [reply.choices[0].text for reply in others] == ["<answer>2</answer>"] * 2
+    assert (asked.counts.sent, asked.counts.failed) == (3, 1)
 
 
 def test_a_request_that_is_given_up_is_its_callers_alone(server: EndpointServer):

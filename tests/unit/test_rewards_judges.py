@@ -18,7 +18,8 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
-from r1mega.rewards.judges import Judges, gathered, preloaded
+from r1mega.rewards.gathering import gathered
+from r1mega.rewards.judges import Judges, preloaded
 from r1mega.rewards.pool import Pool
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.worker import PRELOADED, Limits
