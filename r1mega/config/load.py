@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import Discriminator, Tag, ValidationError
 
 from r1mega.config.cluster import Cluster
+from r1mega.config.scheduled import Entry, Scheduled
 from r1mega.config.section import FromShell, Section
 from r1mega.errors import ConfigError
 
@@ -167,6 +168,8 @@ def _names(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[str], Any
     here: Any = section
     above: Any = section
     for part in loc:
+        if get_origin(here) is Scheduled:
+            here = tuple[Entry, ...]
         if members := _members(here):
             here = members.get(part, Section)
             continue
@@ -190,7 +193,8 @@ def _members(kind: Any) -> dict[Any, Any]:
 def _one(annotation: Any) -> Any:
     """The section among the alternatives of a setting, or the setting's kind."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), annotation)
+    scheduled = next((kind for kind in kinds if get_origin(kind) is Scheduled), annotation)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), scheduled)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

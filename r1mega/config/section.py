@@ -33,6 +33,8 @@ class Section(BaseModel):
 
 def _kinds(annotation: Any) -> set[Any]:
     """The types of which a value may be; those of a Literal or a list are no plain type."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return {kind for part in get_args(annotation) for kind in _kinds(part)}
     return {annotation}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from r1mega.algos.settings import Objective
+from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import OnResume, Section
 from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
@@ -22,6 +23,7 @@ from r1mega.rewards.language import Language, unknown
 from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.registry import Rewards
+from r1mega.rewards.rubric import Rubric
 
 
 class RolloutSettings(Section):
@@ -103,7 +105,7 @@ class GRPO(Evaluated, Training):
             f"questions.{i}.target_language": source.target_language for i, source in enumerate(self.questions)
         }
         faults += [f"{name}: {unknown(code)}" for name, code in targets.items() if asked and code and unknown(code)]
-        if not any(reward.weight for reward in self.rewards.values()):
+        if not any(reward.weight.largest for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
         faults += accuracy_faults(self.rewards, self.questions)
         faults += self._overlong_faults()
@@ -111,6 +113,12 @@ class GRPO(Evaluated, Training):
 
     def faults_of_code(self) -> list[str]:
         return own_faults(self.rewards)
+
+    def rubric(self) -> Rubric:
+        """What answers are worth at each step of this run."""
+        limit = Scheduled[int].always(self.sampling.max_new_tokens)
+        rewards = {n: r.of_run(self.num_steps, limit) for n, r in self.rewards.items()}
+        return Rubric(rewards, self.objective.truncated)
 
     def _overlong_faults(self) -> list[str]:
         """Overlong shaping that an answer would do well to escape, or cannot reach."""
@@ -124,9 +132,9 @@ class GRPO(Evaluated, Training):
                     f"rewards.{name}: with objective.truncated = zero an answer that is cut scores 0, more than one "
                     "that ends just before the limit; take judge, or mask, which leaves cut ones out"
                 )
-            if reward.max_tokens - reward.buffer >= limit:
+            if reward.max_tokens is not None and (begins := reward.max_tokens.smallest - reward.buffer) >= limit:
                 faults.append(
-                    f"rewards.{name}: begins at {reward.max_tokens - reward.buffer} tokens (max_tokens - buffer), "
+                    f"rewards.{name}: begins at {begins} tokens (max_tokens - buffer), "
                     f"and no answer is longer than sampling.max_new_tokens = {limit}"
                 )
         return faults
@@ -149,7 +157,11 @@ class GRPO(Evaluated, Training):
                 f"objective.reference_refresh_steps: {refresh} falls inside a rollout; use a multiple of "
                 f"rollout.num_minibatches = {each}"
             )
-        return faults
+        return faults + [
+            f"rewards.{name}.{fault}"
+            for name, reward in self.rewards.items()
+            for fault in reward.schedule_faults(self.num_steps, each)
+        ]
 
     def longest(self) -> tuple[int, str]:
         return self.sampling.max_new_tokens + 1, "sampling.max_new_tokens"  # a prompt has one token at least

@@ -77,7 +77,7 @@ class Judges:
 
         def verdict(outcomes: list[TaskOutcome]) -> tuple[Verdict, float]:
             scores = {name: self._score(name, found) for name, found in zip(rules, outcomes, strict=True)}
-            return rubric.verdict(scores), sum(outcome.seconds for outcome in outcomes)
+            return rubric.verdict(scores, step), sum(outcome.seconds for outcome in outcomes)
 
         return gathered(asked, verdict)
 

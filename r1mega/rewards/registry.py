@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from pydantic import BeforeValidator, Discriminator, Tag, TypeAdapter, ValidationError
 
 from r1mega.config.load import nearest, raise_if_any
+from r1mega.config.scheduled import Scheduled
 from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.constraints import ConstraintsMet
@@ -53,7 +54,7 @@ def _named(table: Any) -> Any:
 
 
 def _table(name: str, reward: Any) -> dict[str, Any]:
-    if isinstance(reward, bool) or not isinstance(reward, dict | int | float):
+    if isinstance(reward, bool) or not isinstance(reward, dict | list | int | float):
         raise ValueError(f"{name} should be a weight, written without quotes, or a table")
     if not isinstance(reward, dict):
         reward = {"weight": reward}
@@ -71,7 +72,7 @@ Rewards = Annotated[dict[str, AnyReward], BeforeValidator(_named)]
 """A config's [rewards]: name -> reward. The name is also that of its curve, reward/NAME; two of a kind have two:
 
     [rewards]
-    accuracy = 1.0                 # a weight alone
+    accuracy = 1.0                 # a weight alone, which may be a schedule (`config.scheduled`)
     [rewards.format_of_prose]
     kind = "format"
     weight = 0.5
@@ -106,4 +107,25 @@ def rubric_of(config: Path) -> Rubric:
     if truncated not in get_args(Truncated):
         raise ConfigError(f"{config}: objective.truncated: {truncated!r} is none of {', '.join(get_args(Truncated))}")
     raise_if_any(config, own_faults(rewards))
-    return Rubric(rewards, truncated)
+    return Rubric(_of_run(rewards, table, config), truncated)
+
+
+def _of_run(rewards: Mapping[str, Reward], table: Mapping[str, Any], config: Path) -> dict[str, Reward]:
+    """The rewards in the run that the config describes. Raises ConfigError where it does not say what one needs."""
+    num_steps = table.get("num_steps")
+    late = [n for n, r in rewards.items() if r.last_steps is not None or r.weight.counts_from_the_end]
+    if late and not (isinstance(num_steps, int) and num_steps > 0):
+        raise ConfigError(
+            f"{config}: rewards.{late[0]} counts from the run's end: say num_steps, or give it from_step in place of "
+            "last_steps"
+        )
+    limited = [n for n, r in rewards.items() if isinstance(r, Overlong) and r.max_tokens is None]
+    limit = table.get("sampling", {}).get("max_new_tokens") if limited else 1  # which nothing follows
+    try:
+        max_new_tokens = TypeAdapter(Scheduled[int]).validate_python(limit)
+        return {name: reward.of_run(num_steps or 1, max_new_tokens) for name, reward in rewards.items()}
+    except (ValidationError, ValueError):
+        raise ConfigError(
+            f"{config}: rewards.{limited[0]} follows sampling.max_new_tokens, which is {limit!r}: say "
+            "how long an answer may be, or give the reward max_tokens"
+        ) from None

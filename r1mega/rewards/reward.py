@@ -21,10 +21,11 @@ A rule runs in a worker (`rewards.pool`) within limits of time and memory. One t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field
 
+from r1mega.config.scheduled import Scheduled, border_faults
 from r1mega.config.section import Section
 from r1mega.data.question import Domain
 from r1mega.rewards.worker import Limits
@@ -74,22 +75,60 @@ def failed(reason: str) -> Score:
     return Score(VerdictStatus.FAILED, reason=reason)
 
 
+Weight = Annotated[float, Field(ge=0)]
+
+
 class Reward(Section):
     """Settings of every reward; a table [rewards.NAME], or a number where the weight is all there is to say."""
 
     kind: Any
     """Which reward: a name of `rewards.registry`. Its table's name where left out."""
-    weight: float = Field(default=1.0, ge=0)
-    """What its value is multiplied by in the sum; at 0 it is measured and logged, and adds nothing."""
+    weight: Scheduled[Weight] = Scheduled.always(1.0)
+    """What its value is multiplied by in the sum; at 0 it is measured and logged, and adds nothing. A number, or a
+    schedule (`config.scheduled`)."""
     domains: tuple[Domain, ...] = ()
     """Domains of the questions whose answers it judges; none named: all."""
     from_step: int = Field(default=0, ge=0)
-    """Optimiser steps of the run before it is asked at all (report: preference rewards only in the last 400 of 1,700,
-    since longer led to reward hacking)."""
+    """Optimiser steps of the run before it is asked at all."""
+    last_steps: int | None = Field(default=None, gt=0)
+    """In place of from_step: it is asked in so many last steps of the run (report: preference rewards only in the
+    last 400 of 1,700, since longer led to reward hacking)."""
 
     def asked(self, prompt: Prompt, step: int) -> bool:
-        """Whether it judges answers to `prompt` after `step` optimiser steps."""
-        return step >= self.from_step and (not self.domains or prompt.domain in self.domains)
+        """Whether it judges answers to `prompt` after `step` optimiser steps; a reward `of_run`."""
+        return step >= self.begins() and (not self.domains or prompt.domain in self.domains)
+
+    def begins(self, num_steps: int | None = None) -> int:
+        """Optimiser steps before it is asked; `num_steps`, the run's, may be left out of a reward `of_run`."""
+        if self.last_steps is None:
+            return self.from_step
+        if num_steps is None:
+            raise ValueError(f"last_steps = {self.last_steps} counts from the end of a run, which is not known here")
+        return num_steps - self.last_steps
+
+    def of_run(self, num_steps: int, max_new_tokens: Scheduled[int]) -> Self:
+        """This reward in a run of so many optimiser steps: nothing in it counts from the end any more.
+
+        Args:
+            max_new_tokens: the run's length limit of an answer, for what follows it.
+        """
+        if self.last_steps is None and not self.weight.counts_from_the_end:
+            return self
+        told = {"from_step": self.begins(num_steps), "last_steps": None, "weight": self.weight.of_run(num_steps)}
+        return self.model_copy(update=told)
+
+    def at(self, step: int) -> Self:
+        """This reward, of a run, with what its judging depends on as that is after `step` optimiser steps."""
+        return self
+
+    def schedule_faults(self, num_steps: int, every: int) -> list[str]:
+        """What does not happen between two rollouts, each of `every` steps: "setting: what and how to mend it"."""
+        faults = [f"weight.{fault}" for fault in self.weight.faults(num_steps, every)]
+        if self.last_steps is not None and self.from_step:
+            return [*faults, "from_step, last_steps: say one of them, from which step it is asked"]
+        name = "from_step" if self.last_steps is None else "last_steps"
+        given = self.from_step if self.last_steps is None else self.last_steps
+        return faults + border_faults(name, given, self.begins(num_steps), num_steps, every)
 
     def content(self) -> str:
         """Digest of what it judges by beside its settings; "" where they are all there is."""

@@ -4,8 +4,9 @@
     verdicts = rubric.judge(prompt, completions, step)      # the rules', here and now; `rewards.judges` asks a pool
     groups = scored_by_models(mesh, groups, rubric, ...)    # the models' (`trainer.scoring`), before the update
 
-A verdict's reward is the sum of weight x value over the rewards asked. One that failed makes the verdict failed, one
-that cannot judge makes it unscorable: neither is ever a zero, and such an answer enters no baseline.
+A verdict's reward is the sum of weight x value over the rewards asked, weights being those of the step. One that
+failed makes the verdict failed, one that cannot judge makes it unscorable: neither is ever a zero, and such an answer
+enters no baseline.
 """
 
 import math
@@ -25,6 +26,7 @@ class Rubric:
     """Rewards by name, and what an answer cut at the length limit is worth."""
 
     rewards: Mapping[str, Reward]
+    """Of a run (`Reward.of_run`), where any setting counts from its end or follows its length limit."""
     truncated: Truncated
     """zero: it scores 0 throughout; mask: it is unscorable and leaves the group; judge: it is judged as it stands."""
 
@@ -46,7 +48,8 @@ class Rubric:
         if (settled := self.settled(prompt, answer, step)) is not None:
             return settled
         rules = self.rules(prompt, step)
-        return self.verdict({name: score_of(name, rule, prompt, answer, group) for name, rule in rules.items()})
+        scores = {name: score_of(name, rule, prompt, answer, group) for name, rule in rules.items()}
+        return self.verdict(scores, step)
 
     def settled(self, prompt: Prompt, answer: Answer, step: int) -> Verdict | None:
         """The verdict of an answer of which no rule is asked."""
@@ -61,20 +64,24 @@ class Rubric:
 
     def rules(self, prompt: Prompt, step: int) -> dict[str, RuleReward]:
         """The rules that are asked of answers to `prompt` after `step` optimiser steps."""
-        return {n: r for n, r in self.rewards.items() if isinstance(r, RuleReward) and r.asked(prompt, step)}
+        return {n: r.at(step) for n, r in self.rewards.items() if isinstance(r, RuleReward) and r.asked(prompt, step)}
 
-    def verdict(self, scores: "Mapping[str, Score | ConfigError]") -> Verdict:
-        """What the rules' scores come to (`score_of`). Raises a ConfigError that is one of them."""
+    def verdict(self, scores: "Mapping[str, Score | ConfigError]", step: int) -> Verdict:
+        """What the rules' scores (`score_of`) come to with the weights after `step` optimiser steps.
+
+        Raises a ConfigError that is one of them.
+        """
         for score in scores.values():
             if isinstance(score, ConfigError):
                 raise score
-        return self._with(Verdict(VerdictStatus.SCORED), {n: s for n, s in scores.items() if isinstance(s, Score)})
+        found = {name: score for name, score in scores.items() if isinstance(score, Score)}
+        return self._with(Verdict(VerdictStatus.SCORED), found, step)
 
     # ---- models ---------------------------------------------------------------------------------------------
 
     def models(self, step: int) -> dict[str, ModelReward]:
         """The rewards that a model gives after `step` optimiser steps to any question: the same on all ranks."""
-        return {n: m for n, m in self.rewards.items() if isinstance(m, ModelReward) and step >= m.from_step}
+        return {n: m for n, m in self.rewards.items() if isinstance(m, ModelReward) and step >= m.begins()}
 
     def unread(self, name: str, groups: Sequence[Group], step: int) -> dict["Place", Document | Score]:
         """What the model of this name still has to read: of every answer that it is for and that is scored so far."""
@@ -87,26 +94,26 @@ class Rubric:
             if verdict.scored and name not in verdict.parts
         }
 
-    def read(self, name: str, groups: Sequence[Group], scores: Mapping["Place", Score]) -> list[Group]:
-        """The groups with a model's scores in their verdicts."""
+    def read(self, name: str, groups: Sequence[Group], scores: Mapping["Place", Score], step: int) -> list[Group]:
+        """The groups with a model's scores, at its weight after `step` optimiser steps, in their verdicts."""
         return [
             replace(
                 group,
                 verdicts=tuple(
-                    self._with(verdict, {name: scores[i, j]}) if (i, j) in scores else verdict
+                    self._with(verdict, {name: scores[i, j]}, step) if (i, j) in scores else verdict
                     for j, verdict in enumerate(group.verdicts)
                 ),
             )
             for i, group in enumerate(groups)
         ]
 
-    def _with(self, verdict: Verdict, scores: Mapping[str, Score]) -> Verdict:
+    def _with(self, verdict: Verdict, scores: Mapping[str, Score], step: int) -> Verdict:
         """A scored verdict and more scores as one."""
         for status in (VerdictStatus.FAILED, VerdictStatus.UNSCORABLE):
             if reasons := [score.reason for score in scores.values() if score.status is status]:
                 return Verdict(status, reason="; ".join(reasons))
         parts = {**verdict.parts, **{name: score.value for name, score in scores.items()}}
-        reward = sum(self.rewards[name].weight * value for name, value in parts.items())
+        reward = sum(self.rewards[name].weight.at(step) * value for name, value in parts.items())
         reasons = [verdict.reason, *(score.reason for score in scores.values())]
         return Verdict(VerdictStatus.SCORED, reward, parts, "; ".join(filter(None, reasons)))
 

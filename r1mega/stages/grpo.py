@@ -28,7 +28,6 @@ from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.pool import Pool
 from r1mega.rewards.reward import ModelReward, Scorer
-from r1mega.rewards.rubric import Rubric
 from r1mega.rollout.collect import GroupSource, NoGroups, Rollout
 from r1mega.rollout.engine import derived_seed
 from r1mega.rollout.served import ServedModel
@@ -216,7 +215,7 @@ def _scored(
 
     Raises RolloutError where this leaves too little to learn from, RewardError where too many scores have failed.
     """
-    rubric = Rubric(config.rewards, config.objective.truncated)
+    rubric = config.rubric()
     if not rubric.models(step):
         return rollout.groups, {}
     groups = scored_by_models(

@@ -14,7 +14,6 @@ from r1mega.rewards.judges import Judges, preloaded
 from r1mega.rewards.own import loads
 from r1mega.rewards.pool import Pool
 from r1mega.rewards.reward import ModelReward
-from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.rollout.collect import GroupSource, NoGroups, Say, judged
 from r1mega.rollout.engine import SamplingParams
@@ -87,7 +86,7 @@ class RankZero:
     ) -> tuple[GroupSource, HeldOut]:
         """The run's rollouts, and its evaluations on the way."""
         assert isinstance(engine, LiveEngine) and pool is not None, "rank 0 follows nobody"
-        judges, rubric = Judges(pool), Rubric(config.rewards, config.objective.truncated)
+        judges, rubric = Judges(pool), config.rubric()
         divided, assumed = config.objective.std != "none", config.rollout.false_negatives
 
         def figures(groups: Sequence[Group]) -> dict[str, float]:

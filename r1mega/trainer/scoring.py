@@ -45,7 +45,7 @@ def scored_by_models(
         if mesh.from_first(lambda documents=documents: bool(documents)):
             values = _values(mesh, list(documents.values()), scorers[name], chunk_tokens)
             scores |= {place: _score(name, value) for place, value in zip(documents, values, strict=False)}
-        judged = None if judged is None else rubric.read(name, judged, scores)
+        judged = None if judged is None else rubric.read(name, judged, scores, step)
     return judged
 
 

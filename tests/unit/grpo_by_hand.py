@@ -64,7 +64,9 @@ def _reward(kind: str, config: GRPO) -> float | None:
     accuracy, form = {"right": (1, 1), "wrong": (0, 1), "bare": (1, 0), "cut": (1, 1)}[kind]
     if kind == "cut" and config.objective.truncated != "judge":
         return None if config.objective.truncated == "mask" else 0.0
-    return config.rewards["accuracy"].weight * accuracy + config.rewards["format"].weight * form
+    return sum(
+        config.rewards[name].weight.largest * value for name, value in (("accuracy", accuracy), ("format", form))
+    )
 
 
 def expected_rows(

@@ -172,7 +172,7 @@ def test_the_reward_is_the_share_in_the_thought_alone():
     assert judge(text, Language(language="zh")).value == pytest.approx(2 / 11)
     assert judge(text, Language()).value == judge(text, Language(language="en")).value == 0.0
     assert judge(text, Language(), "de").value == judge(text, Language(language="zh"), "de").value == 9 / 11
-    assert Language().weight == 1.0
+    assert Language().weight.plain() == 1.0
 
 
 def test_silence_is_worth_nothing_and_says_why():

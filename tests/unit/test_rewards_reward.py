@@ -11,6 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from r1mega.buffers import Float32s, Int32s
+from r1mega.config.scheduled import Scheduled
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.registry import REWARDS, Rewards
@@ -76,6 +77,21 @@ def test_rewards_are_chosen_by_domain_and_from_a_step_on():
     assert other.parts == {"b": 1}
     (nothing,) = judge(rewards, "x", step=2, domain="general")
     assert nothing.status is VerdictStatus.UNSCORABLE and nothing.reason == "no reward is for general at step 2"
+
+
+def test_rewards_are_asked_in_the_last_steps_of_a_run_and_weighed_as_at_their_step():
+    """Of 20 steps: a weighs 1, from step 8 on 3; b is asked in the last 4, and goes from 0 to 10 in two of them."""
+    weights = [{"value": 0}, {"last_steps": 4, "over_steps": 2, "value": 10}]
+    tables = {"a": [{"value": 1}, {"from_step": 8, "value": 3}], "b": {"last_steps": 4, "weight": weights}}
+    kinds = {name: Letters.model_validate(t if isinstance(t, dict) else {"weight": t}) for name, t in tables.items()}
+    rewards = {name: reward.of_run(20, Scheduled.always(1)) for name, reward in kinds.items()}
+    worth = {step: judge(rewards, "x", step=step)[0] for step in (0, 7, 8, 15, 16, 17, 18, 20)}
+    assert {step: v.reward for step, v in worth.items()} == {
+        0: 1, 7: 1, 8: 3, 15: 3, 16: 3, 17: 8, 18: 13, 20: 13,
+    }  # fmt: skip
+    assert [step for step, v in worth.items() if "b" in v.parts] == [16, 17, 18, 20]
+    with pytest.raises(ValueError, match="last_steps = 4 counts from the end of a run, which is not known here"):
+        judge(kinds, "x")
 
 
 def test_a_truncated_answer_has_a_zero_of_those_rewards_that_would_be_asked():

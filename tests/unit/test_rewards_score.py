@@ -172,6 +172,30 @@ def test_a_rubric_of_a_config(tmp_path):
             rubric_of(config)
 
 
+def test_a_rubric_of_a_config_is_that_of_the_steps_its_rows_name(tmp_path):
+    """Format in the last 2 of 8 steps; an answer of 9 tokens under a limit of 8, from step 4 on 16 (buffer 4)."""
+    config = tmp_path / "config.toml"
+    limit = "max_new_tokens = [{ value = 8 }, { from_step = 4, value = 12 }]"
+    rewards = "[rewards.format]\nlast_steps = 2\n[rewards.overlong]\nbuffer = 4\nweight = 2\n"
+    config.write_text(f"num_steps = 8\n[sampling]\n{limit}\n{rewards}[objective]\ntruncated = 'judge'\n")
+    rows = [
+        {"id": step, "response": "<think>a</think><answer>1</answer>", "num_tokens": 9, "step": step}
+        for step in (0, 3, 4, 5, 6)
+    ]
+    found = [value for _, value, _ in verdicts("rubric", rows, tmp_path, rubric_of(config))]
+    assert found == [-2, -2, -0.5, -0.5, 0.5]
+    config.write_text(f"[sampling]\n{limit}\n{rewards}")
+    with pytest.raises(
+        ConfigError, match=r"rewards\.format counts from the run's end: say num_steps, or give it from"
+    ):
+        rubric_of(config)
+    config.write_text("[rewards.overlong]\nbuffer = 4\n")
+    with pytest.raises(
+        ConfigError, match=r"rewards\.overlong follows sampling.max_new_tokens, which is None: say how"
+    ):
+        rubric_of(config)
+
+
 def test_a_rubrics_row_may_name_its_language(tmp_path):
     config = tmp_path / "config.toml"
     config.write_text("[rewards]\nlanguage = 1.0\n")
