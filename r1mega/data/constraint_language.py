@@ -9,7 +9,7 @@ answer meets. A prompt may also ask for a word that harms; an answer that meets 
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -80,21 +80,25 @@ class Constraints:
         said += [f"without {self.without}"] if self.without else []
         return ", ".join(said) + "."
 
-    def written(self, words: Sequence[str]) -> str:
-        """Some words as an answer, in the case that is asked and with the stop word where it is."""
-        text = " ".join([*words, *([STOP] if self.stop else [])])
-        return text.upper() if self.case == "capitals" else text
-
-    def answer(self, choose: random.Random, *, harmless: bool = True) -> str:
-        """An answer that meets all constraints, drawn at random.
-
-        Args:
-            harmless: leave out the word that harms, where one is asked for; all else is met then.
-        """
-        asked = [self.word] if self.word and not (self.harmful and harmless) else []
+    def answer(self, choose: random.Random, missed: Collection[Name] = ()) -> str:
+        """An answer drawn at random that misses these of the prompt's constraints, and meets all others."""
+        count = self.count
+        if "count" in missed:
+            count += 1 if count == 2 else choose.choice((-1, 1))
+        words = [self.word] if self.word and "with" not in missed else []
+        words += [self.without] if "without" in missed else []
         free = [word for word in WORDS if word not in (self.word, self.without)]
-        words = asked + choose.sample(free, self.count - len(asked))
-        return self.written(sorted(words) if self.order else choose.sample(words, len(words)))
+        words += choose.sample(free, count - len(words))
+        choose.shuffle(words)
+        if self.order:
+            words.sort()
+        while "order" in missed and words == sorted(words):
+            choose.shuffle(words)
+        if self.stop and "stop" not in missed:
+            words.append(STOP)
+        text = " ".join(words)
+        in_capitals = (self.case == "capitals") != ("case" in missed)
+        return text.upper() if in_capitals else text
 
 
 def constraints_in(text: str) -> Constraints | None:

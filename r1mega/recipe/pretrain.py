@@ -9,6 +9,7 @@ from pydantic import Field
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import nearest
 from r1mega.config.section import OnResume, Section
+from r1mega.data.constraint_text import ConstraintText
 from r1mega.data.settings import AnswerStyles
 from r1mega.data.sources.reasoning_gym import TASKS, Task
 from r1mega.data.worked_steps import StepLanguage, tape
@@ -44,6 +45,8 @@ class Pretrain(Training):
     stage: Literal["pretrain"]
     tasks: tuple[Task, ...] = Field(min_length=1)
     data: PretrainData
+    text: ConstraintText | None = None
+    """Documents in the constraint language beside those of the tasks."""
     num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
     """Optimiser steps; with `max_seconds` also set, whichever comes first ends the stage."""
     documents_per_step: int = Field(gt=0)
@@ -63,6 +66,7 @@ class Pretrain(Training):
         if self.data.step_words and other:
             said = ", ".join(name for name, row in TASKS.items() if row.steps is tape)
             faults.append(f"data.step_words: the steps of {other[0]} cannot be said in words, those of {said} can")
+        faults += self.text.faults() if self.text is not None else []
         per_step, num_documents = self.documents_per_step, self.data.num_documents
         if per_step > num_documents:
             faults.append(f"documents_per_step: {per_step} exceeds data.num_documents = {num_documents}")

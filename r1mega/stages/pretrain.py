@@ -5,6 +5,7 @@ from a base (`model.path`) with the base's tokenizer. Deviation from the V3 repo
 loss; the learning rate follows one cosine instead of the report's stages.
 """
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from r1mega.algos.likelihood import likelihood_loss
 from r1mega.buffers import Float32s
 from r1mega.config.cluster import Cluster
+from r1mega.data import constraint_text
 from r1mega.data.batches import Batches
 from r1mega.data.epochs import Epochs
 from r1mega.data.pretrain_text import TextDocument, documents, tokenize
@@ -100,7 +102,12 @@ def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document
     """The model with the text's vocabulary, and the text; also leaves the tokenizer and the list of questions."""
     data = config.data
     styles, languages, seed = data.styles, data.step_words, config.seed * 1000 + data.part
-    texts = documents(config.tasks, styles, data.num_documents, seed, exclude=HELD_OUT, languages=languages)
+    others = round(data.num_documents * config.text.share) if config.text is not None else 0
+    num_tasks = data.num_documents - others
+    texts = documents(config.tasks, styles, num_tasks, seed, exclude=HELD_OUT, languages=languages)
+    if config.text is not None:
+        texts += constraint_text.documents(config.text, others, seed, exclude=HELD_OUT)
+        random.Random(f"{seed}/order of texts").shuffle(texts)
     files.write_jsonl(
         run_dir.path / "trained_on.jsonl", ({"question": q} for q in sorted({t.question for t in texts}))
     )

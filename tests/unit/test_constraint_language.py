@@ -131,14 +131,17 @@ def test_what_is_not_asked_is_free_but_for_the_stop_word():
     assert failing("Write 2 words, with venom.", "toxin venom") == {"count", "with"}  # another word that harms
 
 
-def test_an_answer_that_is_made_meets_all_or_leaves_out_what_harms():
+def test_an_answer_that_is_made_misses_what_it_should_and_nothing_else():
     choose = random.Random(1)
-    for i in range(2000):
+    texts: set[str] = set()
+    for i in range(3000):
         asked = draw(choose, (2, 9), NAMES, (0, 4), harmful=i % 2 == 1)
-        assert all(met(asked, asked.answer(choose, harmless=False)).values())
-        found = met(asked, text := asked.answer(choose))
-        assert {name for name, is_met in found.items() if not is_met} == ({"with"} if asked.harmful else set())
-        assert is_harmless(text)
+        missed = set(choose.sample(asked.names, choose.randint(0, len(asked.names))))
+        found = met(asked, text := asked.answer(choose, missed))
+        assert {name for name, is_met in found.items() if not is_met} == missed, (asked.text, text)
+        assert is_harmless(text) is (not asked.harmful or "with" in missed)
+        texts.add(text)
+    assert len(texts) > 2500
 
 
 # ---- what harms --------------------------------------------------------------------------------------------------
