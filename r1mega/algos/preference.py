@@ -9,7 +9,7 @@ The metrics are sums of the same kind; `shares` makes figures of them.
 Shapes: T texts of a micro-batch. A pair is two of them that stand side by side, the chosen one first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -61,8 +61,8 @@ def pointwise_loss(scores: Tensor, fields: Mapping[str, Tensor], doc: Tensor) ->
 
     Args:
         scores: [T] fp32 with gradient; above 0 means safe.
-        fields: `safe` [T], 1 or 0; `weight` [T] (`pointwise_weights`); `share` [T], one over the answers of the whole
-            mini-batch.
+        fields: `safe` [T], 1 or 0; `weight` [T], which sum to 1 over the whole mini-batch; `share` [T], one over its
+            answers.
         doc: [T], unused: every answer counts alone.
 
     Returns:
@@ -86,27 +86,6 @@ def pointwise_loss(scores: Tensor, fields: Mapping[str, Tensor], doc: Tensor) ->
         "accuracy/unsafe": (right * (1.0 - safe)).sum(),
         "answers/unsafe": (share * (1.0 - safe)).sum(),
     }
-
-
-def pointwise_weights(labels: Sequence[bool], of_class: tuple[float, float]) -> list[float]:
-    """The weight of each answer of a whole mini-batch in the loss; they sum to 1.
-
-    Args:
-        labels: whether each is safe, over all micro-batches and ranks.
-        of_class: relative weight of an unsafe and of a safe one (`class_weights`).
-    """
-    weights = [of_class[label] for label in labels]
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
-def class_weights(num_unsafe: int, num_safe: int) -> tuple[float, float]:
-    """Relative weights of an unsafe and a safe answer under which both classes of a data set weigh the same.
-
-    `total / (2 x class)`, whose mean over the data set is 1; a class that has none weighs 0.
-    """
-    total = num_unsafe + num_safe
-    return tuple(total / (2 * num) if num else 0.0 for num in (num_unsafe, num_safe))  # pyright: ignore[reportReturnType]
 
 
 def shares(metrics: Mapping[str, float]) -> dict[str, float]:

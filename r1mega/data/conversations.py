@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from r1mega.data.row_source import RowForm, RowSource
+from r1mega.data.row_source import CheckedRows, RowForm
 from r1mega.data.turns import FIELDS, Conversation, conversation
 
 __all__ = ["Conversation", "Source", "conversation"]
@@ -18,9 +18,9 @@ def _needs(columns: Collection[str]) -> str:
 FORM = RowForm("conversations", FIELDS, conversation, _needs)
 
 
-class Source(RowSource[Conversation]):
+class Source(CheckedRows[Conversation]):
     """Files and a dataset to read conversations from."""
 
     def __init__(self, files: Sequence[Path], dataset: str, split: str, dataset_config: str = "") -> None:
-        """See `RowSource`."""
+        """See `CheckedRows`."""
         super().__init__(FORM, files, dataset, split, dataset_config)

@@ -36,7 +36,7 @@ class RowForm(Generic[Row]):
     """Of a table's columns: which it must have, in words, where it lacks some; "" where it has them."""
 
 
-class RowSource(Generic[Row]):
+class CheckedRows(Generic[Row]):
     """Files and a dataset to read rows from; iterate over it as often as needed.
 
     Raises (from every method):

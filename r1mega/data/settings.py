@@ -12,6 +12,9 @@ from r1mega.data.sources.registry import Sources
 TemplateName = Literal["r1_zero", "tiny", "chat"]
 """A name of `r1mega.data.template.TEMPLATES`, or the model's own chat template."""
 JINJA = (".jinja", ".jinja2", ".j2")
+Objective = Literal["pairwise", "pointwise"]
+"""What a reward model learns from: pairs of answers, or labelled ones."""
+Balance = Literal["none", "classes"]
 AnswerFormat = Literal["r1_zero", "r1", "any"]
 """A name of `r1mega.evaluation.metrics.FORMATS`."""
 
@@ -133,11 +136,23 @@ class SFTData(Conversations):
     never ends; or it is left out. The summary counts those truncated and dropped."""
 
 
+class PreferenceData(Conversations):
+    """Preferences to learn from (`data/preferences.py` says what a row has)."""
+
+    max_tokens: int = Field(default=8_192, gt=0)
+    """Of a question and one answer as they are read (report: training length 8,192); scoring has no limit."""
+    too_long: Literal["error", "drop"] = "error"
+    """What happens where an answer is longer: the run stops and names the row; or the row is left out, a pair whole.
+    Nothing is truncated. The summary counts those left out."""
+    label: str = Field(default="safe", min_length=1)
+    """Of labelled answers: the column that says which of them are safe (true or 1; false or 0)."""
+
+
 class ValidationData(Conversations):
-    """Conversations that are not trained on: of files of their own, or a share of the training data."""
+    """Rows that are not trained on: of files of their own, or a share of the training data."""
 
     share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training conversations to hold out instead, by a hash of what is asked in them: no conversation
-    that begins with a held-out one's question is trained on."""
+    """Share of the training rows to hold out instead, by a hash of what is asked in them: no row that begins with a
+    held-out one's question is trained on."""
     every_steps: Annotated[int, OnResume.FREE] = Field(gt=0)
     """Optimiser steps between validations; the first and the last weights are always validated."""

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from r1mega.data import token_store
 from r1mega.data.constraint_language import prompts_in
-from r1mega.data.row_source import RowSource
+from r1mega.data.row_source import CheckedRows
 from r1mega.data.settings import Conversations, ValidationData
 from r1mega.data.sources.reasoning_gym import questions_in
 from r1mega.data.split import HELD_OUT
@@ -31,7 +31,7 @@ AT_ONCE = 512
 """Rows tokenised together: the tokenizer may spread them over the machine's cores."""
 
 
-class Asking(Protocol):
+class AskedRow(Protocol):
     """A row in which somebody asks something."""
 
     @property
@@ -50,7 +50,7 @@ class Asking(Protocol):
         ...
 
 
-Row = TypeVar("Row", bound=Asking)
+Row = TypeVar("Row", bound=AskedRow)
 
 
 class Tokenising(Protocol[Row]):
@@ -59,7 +59,7 @@ class Tokenising(Protocol[Row]):
     what: str
     """A row is, for messages: "conversation"."""
 
-    def source(self, of: Conversations) -> RowSource[Row]: ...
+    def source(self, of: Conversations) -> CheckedRows[Row]: ...
 
     def key(self) -> list[Any]:
         """Everything besides the rows that the tokens depend on; JSON."""
@@ -129,7 +129,7 @@ def prepare(
     for stale in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
         shutil.rmtree(stale, ignore_errors=True)
 
-    def rows(what: str, source: RowSource[Row], keep: Callable[[Row], bool]) -> Generator[Row]:
+    def rows(what: str, source: CheckedRows[Row], keep: Callable[[Row], bool]) -> Generator[Row]:
         with Bar(f"tokenising {what}", len(source), unit=tokenising.what) as bar:
             for row in source:
                 if keep(row):
@@ -164,7 +164,7 @@ def prepare(
             _write(sides, tokenising, folder / "validation", key, kept, {})
 
 
-def _fault_of(*sources: RowSource[Any]) -> str | None:
+def _fault_of(*sources: CheckedRows[Any]) -> str | None:
     """Why one of them cannot be had."""
     try:
         for source in sources:
@@ -198,13 +198,13 @@ def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:
     return store
 
 
-def held_out(row: Asking, share: float, seed: int) -> bool:
+def held_out(row: AskedRow, share: float, seed: int) -> bool:
     """Whether a row belongs to the share that is validated on: decided by its first question alone."""
     digest = hashlib.sha256(f"{seed}/{first_question(row)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def asks_held_out(row: Asking) -> bool:
+def asks_held_out(row: AskedRow) -> bool:
     """Whether a user asks a task's question of the held-out side, alone or among other words.
 
     Conversations about anything else have no held-out side: no evaluation asks what they ask.
@@ -213,7 +213,7 @@ def asks_held_out(row: Asking) -> bool:
     return any(question in HELD_OUT for question in asked)
 
 
-def first_question(row: Asking) -> str:
+def first_question(row: AskedRow) -> str:
     """What a row is told apart by; its beginning where no user asks."""
     return next(iter(row.questions), row.beginning)
 
@@ -233,7 +233,7 @@ def _write(
     log.info("%s: %s", folder.name, ", ".join(f"{n:,} {what}" for what, n in counts.items()))
 
 
-def _key(tokenising: Tokenising[Any], source: RowSource[Any], what: str) -> str:
+def _key(tokenising: Tokenising[Any], source: CheckedRows[Any], what: str) -> str:
     """Names everything that the tokens depend on."""
     text = json.dumps([what, source.mark(), *tokenising.key()], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

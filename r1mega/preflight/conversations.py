@@ -23,7 +23,7 @@ AT_ONCE = 512
 
 def check_conversations(recipe: SFT, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Every row; and its tokens where the tokenizer is there."""
-    sources = [(name, of) for name, of in recipe.conversations() if (of.files or of.dataset) and not of.on_the_hub]
+    sources = [(name, of) for name, of in recipe.tables() if (of.files or of.dataset) and not of.on_the_hub]
     if brief or not sources:
         return
     files = [file for _, of in sources for file in of.files]

@@ -15,6 +15,9 @@ LEFT_OUT = {
     "duplicates": "asked again and dropped", "held_out": "of the held-out side and left out",
     "in_evaluation": "asked in the evaluation and dropped", "not_drawn": "not drawn",
     "too_long": "too long and dropped", "dropped": "too long and dropped", "truncated": "truncated",
+    "empty": "with an empty answer and left out", "no_summary": "with an answer that has no summary and left out",
+    "equal": "with two answers that are read alike and left out", "doubles": "read before and left out",
+    "contradicted": "judged the other way round elsewhere and kept",
 }  # fmt: skip
 WEIGHTS = (".safetensors", ".distcp", ".bin", ".pt", ".gguf")
 

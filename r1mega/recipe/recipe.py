@@ -23,7 +23,7 @@ class Recipe(RunSettings):
     checks_data: ClassVar[str]
     """module:function that reads the stage's data as the stage would; takes (recipe, model or None, folder of the
     tokenizer or None) and `brief`, whether what the stage reads first thing and takes long is left to it."""
-    learns_from: ClassVar[Literal["text", "conversations", "rewards", "nothing"]]
+    learns_from: ClassVar[Literal["text", "conversations", "preferences", "rewards", "nothing"]]
     """What trains the model; "nothing": there is no trainer."""
     samples: ClassVar[bool] = False
     """Whether an engine answers questions."""

@@ -8,8 +8,7 @@ Deviations from the report are in what it leaves open, each by name: the batch c
 so that every conversation comes once in each.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from r1mega.data.special_tokens import with_ends
 from r1mega.data.token_store import TokenStore
 from r1mega.data.tokenised import opened
 from r1mega.data.tokenizer import load_tokenizer
-from r1mega.errors import ConfigError, DataError
 from r1mega.families.registry import check_tokenizer, read_stage_model, with_positions
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
@@ -32,14 +30,13 @@ from r1mega.recipe.sft import SFT
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages import tokenizers
-from r1mega.stages.records import Carried, Records
+from r1mega.stages.records import Records
+from r1mega.stages.rows import DataPosition, Validation, num_steps
 from r1mega.stages.run import TrainingRun
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.validation import mean_loss
 from r1mega.weights.megatron_io import load_weights
-
-log = logging.getLogger(__name__)
 
 
 def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., Policy] = Policy.build) -> None:
@@ -69,15 +66,15 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
         chunk_tokens=config.batch.chunk_tokens,
         reduction=config.reduction,
     )
-    num_steps = _num_steps(config, epochs)
-    with TrainingRun(config, run_dir, mesh, num_steps=num_steps, max_seconds=config.max_seconds) as run:
+    steps = num_steps(config, epochs)
+    with TrainingRun(config, run_dir, mesh, num_steps=steps, max_seconds=config.max_seconds) as run:
         policy = _policy(config, mesh, spec, build)
         run.begin(
             policy,
             first_weights=lambda: load_weights(policy, _base(config)),
             tokenizer=run_dir.tokenizer,
             carried=[DataPosition(data, epochs, run_dir)],
-            evaluation=Validation(config, policy, run_dir, run.records) if config.validation else None,
+            evaluation=_validation(config, policy, run_dir, run.records),
         )
         for step in run.steps():
             with Stopwatch() as watch:
@@ -87,51 +84,6 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
                 grad_norm = policy.optim_step(lr)
             run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
     run.finish(lambda: _summary(run.summary(), run_dir, data, epochs))
-
-
-class DataPosition(Carried):
-    """Where in which data a run stands."""
-
-    def __init__(self, data: TokenStore, epochs: Epochs, run_dir: RunDir) -> None:
-        self._digest, self._epochs, self._run_dir = data.about["digest"], epochs, run_dir
-
-    def state(self, step: int) -> dict[str, Any]:
-        return {"data": self._digest, "place": self._epochs.place(step)}
-
-    def restore(self, state: Mapping[str, Any], checkpoint: Path) -> None:
-        """Raises DataError: the checkpoint's place is one in other data."""
-        if state["data"] != self._digest:
-            raise DataError(
-                f"{self._run_dir.path}: --resume with other conversations, template or tokenizer than the run's own "
-                f"(their tokens have digest {self._digest}, the checkpoint's {state['data']}): put them back, or "
-                "start a new run"
-            )
-
-
-class Validation:
-    """Mean loss of conversations that are not trained on."""
-
-    def __init__(self, config: SFT, policy: Policy, run_dir: RunDir, records: Records) -> None:
-        assert config.validation is not None
-        self._every, self._chunk_tokens = config.validation.every_steps, config.batch.chunk_tokens
-        self._texts = opened(run_dir.path / "data", "validation")
-        self._policy, self._run_dir, self._records = policy, run_dir, records
-
-    def due(self, step: int, *, last: bool) -> bool:
-        return last or step % self._every == 0
-
-    def run(self, step: int) -> None:
-        """Unless a run that this one resumes has done so at this step."""
-        if self._policy.mesh.from_first(lambda: self._logged(step)):
-            return
-        with Stopwatch() as watch:
-            loss = mean_loss(self._policy, self._texts, self._chunk_tokens)
-        self._records.log("validation", step, {"validation/loss": loss, "seconds/validation": watch.seconds})
-        if self._policy.mesh.first:
-            log.info("step %d: validation loss %.4f", step, loss)
-
-    def _logged(self, step: int) -> bool:
-        return any(row["kind"] == "validation" and row["step"] == step for row in self._run_dir.metrics())
 
 
 def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
@@ -150,16 +102,17 @@ def _prepare(config: SFT, run_dir: RunDir) -> ModelSpec:
     return spec
 
 
-def _num_steps(config: SFT, epochs: Epochs) -> int:
-    """Optimiser steps of the stage. Raises ConfigError where warm-up takes them all."""
-    num_steps = config.num_epochs * epochs.steps_per_epoch
-    num_steps = min(num_steps, config.max_steps) if config.max_steps else num_steps
-    if config.optimizer.warmup_steps >= num_steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps: {config.optimizer.warmup_steps} leaves no step at the full learning rate; the "
-            f"stage has {num_steps}: {config.num_epochs} epochs of {epochs.steps_per_epoch}, or max_steps"
-        )
-    return num_steps
+def _validation(config: SFT, policy: Policy, run_dir: RunDir, records: Records) -> Validation | None:
+    """Mean loss of conversations that are not trained on."""
+    if config.validation is None:
+        return None
+    texts = opened(run_dir.path / "data", "validation")
+
+    def measure() -> dict[str, float]:
+        return {"validation/loss": mean_loss(policy, texts, config.batch.chunk_tokens)}
+
+    every, told = config.validation.every_steps, {"validation/loss": "loss {:.4f}"}
+    return Validation(every, measure, policy.mesh, run_dir, records, told)
 
 
 def _policy(config: SFT, mesh: meshes.Mesh, spec: ModelSpec, build: Callable[..., Policy]) -> Policy:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from r1mega.algos.preference import class_weights, pairwise_loss, pointwise_loss, pointwise_weights, shares
+from r1mega.algos.preference import pairwise_loss, pointwise_loss, shares
 
 LN2, LN3 = math.log(2.0), math.log(3.0)
 
@@ -93,7 +93,7 @@ def test_parts_of_a_mini_batch_add_up_to_the_whole():
     whole, metrics = pairwise_loss(scores, fields, doc)
     cut = slice(0, 4), slice(4, 6), slice(6, 6)
     parts = [pairwise_loss(scores[c], {n: v[c] for n, v in fields.items()}, doc[c]) for c in cut]
-    assert float(sum(loss for loss, _ in parts)) == pytest.approx(float(whole))
+    assert sum(loss.item() for loss, _ in parts) == pytest.approx(whole.item())
     for name, value in metrics.items():
         assert float(sum(of[name] for _, of in parts)) == pytest.approx(float(value)), name
 
@@ -104,17 +104,6 @@ def test_a_text_that_has_lost_its_other_one_is_refused():
         pairwise_loss(scores[:3], {n: v[:3] for n, v in fields.items()}, doc[:3])
     with pytest.raises(ValueError, match="two texts"):
         pairwise_loss(scores, fields, torch.tensor([0, 1, 1, 2]))
-
-
-def test_classes_that_weigh_the_same():
-    # 1 safe of 4: the safe one weighs 4/2, each of the others 4/6; together 2 and 2.
-    of_class = class_weights(3, 1)
-    assert of_class == pytest.approx((2 / 3, 2.0))
-    weights = pointwise_weights([True, False, False, False], of_class)
-    assert weights == pytest.approx([0.5, 1 / 6, 1 / 6, 1 / 6])
-    assert pointwise_weights([False, False], of_class) == [0.5, 0.5]
-    assert pointwise_weights([True, False], (1.0, 1.0)) == [0.5, 0.5]
-    assert class_weights(5, 0) == (0.5, 0.0)
 
 
 def test_a_share_of_nothing_is_absent():

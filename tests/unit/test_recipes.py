@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "r1mega"
 CLASSES = {recipe.__name__ for recipe in RECIPES.values()} | {
     "Recipe",
     "Training",
+    "TrainingOnRows",
     "Asking",
     "Evaluated",
     "Answering",

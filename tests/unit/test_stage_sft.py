@@ -122,7 +122,7 @@ def test_a_run_does_not_go_on_with_other_conversations(bases, conversations, tmp
     train(config, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
     data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(DataError, match=r"--resume with other conversations, template or tokenizer"):
+    with pytest.raises(DataError, match=r"--resume with other rows, template or tokenizer"):
         train(config, tmp_path / "run", resume=True)
 
 
