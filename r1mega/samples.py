@@ -10,9 +10,11 @@ Behaviour logprobs (what the engine sampled with) and old logprobs (what the pol
 scored) are separate fields: the first comes from vLLM, the second from Megatron.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 from r1mega.buffers import Float32s, Int32s
@@ -180,6 +182,13 @@ class Document:
     >>> answer = Document(Int32s([0, 81, 2, 64, 1]), learn_from=3, fields={"weight": Float32s([0.5, 0.5])})
     >>> answer.target_spans, answer.num_targets
     (((3, 5),), 2)
+
+    For a model of scores (`families.score_head`) it is `scored`: one text or several, whose ends are the targets. The
+    two answers of a pair are one document, so that no packing and no layout parts them.
+
+    >>> pair = Document.of_texts([Int32s([0, 81, 1]), Int32s([0, 64, 7, 1])], {"margin": [2.0, 2.0]})
+    >>> pair.texts, pair.num_targets
+    (((0, 3), (3, 7)), 2)
     """
 
     token_ids: Int32s
@@ -189,10 +198,40 @@ class Document:
     """[num_targets] float32 each."""
     spans: tuple[tuple[int, int], ...] = ()
     """Ranges (start, stop) of targets, ascending and disjoint: the assistant's turns of a conversation."""
+    starts: tuple[int, ...] = ()
+    """Of a scored document: where in `token_ids` its second and further texts begin, ascending. A text attends to
+    nothing before it, and its positions count from 0."""
+    scored: bool = False
+    """Whether its targets are the last tokens of its texts, at each of which one score is read, and not tokens that
+    are to be predicted; `learn_from` and `spans` then say nothing."""
+
+    @classmethod
+    def of_texts(
+        cls, texts: Sequence[Int32s], fields: Mapping[str, Sequence[float]] = MappingProxyType({})
+    ) -> "Document":
+        """A scored document of the texts, in their order.
+
+        Args:
+            texts: [S_i] int32 each, none of them empty.
+            fields: of each name one number a text.
+        """
+        token_ids, starts = Int32s(), list[int]()
+        for text in texts:
+            starts.append(len(token_ids))
+            token_ids = token_ids + text
+        given = {name: Float32s(values) for name, values in fields.items()}
+        return cls(token_ids, fields=given, starts=tuple(starts[1:]), scored=True)
+
+    @property
+    def texts(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of each text in `token_ids`; one unless there are `starts`."""
+        return tuple(pairwise((0, *self.starts, len(self.token_ids))))
 
     @property
     def target_spans(self) -> tuple[tuple[int, int], ...]:
         """The ranges of targets, whichever way they were given."""
+        if self.scored:
+            return tuple((stop - 1, stop) for _, stop in self.texts)
         return self.spans or ((self.learn_from, len(self.token_ids)),)
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.errors import ConfigError, DataError
+from r1mega.families.score_head import with_score_head
 from r1mega.families.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def with_ends(spec: ModelSpec, tokenizer: Any) -> ModelSpec:
     else:
         log.info("answers end with %s, by config.json, generation_config.json and tokenizer", " or ".join(told))
     eos: int | list[int] = decided[0] if len(decided) == 1 else list(decided)
-    return replace(spec, eos=eos if isinstance(eos, int) else decided, hf={**spec.hf, "eos_token_id": eos})
+    changed = replace(spec, eos=eos if isinstance(eos, int) else decided, hf={**spec.hf, "eos_token_id": eos})
+    return with_score_head(changed) if spec.head == "score" else changed  # whose padding must be none of them
 
 
 def begin(tokenizer: Any) -> tuple[int, ...]:

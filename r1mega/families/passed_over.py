@@ -38,7 +38,7 @@ WHATEVER: Mapping[str, tuple[str, ...]] = {
     "what a call returns beside the logits": (
         "output_attentions", "output_hidden_states", "return_dict", "tie_last_hidden_states",
     ),
-    "heads of other tasks, which `architectures` rules out": (
+    "labels of a classifier, which `score_head` looks at where `architectures` states one": (
         "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params",
     ),
     "tokens and classes of a tokenizer, which says them itself": (

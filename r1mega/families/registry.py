@@ -10,7 +10,8 @@ from r1mega.errors import ConfigError
 from r1mega.families import deepseek_v3, llama, qwen2, qwen3
 from r1mega.families.fields import read_json
 from r1mega.families.passed_over import LENGTHS
-from r1mega.families.spec import ModelSpec
+from r1mega.families.score_head import read_with_head
+from r1mega.families.spec import Head, ModelSpec
 
 FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], ModelSpec]] = {
     "deepseek_v3": deepseek_v3.read,
@@ -47,17 +48,22 @@ def with_positions(spec: ModelSpec, max_positions: int) -> ModelSpec:
     return dataclasses.replace(spec, max_positions=max_positions, hf=hf)
 
 
-def read_stage_model(model: Model) -> ModelSpec:
+def read_stage_model(model: Model, head: Head = "lm") -> ModelSpec:
     """The model that a stage starts from: as its folder says where that is there, otherwise as its config does.
 
+    Args:
+        head: what the stage trains; a score head may also begin on a language model, which has none yet.
+
     Raises:
-        ConfigError: as `read_model`; or both are there and describe different models: lists the fields that differ.
+        ConfigError: as `read_model`, or as `read_language_model` for a stage of those; or both are there and describe
+            different models: lists the fields that differ.
     """
-    stated = read_model(model.config) if model.config is not None else None
+    read = read_language_model if head == "lm" else read_model
+    stated = read(model.config) if model.config is not None else None
     if stated is not None and (model.path is None or not model.path.exists()):
         return stated
     assert model.path is not None, "a recipe has one of the two"
-    found = read_model(model.path)
+    found = read(model.path)
     if stated is not None and (differing := differences(stated, found)):
         raise ConfigError(
             "\n  ".join(
@@ -76,6 +82,22 @@ def differences(stated: ModelSpec, found: ModelSpec) -> list[str]:
     names = [f.name for f in dataclasses.fields(ModelSpec) if f.name not in ("hf", "rows")]
     pairs = [(name, getattr(stated, name), getattr(found, name)) for name in names]
     return [f"{name}: config has {ours!r}, the folder {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
+
+
+def read_language_model(path: Path) -> ModelSpec:
+    """`read_model` for all that trains, samples from or asks a language model.
+
+    Raises:
+        ConfigError: as `read_model`; or it is a reward model.
+    """
+    spec = read_model(path)
+    if spec.head == "score":
+        raise ConfigError(
+            f"{path}: a reward model ({spec.hf['architectures'][0]}), which gives scores and predicts no tokens; "
+            "give the folder of a language model here. A reward model belongs in a table of [rewards], or in the "
+            "[model] of stage = 'reward_model'"
+        )
+    return spec
 
 
 def read_model(path: Path) -> ModelSpec:
@@ -110,7 +132,7 @@ def model_of(hf: Mapping[str, Any], file: Path) -> ModelSpec:
     if family not in FAMILIES:
         raise ConfigError(f"{file}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}")
     try:
-        return FAMILIES[family](hf)
+        return read_with_head(hf, FAMILIES[family])
     except ConfigError as e:
         raise ConfigError(f"{file}: {e}") from e
     except (TypeError, ValueError, KeyError, AttributeError) as e:

@@ -3,7 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+Head = Literal["lm", "score"]
+"""What a model ends in: lm, the next token's logits; score, one number a text (`families.score_head`)."""
+OUTPUT_LAYER = "output_layer.weight"
+SCORE_HEAD = "score_head.weight"
+"""Megatron names of the two."""
 
 Shape = tuple[int, ...]
 
@@ -166,11 +172,16 @@ class ModelSpec:
     pad: int
     hf: Mapping[str, Any]
     rows: Callable[["ModelSpec"], list[Row]]
-    """The family's table."""
+    """The family's table of a language model."""
+    head: Head = "lm"
 
     def tensors(self) -> list[Row]:
         """The table of every tensor of the model, in the order in which it is exported and pushed."""
-        return self.rows(self)
+        table = self.rows(self)
+        if self.head == "lm":
+            return table
+        trunk = [row for row in table if row.kind is not Kind.COPY and row.megatron != OUTPUT_LAYER]
+        return [*trunk, Row(SCORE_HEAD, ("score.weight",), ((1, self.hidden_size),))]
 
     @property
     def ends(self) -> tuple[int, ...]:

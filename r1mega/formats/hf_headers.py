@@ -10,7 +10,7 @@ from pathlib import Path
 
 from r1mega.errors import WeightMappingError
 from r1mega.families.registry import model_of
-from r1mega.families.spec import ModelSpec
+from r1mega.families.spec import SCORE_HEAD, Kind, ModelSpec
 from r1mega.formats import fp8_blocks
 from r1mega.formats.hf_files import read_config, read_files
 from r1mega.formats.one_to_one import check_files
@@ -27,19 +27,28 @@ class HFHeaders:
     def __init__(self, path: Path, spec: ModelSpec | None = None) -> None:
         """Hold the folder against its own config.json, or against `spec`, which it then need not state.
 
+        A model of scores may begin on a language model: a folder whose config.json states one is held against that,
+        and its table must have all of the model's but the score head.
+
         Raises:
             ConfigError: config.json is missing, not understood, or quantised in another way than DeepSeek's.
             WeightMappingError: no safetensors, or files and an index that cannot be read.
         """
+        lacking: list[str] = []
         if spec is not None and not (path / "config.json").is_file():
             self.quantised = False
         else:
             fields, self.quantised = read_config(path)
-            spec = spec or model_of(fields, path / "config.json")
+            if spec is None or spec.head == "score":
+                stated = model_of(fields, path / "config.json")
+                if spec is not None and stated.head == "lm":
+                    lacking = _lacking(stated, spec)
+                spec = stated if spec is None or stated.head == "lm" else spec
         self.path, self.spec = path, spec
         self.table = spec.tensors()
         self.entries, self.faults = read_files(path)
         """Every tensor of every file; and what is wrong with them."""
+        self.faults += lacking
         self.places = {entry.name: (file, entry) for file, entry in self.entries}
         self.left_out = [name for name in self.places if _is_inverse_frequencies(spec, name)]
         """Inverse frequencies of rotary positions, which old folders keep with the weights; nobody reads them."""
@@ -92,6 +101,16 @@ class HFHeaders:
     def files(self) -> list[Path]:
         """What the weights lie in."""
         return sorted({file for file, _ in self.entries})
+
+
+def _lacking(stated: ModelSpec, wanted: ModelSpec) -> list[str]:
+    """Rows of a model of scores that the language model on which it begins has not, or in another shape."""
+    found = {row.megatron: (row.hf, row.hf_shapes) for row in stated.tensors() if row.kind is not Kind.COPY}
+    return [
+        f"{row.hf[0]}: the model of scores needs {row.hf_shapes[0]}, the folder's config.json describes another"
+        for row in wanted.tensors()
+        if row.megatron != SCORE_HEAD and found.get(row.megatron) != (row.hf, row.hf_shapes)
+    ]
 
 
 def _is_inverse_frequencies(spec: ModelSpec, name: str) -> bool:

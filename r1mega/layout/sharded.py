@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1mega.families.spec import Kind, Row, Shape, Shard
+from r1mega.families.spec import SCORE_HEAD, Kind, Row, Shape, Shard
 from r1mega.layout.shards import part_shape
 
 _NORMS = {
@@ -66,7 +66,7 @@ def extra_states(table: Sequence[Row]) -> list[str]:
     keys: dict[str, None] = {}
     for row in table:
         module, _, leaf = row.megatron.rpartition(".")
-        if row.kind is Kind.COPY or leaf != "weight" or len(row.shape) != 2:
+        if row.kind is Kind.COPY or leaf != "weight" or len(row.shape) != 2 or row.megatron == SCORE_HEAD:
             continue
         name, expert = _unstack(module + ".")
         number, count = (expert, experts[name + "weight"]) if expert is not None else (0, 1)

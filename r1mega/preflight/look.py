@@ -98,7 +98,7 @@ def _model(recipe: Recipe) -> ModelSpec | None:
     model = recipe.model
     if model.config is None and not (model.path and model.path.exists()):
         return None
-    return read_stage_model(model)
+    return read_stage_model(model, recipe.head)
 
 
 def _missing_here(recipe: Recipe, cluster: Cluster, spec: ModelSpec | None) -> list[str]:

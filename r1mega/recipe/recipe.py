@@ -8,7 +8,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import Input
 from r1mega.config.model import Model
 from r1mega.config.section import RunSettings
-from r1mega.families.spec import ModelSpec
+from r1mega.families.spec import Head, ModelSpec
 from r1mega.recipe.memory import Holds, memory_faults
 
 
@@ -25,6 +25,8 @@ class Recipe(RunSettings):
     tokenizer or None) and `brief`, whether what the stage reads first thing and takes long is left to it."""
     learns_from: ClassVar[Literal["text", "conversations", "preferences", "rewards", "nothing"]]
     """What trains the model; "nothing": there is no trainer."""
+    head: ClassVar[Head] = "lm"
+    """What the model that it trains or asks ends in."""
     samples: ClassVar[bool] = False
     """Whether an engine answers questions."""
     keeps_data: ClassVar[bool] = False

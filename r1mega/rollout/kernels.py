@@ -20,6 +20,12 @@ def kernel_faults(spec: ModelSpec, tp: int) -> list[str]:
     Args:
         tp: `rollout.tp`, ranks of the engine.
     """
+    if spec.head == "score":
+        named = spec.hf["architectures"][0]
+        return [
+            f"model: a reward model ({named}), which gives scores and predicts no tokens, so that the engine could "
+            "sample none; give the folder of a language model"
+        ]
     attention, faults = spec.attention, list[str]()
     if isinstance(attention, Latent):
         plain = (attention.kv_lora_rank, attention.qk_rope_dim) != tuple(MLA.values())

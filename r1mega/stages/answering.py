@@ -64,13 +64,13 @@ def ask_folder(
         ConfigError, DataError: settings, questions and tokenizer do not fit each other.
     """
     from r1mega.data.tokenizer import load_tokenizer
-    from r1mega.families.registry import check_tokenizer, read_model
+    from r1mega.families.registry import check_tokenizer, read_language_model
     from r1mega.rollout.served import ServedModel
 
     path = config.model.path
     assert path is not None, "the recipe demands it"
     tokenizer = load_tokenizer(path)
-    spec = read_model(path)
+    spec = read_language_model(path)
     check_tokenizer(spec, tokenizer, path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
     form = PromptForm(config.prompt, tokenizer)

@@ -23,7 +23,7 @@ from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.rollout import reward_metrics, summarise
 from r1mega.errors import ConfigError, RolloutError
-from r1mega.families.registry import read_model
+from r1mega.families.registry import read_language_model
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.pool import Pool
@@ -236,7 +236,7 @@ def _scored(
 def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:
     objective, path = config.objective, _base(config)
     return build(
-        mesh.from_first(lambda: with_ends(read_model(path), load_tokenizer(path))),
+        mesh.from_first(lambda: with_ends(read_language_model(path), load_tokenizer(path))),
         mesh,
         config.optimizer,
         config.batch,

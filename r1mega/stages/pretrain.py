@@ -20,7 +20,7 @@ from r1mega.data.pretrain_text import TextDocument, documents, tokenize
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer, train_tokenizer
-from r1mega.families.registry import check_tokenizer, read_model
+from r1mega.families.registry import check_tokenizer, read_language_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.pretrain import Pretrain
@@ -128,12 +128,12 @@ def _tokenizer(config: Pretrain, texts: list[TextDocument], run_dir: RunDir) -> 
 
 def _spec(config: Pretrain, tokenizer: Any) -> ModelSpec:
     if config.model.path is not None:
-        spec = read_model(config.model.path)
+        spec = read_language_model(config.model.path)
         check_tokenizer(spec, tokenizer, config.model.path)
         return with_ends(spec, tokenizer)
     assert config.model.config is not None, "the recipe demands it"
     vocab_size = -(-len(tokenizer) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return read_model(config.model.config).with_vocab(
+    return read_language_model(config.model.config).with_vocab(
         vocab_size, bos=tokenizer.bos_token_id, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id
     )
 

@@ -19,7 +19,7 @@ from r1mega.data.question import NO_VERIFIER
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError, RewardError, listed
-from r1mega.families.registry import check_tokenizer, read_model
+from r1mega.families.registry import check_tokenizer, read_language_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking, Evaluated
@@ -89,7 +89,7 @@ def ask(config: GRPO) -> Questions:
     assert config.model.path is not None
     tokenizer = load_tokenizer(config.model.path)
     form = PromptForm(config.prompt, tokenizer)
-    spec = read_model(config.model.path)
+    spec = read_language_model(config.model.path)
     check_tokenizer(spec, tokenizer, config.model.path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer, spec.ends))  # before anything starts
     log.info("a question is put as %r", form.write("{question}"))

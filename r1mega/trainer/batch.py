@@ -6,18 +6,21 @@ and S the length of all chunks), of which a context-parallel rank has its part (
 Shapes: B chunks of a micro-batch, S tokens of a chunk, T targets of a micro-batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from r1mega.config.cluster import TrainerLayout
 from r1mega.config.training import Batch
 from r1mega.data.packing import pack
 from r1mega.errors import DataError
+from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document
 from r1mega.trainer.context import zigzag
+from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.network.attention import Segments, segments
 from r1mega.trainer.network.thd import Packed, document_multiple, packed, padded, to_device
 
@@ -46,17 +49,38 @@ class Form:
 BESIDE = Form()
 
 
+def form_of(mesh: Mesh, *, packed: bool) -> Form:
+    """How a rank's tensors lie; `packed`: its layers take chunks behind each other, as Transformer Engine's do."""
+    if not packed:
+        return BESIDE
+    return Form(packed=True, cp=mesh.layout.cp, rank=mesh.context_rank, tp=mesh.layout.tp)
+
+
+def in_groups_of(layout: TrainerLayout) -> int:
+    """Of what the number of micro-batches is a multiple: a virtual pipeline moves one for each of its ranks."""
+    return layout.pp if layout.vpp > 1 else 1
+
+
+def check_kind(documents: Sequence[Document], spec: ModelSpec) -> None:
+    """Raises DataError where a document is not of the kind that the model's head reads."""
+    for i, document in enumerate(documents):
+        if document.scored != (spec.head == "score"):
+            what = "is scored, and a language model" if document.scored else "is not scored, and a model of scores"
+            remedy = "documents of tokens to predict" if document.scored else "those that Document.of_texts makes"
+            raise DataError(f"document {i}: {what} is to read it, which takes {remedy}")
+
+
 @dataclass(frozen=True)
 class Targets:
-    """Tokens to predict. `rows` indexes hidden states [S, B, H] flattened to [S * B, H].
+    """Tokens to predict, or ends of texts to score. `rows` indexes hidden states [S, B, H] flattened to [S * B, H].
 
     A context-parallel rank has those t of the T targets whose row it has.
     """
 
     rows: Tensor
-    """[t] int64: the position that predicts each target."""
+    """[t] int64: the position that predicts each target, or at which a text's score is read."""
     ids: Tensor
-    """[t] int64: the token it should predict."""
+    """[t] int64: the token it should predict; of a text the token at its end."""
     places: Tensor | None = None
     """[t] int64: which of all targets each is; None where this rank has all."""
     count: int | None = None
@@ -87,14 +111,15 @@ class Ahead:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass needs. Documents of a chunk neither attend to nor predict each other."""
+    """What one forward pass needs. Documents of a chunk, and texts of a document, neither attend to nor predict each
+    other."""
 
     input_ids: Tensor
     """[B, S] int64, padded with 0."""
     position_ids: Tensor
-    """[B, S] int64, counted from each document's start."""
+    """[B, S] int64, counted from each text's start."""
     segments: Segments | Packed
-    """Which positions attend to each other: those of one document."""
+    """Which positions attend to each other: those of one text."""
     padding_mask: Tensor
     """[B, S] bool, True = padding."""
     ahead: tuple[Ahead, ...]
@@ -150,16 +175,8 @@ def micro_batches(
     """
     names = set(documents[0].fields) if documents else set()
     for i, d in enumerate(documents):
-        ends = [1, *(end for span in d.target_spans for end in span), len(d.token_ids)]
-        if sorted(ends) != ends:
-            targets = f"spans {d.spans}" if d.spans else f"learn_from {d.learn_from}"
-            raise DataError(f"document {i}: {targets} with {len(d.token_ids)} tokens")
-        if set(d.fields) != names:
-            raise DataError(f"document {i}: fields {sorted(d.fields)}, the first one has {sorted(names)}")
-        wrong = {n: len(v) for n, v in d.fields.items() if len(v) != d.num_targets}
-        if wrong:
-            raise DataError(f"document {i}: {d.num_targets} targets, but fields of length {wrong}")
-    chunks = pack([padded(len(d.token_ids), form.multiple) for d in documents], batch.chunk_tokens)
+        _check(i, d, names)
+    chunks = pack([_rows_of(d, form) for d in documents], batch.chunk_tokens)
     num_chunks = agreed(len(chunks))
     if num_chunks == 0:
         raise DataError("no documents to train on: the mini-batch is empty")
@@ -171,6 +188,28 @@ def micro_batches(
         _micro_batch(documents, chunks[i : i + step], batch.chunk_tokens, sorted(names), mtp_depths, form)
         for i in range(0, len(chunks), step)
     ]
+
+
+def _check(i: int, d: Document, names: set[str]) -> None:
+    """Raises DataError where a document's targets, texts or fields do not fit it."""
+    if d.scored and any(start >= stop for start, stop in d.texts):
+        raise DataError(f"document {i}: texts that begin at {(0, *d.starts)} with {len(d.token_ids)} tokens")
+    if d.starts and not d.scored:
+        raise DataError(f"document {i}: has {len(d.texts)} texts and is not scored: make it with Document.of_texts")
+    ends = [0 if d.scored else 1, *(end for span in d.target_spans for end in span), len(d.token_ids)]
+    if sorted(ends) != ends:
+        targets = f"spans {d.spans}" if d.spans else f"learn_from {d.learn_from}"
+        raise DataError(f"document {i}: {targets} with {len(d.token_ids)} tokens")
+    if set(d.fields) != names:
+        raise DataError(f"document {i}: fields {sorted(d.fields)}, the first one has {sorted(names)}")
+    wrong = {n: len(v) for n, v in d.fields.items() if len(v) != d.num_targets}
+    if wrong:
+        raise DataError(f"document {i}: {d.num_targets} targets, but fields of length {wrong}")
+
+
+def _rows_of(d: Document, form: Form) -> int:
+    """What a document takes of a chunk: each text is padded by itself."""
+    return sum(padded(stop - start, form.multiple) for start, stop in d.texts)
 
 
 def by_document(
@@ -210,18 +249,17 @@ def _micro_batch(
         for i in chunk:
             d = documents[i]
             tokens = np.asarray(d.token_ids)
-            length = len(tokens)
-            ids.numpy()[b, start : start + length] = tokens
-            left[b, start : start + length] = torch.arange(length, 0, -1, dtype=torch.int32)
-            stop = start + padded(length, form.multiple)
-            runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
-            for k in range(mtp_depths + 1):
-                for span_start, span_stop in d.target_spans:
-                    first = max(span_start, k + 1)  # the predictor, k + 1 back, lies in the document
-                    predictors = np.arange(start + first - k - 1, start + span_stop - k - 1)
-                    rows[k].append(predictors * stride + first_row)
-                    targets[k].append(tokens[first:span_stop])
-            start = stop
+            for text_start, text_stop in d.texts:
+                length = text_stop - text_start
+                ids.numpy()[b, start : start + length] = tokens[text_start:text_stop]
+                left[b, start : start + length] = torch.arange(length, 0, -1, dtype=torch.int32)
+                stop = start + padded(length, form.multiple)
+                runs.append(range(start * stride + first_row, stop * stride + first_row, stride))
+                shift = start - text_start  # from places in the document to places in the chunk
+                for k, back, (span_start, span_stop) in _predicted(d, text_start, text_stop, mtp_depths):
+                    rows[k].append((np.arange(span_start, span_stop) - back + shift) * stride + first_row)
+                    targets[k].append(tokens[span_start:span_stop])
+                start = stop
         run = padded(PADDING_RUN, form.multiple)
         for begin in range(start, size, run):
             last = min(begin + run, size)
@@ -248,6 +286,17 @@ def _micro_batch(
         fields={n: _joined([np.asarray(d.fields[n]) for d in placed], np.float32) for n in names},
         documents=tuple(order),
     )
+
+
+def _predicted(d: Document, start: int, stop: int, mtp_depths: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """(depth, how many tokens before a target it is read, range of targets) of one text, [start, stop)."""
+    if d.scored:
+        yield 0, 0, (stop - 1, stop)
+        return
+    for k in range(mtp_depths + 1):
+        for span_start, span_stop in d.target_spans:
+            # The predictor, k + 1 back, lies in the document.
+            yield k, k + 1, (max(span_start, k + 1), span_stop)
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type[np.number]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Micro-batches through Megatron's pipeline schedule: losses and gradients, or log-probabilities alone.
+"""Micro-batches through Megatron's pipeline schedule: losses and gradients, or log-probabilities or scores alone.
 
 Shapes: T targets of a micro-batch.
 """
@@ -20,12 +20,13 @@ from r1mega.trainer.mesh import Mesh
 
 LossFn = Callable[[Tensor, Mapping[str, Tensor], Tensor], tuple[Tensor, dict[str, Tensor]]]
 """(logp [T] fp32, fields each [T], doc [T]) -> (scalar loss, metrics). Weights inside `fields` are already
-normalised over the whole mini-batch: losses and metrics of micro-batches are summed, never averaged."""
+normalised over the whole mini-batch: losses and metrics of micro-batches are summed, never averaged. A model of
+scores gives the score of each text in the place of `logp`; the texts of a document stand behind each other."""
 
 TRAINING_METRICS = {
     "loss": "the loss function's value, without the MTP layers' part",
     "entropy": "of softmax(logits / temperature) at the targets, in nats: their mean with the loss's field `weight`, "
-    "where it has one",
+    "where it has one; of language models",
     "mtp_loss": "mean cross-entropy of the MTP layers in nats, where they ran",
 }
 """What `train` measures, whatever the loss."""
@@ -56,6 +57,10 @@ def train(
     totals: list[int] = mesh.sum_over_data(counts).clamp(min=1).tolist() if len(counts) else []
 
     def objective(batch: MicroBatch, states: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        if network.head == "score":
+            scores = _scores(network, states[0], batch.targets)
+            value, metrics = loss(scores, batch.fields, batch.doc) if batch.documents else (scores.sum(), {})
+            return value, {"loss": value.detach(), **metrics}
         logp, entropy = _logprobs_and_entropy(network, states[0], batch.targets, network.head_weight, temperature)
         # A micro-batch that only keeps this rank in step with the others has no targets, and nothing to say.
         value, metrics = loss(logp, batch.fields, batch.doc) if batch.documents else (logp.sum(), {})
@@ -85,8 +90,13 @@ def train(
 
 @torch.no_grad()
 def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, temperature: float) -> list[Tensor]:
-    """Log-probabilities [T] fp32 of each micro-batch's targets, on every rank. Changes no state of the model."""
-    network = chunks[-1].module
+    """Log-probabilities [T] fp32 of each micro-batch's targets, on every rank. Changes no state of the model.
+
+    Args:
+        chunks: as in `train`, or without Megatron's wrapper.
+        temperature: as in `Policy.logprobs`; a model of scores gives its scores whatever it is.
+    """
+    network = getattr(chunks[-1], "module", chunks[-1])
 
     def step(batches: Iterator[MicroBatch], model: Any) -> tuple[Any, Any]:
         batch = next(batches)
@@ -94,6 +104,8 @@ def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, t
         hidden = states[0] if isinstance(states, tuple) else states  # what an earlier stage sends on
 
         def collect(hidden: Tensor, non_loss_data: bool = True) -> Tensor:
+            if network.head == "score":
+                return _scores(network, hidden, batch.targets)
             return _logprobs(network, hidden, batch.targets, network.head_weight, temperature)
 
         return hidden, collect
@@ -120,6 +132,14 @@ def _logprobs_and_entropy(
     rows, options = _target_rows(network, hidden, targets, temperature)
     logp, entropy = target_logprobs(rows, weight, targets.ids, entropy=True, **options)
     return _of_all_rows(logp, targets), _of_all_rows(entropy, targets)
+
+
+def _scores(network: Any, hidden: Tensor, targets: Targets) -> Tensor:
+    """[T] fp32, with a gradient."""
+    if network.config.sequence_parallel:
+        # The head is whole on every rank, and so is the gradient that it sends back: summed it would be tp-fold.
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    return _of_all_rows(network.score_head(hidden.flatten(0, 1)[targets.rows]), targets)
 
 
 def _target_rows(network: Any, hidden: Tensor, targets: Targets, temperature: float) -> tuple[Tensor, dict[str, Any]]:

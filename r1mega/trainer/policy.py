@@ -16,7 +16,7 @@ from r1mega.families.spec import ModelSpec
 from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import forward
 from r1mega.trainer.balance import Balance
-from r1mega.trainer.batch import BESIDE, Form, MicroBatch, by_document, micro_batches
+from r1mega.trainer.batch import BESIDE, MicroBatch, by_document, check_kind, form_of, in_groups_of, micro_batches
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.network.build import build_model_chunks
@@ -72,7 +72,7 @@ class Policy:
         expert_bias_rate: float,
         seed: int,
     ) -> "Policy":
-        """A policy with random weights.
+        """A policy with random weights; with a score head where `spec` has one.
 
         Args:
             mtp: whether the MTP layers run, and how far their gradient reaches (`trainer.network.model.MTP`).
@@ -87,9 +87,7 @@ class Policy:
         for chunk in chunks:
             chunk.config.grad_scale_func = megatron_optimizer.scale_loss
         policy = cls(spec, mesh, chunks, megatron_optimizer, (optimizer, batch), mtp_loss_weight)
-        if layers == "transformer_engine":
-            layout = mesh.layout
-            policy.form = Form(packed=True, cp=layout.cp, rank=mesh.context_rank, tp=layout.tp)
+        policy.form = form_of(mesh, packed=layers == "transformer_engine")
         policy._zero_grad()
         policy._memory.put_optimizer_aside()
         return policy
@@ -136,15 +134,15 @@ class Policy:
         Args:
             documents: of this data-parallel rank, the same on all ranks of its model; every document with the same
                 fields.
-            loss: on log-probabilities at `temperature`; see `forward.LossFn`.
-            temperature: divides the logits (the report samples at 0.7 in its last stage).
+            loss: on log-probabilities at `temperature`, or on scores; see `forward.LossFn`.
+            temperature: divides the logits (the report samples at 0.7 in its last stage); no scores.
 
         Returns:
             The loss function's metrics and `forward.TRAINING_METRICS`, summed over micro-batches and data-parallel
             ranks; the same on every rank.
 
         Raises:
-            DataError: documents that cannot be packed.
+            DataError: documents that cannot be packed, or that are not of the kind that the model's head reads.
         """
         depths = self.spec.num_mtp_layers if self.network.mtp_mode != "off" else 0
         batches = self._micro_batches(documents, mtp_depths=depths)
@@ -199,6 +197,19 @@ class Policy:
             )
         return float(norm)
 
+    def scores(self, documents: Sequence[Document]) -> list[Tensor]:
+        """What a model of scores gives each text of scored documents; no gradient, no change of any state.
+
+        Returns:
+            For each document, in order, [number of its texts] fp32.
+
+        Raises:
+            DataError: as `forward_backward`.
+        """
+        if self.spec.head != "score":
+            raise RuntimeError("a language model gives no scores: build it of with_score_head(spec)")
+        return self._scored(documents, temperature=1.0)
+
     def logprobs(self, documents: Sequence[Document], *, temperature: float, reference: bool = False) -> list[Tensor]:
         """Log-probabilities of every document's targets; no gradient, no change of any state.
 
@@ -210,11 +221,10 @@ class Policy:
         Returns:
             For each document, in order, [num_targets] fp32.
         """
-        batches = self._micro_batches(documents, mtp_depths=0)
-        weights = self._reference_weights() if reference else torch.no_grad()
-        with weights, self.mesh.waiting("the other ranks to score"):
-            scored = forward.score(self.model_chunks, self.mesh, batches, temperature=temperature)
-        return by_document(documents, batches, scored)
+        if self.spec.head != "lm":
+            raise RuntimeError("a model of scores predicts no tokens: ask for `scores`")
+        with self._reference_weights() if reference else torch.no_grad():
+            return self._scored(documents, temperature=temperature)
 
     def routing_margins(self, documents: Sequence[Document]) -> list[Tensor]:
         """How close each position's choice of experts was to another one (`trainer.routing`).
@@ -253,15 +263,22 @@ class Policy:
 
     # ---- parts ------------------------------------------------------------------------------------------
 
+    def _scored(self, documents: Sequence[Document], *, temperature: float) -> list[Tensor]:
+        batches = self._micro_batches(documents, mtp_depths=0)
+        with self.mesh.waiting("the other ranks to score"):
+            scored = forward.score(self.model_chunks, self.mesh, batches, temperature=temperature)
+        return by_document(documents, batches, scored)
+
     def _micro_batches(self, documents: Sequence[Document], *, mtp_depths: int) -> list[MicroBatch]:
         self._memory.check()
+        check_kind(documents, self.spec)
         made = micro_batches(
             documents,
             self._batch,
             mtp_depths=mtp_depths,
             agreed=self.mesh.max_over_data,
             form=self.form,
-            multiple=self.mesh.layout.pp if len(self.model_chunks) > 1 else 1,
+            multiple=in_groups_of(self.mesh.layout),
         )
         return [batch.to(self.mesh.device) for batch in made]
 

@@ -1,5 +1,7 @@
 """Hugging Face folders: export of a policy, and the inverse through the same table."""
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from r1mega.errors import CheckpointError
-from r1mega.families.spec import Kind, Row
+from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.formats import companions
 from r1mega.formats.hf_files import SHARD_BYTES, shard_names, write_config, write_index
 from r1mega.formats.hf_folder import HFFolder
@@ -22,6 +24,8 @@ from r1mega.trainer.network.initial import local_part
 from r1mega.trainer.policy import Policy
 from r1mega.weights.source import PolicySource
 
+log = logging.getLogger(__name__)
+
 
 def export(
     policy: Policy,
@@ -33,8 +37,9 @@ def export(
 ) -> None:
     """Write config.json, safetensors, and what travels with them (`companions`); complete or not at all.
 
-    MTP layers are written under DeepSeek's published names, embedding and head repeated as published. Every rank
-    calls this; rank 0 writes.
+    MTP layers are written under DeepSeek's published names, embedding and head repeated as published; a model of
+    scores is transformers' sequence classification of its family, with one label. Every rank calls this; rank 0
+    writes.
 
     Args:
         folder: replaced if it exists.
@@ -62,6 +67,14 @@ def export(
         policy.mesh.barrier()
 
 
+SCORES = (
+    "It gives a text one score, the logit of its one label, read at the text's last token. Pad batches on the right, "
+    "with the token that `pad_token_id` of config.json names, whatever the tokenizer's own is: transformers reads a "
+    "score at the last token that is another."
+)
+"""What the card of a model of scores says."""
+
+
 def _write_all(
     policy: Policy,
     to: Path,
@@ -79,7 +92,8 @@ def _write_all(
         rows["policy"] = ", ".join(f"{what} {identity[what]}" for what in ("run", "step", "start", "recipe"))
     if source is not None:
         rows["tokenizer and licence of"] = f"`{source.resolve().name}`"
-    companions.write_card(to, source, library="transformers", title="Trained model", rows=rows, said=[])
+    title, said = ("Reward model", [SCORES]) if spec.head == "score" else ("Trained model", [])
+    companions.write_card(to, source, library="transformers", title=title, rows=rows, said=said)
 
 
 def _write_beside(
@@ -121,14 +135,32 @@ def _emptied(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
 def load_into(policy: Policy, folder: Path) -> None:
     """Fill a policy's weights from a Hugging Face folder, FP8 blocks multiplied out; the optimiser keeps its moments.
 
+    A policy with a score head takes one too from a folder that is a language model's: of that, output head and MTP
+    layers are left out, which is said, and the score head stays as it is.
+
     Raises:
         ConfigError: the folder is quantised in another way than DeepSeek's.
         WeightMappingError: no safetensors, an unreadable file, a wrong index, weights that are no floats, or tensors
             that do not map one to one; lists all.
     """
     files = HFFolder(folder, policy.spec)
+    if files.spec.head != policy.spec.head and policy.mesh.first:
+        say_left_out(folder, files.spec, policy.spec)
     fill(files.table, files.tensor, policy.state(), files.release)
     policy.weights_changed()
+
+
+def say_left_out(folder: Path, stored: ModelSpec, wanted: ModelSpec) -> None:
+    """Log what of a language model a model of scores does not take, and what it does not find there."""
+    taken = {row.megatron for row in wanted.tensors()}
+    rows = [row for row in stored.tensors() if row.kind is not Kind.COPY and row.megatron not in taken]
+    left_out = [] if stored.tied else ["its output head"]
+    left_out += [f"{stored.num_mtp_layers} MTP layer(s)"] if stored.num_mtp_layers else []
+    log.warning(
+        "%s: a language model; the score head begins at random, and %s (%s parameters) %s left out",
+        folder, " and ".join(left_out) or "nothing", f"{sum(math.prod(row.shape) for row in rows):,}",
+        "are" if len(left_out) > 1 else "is",
+    )  # fmt: skip
 
 
 def fill(

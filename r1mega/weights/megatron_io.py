@@ -4,7 +4,7 @@ from pathlib import Path
 
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import model_of
-from r1mega.families.spec import Kind, ModelSpec
+from r1mega.families.spec import SCORE_HEAD, Kind, ModelSpec
 from r1mega.formats.manifest import MANIFEST, read_model_fields
 from r1mega.formats.reader import CheckpointReader
 from r1mega.trainer.checkpoint.slices import find_slices
@@ -15,8 +15,8 @@ from r1mega.weights import hf_io
 def load_weights(policy: Policy, folder: Path) -> None:
     """Fill a policy's weights from a folder of either form, whatever its layout; the optimiser keeps its moments.
 
-    A Megatron folder may be a converted model or a training checkpoint, of which the weights alone are taken. Every
-    rank calls this.
+    A Megatron folder may be a converted model or a training checkpoint, of which the weights alone are taken; a model
+    of scores begins on a language model as with `hf_io.load_into`. Every rank calls this.
 
     Raises:
         WeightMappingError: as `hf_io.load_into`.
@@ -25,13 +25,20 @@ def load_weights(policy: Policy, folder: Path) -> None:
     if not (folder / ".metadata").is_file():
         hf_io.load_into(policy, folder)
         return
-    stored = _shapes(model_of(read_model_fields(folder), folder / MANIFEST))
-    wanted = _shapes(policy.spec)
+    found = model_of(read_model_fields(folder), folder / MANIFEST)
+    stored, wanted = _shapes(found), _shapes(policy.spec)
+    begins = policy.spec.head == "score" and found.head == "lm"
+    if begins:  # what neither takes of the other is no difference
+        stored = {name: shape for name, shape in stored.items() if name in wanted}
+        del wanted[SCORE_HEAD]
+        if policy.mesh.first:
+            hf_io.say_left_out(folder, found, policy.spec)
     if stored != wanted:
         # Looked at here because a vocabulary of another size would pass for one that is padded otherwise.
         differ = sorted(n for n in stored.keys() | wanted.keys() if stored.get(n) != wanted.get(n))
         raise CheckpointError(f"{folder}: belongs to another model; {len(differ)} tensors differ, first {differ[0]}")
-    CheckpointReader(folder).fill(find_slices(policy).weights(policy))
+    boxes = find_slices(policy).weights(policy)
+    CheckpointReader(folder).fill([box for box in boxes if not (begins and box.key == SCORE_HEAD)])
     policy.weights_changed()
 
 

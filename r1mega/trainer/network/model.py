@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.extensions.transformer_engine import te_checkpoint
 from megatron.core.fp8_utils import get_fp8_context
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
@@ -17,11 +18,12 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch import Tensor
 
 from r1mega.config.cluster import Recompute, TrainerLayout
-from r1mega.families.spec import Grouped, Latent, ModelSpec, Moe, Rope, Yarn
+from r1mega.families.spec import Grouped, Head, Latent, ModelSpec, Moe, Rope, Yarn
 from r1mega.layout.placement import stage_contents
 from r1mega.trainer.batch import Ahead
 from r1mega.trainer.network.attention import Segments
 from r1mega.trainer.network.layer_spec import Layers, decoder_spec, layer_fields, mtp_spec
+from r1mega.trainer.network.score_head import ScoreHead
 from r1mega.trainer.network.thd import Packed
 from r1mega.trainer.precision import model_fields
 
@@ -70,6 +72,25 @@ class PolicyModel(GPTModel):
     mtp_mode: MTP = "off"
     num_ids: int
     """Size of the vocabulary; embedding and output layer may be padded beyond it."""
+    head: Head = "lm"
+    """What the hidden states are for; a model of scores has `score_head` on the last pipeline stage instead of an
+    output layer."""
+    score_head: ScoreHead
+
+    def give_score_head(self) -> None:
+        """Put a score head where the output layer is, if this stage has one."""
+        self.head = "score"
+        if self.post_process:
+            del self.output_layer
+            self.score_head = ScoreHead(self.config)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        """Megatron's, without what it does to an output layer that is not there."""
+        if self.head == "score":
+            return super(LanguageModule, self).sharded_state_dict(prefix, sharded_offsets, metadata)
+        return super().sharded_state_dict(prefix, sharded_offsets, metadata)
 
     @property
     def head_weight(self) -> Tensor:
@@ -282,6 +303,8 @@ def build_model(
         vp_stage=chunk,
     )
     model.num_ids = spec.vocab_size
+    if spec.head == "score":
+        model.give_score_head()
     model.mtp_mode = mtp if spec.num_mtp_layers else "off"
     if model.mtp_mode == "off" and mtp_block is not None:
         # Frozen, or weight decay would move what is not trained.
