@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from r1mega.config.cluster import TrainerLayout
+from r1mega.config.cluster import Recompute, TrainerLayout
 from r1mega.config.pp_layout import expand
 from r1mega.families.spec import Kind, ModelSpec, Row
 from r1mega.layout.shards import axis, pieces
@@ -72,6 +72,22 @@ def stage_contents(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
     held[0] = "E" + held[0]
     held[-1] += "m" * spec.num_mtp_layers + "L"
     return held
+
+
+def layout_for(spec: ModelSpec, layout: TrainerLayout) -> TrainerLayout:
+    """The layout of the same ranks for another model than theirs, of which they need weights and no gradients.
+
+    Its layers are spread over the same stages in parts as equal as can be, and what a layout says of experts or of
+    recomputation is left out where it has none. Whether it then fits, `laws.model_faults` says.
+    """
+    changes: dict[str, object] = {"pipeline": "", "recompute": Recompute()}
+    if spec.moe is None:
+        changes |= {"ep": 1, "etp": None, "dispatcher": None}
+    plain = layout.model_copy(update=changes)
+    if layout.pp * layout.vpp == 1 or spec.num_layers < layout.pp * layout.vpp:
+        return plain
+    # In letters, since Megatron divides by itself only what comes out even.
+    return plain.model_copy(update={"pipeline": "|".join(stage_contents(spec, plain))})
 
 
 def stages(row: Row, spec: ModelSpec, layout: TrainerLayout) -> tuple[int, ...]:

@@ -79,6 +79,44 @@ class Aside:
         return found
 
 
+class Loan:
+    """Tensors that lie on the host and are lent their device for as long as they are used; nobody writes them."""
+
+    @torch.no_grad()
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Copies what the tensors lie in to the host, and frees it where it is."""
+        places = {t.untyped_storage().data_ptr(): t for t in tensors if t.untyped_storage().size()}
+        self._lent: list[tuple[Tensor, Tensor]] = []
+        for tensor in places.values():
+            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+            self._lent.append((tensor, host_copy(whole)))
+        self._free()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the host's memory, always, and of the device's within `here`."""
+        return sum(host.nbytes for _, host in self._lent)
+
+    @contextmanager
+    @torch.no_grad()
+    def here(self) -> Iterator[None]:
+        """With the tensors on their device."""
+        for tensor, host in self._lent:
+            storage = tensor.untyped_storage()
+            storage.resize_(host.nbytes)
+            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+            whole.copy_(host, non_blocking=True)
+        try:
+            yield
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        _wait((tensor.untyped_storage(), tensor.device) for tensor, _ in self._lent)
+        for tensor, _ in self._lent:
+            tensor.untyped_storage().resize_(0)
+
+
 class DeviceMemory:
     """What of a policy lies on its device: all of it or nothing, and its optimiser's state always or in use only."""
 

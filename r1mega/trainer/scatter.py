@@ -7,9 +7,10 @@ The same encoding is what a checkpoint keeps of a rollout that is not used up.
 """
 
 import io
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from megatron.core import parallel_state
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.packing import spread
-from r1mega.samples import Sample
+from r1mega.samples import Document, Sample
 from r1mega.trainer.mesh import Mesh
 
+T = TypeVar("T")
 MiniBatches = list[list[Sample]]
 IN_CHECKPOINT = "rollout.npz"
 """How the files of a checkpoint end that hold what data-parallel ranks had not yet learnt from."""
@@ -54,15 +56,33 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> M
         assert minibatches is not None
         return minibatches
     dp: int = parallel_state.get_data_parallel_world_size()
+    return decode(_dealt(mesh, None if minibatches is None else _divided(minibatches, dp, chunk_tokens), encode))
+
+
+def scatter_documents(mesh: Mesh, documents: Sequence[Document] | None, chunk_tokens: int) -> list[Document]:
+    """This rank's share of some documents, as `scatter`'s of samples; `spread` says which they are."""
+    if mesh.world_size == 1:
+        assert documents is not None
+        return list(documents)
+    shares = None
+    if documents is not None:
+        dp: int = parallel_state.get_data_parallel_world_size()
+        divided = spread([len(d.token_ids) for d in documents], chunk_tokens, dp)
+        shares = [[documents[i] for i in dealt] for dealt in divided]
+    return pickle.loads(_dealt(mesh, shares, pickle.dumps))
+
+
+def _dealt(mesh: Mesh, shares: Sequence[T] | None, encode: Callable[[T], bytes]) -> bytes:
+    """This rank's share, encoded. Rank 0 gives one for each data-parallel rank, in their order."""
     copy: Any = parallel_state.get_model_parallel_group()
     leader = dist.get_process_group_ranks(copy)[0]
     leaders = mesh.gather_over_data(leader)
     if mesh.context_rank:
-        return decode(_from_first_of_context(b"", mesh))
+        return _from_first_of_context(b"", mesh)
     data = b""
     if mesh.first:
-        assert minibatches is not None
-        own, *others = _divided(minibatches, dp, chunk_tokens)
+        assert shares is not None
+        own, *others = shares
         for rank, share in zip(leaders[1:], others, strict=True):
             _send(encode(share), rank, mesh)  # one at a time: together they are as large as the rollout
         data = encode(own)
@@ -72,7 +92,7 @@ def scatter(mesh: Mesh, minibatches: MiniBatches | None, chunk_tokens: int) -> M
     if copy.size() > 1:
         with mesh.waiting(f"rank {leader}, which hands on the samples"):
             dist.broadcast_object_list(found, leader, group=copy)
-    return decode(_from_first_of_context(found[0], mesh))
+    return _from_first_of_context(found[0], mesh)
 
 
 def _from_first_of_context(data: bytes, mesh: Mesh) -> bytes:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from r1mega.data.packing import spread
 from r1mega.rewards.reward import Score, Scorer, failed, scored
 from r1mega.rewards.rubric import Rubric
-from r1mega.samples import NO_LOGP, Document, Group, Sample
+from r1mega.samples import Document, Group
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.scatter import scatter
+from r1mega.trainer.scatter import scatter_documents
 
 
 def scored_by_models(
@@ -51,13 +51,11 @@ def scored_by_models(
 
 def _values(mesh: Mesh, documents: Sequence[Document], scorer: Scorer, chunk_tokens: int) -> list[float]:
     """On rank 0 the model's value of every document, in order; on the others nothing of use."""
-    bare = [Sample(d.token_ids[: d.learn_from], d.token_ids[d.learn_from :], 0.0, NO_LOGP) for d in documents]
-    (share,) = scatter(mesh, [bare] if mesh.first else None, chunk_tokens)
-    mine = [Document(s.prompt_ids + s.completion_ids, len(s.prompt_ids)) for s in share]
+    mine = scatter_documents(mesh, documents if mesh.first else None, chunk_tokens)
     by_rank = mesh.gather_over_data([float(value) for value in scorer.score(mine)])
     if mesh.world_size == 1:
         return by_rank[0]
-    # As scatter has divided them.
+    # As they were dealt.
     places = spread([len(d.token_ids) for d in documents], chunk_tokens, len(by_rank)) if mesh.first else []
     found = {i: v for dealt, values in zip(places, by_rank, strict=False) for i, v in zip(dealt, values, strict=True)}
     return [found[i] for i in range(len(documents))]

@@ -2,25 +2,22 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from r1mega.errors import CheckpointError
-from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.families.spec import Kind, ModelSpec
 from r1mega.formats import companions
 from r1mega.formats.hf_files import SHARD_BYTES, shard_names, write_config, write_index
 from r1mega.formats.hf_folder import HFFolder
-from r1mega.formats.mapping import to_megatron
-from r1mega.formats.one_to_one import raise_faults
 from r1mega.formats.torch_dtypes import dtype_name
 from r1mega.runtime.background import Background
 from r1mega.runtime.files import write_folder
-from r1mega.trainer.network.initial import local_part
+from r1mega.trainer.network.filling import fill
 from r1mega.trainer.policy import Policy
 from r1mega.weights.source import PolicySource
 
@@ -161,39 +158,6 @@ def say_left_out(folder: Path, stored: ModelSpec, wanted: ModelSpec) -> None:
         folder, " and ".join(left_out) or "nothing", f"{sum(math.prod(row.shape) for row in rows):,}",
         "are" if len(left_out) > 1 else "is",
     )  # fmt: skip
-
-
-def fill(
-    table: Sequence[Row],
-    read: Callable[[str], Tensor | None],
-    state: Mapping[str, Tensor],
-    done: Callable[[], None] = lambda: None,
-) -> None:
-    """Copy Hugging Face tensors into this rank's tensors of a Megatron model.
-
-    Args:
-        read: a tensor [its shape in the table] by its Hugging Face name, None for an absent copy (`check_files` says
-            what may be absent).
-        state: the live Megatron tensors that the rank holds, written in place and cast to their dtype.
-        done: called after each row, whose tensors are needed no more.
-
-    Raises:
-        WeightMappingError: a repeated embedding or head differs from its original.
-    """
-    faults = []
-    with torch.no_grad():
-        # Originals first: copies are compared with them.
-        for row in sorted((r for r in table if r.megatron in state), key=lambda r: r.kind is Kind.COPY):
-            target = state[row.megatron]
-            if row.kind is not Kind.COPY:
-                parts = [part for name in row.hf if (part := read(name)) is not None]
-                target.copy_(local_part(row, to_megatron(row, parts)))
-            for name in row.hf if row.kind is Kind.COPY else row.also:
-                copy = read(name)
-                if copy is not None and not torch.equal(local_part(row, copy).to(target), target):
-                    faults.append(f"{name}: differs from {row.megatron}, which it should repeat")
-            done()
-    raise_faults(faults, "the folder contradicts itself")
 
 
 def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:

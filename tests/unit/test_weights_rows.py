@@ -91,7 +91,7 @@ def test_the_vocabulary_is_padded_to_equal_shares(hf, tp, share):
 def test_a_repeated_tied_head_is_read_and_must_be_equal(mesh):
     from r1mega.errors import WeightMappingError
     from r1mega.formats.one_to_one import check_files
-    from r1mega.weights.hf_io import fill
+    from r1mega.trainer.network.filling import fill
 
     row = Row("embedding", ("embed",), ((4, 3),), Kind.DIRECT, Shard.VOCAB, also=("lm_head",))
     check_files([row], [("embed", (4, 3))])

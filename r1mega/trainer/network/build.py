@@ -3,11 +3,12 @@
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
+from r1mega.config.cluster import TrainerLayout
 from r1mega.families.spec import Grouped, ModelSpec
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.network.initial import initialise
 from r1mega.trainer.network.layer_spec import Layers
-from r1mega.trainer.network.model import MTP, build_model, megatron_config
+from r1mega.trainer.network.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
 from r1mega.trainer.precision import check_attention, check_device, gradient_fields
 
@@ -24,21 +25,43 @@ def build_model_chunks(
     Raises:
         ConfigError: the device has no such FP8, or no attention over packed rows.
     """
-    layout, device = mesh.layout, mesh.device.type
-    if layers == "transformer_engine":
-        check_attention(grouped=isinstance(spec.attention, Grouped))
-    check_device(layout.precision.fp8)
-    config = megatron_config(spec, layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device)
-    numbers = range(layout.vpp) if layout.vpp > 1 else (None,)
-    # Megatron draws weights too, which are overwritten.
-    with torch.random.fork_rng(devices=[] if device == "cpu" else [mesh.device]):
-        networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
+    layout = mesh.layout
+    networks = build_networks(spec, layout, layers, mesh.device, mtp=mtp, expert_bias_rate=expert_bias_rate)
     for network in networks:
-        # Megatron makes routers on the host, our local layers norms and whole matrices. The distributed optimizer's
-        # buffers would move what is trained; frozen layers, and everything without it, would stay behind.
-        network.to(mesh.device)
         initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False, **gradient_fields(layout)
     )
-    return [DistributedDataParallel(config=config, ddp_config=ddp, module=network) for network in networks]
+    return [DistributedDataParallel(config=network.config, ddp_config=ddp, module=network) for network in networks]
+
+
+def build_networks(
+    spec: ModelSpec,
+    layout: TrainerLayout,
+    layers: Layers,
+    device: torch.device,
+    *,
+    mtp: MTP = "off",
+    expert_bias_rate: float = 0.0,
+) -> list[PolicyModel]:
+    """The same without weights that mean anything, and without the wrapper, which holds gradients.
+
+    Args:
+        layout: of the ranks that Megatron's groups are formed for; its stages may be another model's.
+
+    Raises:
+        ConfigError: as `build_model_chunks`.
+    """
+    if layers == "transformer_engine":
+        check_attention(grouped=isinstance(spec.attention, Grouped))
+    check_device(layout.precision.fp8)
+    config = megatron_config(spec, layout, expert_bias_rate=expert_bias_rate, layers=layers, device=device.type)
+    numbers = range(layout.vpp) if layout.vpp > 1 else (None,)
+    # Megatron draws weights too, which are overwritten.
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        networks = [build_model(spec, config, mtp=mtp, layers=layers, chunk=chunk) for chunk in numbers]
+    for network in networks:
+        # Megatron makes routers on the host, our local layers norms and whole matrices. The distributed optimizer's
+        # buffers would move what is trained; frozen layers, and everything without it, would stay behind.
+        network.to(device)
+    return networks
