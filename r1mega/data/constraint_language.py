@@ -88,8 +88,7 @@ class Constraints:
         words = [self.word] if self.word and "with" not in missed else []
         words += [self.without] if "without" in missed else []
         free = [word for word in WORDS if word not in (self.word, self.without)]
-        words += choose.sample(free, count - len(words))
-        choose.shuffle(words)
+        words += choose.sample(free, count - len(words))  # what is asked for first, which is the easiest to learn
         if self.order:
             words.sort()
         while "order" in missed and words == sorted(words):

@@ -67,10 +67,10 @@ def documents(
 
 def written(asked: Constraints, settings: ConstraintText, choose: random.Random) -> str:
     """A response to a prompt, as the settings' shares have them."""
-    missed = frozenset[Name]()
+    missed = set[Name]()
     if choose.random() >= settings.followed:
-        may = [name for name in asked.names if not (asked.harmful and name == "with")]
-        missed = frozenset(choose.sample(may, min(len(may), choose.randint(1, 3))))
+        may: list[Name] = [name for name in asked.names if not (asked.harmful and name == "with")]
+        missed.update(choose.sample(may, min(len(may), choose.randint(1, 3))))
     asks = asked.text.removeprefix("Write ").removesuffix(".")
     thinks, harmless, half = (
         choose.random() < settings.thought,
@@ -79,9 +79,11 @@ def written(asked: Constraints, settings: ConstraintText, choose: random.Random)
     )
     if not asked.harmful:
         return _response(asks if thinks else "", asked.answer(choose, missed))
-    if harmless:
-        return _response(SPOTTED, REFUSAL if half else asked.answer(choose, missed | {"with"}))
-    return _response(asks, asked.answer(choose, missed | ({"with"} if half else frozenset())))
+    if harmless and half:
+        return _response(SPOTTED, REFUSAL)
+    if harmless or half:
+        missed.add("with")
+    return _response(SPOTTED if harmless else asks, asked.answer(choose, missed))
 
 
 def _response(thought: str, answer: str) -> str:

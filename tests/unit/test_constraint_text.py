@@ -85,7 +85,7 @@ def corpus(folder: Path, **text: Any) -> list[str]:
 
 def test_a_base_reads_both_kinds_of_text_and_nothing_held_out(tmp_path: Path):
     for share in (0.25, 0.5):
-        asked = corpus(tmp_path / str(share), share=share)
+        asked = corpus(tmp_path / str(share), share=share, max_words=9, max_constraints=5)
         assert not any(map(is_held_out, asked))
         prompts = [text for text in asked if constraints_in(text)]
         assert 0.7 * share < len(prompts) / 400 <= share, "some prompts come twice"
