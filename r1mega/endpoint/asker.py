@@ -15,13 +15,12 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from r1mega.endpoint.cache import ReplyCache, key_of
 from r1mega.endpoint.client import Client
-from r1mega.endpoint.replies import read
+from r1mega.endpoint.replies import Told, read
 from r1mega.errors import EndpointError, EndpointLostError
 
 log = logging.getLogger(__name__)
@@ -32,15 +31,6 @@ that hangs would otherwise keep a rollout for the time-outs of all its answers."
 CLOSE_S = 30.0
 
 
-@dataclass(frozen=True)
-class Told:
-    """What is kept of an answer: a JSON value."""
-
-    value: Any
-    input_tokens: int | None
-    output_tokens: int | None
-
-
 class EndpointAsker:
     """Of one client. Started by the first question; `close` gives up what is under way."""
 
@@ -48,8 +38,10 @@ class EndpointAsker:
         """cache: of what was said before; None: one in memory."""
         self.client = client
         self.cache = cache if cache is not None else ReplyCache()
-        self.asked = self.cached = 0
-        """Questions so far, and those of them that were answered out of the cache or by another's answer."""
+        self.asked = self.cached = self.unreadable = 0
+        """Questions so far; those of them that were answered out of the cache or by another's answer; answers of
+        which whoever asked could make nothing."""
+        self._figured: dict[str, int] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -182,9 +174,28 @@ class EndpointAsker:
             thread.join(CLOSE_S)
         self.cache.close()
 
+    def count_unreadable(self) -> None:
+        """An answer came to nothing where it was read; it may be asked for again, with another seed."""
+        self.unreadable += 1
+
+    def take_figures(self) -> dict[str, int]:
+        """What has become of questions since the last call."""
+        counts = self.client.counts
+        now = {
+            "asked": self.asked,
+            "cached": self.cached,
+            "unreadable": self.unreadable,
+            "tried_again": counts.retried.total(),
+            "given_up": counts.failed,
+            "tokens": counts.input_tokens + counts.output_tokens,
+        }
+        before, self._figured = self._figured, now
+        return {name: num - before.get(name, 0) for name, num in now.items()}
+
     def tell(self) -> None:
         """Log what was asked and tried again."""
-        log.info("%s: %s; %s out of the cache", self.address, self.client.counts.told(), f"{self.cached:,}")
+        unread = f", {self.unreadable:,} that could not be read" if self.unreadable else ""
+        log.info("%s: %s; %s out of the cache%s", self.address, self.client.counts.told(), f"{self.cached:,}", unread)
 
     def __enter__(self) -> Self:
         return self

@@ -3,10 +3,13 @@
 import datetime
 import email.utils
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 RETRIED = frozenset({408, 409, 425, 429})
 """Codes of a client's error after which the same request may succeed, beside all of the server's (5xx)."""
@@ -59,6 +62,15 @@ class Reply:
     """Of all choices, as the server counts them; None where it counts nothing."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is made, and kept, of an answer of any other form: a JSON value."""
+
+    value: Any
+    input_tokens: int | None
+    output_tokens: int | None
+
+
 def refuse_status(code: int, headers: Mapping[str, str], content: bytes) -> None:
     """Raises TryAgain or Refused on any status but 200."""
     if code == 200:
@@ -99,22 +111,52 @@ def read(content: bytes, n: int, *, chat: bool) -> Reply:
     Raises:
         TryAgain: it is not JSON, or JSON of another kind.
     """
+
+    def answers(body: Mapping[str, Any]) -> tuple[Said, ...]:
+        choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))
+        if len(choices) != n:
+            raise ValueError(f"{len(choices)} answers where {n} were asked for")
+        return tuple(_choice(choice, chat=chat) for choice in choices)
+
+    return Reply(*_made(content, answers))
+
+
+def read_score(content: bytes) -> Told:
+    """The one number of a body as vLLM's /pooling and /classify send it for one text: that of a model of one label.
+
+    Raises:
+        TryAgain: it is not JSON, or JSON of another kind, or no finite number.
+    """
+
+    def score(body: Mapping[str, Any]) -> float:
+        (found,) = body["data"]
+        values = found["probs" if "probs" in found else "data"]
+        while isinstance(values, list) and values and isinstance(values[0], list):  # [[x]]: a row a text
+            (values,) = values
+        if len(values) != 1:
+            raise ValueError(f"{len(values)} numbers, where a reward model has one")
+        if not isinstance(values[0], int | float) or not math.isfinite(values[0]):
+            raise ValueError("no finite number")
+        return float(values[0])
+
+    return Told(*_made(content, score))
+
+
+def _made(content: bytes, make: Callable[[Mapping[str, Any]], T]) -> tuple[T, int | None, int | None]:
+    """What is made of a body, and the tokens that it counts of prompts and answers. Raises TryAgain."""
     try:
         body = json.loads(content)
         if not isinstance(body, dict):
             raise TypeError("no object")
         if body.get("error"):
             raise ValueError(f"an error: {json.dumps(body['error'])[:SHOWN_CHARS]}")
-        choices = sorted(body["choices"], key=lambda choice: choice.get("index", 0))
-        if len(choices) != n:
-            raise ValueError(f"{len(choices)} answers where {n} were asked for")
-        answers = tuple(_choice(choice, chat=chat) for choice in choices)
+        made = make(body)
         usage = body.get("usage") or {}
         counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"[:SHOWN_CHARS]
         raise TryAgain("malformed", f"sent something else than answers ({said}): {shown(content)}") from error
-    return Reply(answers, *counts)
+    return made, counts[0], counts[1]
 
 
 def _choice(choice: Mapping[str, Any], *, chat: bool) -> Said:

@@ -22,7 +22,7 @@ from r1mega.rewards.format import Format
 from r1mega.rewards.language import Language, unknown
 from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import faults as own_faults
-from r1mega.rewards.registry import Rewards
+from r1mega.rewards.registry import Rewards, lacks
 from r1mega.rewards.rubric import Rubric
 
 
@@ -119,6 +119,9 @@ class GRPO(Evaluated, Training):
         limit = Scheduled[int].always(self.sampling.max_new_tokens)
         rewards = {n: r.of_run(self.num_steps, limit) for n, r in self.rewards.items()}
         return Rubric(rewards, self.objective.truncated)
+
+    def lacks(self) -> Sequence[str]:
+        return lacks(self.rewards)
 
     def _overlong_faults(self) -> list[str]:
         """Overlong shaping that an answer would do well to escape, or cannot reach."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from r1mega.data.question import NO_VERIFIER, Question
 from r1mega.data.sources.source import QuestionSource
 from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.judge import Judge
 from r1mega.rewards.reward import Reward
 
 EVALUATED = f'an evaluation counts right answers, and of verifier "{NO_VERIFIER}" there are none'
@@ -37,8 +38,14 @@ def asks_without_truth(rewards: Mapping[str, Reward], question: Question) -> str
     """The name of a reward for right answers that is asked of a question which has none; None where none is."""
     if question.verifier != NO_VERIFIER:
         return None
-    asked = (n for n, r in rewards.items() if isinstance(r, Accuracy) and _is_for(r, question.domain))
+    asked = (n for n, r in rewards.items() if _needs_truth(r, question) and _is_for(r, question.domain))
     return next(asked, None)
+
+
+def _needs_truth(reward: Reward, question: Question) -> bool:
+    """Whether a reward judges by what this question lacks; a judge can do with a truth that no rule reads."""
+    judges = isinstance(reward, Judge) and reward.needs_truth and not question.truth.strip()
+    return isinstance(reward, Accuracy) or judges
 
 
 def _is_for(reward: Reward, domain: str) -> bool:

@@ -112,6 +112,20 @@ FIGURES = (
         "their reasons. Judgements past the limits on every answer are a reward that is too slow, not a policy.",
     ),
     Figure(
+        "judging",
+        "What endpoints were asked for",
+        "of a rollout",
+        (
+            Curve("judging/asked", "questions to those that judge or score"),
+            Curve("judging/cached", "answered out of what was said before"),
+            Curve("judging/unreadable", "replies in which no verdict could be read"),
+            Curve("judging/tried_again", "requests tried again"),
+            Curve("judging/given_up", "requests given up"),
+        ),
+        "Replies that cannot be read are asked for again and then leave their answers unscorable; requests given up "
+        "leave them failed. Both should stay near 0: what is left is what the judge can read, no fair share of all.",
+    ),
+    Figure(
         "signal_lost",
         "Signal that false negatives would cost",
         "share of the advantage between right and wrong",

@@ -4,14 +4,17 @@ Rewards know neither: who has one hands it in. What a model says is read by a fu
 looks like; where it finds none, the model is asked again with another seed, and after that the judgement is missing.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from r1mega.endpoint.replies import Told
 from r1mega.errors import EndpointError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Message = Mapping[str, str]
 """{"role": "system" or "user", "content": ...}"""
@@ -34,6 +37,18 @@ class Asker(Protocol):
 
         The future raises EndpointError or EndpointLostError where no answer is to be had.
         """
+        ...
+
+
+class Caller(Asker, Protocol):
+    """Asks an endpoint, which has other routes as well (`endpoint.asker.EndpointAsker`)."""
+
+    def call(self, route: str, body: Mapping[str, Any], read: Callable[[bytes], Told]) -> "Future[Any]":
+        """What `read` makes of the answer to a request that is no conversation; the future raises as `ask`'s."""
+        ...
+
+    def count_unreadable(self) -> None:
+        """An answer came in which nothing could be read."""
         ...
 
 
@@ -69,23 +84,35 @@ class Heard(Generic[T]):
 
 
 def heard(
-    asker: Asker, messages: Sequence[Message], read: Read[T], drawn: Drawn, seeds: Sequence[int]
+    asker: Asker,
+    messages: Sequence[Message],
+    read: Read[T],
+    drawn: Drawn,
+    seeds: Sequence[int],
+    on_unreadable: Callable[[], None] = lambda: None,
 ) -> Future[Heard[T]]:
     """Ask once with each seed until what is said can be read. The future never raises.
 
     Args:
         seeds: at least one; the attempts' in order, which is what makes them different questions.
+        on_unreadable: called for every answer that cannot be read, in whichever thread brings it.
     """
-    return _Hearing(asker, messages, read, drawn, seeds).heard
+    return _Hearing(asker, messages, read, drawn, seeds, on_unreadable).heard
 
 
 class _Hearing(Generic[T]):
     def __init__(
-        self, asker: Asker, messages: Sequence[Message], read: Read[T], drawn: Drawn, seeds: Sequence[int]
+        self,
+        asker: Asker,
+        messages: Sequence[Message],
+        read: Read[T],
+        drawn: Drawn,
+        seeds: Sequence[int],
+        on_unreadable: Callable[[], None],
     ) -> None:
         self.heard: Future[Heard[T]] = Future()
         self._asker, self._messages, self._read, self._drawn = asker, messages, read, drawn
-        self._seeds, self._attempt = seeds, 0
+        self._seeds, self._attempt, self._on_unreadable = seeds, 0, on_unreadable
         self._ask()
 
     def _ask(self) -> None:
@@ -95,7 +122,7 @@ class _Hearing(Generic[T]):
                 max_tokens=self._drawn.max_tokens,
             )  # fmt: skip
         except Exception as error:  # an asker that is closed or broken: nobody may wait for ever
-            self.heard.set_result(Heard(None, lost=f"{type(error).__name__}: {error}", unreadable=self._attempt))
+            self.heard.set_result(Heard(None, lost=_told(error), unreadable=self._attempt))
             return
         said.add_done_callback(self._take)
 
@@ -103,23 +130,40 @@ class _Hearing(Generic[T]):
         try:
             words = said.result()
             value = self._read(words)
-        except CancelledError:
-            self.heard.set_result(Heard(None, lost="given up: the run is ending", unreadable=self._attempt))
-            return
         except Exception as error:
-            told = str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
-            self.heard.set_result(Heard(None, lost=told, unreadable=self._attempt))
+            self.heard.set_result(Heard(None, lost=_told(error), unreadable=self._attempt))
             return
-        self._attempt += value is None
+        if value is None:
+            self._attempt += 1
+            self._on_unreadable()
         if value is not None or self._attempt == len(self._seeds):
             self.heard.set_result(Heard(value, words, self._attempt))
         else:
             self._ask()
 
 
+def received(future: "Future[Any]", make: Callable[[Any], R], lost: Callable[[str], R]) -> Future[R]:
+    """What `make` makes of an asker's answer, or `lost` of why there is none. The future never raises."""
+    whole: Future[R] = Future()
+
+    def take(future: "Future[Any]") -> None:
+        try:
+            whole.set_result(make(future.result()))
+        except Exception as error:
+            whole.set_result(lost(_told(error)))
+
+    future.add_done_callback(take)
+    return whole
+
+
+def _told(error: Exception) -> str:
+    """Why there is no answer."""
+    if isinstance(error, CancelledError):
+        return "given up: the run is ending"
+    return str(error) if isinstance(error, EndpointError) else f"{type(error).__name__}: {error}"
+
+
 def drawn_seeds(num: int, *parts: Any) -> list[int]:
     """So many 31-bit seeds that follow from the parts' text."""
-    import random
-
     rng = random.Random("/".join(map(str, parts)))
     return [rng.getrandbits(31) for _ in range(num)]

@@ -15,12 +15,14 @@ from r1mega.errors import ConfigError
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.constraints import ConstraintsMet
 from r1mega.rewards.format import Format
+from r1mega.rewards.judge import Judge
 from r1mega.rewards.language import Language
 from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import Own
 from r1mega.rewards.own import faults as own_faults
-from r1mega.rewards.reward import Reward, RuleReward
+from r1mega.rewards.reward import ModelReward, Reward
 from r1mega.rewards.rubric import Rubric, Truncated
+from r1mega.rewards.served_reward_model import ServedRewardModel
 
 MEMBERS: tuple[type[Reward], ...] = (
     Accuracy,
@@ -29,6 +31,8 @@ MEMBERS: tuple[type[Reward], ...] = (
     Overlong,
     Own,
     ConstraintsMet,
+    Judge,
+    ServedRewardModel,
 )
 """A row a kind of reward."""
 
@@ -83,10 +87,17 @@ Rewards = Annotated[dict[str, AnyReward], BeforeValidator(_named)]
 """
 
 
-def rubric_of(config: Path) -> Rubric:
-    """The rules of a config's [rewards], and what its [objective] says of truncated answers; nothing else is read.
+def lacks(rewards: Mapping[str, Reward]) -> list[str]:
+    """What the environment lacks of what rewards cannot be asked without."""
+    return [f"rewards.{name}.{what}" for name, reward in rewards.items() for what in reward.lacks()]
 
-    Raises ConfigError: it cannot be read; a reward is unknown, has a wrong setting or file, or is given by a model.
+
+def rubric_of(config: Path) -> Rubric:
+    """A config's [rewards], rules and endpoints, and what its [objective] says of truncated answers; nothing else is
+    read.
+
+    Raises ConfigError: it cannot be read; a reward is unknown, has a wrong setting or file, lacks the key of its
+    endpoint, or is given by a model.
     """
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
@@ -100,13 +111,14 @@ def rubric_of(config: Path) -> Rubric:
         raise ConfigError(f"{config}: {faults}") from error
     if not rewards:
         raise ConfigError(f"{config}: there is no [rewards] in it")
-    models = [name for name, reward in rewards.items() if not isinstance(reward, RuleReward)]
+    models = [name for name, reward in rewards.items() if isinstance(reward, ModelReward)]
     if models:
         raise ConfigError(f"{config}: rewards.{models[0]} is given by a model, which `score` has none of")
     truncated = table.get("objective", {}).get("truncated", "zero")
     if truncated not in get_args(Truncated):
         raise ConfigError(f"{config}: objective.truncated: {truncated!r} is none of {', '.join(get_args(Truncated))}")
     raise_if_any(config, own_faults(rewards))
+    raise_if_any(config, lacks(rewards))
     return Rubric(_of_run(rewards, table, config), truncated)
 
 

@@ -1,8 +1,9 @@
-"""What a reward is: settings that judge. Two kinds, told apart by when they can be asked.
+"""What a reward is: settings that judge. Three kinds, told apart by who is asked, and when.
 
 A *rule* judges an answer as it arrives, while others are still being sampled: by its text, its question and, where
 it needs them, the other answers to the question. A *model* needs the trainer's ranks: it scores a rollout's answers
-in one forward pass that all ranks take part in, between rollout and update, by a scorer that is handed in.
+in one forward pass that all ranks take part in, between rollout and update, by a scorer that is handed in. An
+*endpoint* is asked over the network, also as an answer arrives (`rewards.endpoint_reward`).
 
     class Brevity(RuleReward):
         kind: Literal["brevity"] = "brevity"
@@ -133,6 +134,10 @@ class Reward(Section):
     def content(self) -> str:
         """Digest of what it judges by beside its settings; "" where they are all there is."""
         return ""
+
+    def lacks(self) -> Sequence[str]:
+        """What it cannot be asked without and this machine's environment lacks: a setting and what to do, each."""
+        return ()
 
 
 class RuleReward(Reward):

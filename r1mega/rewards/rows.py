@@ -22,6 +22,7 @@ from r1mega.data.question import Domain
 from r1mega.errors import DataError
 from r1mega.rewards import choice, language, math, reasoning_gym
 from r1mega.rewards.code import NAMES, Code
+from r1mega.rewards.endpoint_reward import EndpointReward
 from r1mega.rewards.format import FORMATS
 from r1mega.rewards.mathematics.answer import find_answer
 from r1mega.rewards.programs.settings import CodeSettings
@@ -90,6 +91,9 @@ def _for_rubric(value: Mapping[str, Any], where: str, rubric: Rubric) -> dict[st
     }  # fmt: skip
     if "num_tokens" not in value and (counts := [n for n, r in rubric.rewards.items() if r.kind in COUNT_TOKENS]):
         raise DataError(f"{where}: num_tokens is missing, and rewards.{counts[0]} may ask how long the answer is")
+    asked = [name for name, reward in rubric.rewards.items() if isinstance(reward, EndpointReward)]
+    if asked and "question" not in value:
+        raise DataError(f"{where}: question is missing, and rewards.{asked[0]} sends it to whoever judges the answer")
     kinds = {
         "question": str,
         "target_language": str,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from r1mega.errors import ConfigError
+from r1mega.rewards.endpoint_reward import EndpointReward
 from r1mega.rewards.reward import Answer, ModelReward, Reward, RuleReward, Score, answer_of, failed
 from r1mega.samples import Completion, Document, Group, Prompt, Verdict, VerdictStatus
 
@@ -33,7 +34,7 @@ class Rubric:
     def judge(self, prompt: Prompt, completions: Sequence[Completion], step: int) -> tuple[Verdict, ...]:
         """The rules' verdicts of all answers to one question, after `step` optimiser steps.
 
-        Where models are asked as well, a scored verdict is as yet without their parts.
+        Where models or endpoints are asked as well, a scored verdict is as yet without their parts.
 
         Raises:
             ConfigError: the question names something that there is not, such as an unknown verifier.
@@ -66,8 +67,12 @@ class Rubric:
         """The rules that are asked of answers to `prompt` after `step` optimiser steps."""
         return {n: r.at(step) for n, r in self.rewards.items() if isinstance(r, RuleReward) and r.asked(prompt, step)}
 
+    def endpoints(self, prompt: Prompt, step: int) -> dict[str, EndpointReward]:
+        """The rewards that an endpoint is asked for of answers to `prompt` after `step` optimiser steps."""
+        return {n: r for n, r in self.rewards.items() if isinstance(r, EndpointReward) and r.asked(prompt, step)}
+
     def verdict(self, scores: "Mapping[str, Score | ConfigError]", step: int) -> Verdict:
-        """What the rules' scores (`score_of`) come to with the weights after `step` optimiser steps.
+        """What scores of rules (`score_of`) and endpoints come to with the weights after `step` optimiser steps.
 
         Raises a ConfigError that is one of them.
         """

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from r1mega.data import lines
 from r1mega.errors import DataError, RewardError
+from r1mega.rewards.callers import connected
 from r1mega.rewards.code import Code
 from r1mega.rewards.gathering import gathered
 from r1mega.rewards.judges import Judges, preloaded
@@ -190,10 +191,12 @@ def _judge(
     if rubric is not None:
         imports = preloaded({row.fields["verifier"] for row in left}, rubric.rewards)
     silent = not sys.stderr.isatty()
-    with Pool(workers, _LIMITS.get(kind), preloaded=imports, loads=loaded) as pool, Bar(
-        f"score {kind}", len(rows), unit="row", done=summary.rows, silent=silent
-    ) as bar:  # fmt: skip
-        for row, outcome in _outcomes(pool, kind, left, rubric):
+    with (
+        Pool(workers, _LIMITS.get(kind), preloaded=imports, loads=loaded) as pool,
+        connected({} if rubric is None else rubric.rewards, None) as callers,
+        Bar(f"score {kind}", len(rows), unit="row", done=summary.rows, silent=silent) as bar,
+    ):
+        for row, outcome in _outcomes(Judges(pool, callers), kind, left, rubric):
             line = line_of(row, outcome)
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
@@ -205,25 +208,25 @@ def _judge(
 
 
 def _outcomes(
-    pool: Pool, kind: Kind, rows: Sequence[Response], rubric: Rubric | None
+    judges: Judges, kind: Kind, rows: Sequence[Response], rubric: Rubric | None
 ) -> Iterator[tuple[Response, TaskOutcome]]:
     """The outcome of each row, in order, with at most AHEAD of them under way."""
     waiting: collections.deque[tuple[Response, Future[TaskOutcome]]] = collections.deque()
     coming = iter(rows)
     for row in itertools.islice(coming, AHEAD):
-        waiting.append((row, _asked(pool, kind, row, rubric)))
+        waiting.append((row, _asked(judges, kind, row, rubric)))
     while waiting:
         row, future = waiting.popleft()
         yield row, future.result()
         for following in itertools.islice(coming, 1):
-            waiting.append((following, _asked(pool, kind, following, rubric)))
+            waiting.append((following, _asked(judges, kind, following, rubric)))
 
 
-def _asked(pool: Pool, kind: Kind, row: Response, rubric: Rubric | None) -> Future[TaskOutcome]:
+def _asked(judges: Judges, kind: Kind, row: Response, rubric: Rubric | None) -> Future[TaskOutcome]:
     if rubric is None:
-        return pool.submit(JUDGES[kind], row)
+        return judges.pool.submit(JUDGES[kind], row)
     prompt, answer, step = asked_of_rubric(row)
-    judged = Judges(pool).judge_one(rubric, prompt, answer, [answer], step)
+    judged = judges.judge_one(rubric, prompt, answer, [answer], step)
     return gathered([judged], lambda found: TaskOutcome("done", found[0][0], seconds=found[0][1]))
 
 

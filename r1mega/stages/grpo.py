@@ -93,7 +93,7 @@ def run(
         pushing = partial(live_engine, address=cluster.address, on_recovery=part.log_recovery, pusher=pusher)
         engine = run.enter(pushing(policy, served, interrupt=run.interrupt))
         failures = Failures(config.rollout.max_failed)
-        judging = run.enter(part.pool(pool, config))
+        judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
         left = LeftToLearn(config, mesh, source)
         run.begin(

@@ -9,6 +9,7 @@ from functools import partial
 from r1mega.algos.advantage import samples_from_groups
 from r1mega.config.cluster import Cluster
 from r1mega.recipe.grpo import GRPO
+from r1mega.rewards.callers import connected
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.judges import Judges, preloaded
 from r1mega.rewards.own import loads
@@ -68,30 +69,35 @@ class RankZero:
     def log_recovery(self, version: int, recovery: Recovery) -> None:
         self.records.log("recovery", version, dataclasses.asdict(recovery))
 
-    def pool(self, make: Callable[..., Pool], config: GRPO) -> AbstractContextManager[Pool]:
-        """What judges answers; its processes start with the first of them."""
+    @contextmanager
+    def judges(self, make: Callable[..., Pool], config: GRPO, run_dir: RunDir) -> Iterator[Judges]:
+        """What judges answers; its processes start, and its endpoints are asked, with the first of them."""
         verifiers = {prompt.verifier for prompt in (*self.questions.train, *self.questions.held_out)}
-        workers = config.rollout.judges or None
-        return make(workers, preloaded=preloaded(verifiers, config.rewards), loads=loads(config.rewards))
+        workers, rewards = config.rollout.judges or None, config.rewards
+        with (
+            make(workers, preloaded=preloaded(verifiers, rewards), loads=loads(rewards)) as pool,
+            connected(rewards, run_dir.path) as callers,
+        ):
+            yield Judges(pool, callers)
 
     def asks(
         self,
         config: GRPO,
         run_dir: RunDir,
         engine: LiveEngine | Follower,
-        pool: Pool | None,
+        judges: Judges | None,
         failures: Failures,
         interrupt: Interrupt,
         say: Say,
     ) -> tuple[GroupSource, HeldOut]:
         """The run's rollouts, and its evaluations on the way."""
-        assert isinstance(engine, LiveEngine) and pool is not None, "rank 0 follows nobody"
-        judges, rubric = Judges(pool), config.rubric()
+        assert isinstance(engine, LiveEngine) and judges is not None, "rank 0 follows nobody"
+        rubric = config.rubric()
         divided, assumed = config.objective.std != "none", config.rollout.false_negatives
 
         def figures(groups: Sequence[Group]) -> dict[str, float]:
             lost = signal_metrics(groups, rubric, assumed, divided=divided)
-            return {"rollout/beyond_limits": float(judges.take_ended()), **lost}
+            return {"rollout/beyond_limits": float(judges.take_ended()), **judges.take_figures(), **lost}
 
         params = SamplingParams(**dict(config.sampling))
         policies, replay = run_dir.lineage.policies, config.rollout.replay
@@ -122,7 +128,7 @@ class RankZero:
             run_dir=run_dir,
             log=self.records.log,
             say=say,
-            pool=pool,
+            pool=judges.pool,
             breakable=interrupt.at_once,
         )
         return source, held_out
@@ -136,7 +142,7 @@ class OtherRank:
 
     def log_recovery(self, version: int, recovery: Recovery) -> None: ...
 
-    def pool(self, *_: object) -> AbstractContextManager[None]:
+    def judges(self, *_: object) -> AbstractContextManager[None]:
         return nullcontext()
 
     def asks(self, *_: object) -> tuple[NoGroups, NotHeldOut]:

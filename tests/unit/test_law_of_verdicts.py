@@ -27,11 +27,13 @@ from r1mega.algos.settings import Objective
 from r1mega.buffers import Float32s, Int32s
 from r1mega.diagnostics.rollout import reward_metrics, rollout_metrics
 from r1mega.evaluation.compare import compare
+from r1mega.evaluation.judge_bias import bias_figures, bias_lines, length_bias, position_bias
 from r1mega.evaluation.metrics import Graded, summarise
 from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.evaluation.scores import doubling, score
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.preference import PairVerdict, Vote
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.samples import Completion, Document, FinishReason, Group, Prompt, Sample, Verdict, VerdictStatus
@@ -253,6 +255,33 @@ def test_an_evaluations_figure_is_that_of_the_survivors(figure: Callable[..., An
         assert figure(results) == figure(alone)
 
 
+# ---- pairs, of which a judge prefers one answer --------------------------------------------------------------------
+
+
+@st.composite
+def compared(draw: st.DrawFn) -> list[PairVerdict]:
+    """Verdicts of pairs; of one without a verdict some votes may have been read."""
+    vote = st.builds(Vote, st.integers(0, 1), st.sampled_from([3.0, 1.0, 0.0, -1.0, -3.0]))
+    found = []
+    for status in draw(st.lists(STATUSES, max_size=9)):
+        votes = tuple(draw(st.lists(vote, min_size=1, max_size=4)))
+        lengths = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+        found.append(PairVerdict(status, sum(v.gap for v in votes) / len(votes), votes, lengths))
+    return found
+
+
+OF_PAIRS: dict[Callable[..., Any], Callable[[list[PairVerdict]], Any]] = {
+    position_bias: position_bias, length_bias: length_bias, bias_figures: bias_figures, bias_lines: bias_lines,
+}  # fmt: skip
+
+
+@settings(max_examples=40)
+@pytest.mark.parametrize("figure", OF_PAIRS.values(), ids=lambda figure: figure.__name__)
+@given(verdicts=compared())
+def test_a_figure_of_pairs_is_that_of_the_survivors(figure: Callable[..., Any], verdicts: list[PairVerdict]):
+    assert figure(verdicts) == figure([verdict for verdict in verdicts if verdict.scored])
+
+
 # ---- nothing is left out -------------------------------------------------------------------------------------------
 
 NO_FIGURES = {
@@ -263,7 +292,7 @@ NO_FIGURES = {
 
 
 def functions_of_verdicts() -> set[Callable[..., Any]]:
-    """Public functions of the rooms that compute, which take several groups, graded answers or results."""
+    """Public functions of the rooms that compute, which take several groups, graded answers, results or pairs."""
     found = set()
     for room in (algos, diagnostics, evaluation, rewards):
         for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
@@ -272,11 +301,11 @@ def functions_of_verdicts() -> set[Callable[..., Any]]:
                     hints = typing.get_type_hints(function)
                     hints.pop("return", None)
                     taken = [arg for hint in hints.values() if get_origin(hint) for arg in get_args(hint)]
-                    if any(kind in taken for kind in (Group, Graded, QuestionResult)):
+                    if any(kind in taken for kind in (Group, Graded, QuestionResult, PairVerdict)):
                         found.add(function)
     return found
 
 
 def test_every_function_of_verdicts_is_held_to_the_law():
     found = {f for f in functions_of_verdicts() if f.__name__ not in NO_FIGURES}
-    assert found == {*FIGURES, *EVALUATIONS}
+    assert found == {*FIGURES, *EVALUATIONS, *OF_PAIRS}

@@ -12,6 +12,9 @@ from r1mega.diagnostics.load_balance import metrics
 from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
 from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.callers import connected
+from r1mega.rewards.endpoint_reward import RewardEndpoint
+from r1mega.rewards.judge import Judge
 from r1mega.rewards.registry import REWARDS
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
@@ -54,6 +57,9 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     right, wrong = Verdict(VerdictStatus.SCORED, 1.0, {"a": 1.0}), Verdict(VerdictStatus.SCORED, 0.0, {"a": 0.0})
     group = Group(Prompt("p", "math", "q", "1", Int32s([1])), (), (right, wrong))
     logged |= {("train", n) for n in signal_metrics([group], Rubric({"a": Accuracy()}, "zero"), 0.1, divided=True)}
+    # No endpoint gives these runs a reward.
+    with connected({"judge": Judge(endpoint=RewardEndpoint(url="http://judge/v1", model="m"))}, None) as callers:
+        logged |= {("train", name) for name in callers.take_figures()}
     curves = [curve for figure in FIGURES for curve in figure.curves]
     asked = {(curve.kind, curve.key) for curve in curves}
     asked |= {(curve.kind, f"{curve.key}_{end}") for curve in curves if curve.bars for end in ("low", "high")}

@@ -128,7 +128,7 @@ def test_a_weight_alone_is_a_reward_and_a_table_may_name_its_kind():
     ("table", "message"),
     [
         ({"acuracy": 1.0}, r"there is no reward 'acuracy' \(did you mean 'accuracy'\?\): choose of accuracy, format"),
-        ({"mine": {"kind": "judge"}}, "there is no reward 'judge': choose of accuracy, format"),
+        ({"mine": {"kind": "jury"}}, "there is no reward 'jury': choose of accuracy, format"),
         ({"accuracy": True}, "accuracy should be a weight, written without quotes, or a table"),
         ({"accuracy": "1.0"}, "accuracy should be a weight, written without quotes, or a table"),
         ({"accuracy": -1}, "greater than or equal to 0"),
@@ -156,4 +156,13 @@ def test_settings_reach_no_library_that_judges_or_trains():
         "print([m for m in ('torch', 'numpy', 'transformers', 'reasoning_gym', 'sympy') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
-    assert list(REWARDS) == ["accuracy", "format", "language", "overlong", "own", "constraints"]
+    assert list(REWARDS) == [
+        "accuracy",
+        "format",
+        "language",
+        "overlong",
+        "own",
+        "constraints",
+        "judge",
+        "served_reward_model",
+    ]
