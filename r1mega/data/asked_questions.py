@@ -108,6 +108,8 @@ def refuse_too_few(left: int, asked: AskedQuestions, least: int) -> None:
         titles = ", ".join(source.title for source in asked.sources.values())
         gone = [f"{num} {what.replace('_', ' ')}" for what, num in total.items() if what != "read" and num]
         but = f" of {total['read']} ({', '.join(gone)})" if gone else ""
+        if least == 1:
+            raise DataError(f"{titles}: no question{but} is left to be asked: add some")
         raise DataError(
             f"{titles}: {left} questions{but} to train on, fewer than a rollout's rollout.num_prompts = {least}: "
             "add some, or lower it"

@@ -69,10 +69,11 @@ class LengthBalance(NamedTuple):
 
     def told(self) -> str:
         """In a line."""
-        share = "no two lengths differ" if self.share_longer is None else f"{self.share_longer:.1%}"
+        share = self.share_longer
+        told = "no two lengths differ" if share is None else f"the longer answer chosen in {share:.1%}"
         return (
-            f"{self.pairs:,} pairs, the longer answer chosen in {share}, mean lengths {self.mean_chosen:,.0f} "
-            f"(chosen) and {self.mean_rejected:,.0f} (rejected) characters"
+            f"{self.pairs:,} pairs, {told}, mean lengths {self.mean_chosen:,.0f} (chosen) and "
+            f"{self.mean_rejected:,.0f} (rejected) characters"
         )
 
 

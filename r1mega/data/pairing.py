@@ -62,7 +62,7 @@ class PairSettings(Section):
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampledAnswer:
     """One answer to a question, as it is judged."""
 
     index: int
@@ -75,15 +75,15 @@ class Answer:
 
 
 def pairs_of(
-    answers: Sequence[Answer], settings: PairSettings, seed: int, question: str
-) -> tuple[list[tuple[Answer, Answer]], int]:
+    answers: Sequence[SampledAnswer], settings: PairSettings, seed: int, question: str
+) -> tuple[list[tuple[SampledAnswer, SampledAnswer]], int]:
     """The candidates of one question, the answer of the lower index first; and how many answers say the same as
     an earlier one, spaces aside, which are in no pair.
 
     Args:
         seed: of the run; draws depend on it and on `question`, its id, alone.
     """
-    first: dict[str, Answer] = {}
+    first: dict[str, SampledAnswer] = {}
     for answer in sorted(answers, key=lambda answer: answer.index):
         first.setdefault(" ".join(answer.text.split()), answer)
     different = list(first.values())
@@ -102,21 +102,21 @@ def pairs_of(
 
 
 def usable(
-    settings: AnswerSettings, scope: Scope, answers: Sequence[tuple[Answer, bool]]
-) -> tuple[list[Answer], Counter[str]]:
+    settings: AnswerSettings, scope: Scope, answers: Sequence[tuple[SampledAnswer, bool]]
+) -> tuple[list[SampledAnswer], Counter[str]]:
     """The answers that can be judged, cut to the scope; and why others cannot: "truncated", "no_summary".
 
     Args:
         answers: whole ones, each with whether it was cut at the length limit.
     """
-    kept, dropped = list[Answer](), Counter[str]()
+    kept, dropped = list[SampledAnswer](), Counter[str]()
     for answer, truncated in answers:
         if truncated and settings.truncated == "drop":
             dropped["truncated"] += 1
         elif (text := scoped(answer.text, scope, settings.marks)) is None:
             dropped["no_summary"] += 1
         else:
-            kept.append(Answer(answer.index, answer.seed, text, answer.tokens))
+            kept.append(SampledAnswer(answer.index, answer.seed, text, answer.tokens))
     return kept, dropped
 
 

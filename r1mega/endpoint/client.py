@@ -152,6 +152,11 @@ class Client:
         self.stop(error)
         raise error
 
+    @property
+    def over(self) -> EndpointError | None:
+        """Why nothing more is sent in this session; None while it is."""
+        return self._over
+
     def stop(self, error: EndpointError) -> None:
         """Send nothing more in this session; whoever asks, or would try again, gets this error."""
         self._over = self._over or error

@@ -15,6 +15,7 @@ from r1mega.preflight import verdicts
 from r1mega.preflight.data import left_out, names_setting, tokenizer_digest
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
 from r1mega.rewards.sandbox.machine import seen
@@ -69,6 +70,32 @@ def check_training_questions(recipe: GRPO, spec: ModelSpec | None, tokenizer: Pa
         from r1mega.stages.questions import ask, ask_without_tokens
 
         return ask(recipe).counts if tokenizer is not None else ask_without_tokens(recipe)
+
+    _once(recipe, tokenizer, check)
+
+
+def check_preference_questions(
+    recipe: MakePreferences, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool
+) -> None:
+    """Whether there are the questions whose answers become preference data, with their tokens if possible, and no
+    stop string holds an end token."""
+
+    if (here := recipe.seen()) is None:
+        return
+    recipe = here
+
+    def check() -> Mapping[str, Mapping[str, Counts]]:
+        from r1mega.stages.questions import preference_prompts, preference_questions
+
+        if tokenizer is None:
+            look_at(recipe.prompt)
+            return {"questions": preference_questions(recipe).counts}
+        loaded = load_tokenizer(tokenizer)
+        refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
+        form = PromptForm(recipe.prompt, loaded)
+        if spec is None:
+            return {"questions": preference_questions(recipe).counts}
+        return {"questions": preference_prompts(recipe, form, spec)[1]}
 
     _once(recipe, tokenizer, check)
 

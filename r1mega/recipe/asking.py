@@ -116,16 +116,7 @@ class Asking(Recipe):
         return old
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        faults: list[str] = []
-        if importlib.util.find_spec("vllm") is None:
-            faults.append("vLLM is not installed in this environment; run `make env`")
-        if machine.device == "cuda":
-            faults.append(
-                f"cluster.device = cuda: rollout servers are started on CPUs alone as yet, so a {self.stage} stage "
-                "does not run on GPUs; supervised stages and the trainer do"
-            )
-        elif spec is not None:
-            faults += kernel_faults(spec, machine.rollout.tp)
+        faults = engine_faults(self.stage, machine, spec)
         named = {name for source in self.sources().values() for name in source.verifiers()}
         if named & set(code.NAMES) and (fault := fault_of_this_machine()) is not None:
             faults.append(fault)
@@ -150,6 +141,21 @@ class Evaluated(Asking):
 
     def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
         return {"evaluation": self.evaluation.model_copy(update={"questions": tables["evaluation"]})}
+
+
+def engine_faults(stage: str, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+    """Why our own engine does not serve a model on a machine; of the model, where anything is known of it."""
+    faults: list[str] = []
+    if importlib.util.find_spec("vllm") is None:
+        faults.append("vLLM is not installed in this environment; run `make env`")
+    if machine.device == "cuda":
+        faults.append(
+            f"cluster.device = cuda: rollout servers are started on CPUs alone as yet, so a {stage} stage does not "
+            "run on GPUs; supervised stages and the trainer do"
+        )
+    elif spec is not None:
+        faults += kernel_faults(spec, machine.rollout.tp)
+    return faults
 
 
 def stop_faults(stop: tuple[str, ...]) -> list[str]:

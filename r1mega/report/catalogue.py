@@ -232,12 +232,19 @@ FIGURES = (
 )
 EXPERT_LOAD = "expert_load"
 """File name of the heat map of experts.jsonl."""
+PAIR_GAPS, PAIR_LENGTHS = "pair_gaps", "pair_lengths"
+"""File names of the figures of judged.jsonl."""
 COMPARISON = "rl_and_control"
 """File name of a pipeline's figure: RL beside its control."""
 CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     EXPERT_LOAD: "One line an expert, layer above layer: white is the even load, red more, blue less. Patches come "
     "and go with the text; a line that stays dark blue is an expert that nothing reaches, and red lines among blue "
     "ones are a router that has collapsed.",
+    PAIR_GAPS: "How far apart the judge puts the two answers of a pair, by the mean of its votes: those kept, those "
+    "of too small a gap, and those left out to balance lengths. Nearly all at 0 is a judge that cannot tell them "
+    "apart, or goes by their order.",
+    PAIR_LENGTHS: "Dashed, before balancing: chosen to the right of rejected is a judge, or a policy, that favours "
+    "long answers. Kept ones should lie on each other, or the reward model learns length.",
     COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
     "two ends, bars included, is what RL itself brought.",
 }

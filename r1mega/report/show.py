@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, heatmap, page, summary
+from r1mega.report import figures, heatmap, page, preferences, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
@@ -24,6 +24,7 @@ def show(run_dir: Path) -> None:
     stages = stage_dirs(run_dir)
     drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
     drawn += [path for stage in stages if (path := heatmap.draw(stage))]
+    drawn += [path for stage in stages for path in preferences.draw(stage)]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
     written = page.write(run_dir, drawn)
@@ -31,6 +32,8 @@ def show(run_dir: Path) -> None:
     finished = [stage for stage in stages if read_summary(stage) is not None]
     if finished:
         console.print(summary.table([s for s in finished if (read_summary(s) or {}).get("eval")] or finished))
+    if (made := preferences.table(finished)) is not None:
+        console.print(made)
     for stage in stages:
         if stage not in finished:
             console.print(f"{stage}: not finished: no summary.json yet", soft_wrap=True)
@@ -57,7 +60,7 @@ def _comparison(run_dir: Path, stages: list[Path]) -> list[Path]:
     """RL and its control from the same base against training time, where the pipeline has both."""
     by = {stage: learns_from((read_summary(stage) or {}).get("stage")) for stage in stages}
     rl = [s for s in stages if by[s] == "rewards"]
-    evaluated = [s for s in stages if by[s] == "nothing"]
+    evaluated = [s for s in stages if by[s] == "nothing" and (read_summary(s) or {}).get("eval")]
     if not rl:
         return []
     (run_dir / "figures").mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking, Evaluated
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.without_truth import EVALUATED, asks_without_truth
 from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import doubts
@@ -145,6 +146,28 @@ def _evaluated_prompts(config: Asking, asked: AskedQuestions, form: PromptForm, 
     if not (kept := fitting(made, asked, *prompt_limit(config, spec))):
         raise DataError(f"evaluation.questions: none of {len(made)} is short enough to be asked")
     return kept
+
+
+def preference_questions(config: MakePreferences) -> AskedQuestions:
+    """The questions whose answers become preference data: none of the held-out side, whatever their truths.
+
+    Raises as `training_questions`.
+    """
+    return training_questions(config.questions, config.seed, verifiers=VERIFIERS)
+
+
+def preference_prompts(
+    config: MakePreferences, form: PromptForm, spec: ModelSpec
+) -> tuple[list[Prompt], Mapping[str, Counts]]:
+    """Their prompts, and what became of the questions, by their source's label.
+
+    Raises as `preference_questions` and `fitting`, and DataError where none is left.
+    """
+    read = preference_questions(config)
+    made = prompts(read.questions, form, read.where.__getitem__)
+    kept = fitting(made, read, *prompt_limit(config, spec))
+    refuse_too_few(len(kept), read, 1)
+    return kept, read.counts
 
 
 def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:

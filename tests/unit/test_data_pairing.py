@@ -5,15 +5,15 @@ import math
 
 import pytest
 
-from r1mega.data.pairing import Answer, AnswerSettings, PairSettings, pairs_of, usable
+from r1mega.data.pairing import AnswerSettings, PairSettings, SampledAnswer, pairs_of, usable
 from r1mega.data.scope import Scope
 
 
-def answers(*texts: str) -> list[Answer]:
-    return [Answer(i, 100 + i, text, len(text)) for i, text in enumerate(texts)]
+def answers(*texts: str) -> list[SampledAnswer]:
+    return [SampledAnswer(i, 100 + i, text, len(text)) for i, text in enumerate(texts)]
 
 
-def indices(found: tuple[list[tuple[Answer, Answer]], int]) -> list[tuple[int, int]]:
+def indices(found: tuple[list[tuple[SampledAnswer, SampledAnswer]], int]) -> list[tuple[int, int]]:
     return [(a.index, b.index) for a, b in found[0]]
 
 

@@ -1,0 +1,142 @@
+"""The judging half of making preference data: who judges, so many judgements at once, and when they stop the run."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+from r1mega.config.cluster import Cluster
+from r1mega.data.pairing import sha256_of
+from r1mega.endpoint.asker import EndpointAsker
+from r1mega.endpoint.cache import ReplyCache
+from r1mega.endpoint.client import Client
+from r1mega.endpoint.settings import Endpoint
+from r1mega.errors import EndpointError, EndpointLostError
+from r1mega.recipe.preferences import MakePreferences
+from r1mega.rewards.asker import Asker
+from r1mega.rewards.judge_forms import PAIR_FORMS
+from r1mega.rewards.safety import SAFETY_SYSTEM
+from r1mega.runtime import env
+from r1mega.runtime.interrupt import Interrupt
+from r1mega.runtime.progress import Bar
+from r1mega.runtime.run_dir import RunDir
+from r1mega.samples import VerdictStatus
+
+AT_ONCE = 512
+"""Judgements under way: all of them at once would hold every conversation with the judge in memory."""
+LATEST = 64
+"""Judgements of which a share may fail (`judge.max_failed`)."""
+
+
+class AnyVerdict(Protocol):
+    """What comes of one judgement."""
+
+    @property
+    def status(self) -> VerdictStatus: ...
+    @property
+    def reason(self) -> str: ...
+
+
+C = TypeVar("C")
+V = TypeVar("V", bound=AnyVerdict)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge that can be asked."""
+
+    asker: Asker
+    who: Mapping[str, Any]
+    """For provenance."""
+    over: Callable[[], EndpointError | None]
+    """Why it is asked nothing more: a budget, a refusal, a server that is gone."""
+
+
+def judge_all(
+    candidates: Sequence[C],
+    submit: Callable[[C], Future[V]],
+    over: Callable[[], EndpointError | None],
+    *,
+    max_failed: float,
+    interrupt: Interrupt,
+    title: str,
+    unit: str,
+) -> list[V]:
+    """The verdicts on all candidates, in their order.
+
+    Args:
+        submit: has one judged; its future never raises.
+        over: see `Judging`.
+        max_failed: share of the latest, and of all, that may fail through no fault of the answers.
+
+    Raises:
+        EndpointError, EndpointLostError: the judge is asked nothing more, or too many judgements failed.
+        StopNow: a signal came.
+    """
+    come: SimpleQueue[tuple[int, Future[V]]] = SimpleQueue()
+    found, waiting, latest = dict[int, V](), iter(enumerate(candidates)), deque[bool](maxlen=LATEST)
+    with interrupt.at_once(), Bar(title, len(candidates), unit=unit) as bar:
+        bar.say(title, f"waiting for the first of {len(candidates):,} {unit}s")
+        open_, failed, ended = 0, 0, None
+        while True:
+            while open_ < AT_ONCE and ended is None and (following := next(waiting, None)) is not None:
+                index, candidate = following
+                submit(candidate).add_done_callback(lambda done, index=index: come.put((index, done)))
+                open_ += 1
+            if not open_:
+                break
+            index, done = come.get()
+            open_ -= 1
+            found[index] = verdict = done.result()
+            bar.advance()
+            latest.append(verdict.status is VerdictStatus.FAILED)
+            failed += latest[-1]
+            ended = ended or (over() if latest[-1] else None)  # what is under way is waited for: it is paid for
+            if ended is None and sum(latest) > max_failed * LATEST:
+                raise _too_many(sum(latest), f"the latest {LATEST}", verdict, max_failed)
+    if ended is not None:
+        raise ended
+    if failed > max_failed * max(len(candidates), LATEST):
+        some = next(verdict for verdict in found.values() if verdict.status is VerdictStatus.FAILED)
+        raise _too_many(failed, f"{len(candidates):,}", some, max_failed)
+    return [found[index] for index in range(len(candidates))]
+
+
+def _too_many(num: int, of: str, verdict: AnyVerdict, max_failed: float) -> EndpointLostError:
+    return EndpointLostError(
+        f"{num} of {of} judgements failed through no fault of the answers, more than judge.max_failed = "
+        f"{max_failed:g} lets pass: {verdict.reason}"
+    )
+
+
+@contextmanager
+def judge_at(endpoint: Endpoint, config: MakePreferences, run_dir: RunDir) -> Iterator[Judging]:
+    """A server that is there already. What it has said is kept in the run directory, and not asked for again."""
+    client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
+    who = {"endpoint": endpoint.url, "model": endpoint.model, **({"extra": endpoint.extra} if endpoint.extra else {})}
+    with EndpointAsker(client, ReplyCache(run_dir.path / "judge.jsonl")) as asker:
+        yield Judging(asker, {**who, **told(config)}, lambda: client.over)
+
+
+def told(config: MakePreferences) -> dict[str, Any]:
+    """How the judge is asked, for provenance; what it is told by its digest."""
+    if config.label == "preference":
+        asked, system = config.pairs, PAIR_FORMS[config.pairs.form][0]
+        told: dict[str, Any] = {"votes": asked.votes, "order": asked.order, "form": asked.form}
+        told["min_gap"] = asked.min_gap
+    else:
+        asked, system = config.safety, SAFETY_SYSTEM
+        told = {"votes": asked.votes}
+    words = system if asked.system is None else asked.system, asked.prompt
+    return {**told, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}
+
+
+@contextmanager
+def judged_by(config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt) -> Iterator[Judging]:
+    """The judge that the settings name."""
+    assert config.judge.endpoint is not None, "the recipe demands it"
+    with judge_at(config.judge.endpoint, config, run_dir) as judging:
+        yield judging
