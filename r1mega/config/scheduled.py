@@ -11,7 +11,7 @@ A rollout keeps the values of its first step, so changes belong on the border of
 """
 
 from collections.abc import Sequence
-from typing import Any, Generic, Self, TypeVar, get_args
+from typing import Any, Generic, Self, TypeVar, cast, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
@@ -105,11 +105,24 @@ class Scheduled(Generic[N]):  # no dataclass: pydantic would read the tables as 
                 found = round(on_the_way) if isinstance(value, int) else on_the_way
         return found  # type: ignore[return-value] # of int an int
 
+    def largest_by(self, step: int, num_steps: int | None = None) -> N:
+        """The largest of the values that it has had by `step`, or is on its way to."""
+        begun = (v for e, v in zip(self.entries, self.values, strict=True) if e.begins(num_steps) <= step)
+        return max(begun)
+
     def changes(self, num_steps: int | None = None) -> tuple[int, ...]:
         """The steps at which it begins to change or ends to, in order; between them it is constant or a straight
         line."""
         borders = {entry.begins(num_steps) + more for entry in self.entries[1:] for more in (0, entry.over_steps)}
         return tuple(sorted(borders))
+
+    def on_its_way(self, step: int, num_steps: int | None = None) -> tuple[int, N] | None:
+        """The step at which a straight line that it is on after `step` steps ends, and the value there."""
+        for entry, value in zip(self.entries, self.values, strict=True):
+            begins = entry.begins(num_steps)
+            if begins <= step < begins + entry.over_steps:
+                return begins + entry.over_steps, value
+        return None
 
     def of_run(self, num_steps: int) -> Self:
         """The same in a run of so many steps, with nothing that counts from its end."""
@@ -150,7 +163,9 @@ class Scheduled(Generic[N]):  # no dataclass: pydantic would read the tables as 
         number: TypeAdapter[Any] = TypeAdapter(kinds[0] if kinds else float)
 
         def read(value: Any) -> Any:
-            return value if isinstance(value, Scheduled) else cls(_entries(value, number))
+            if isinstance(value, Scheduled):
+                return cast(Any, value)
+            return cls(_entries(value, number))
 
         def write(scheduled: Scheduled[Any]) -> Any:
             return scheduled.plain()
@@ -177,10 +192,11 @@ def border_faults(what: str, steps: int, begins: int, num_steps: int, every: int
     if begins < 0:
         return [f"{what}: {steps} is more than the run's num_steps = {num_steps}"]
     if begins % every:
-        meant = f"{steps} steps before the end of num_steps = {num_steps}, step {begins}," if steps != begins else ""
+        late = what.endswith("last_steps")
+        meant = f"{steps} steps before the end of num_steps = {num_steps}, step {begins}," if late else str(begins)
         below = begins - begins % every
         return [
-            f"{what}: {meant or begins} falls inside a rollout of rollout.num_minibatches = {every} steps, whose "
+            f"{what}: {meant} falls inside a rollout of rollout.num_minibatches = {every} steps, whose "
             f"values are those of its first; the next before it begins at step {below}, the next after it at "
             f"{below + every}"
         ]

@@ -47,7 +47,7 @@ class OnResume(enum.Enum):
     """
 
     FREE = "goes on: nothing learnt so far depends on it"
-    LENGTH = "goes on where the learning rate is constant, and so does not depend on how long the run is"
+    LENGTH = "goes on where nothing depends on how long the run is: the learning rate is constant, no last_steps"
     ROUNDING = "goes on, equal up to rounding, and is told so"
     FILES_BY_TOKENS = "goes on if its files and datasets give the same tokens, which the stage compares; else refused"
 

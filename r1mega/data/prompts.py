@@ -79,8 +79,8 @@ class PromptStream:
         """Passes over the prompts so far, with the fraction of the current one."""
         return self._epoch + self._position / len(self._order)
 
-    def take(self, n: int) -> list[Prompt]:
-        """The next `n` prompts. Raises DataError when there are fewer than `n` in all."""
+    def take(self, n: int, step: int = 0) -> list[Prompt]:
+        """The next `n` prompts, at whatever step of a run. Raises DataError when there are fewer than `n` in all."""
         if n > len(self._order):
             raise DataError(f"{n} prompts a step asked for, but there are only {len(self._order)} different ones")
         drawn = self._order[self._position : self._position + n]

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import Input
 from r1mega.config.load import nearest
+from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import Section
 from r1mega.data.settings import Evaluation, PromptSettings
 from r1mega.data.sources.source import QuestionSource
@@ -23,14 +24,9 @@ from r1mega.rewards.verifiers import VERIFIERS
 from r1mega.rollout.kernels import kernel_faults
 
 
-class Sampling(Section):
-    """How answers are drawn from the engine (`rollout.engine.SamplingParams`, which has the same fields)."""
+class Drawing(Section):
+    """What is the same throughout a run of how answers are drawn from the engine."""
 
-    temperature: float = Field(default=1.0, ge=0.01)
-    """T, no less than the engine takes (0.01). The engine's logprobs and the policy's, old and reference logprobs
-    are all of logits / T."""
-    max_new_tokens: int = Field(gt=0)
-    """Length limit of an answer; one that reaches it is truncated."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw from the fewest tokens whose probabilities sum to this (report's evaluations: 0.95). GRPO takes 1 alone:
     below it the engine's logprobs are of another distribution than the policy's."""
@@ -38,6 +34,31 @@ class Sampling(Section):
     """Strings of an answer's text that end it as well; such an answer counts as ended, not as truncated. Its text
     ends with the string. Its tokens end with the one that completes it, and in GRPO all of them are learnt: but no
     end token, so that the policy does not learn from these answers to end without the string."""
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that an answer may ever have."""
+        raise NotImplementedError
+
+
+class Sampling(Drawing):
+    """How answers are drawn from the engine (`rollout.engine.SamplingParams`, which has the same fields)."""
+
+    temperature: float = Field(default=1.0, ge=0.01)
+    """T, no less than the engine takes (0.01); log-probabilities are of logits / T."""
+    max_new_tokens: int = Field(gt=0)
+    """Length limit of an answer; one that reaches it is truncated."""
+
+    @field_validator("temperature", "max_new_tokens", mode="before")
+    @classmethod
+    def _no_schedule(cls, value: object) -> object:
+        if isinstance(value, list | tuple | Scheduled):
+            raise ValueError("should be one value: this stage takes no optimiser steps, which a schedule counts")
+        return value
+
+    @property
+    def longest(self) -> int:
+        return self.max_new_tokens
 
 
 class Asking(Recipe):
@@ -47,7 +68,7 @@ class Asking(Recipe):
 
     prompt: PromptSettings = PromptSettings()
     """How a question is put to the model."""
-    sampling: Sampling
+    sampling: Drawing
 
     def faults(self) -> list[str]:
         faults, path = super().faults(), self.model.path

@@ -7,20 +7,19 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from r1mega.algos.settings import Objective
-from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import OnResume, Section
 from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
-from r1mega.recipe.asking import Evaluated
+from r1mega.recipe.asking import Evaluated, Sampling
 from r1mega.recipe.memory import Holds
+from r1mega.recipe.schedules import ScheduledSampling, change_faults, changes_at, coverage_faults, overlong_faults
 from r1mega.recipe.training import Training
 from r1mega.recipe.without_truth import accuracy_faults
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.language import Language, unknown
-from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.registry import Rewards, lacks
 from r1mega.rewards.rubric import Rubric
@@ -33,6 +32,11 @@ class RolloutSettings(Section):
     """Questions per rollout (report: 512, which makes 8,192 outputs at G = 16)."""
     num_minibatches: int = Field(default=1, gt=0)
     """M: mini-batches per rollout, one optimiser step each, one inner epoch (report: 16)."""
+    server_length: Annotated[Literal["largest", "restart"], OnResume.FREE] = "largest"
+    """For which length the rollout server is laid out where sampling.max_new_tokens is a schedule: for its largest
+    value from the start; or for what holds, and started anew with the longer one, and with the policy's weights,
+    where that changes. Answers are the same either way; a server for longer ones needs more memory (kv_cache_gib must
+    hold one of them)."""
     replay: Annotated[Literal["journal", "live"], OnResume.FREE] = "journal"
     """What a resumed run does with answers that it sampled before: "journal" takes them from the run directory bit
     for bit; "live" samples all of them again and counts how many tokens came out the same."""
@@ -68,6 +72,7 @@ class GRPO(Evaluated, Training):
     learns_from = "rewards"
 
     stage: Literal["grpo"]
+    sampling: ScheduledSampling
     questions: Sources = Field(min_length=1)
     """What is trained on: tables [[questions]], a source each. Questions of the held-out side (one in eight,
     `r1mega.data.split`) are left out and counted, as in every stage, and so are those that the evaluation asks."""
@@ -108,7 +113,12 @@ class GRPO(Evaluated, Training):
         if not any(reward.weight.largest for reward in self.rewards.values()):
             faults.append("rewards: every weight is 0, so there is nothing to learn")
         faults += accuracy_faults(self.rewards, self.questions)
-        faults += self._overlong_faults()
+        faults += overlong_faults(
+            self.rewards,
+            self.sampling.max_new_tokens,
+            truncated=self.objective.truncated,
+            num_steps=self.num_steps,
+        )
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
     def faults_of_code(self) -> list[str]:
@@ -116,31 +126,11 @@ class GRPO(Evaluated, Training):
 
     def rubric(self) -> Rubric:
         """What answers are worth at each step of this run."""
-        limit = Scheduled[int].always(self.sampling.max_new_tokens)
-        rewards = {n: r.of_run(self.num_steps, limit) for n, r in self.rewards.items()}
+        rewards = {n: r.of_run(self.num_steps, self.sampling.max_new_tokens) for n, r in self.rewards.items()}
         return Rubric(rewards, self.objective.truncated)
 
     def lacks(self) -> Sequence[str]:
         return lacks(self.rewards)
-
-    def _overlong_faults(self) -> list[str]:
-        """Overlong shaping that an answer would do well to escape, or cannot reach."""
-        faults: list[str] = []
-        limit = self.sampling.max_new_tokens
-        for name, reward in self.rewards.items():
-            if not isinstance(reward, Overlong):
-                continue
-            if self.objective.truncated == "zero":
-                faults.append(
-                    f"rewards.{name}: with objective.truncated = zero an answer that is cut scores 0, more than one "
-                    "that ends just before the limit; take judge, or mask, which leaves cut ones out"
-                )
-            if reward.max_tokens is not None and (begins := reward.max_tokens.smallest - reward.buffer) >= limit:
-                faults.append(
-                    f"rewards.{name}: begins at {begins} tokens (max_tokens - buffer), "
-                    f"and no answer is longer than sampling.max_new_tokens = {limit}"
-                )
-        return faults
 
     def _schedule_faults(self) -> list[str]:
         """What does not happen between two rollouts, where alone it can."""
@@ -160,14 +150,27 @@ class GRPO(Evaluated, Training):
                 f"objective.reference_refresh_steps: {refresh} falls inside a rollout; use a multiple of "
                 f"rollout.num_minibatches = {each}"
             )
-        return faults + [
-            f"rewards.{name}.{fault}"
-            for name, reward in self.rewards.items()
-            for fault in reward.schedule_faults(self.num_steps, each)
-        ]
+        changes = change_faults(self.sampling, self.questions, self.rewards, num_steps=self.num_steps, every=each)
+        # Where it is not known when something changes, nobody can say what is asked then.
+        return faults + (changes or coverage_faults(self.questions, self.rewards, num_steps=self.num_steps))
+
+    def sampling_at(self, step: int) -> Sampling:
+        """How answers are drawn at the weights after `step` steps; of a rollout that is being learnt from, how they
+        were drawn."""
+        return self.sampling.at(step - step % self.rollout.num_minibatches, self.num_steps)
+
+    def changes_at(self, step: int) -> dict[str, str | int | float]:
+        """The settings that are another, or begin or end to become it, from the rollout after `step` steps on, as
+        `--set` names them, with their values."""
+        return changes_at(self.sampling, self.questions, self.rewards, step=step, num_steps=self.num_steps)
+
+    def server_tokens(self, step: int) -> int:
+        """The longest answer for which the server is laid out after `step` steps (`rollout.server_length`)."""
+        limit = self.sampling.max_new_tokens
+        return limit.largest if self.rollout.server_length == "largest" else limit.largest_by(step, self.num_steps)
 
     def longest(self) -> tuple[int, str]:
-        return self.sampling.max_new_tokens + 1, "sampling.max_new_tokens"  # a prompt has one token at least
+        return self.sampling.longest + 1, "sampling.max_new_tokens"  # a prompt has one token at least
 
     def holds(self) -> Holds:
         reference = self.objective.kl_coef > 0

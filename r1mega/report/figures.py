@@ -138,13 +138,18 @@ def _draw(figure: Figure, rows: Sequence[Row], path: Path) -> Path | None:
         ]
     if not any(xs for _, xs, _ in lines):
         return None
+    changes = {step for row in rows if row.get("kind") == "schedule" and (step := number(row, "step")) is not None}
     with new_axes(path, figure.title, "optimiser step", figure.y_label) as axes:
+        for step in sorted(changes):
+            axes.axvline(step, color="#9a9a9a", linestyle=":", linewidth=1.2, zorder=0.5)
+            axes.set_xlabel("optimiser step (dotted: settings change)")
         for (curve, xs, ys), color in zip(lines, _colors(len(lines)), strict=True):
             if len(xs) >= SMOOTHED_FROM and curve.kind == "train" and not figure.log:
                 half = max(2, len(xs) // 40)
                 axes.plot(*_thin(xs, ys), color=color, alpha=0.3, linewidth=0.9)
                 axes.plot(*_thin(xs, _running_mean(ys, half)), color=color, label=curve.label)
-                axes.set_xlabel(f"optimiser step (bold: mean of {2 * half + 1} steps)")
+                dotted = "; dotted: settings change" if changes else ""
+                axes.set_xlabel(f"optimiser step (bold: mean of {2 * half + 1} steps{dotted})")
             elif xs:
                 xs, ys = _thin(xs, ys)
                 axes.errorbar(

@@ -148,7 +148,7 @@ class GroupSource:
         engine: JournalledEngine,
         journal: Journal,
         prompts: Stream,
-        params: SamplingParams,
+        params: Callable[[int], SamplingParams],
         *,
         group_size: int,
         num_prompts: int,
@@ -166,6 +166,7 @@ class GroupSource:
 
         Args:
             journal: the engine's.
+            params: how answers are drawn after so many steps.
             group_size: G.
             num_prompts: of one rollout.
             judge: has all answers to a prompt judged by the rules, after so many steps; what a model scores is added
@@ -215,12 +216,12 @@ class GroupSource:
     def _groups(self, step: int) -> list[Group]:
         asked = [
             Request(p, self._group_size, derived_seed(self._seed, "rollout", step, p.id))
-            for p in self._prompts.take(self._num_prompts)
+            for p in self._prompts.take(self._num_prompts, step)
         ]
         count = Count(self._say, "rollout", len(asked), self._group_size)
         judge, breakable = partial(self._judge, step), self._breakable
         return collect(
-            self._engine, asked, self._params, version=step, judge=judge, on_judged=count, breakable=breakable
+            self._engine, asked, self._params(step), version=step, judge=judge, on_judged=count, breakable=breakable
         )
 
     def _metrics(self, tried: Sequence[Group], usable: int) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +21,18 @@ log = logging.getLogger(__name__)
 
 Reload = Callable[[Server, int], None]
 """Gives a restarted server the weights of a version (`Fleet`)."""
+
+
+@dataclass(frozen=True)
+class Lengthened:
+    """A server that was started anew for longer sequences."""
+
+    before: int
+    """Tokens of prompt and answer for which it had room."""
+    max_model_len: int
+    """Those for which it has now."""
+    seconds: float
+    """Until it was ready."""
 
 
 class ServedModel:
@@ -40,7 +54,8 @@ class ServedModel:
             max_model_len: longest prompt + answer, in tokens.
             interrupt: breaks off waiting for the server or its answers.
         """
-        self._start = lambda: Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=log_file)
+        self._start = partial(Server, model_dir, layout, seed=seed, log_file=log_file)
+        self._max_model_len = max_model_len
         self._log_file, self._interrupt = log_file, interrupt
         self._server: Server | None = None
         self._client: Fleet | None = None
@@ -54,8 +69,27 @@ class ServedModel:
         """Start the processes, where they are not, and return while they are starting."""
         if self._server is None:
             log.info("starting the rollout server; its log: %s", self._log_file)
-            self._server = self._start()
+            self._server = self._start(max_model_len=self._max_model_len)
         return self._server
+
+    def make_room(self, max_model_len: int) -> Lengthened | None:
+        """See to it that the server holds prompt and answer of so many tokens.
+
+        Returns: what it took where a server that was started for fewer had to be started anew; its weights are then
+        the folder's own again.
+
+        Raises:
+            RolloutError: it does not start.
+            StopNow: a signal came while it started.
+        """
+        if max_model_len <= self._max_model_len:
+            return None
+        before, self._max_model_len = self._max_model_len, max_model_len
+        if self._server is None:
+            return None
+        log.info("the rollout server is started anew for %d tokens, where it had room for %d", max_model_len, before)
+        with self._interrupt.at_once():
+            return Lengthened(before, max_model_len, self._server.lengthen(max_model_len))
 
     def client(self, reload: Reload | None = None, on_recovery: Callable[[Recovery], None] = Recovery.tell) -> Fleet:
         """What asks the server, once it can answer; started where it was not.

@@ -141,6 +141,11 @@ class Server:
             self.wait_ready()
         return time.monotonic() - begin
 
+    def lengthen(self, max_model_len: int) -> float:
+        """`restart` with room for longer sequences: of `max_model_len` tokens, prompt and answer together."""
+        self._max_model_len = max_model_len
+        return self.restart(f"its answers may be longer from now on, and with their prompts {max_model_len} tokens")
+
     def _choose_port(self) -> int:
         """The configured port, or a free one."""
         layout = self.layout

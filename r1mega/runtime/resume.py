@@ -60,7 +60,7 @@ def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -
         if key in recorded and key in inputs:
             refused += [] if _is_of(key, by_tokens) else _changed_content(key, recorded, inputs)
         elif before.get(key) != after.get(key):
-            refused.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+            refused.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}{_why(key, recipe, before)}")
     now_layout = cluster.trainer.model_dump()
     free, rounding = (marked(TrainerLayout, mark) for mark in (OnResume.FREE, OnResume.ROUNDING))
     moved = sorted(key for key in rounding if then_layout[key] != now_layout[key])
@@ -77,8 +77,20 @@ def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -
 
 def _may_change(recipe: RunSettings, settings: dict[str, Any]) -> frozenset[str]:
     free = marked(type(recipe), OnResume.FREE)
-    constant = settings.get("optimizer.schedule") == "constant"
-    return free | marked(type(recipe), OnResume.LENGTH) if constant else free
+    return free if _counts_from_the_end(settings) else free | marked(type(recipe), OnResume.LENGTH)
+
+
+def _counts_from_the_end(settings: Mapping[str, Any]) -> list[str]:
+    """The settings by which what was done so far depends on how long the run is."""
+    counting = [key for key, value in settings.items() if key.endswith(".last_steps") and value is not None]
+    return counting if settings.get("optimizer.schedule") == "constant" else ["optimizer.schedule", *counting]
+
+
+def _why(key: str, recipe: RunSettings, settings: dict[str, Any]) -> str:
+    """Of a setting that may change in other runs."""
+    if not _is_of(key, marked(type(recipe), OnResume.LENGTH)):
+        return ""
+    return f" ({', '.join(_counts_from_the_end(settings))}: counts from the run's end)"
 
 
 def _is_of(key: str, settings: frozenset[str]) -> bool:

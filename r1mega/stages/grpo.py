@@ -84,14 +84,15 @@ def run(
     """
     _refuse_without_scorer(config, scorers)
     mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
-    objective, temperature, chunk_tokens = config.objective, config.sampling.temperature, config.batch.chunk_tokens
+    objective, chunk_tokens = config.objective, config.batch.chunk_tokens
     with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, shown=SHOWN) as run:
         part = run.enter(rank_zero(mesh, config, run_dir, run.records))
         # It starts in its own process while this one builds the policy.
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
         policy = _policy(config, mesh, build)
-        pushing = partial(live_engine, address=cluster.address, on_recovery=part.log_recovery, pusher=pusher)
-        engine = run.enter(pushing(policy, served, interrupt=run.interrupt))
+        pushing = partial(live_engine, address=cluster.address, room=part.room(config), pusher=pusher)
+        telling = partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
+        engine = run.enter(telling(policy, served, interrupt=run.interrupt))
         failures = Failures(config.rollout.max_failed)
         judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
@@ -105,7 +106,9 @@ def run(
         )
         loss = _loss(objective)
         for step in run.steps():
+            temperature = config.sampling_at(step).temperature  # of the rollout that is learnt from
             if not left.minibatches:
+                part.tell_changes(config, run_dir, step)
                 pushed = engine.push_seconds
                 with engine.alone():
                     rollout = source.next(step)
@@ -114,7 +117,7 @@ def run(
                 rng = random.Random(derived_seed(config.seed, "split", step, ""))
                 groups, judged = _scored(config, mesh, rollout, scorers, failures, step)
                 minibatches = split_at_random(usable(config, groups), config.rollout.num_minibatches, rng)
-                shares = scatter(mesh, [_weighted(m, config) for m in minibatches], chunk_tokens)
+                shares = scatter(mesh, [_weighted(m, config, step) for m in minibatches], chunk_tokens)
                 source.handed_over()
                 with Stopwatch() as watch:
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
@@ -258,8 +261,9 @@ def _base(config: GRPO) -> Path:
     return config.model.path
 
 
-def _weighted(minibatch: list[Sample], config: GRPO) -> list[Sample]:
-    return weighted(minibatch, config.objective.reduction, max_length=config.sampling.max_new_tokens)
+def _weighted(minibatch: list[Sample], config: GRPO, step: int) -> list[Sample]:
+    """A mini-batch of the rollout after `step` steps."""
+    return weighted(minibatch, config.objective.reduction, max_length=config.sampling_at(step).max_new_tokens)
 
 
 def _refreshes_reference(objective: Objective, step: int) -> bool:

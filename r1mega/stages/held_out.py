@@ -70,7 +70,7 @@ class HeldOut:
         engine: Engine,
         prompts: Sequence[Prompt],
         settings: Evaluation,
-        params: SamplingParams,
+        params: Callable[[int], SamplingParams],
         *,
         seed: int,
         run_dir: RunDir,
@@ -79,7 +79,11 @@ class HeldOut:
         pool: Pool,
         breakable: Breakable,
     ) -> None:
-        """pool, breakable: see `ask`."""
+        """
+        Args:
+            params: how answers are drawn after so many steps.
+            pool, breakable: see `ask`.
+        """
         self._engine, self._prompts, self._settings, self._params = engine, prompts, settings, params
         self._seed, self._run_dir, self._log, self._say = seed, run_dir, log, say
         self._pool, self._breakable = pool, breakable
@@ -90,9 +94,10 @@ class HeldOut:
         One that a resumed run finds in its metrics is not repeated. Raises as `ask` and `summarise`.
         """
         done = {row["kind"] for row in self._run_dir.metrics() if row["step"] == step}
-        kinds = {"eval": (self._settings.samples_per_question, self._params)}
+        drawn = self._params(step)
+        kinds = {"eval": (self._settings.samples_per_question, drawn)}
         if greedy:
-            kinds["eval_greedy"] = (1, self._params.greedy())
+            kinds["eval_greedy"] = (1, drawn.greedy())
         for kind, (num_samples, params) in kinds.items():
             if kind in done:
                 continue

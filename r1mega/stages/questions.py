@@ -100,12 +100,12 @@ def ask(config: GRPO) -> Questions:
     train = fitting(made, read, *prompt_limit(config, spec, config.max_prompt_tokens))
     refuse_too_few(len(train), read, config.rollout.num_prompts)
     template_text = tokenizers.chat_template_of(train, form)
-    refuse_unfillable(read, Counter(p.source for p in train), config.rollout.num_prompts)
-    stream = stream_of(train, read, config.seed)
+    refuse_unfillable(read, Counter(p.source for p in train), config.rollout.num_prompts, config.num_steps)
+    stream = stream_of(train, read, config.seed, config.num_steps)
     asked = Questions(
         train, held_out, stream, template_text, {"questions": read.counts, "evaluation": evaluated.counts}
     )
-    check_lengths(asked.longest + config.sampling.max_new_tokens, spec, config.batch)
+    check_lengths(asked.longest + config.sampling.longest, spec, config.batch)
     return asked
 
 
@@ -176,7 +176,8 @@ def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
     read = training_questions(
         config.questions, config.seed, verifiers=VERIFIERS, evaluation=evaluated, least=config.rollout.num_prompts
     )
-    refuse_unfillable(read, Counter(q.source for q in read.questions), config.rollout.num_prompts)
+    left = Counter(q.source for q in read.questions)
+    refuse_unfillable(read, left, config.rollout.num_prompts, config.num_steps)
     _refuse_asked_without_truth(config, read)
     _refuse_hopeless(read)
     _refuse_without_sandbox(read)
@@ -233,7 +234,7 @@ def prompt_limit(config: Asking, spec: ModelSpec, own: int = 0) -> tuple[int, st
     It follows from the model and the settings of the stage, never from batch.chunk_tokens, which must not change the
     result.
     """
-    positions = spec.max_positions - config.sampling.max_new_tokens
+    positions = spec.max_positions - config.sampling.longest
     if own and own <= positions:
         return own, "max_prompt_tokens"
     return positions, f"the model's {spec.max_positions} positions less sampling.max_new_tokens"

@@ -1,6 +1,7 @@
 """What rank 0 of a GRPO run has and the others have not: questions, journal, and what it asks the engine."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.replay import JournalledEngine, open_journal
-from r1mega.rollout.served import NotServed, ServedModel
+from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Group, Sample
@@ -30,6 +31,8 @@ from r1mega.stages.questions import Questions, make_questions
 from r1mega.stages.records import Records
 from r1mega.trainer.mesh import Mesh
 from r1mega.weights.live_engine import Follower, LiveEngine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class RankZero:
         model = serve(
             config.model.path,
             cluster.rollout,
-            max_model_len=self.questions.longest + config.sampling.max_new_tokens,
+            max_model_len=self.room(config)(step),
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
@@ -65,6 +68,22 @@ class RankZero:
         if config.rollout.replay == "live" or self.journal.newest_version() < step:
             model.start()
         return model
+
+    def room(self, config: GRPO) -> Callable[[int], int]:
+        """The longest prompt and answer, in tokens, for which the server is laid out after so many steps."""
+        return lambda step: self.questions.longest + config.server_tokens(step)
+
+    def tell_changes(self, config: GRPO, run_dir: RunDir, step: int) -> None:
+        """Say and write down, as a row of kind "schedule", which settings are others from the rollout after `step`
+        steps on; a row that a resumed run finds in its metrics is not written twice."""
+        if not (changed := config.changes_at(step)):
+            return
+        log.info("step %d: from here on %s", step, ", ".join(f"{name} = {value}" for name, value in changed.items()))
+        if not any(row["kind"] == "schedule" and row["step"] == step for row in run_dir.metrics()):
+            self.records.log("schedule", step, changed)
+
+    def log_lengthened(self, version: int, lengthened: Lengthened) -> None:
+        self.records.log("lengthened", version, dataclasses.asdict(lengthened))
 
     def log_recovery(self, version: int, recovery: Recovery) -> None:
         self.records.log("recovery", version, dataclasses.asdict(recovery))
@@ -99,7 +118,9 @@ class RankZero:
             lost = signal_metrics(groups, rubric, assumed, divided=divided)
             return {"rollout/beyond_limits": float(judges.take_ended()), **judges.take_figures(), **lost}
 
-        params = SamplingParams(**dict(config.sampling))
+        def params(step: int) -> SamplingParams:
+            return SamplingParams(**dict(config.sampling_at(step)))
+
         policies, replay = run_dir.lineage.policies, config.rollout.replay
         answers = JournalledEngine(engine, self.journal, policies=policies, replay=replay)
         source = GroupSource(
@@ -139,6 +160,13 @@ class OtherRank:
 
     def served(self, *_: object, **__: object) -> NotServed:
         return NotServed()
+
+    def room(self, *_: object) -> Callable[[int], int]:
+        return lambda step: 0
+
+    def tell_changes(self, *_: object) -> None: ...
+
+    def log_lengthened(self, version: int, lengthened: Lengthened) -> None: ...
 
     def log_recovery(self, version: int, recovery: Recovery) -> None: ...
 

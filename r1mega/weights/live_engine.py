@@ -43,7 +43,7 @@ from typing import Literal
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery
-from r1mega.rollout.served import NotServed, ServedModel
+from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.rollout.server import Server
 from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.samples import Completion
@@ -55,6 +55,8 @@ from r1mega.weights.source import PolicySource
 Order = Literal["push", "go on"]
 OnRecovery = Callable[[int, Recovery], None]
 """Takes the version of the weights that were asked for, and what happened to a server."""
+OnLengthened = Callable[[int, Lengthened], None]
+"""Takes the version of the weights that were asked for, and what became of the server."""
 
 
 @contextmanager
@@ -64,7 +66,9 @@ def live_engine(
     *,
     interrupt: Interrupt,
     address: str = "",
+    room: Callable[[int], int] = lambda version: 0,
     on_recovery: OnRecovery = lambda version, recovery: None,
+    on_lengthened: OnLengthened = lambda version, lengthened: None,
     pusher: Callable[..., Pusher] = Pusher,
 ) -> "Iterator[LiveEngine | Follower]":
     """Rank 0's engine, and what follows it on the others. Every rank enters it at the same time.
@@ -73,7 +77,10 @@ def live_engine(
         served: rank 0's server; it is started when it is first asked, where it was not before.
         interrupt: breaks off waiting for servers or their answers, and nothing else.
         address: of this host as the servers know it (`Pusher`).
+        room: for how many tokens of prompt and answer the server must be laid out at a version of the weights; where
+            that is more than before, it is started anew.
         on_recovery: called for every server that failed and serves again, from any thread.
+        on_lengthened: called when the server was started anew for longer sequences.
         pusher: as `Pusher`.
     """
     source = PolicySource(policy, include_mtp=False)
@@ -85,7 +92,7 @@ def live_engine(
         announce = Orders(policy.mesh).push
         return pusher(source, servers, announce=announce, address=address, breakable=interrupt.at_once)
 
-    engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery)
+    engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery, room, on_lengthened)
     try:
         engine.prepare()
         yield engine
@@ -130,8 +137,11 @@ class LiveEngine:
         push_with: Callable[[Sequence[Server]], Pusher],
         interrupt: Interrupt,
         on_recovery: OnRecovery,
+        room: Callable[[int], int],
+        on_lengthened: OnLengthened,
     ) -> None:
-        """push_with: makes what pushes to these servers."""
+        """push_with: makes what pushes to these servers. room, on_lengthened: see `live_engine`."""
+        self._room, self._on_lengthened = room, on_lengthened
         self._served, self._orders, self._interrupt = served, orders, interrupt
         self._push_with, self._on_recovery = push_with, on_recovery
         self._pusher: Pusher | None = None
@@ -154,6 +164,9 @@ class LiveEngine:
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`; `version` is the policy's present one. StopNow at a signal while it waits."""
+        if (lengthened := self._served.make_room(self._room(version))) is not None:
+            self._version = -1  # its weights are the folder's own again
+            self._on_lengthened(version, lengthened)
         client = self._served.client(self._reload, self._recovered)
         if version != self._version:
             self._push(version)

@@ -39,14 +39,23 @@ def float32(x: float) -> float:
     return struct.unpack("f", struct.pack("f", x))[0]
 
 
-def answers_of(rollout: Sequence[Asked], config: GRPO) -> list[Answer]:
-    """What of a rollout is learnt from, with its advantages."""
+def value(setting: Any, step: int, config: GRPO) -> Any:
+    """Of a setting that may be a schedule, after `step` steps: of its last table that has begun."""
+    tables = setting.plain()
+    if not isinstance(tables, list):
+        return tables
+    begins = [t.get("from_step", config.num_steps - t["last_steps"] if "last_steps" in t else 0) for t in tables]
+    return [table["value"] for table, begin in zip(tables, begins, strict=True) if step >= begin][-1]
+
+
+def answers_of(rollout: Sequence[Asked], version: int, config: GRPO) -> list[Answer]:
+    """What is learnt from of the rollout after `version` steps, with its advantages."""
     objective, found = config.objective, []
     for asked in rollout:
         scored = [
             (answer, reward)
             for answer, kind in zip(asked.answers, asked.kinds, strict=True)
-            if (reward := _reward(kind, config)) is not None
+            if (reward := _reward(kind, version, config)) is not None
         ]
         rewards = [reward for _, reward in scored]
         if len(rewards) < 2 or (objective.constant_groups == "drop" and len(set(rewards)) == 1):
@@ -60,13 +69,17 @@ def answers_of(rollout: Sequence[Asked], config: GRPO) -> list[Answer]:
     return found
 
 
-def _reward(kind: str, config: GRPO) -> float | None:
+def _reward(kind: str, version: int, config: GRPO) -> float | None:
     accuracy, form = {"right": (1, 1), "wrong": (0, 1), "bare": (1, 0), "cut": (1, 1)}[kind]
     if kind == "cut" and config.objective.truncated != "judge":
         return None if config.objective.truncated == "mask" else 0.0
-    return sum(
-        config.rewards[name].weight.largest * value for name, value in (("accuracy", accuracy), ("format", form))
-    )
+    asked = {name: reward for name, reward in config.rewards.items() if version >= _begins(reward, config)}
+    worth = {"accuracy": accuracy, "format": form}
+    return sum(value(reward.weight, version, config) * worth[name] for name, reward in asked.items())
+
+
+def _begins(reward: Any, config: GRPO) -> int:
+    return reward.from_step if reward.last_steps is None else config.num_steps - reward.last_steps
 
 
 def expected_rows(
@@ -78,11 +91,12 @@ def expected_rows(
         rollouts: what the engine was asked for training, and its answers, by the step.
         calls: of the policy; only which answer is in which mini-batch is read from them.
     """
-    objective, temperature = config.objective, config.sampling.temperature
+    objective = config.objective
     updates = [call.documents for call in calls if call.verb == "forward_backward"]
     reference, rows, step = list(theta), [], 0
     for version in range(0, config.num_steps, config.rollout.num_minibatches):
-        answers = {(*a.prompt, *a.tokens): a for a in answers_of(rollouts[version], config)}
+        temperature = value(config.sampling.temperature, version, config)
+        answers = {(*a.prompt, *a.tokens): a for a in answers_of(rollouts[version], version, config)}
         old, ref = log_probabilities(theta, temperature), log_probabilities(reference, temperature)
         batches = updates[version : version + config.rollout.num_minibatches]
         learnt = [tuple(d.token_ids) for documents in batches for d in documents]
@@ -92,8 +106,8 @@ def expected_rows(
             batch = [answers[tuple(d.token_ids)] for d in documents]
             for a in batch:
                 a.old, a.ref = ([float32(of[t]) for t in a.tokens] for of in (old, ref))
-                a.weight = _weight(a, batch, config)
-            row, gradient = _update(theta, batch, config)
+                a.weight = _weight(a, batch, version, config)
+            row, gradient = _update(theta, batch, temperature, config)
             now = log_probabilities(theta, temperature)
             of_all = sum(a.weight * len(a.tokens) for a in batch)  # 1 but for "fixed_length"
             row["entropy"] = -of_all * sum(math.exp(x) * x for x in now)
@@ -107,16 +121,19 @@ def expected_rows(
     return rows
 
 
-def _weight(answer: Answer, batch: Sequence[Answer], config: GRPO) -> float:
+def _weight(answer: Answer, batch: Sequence[Answer], version: int, config: GRPO) -> float:
     if config.objective.reduction == "token_mean":
         return 1 / sum(len(a.tokens) for a in batch)
-    length = len(answer.tokens) if config.objective.reduction == "sequence_mean" else config.sampling.max_new_tokens
+    limit = value(config.sampling.max_new_tokens, version, config)
+    length = len(answer.tokens) if config.objective.reduction == "sequence_mean" else limit
     return 1 / (len(batch) * length)
 
 
-def _update(theta: Sequence[float], batch: Sequence[Answer], config: GRPO) -> tuple[dict[str, float], list[float]]:
+def _update(
+    theta: Sequence[float], batch: Sequence[Answer], temperature: float, config: GRPO
+) -> tuple[dict[str, float], list[float]]:
     """One mini-batch's metrics, and the gradient of its loss."""
-    now = log_probabilities(theta, config.sampling.temperature)
+    now = log_probabilities(theta, temperature)
     logps = [[now[t] for t in a.tokens] for a in batch]
     gradient = [0.0] * len(theta)
     for i, answer in enumerate(batch):
@@ -127,9 +144,9 @@ def _update(theta: Sequence[float], batch: Sequence[Answer], config: GRPO) -> tu
                 slope += sign * _loss([answer], [logps[i]], config)["loss"] / 2e-5
             logps[i][j] = now[token]
             # d logp(token) / d theta_v = (1[v = token] - p(v)) / T
-            gradient[token] += slope / config.sampling.temperature
+            gradient[token] += slope / temperature
             for v, logp in enumerate(now):
-                gradient[v] -= slope * math.exp(logp) / config.sampling.temperature
+                gradient[v] -= slope * math.exp(logp) / temperature
     return _loss(batch, logps, config), gradient
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.rollout.engine import Request, SamplingParams
+from r1mega.rollout.served import Lengthened
 from r1mega.samples import Completion, FinishReason
 
 
@@ -50,10 +51,12 @@ class Engines:
     asked: list[Asked] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     """With which each engine was made."""
+    lengthened: list[tuple[int, int]] = field(default_factory=list)
+    """For how many tokens an engine was laid out, and is now, each time that it was started anew for more."""
 
     def make(self, model_dir: Path, layout: Any, **options: Any) -> "RecordingEngine":
         self.options.append({"model_dir": model_dir, **options})
-        return RecordingEngine(self)
+        return RecordingEngine(self, options["max_model_len"])
 
     def pusher(self, source: Any, servers: Sequence["RecordingEngine"], **options: Any) -> "RecordingPusher":
         return RecordingPusher(source, servers, options["announce"], self.push_seconds)
@@ -98,8 +101,8 @@ class RecordingPusher:
 class RecordingEngine:
     """What `rollout.served.ServedModel`, its server and its client do, at the weights that were pushed."""
 
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
+    def __init__(self, engines: Engines, max_model_len: int) -> None:
+        self._engines, self._room = engines, max_model_len
         self._version, self._theta = -1, torch.zeros(0)
 
     def take(self, version: int, theta: Tensor) -> None:
@@ -116,6 +119,15 @@ class RecordingEngine:
 
     def start(self) -> None: ...
 
+    def make_room(self, max_model_len: int) -> Lengthened | None:
+        """As `rollout.served.ServedModel` does: one that is laid out for less is started anew, with other weights."""
+        before, self._room = self._room, max(self._room, max_model_len)
+        if before >= max_model_len:
+            return None
+        self._version, self._theta = -1, torch.zeros(0)
+        self._engines.lengthened.append((before, max_model_len))
+        return Lengthened(before, max_model_len, seconds=0.0)
+
     def client(self, *_: Any) -> "RecordingEngine":
         return self
 
@@ -131,6 +143,7 @@ class RecordingEngine:
         on_answer: Callable[[int, tuple[Completion, ...]], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         assert version == self._version
+        assert max(len(r.prompt.token_ids) for r in requests) + params.max_new_tokens <= self._room
         engines, found = self._engines, []
         for place, request in enumerate(requests):
             question = engines.places.setdefault(request.prompt.id, len(engines.places))

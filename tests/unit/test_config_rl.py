@@ -58,6 +58,130 @@ def test_what_falls_on_the_ends_of_rollouts_passes():
     assert rl(save={"every_steps": 4, "keep_every": 8}) == []
 
 
+TWO = [
+    {"kind": "reasoning_gym", "family": "chain_sum", "num": 8},
+    {"kind": "reasoning_gym", "family": "chain_sum", "num": 8, "domain": "general"},
+]
+LATE = [{"value": 0}, {"last_steps": 4, "value": 1}]
+"""Of 12 steps, four a rollout."""
+
+
+def test_schedules_that_change_between_rollouts_pass():
+    limit = [{"value": 8}, {"from_step": 4, "over_steps": 4, "value": 16}]
+    assert (
+        rl(sampling={"max_new_tokens": limit, "temperature": [{"value": 1}, {"last_steps": 4, "value": 0.7}]}) == []
+    )
+    late = {"kind": "format", "last_steps": 4, "domains": ["general"]}
+    questions = [TWO[0], {**TWO[1], "weight": LATE}]
+    assert rl(questions=questions, rewards={"accuracy": {"domains": ["math"]}, "late": late}) == []
+    follows = {"rewards": {"accuracy": 1.0, "overlong": {"buffer": 8}}, "objective": {"truncated": "judge"}}
+    assert rl(sampling={"max_new_tokens": limit}, **follows) == []
+
+
+INSIDE = "falls inside a rollout of rollout.num_minibatches = 4 steps"
+SCHEDULE_FAULTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"sampling": {"temperature": [{"value": 1}, {"from_step": 6, "value": 0.7}]}},
+        f"sampling.temperature.1.from_step: 6 {INSIDE}",
+    ),
+    (
+        {"sampling": {"max_new_tokens": [{"value": 8}, {"last_steps": 6, "value": 9}]}},
+        f"sampling.max_new_tokens.1.last_steps: 6 steps before the end of num_steps = 12, step 6, {INSIDE}",
+    ),
+    (
+        {"questions": [TWO[0], {**TWO[1], "weight": [{"value": 0}, {"from_step": 2, "value": 1}]}]},
+        f"questions.1.weight.1.from_step: 2 {INSIDE}",
+    ),
+    ({"rewards": {"accuracy": {"from_step": 3}, "format": 1.0}}, f"rewards.accuracy.from_step: 3 {INSIDE}"),
+    (
+        {"rewards": {"accuracy": {"last_steps": 16}, "format": 1.0}},
+        "rewards.accuracy.last_steps: 16 is more than the run's num_steps = 12",
+    ),
+    (
+        {"rewards": {"accuracy": {"last_steps": 4, "from_step": 4}, "format": 1.0}},
+        "rewards.accuracy.from_step, last_steps: say one of them",
+    ),
+    (
+        {"rewards": {"accuracy": 1.0, "format": [{"value": 1}, {"from_step": 4, "over_steps": 2, "value": 0}]}},
+        "rewards.format.weight.1.over_steps: 2 steps end inside a rollout",
+    ),
+    ({"questions": [{**TWO[0], "weight": 0}, TWO[1]]}, "questions.0.weight: is 0 throughout, so that none of its"),
+    (
+        {"questions": [{**TWO[0], "weight": LATE}, {**TWO[1], "weight": LATE}]},
+        "questions: from step 0 on every table's weight is 0: nothing can be asked",
+    ),
+    (
+        {"rewards": {"accuracy": {"last_steps": 4}, "format": {"from_step": 4}}},
+        'questions.0: asked from step 0 on, where no reward with a weight is for domain = "math": name it in',
+    ),
+    (
+        {"questions": TWO, "rewards": {"accuracy": {"domains": ["math"]}}},
+        'questions.1: asked from step 0 on, where no reward with a weight is for domain = "general"',
+    ),
+    (
+        {"rewards": {"accuracy": [{"value": 1}, {"from_step": 8, "value": 0}]}},
+        'questions.0: asked from step 8 on, where no reward with a weight is for domain = "math"',
+    ),
+    (
+        {
+            "sampling": {"max_new_tokens": [{"value": 8}, {"from_step": 4, "value": 16}]},
+            "rewards": {"accuracy": 1.0, "overlong": {"buffer": 4, "max_tokens": 8}},
+            "objective": {"truncated": "judge"},
+        },
+        "rewards.overlong.max_tokens: 8 stays as it is where sampling.max_new_tokens changes; leave it out",
+    ),
+    (
+        {
+            "sampling": {"max_new_tokens": [{"value": 16}, {"from_step": 4, "value": 8}]},
+            "rewards": {"accuracy": 1.0, "overlong": {"buffer": 9}},
+            "objective": {"truncated": "judge"},
+        },
+        "rewards.overlong.buffer: 9 tokens before sampling.max_new_tokens = 8 would begin before the answer",
+    ),
+    (
+        {
+            "sampling": {"max_new_tokens": [{"value": 16}, {"from_step": 4, "value": 8}]},
+            "rewards": {
+                "accuracy": 1.0,
+                "overlong": {"buffer": 4, "max_tokens": [{"value": 16}, {"from_step": 8, "value": 8}]},
+            },
+            "objective": {"truncated": "judge"},
+        },
+        "rewards.overlong: begins at 12 tokens (max_tokens - buffer), and no answer is longer than "
+        "sampling.max_new_tokens = 8 from step 4 on",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), SCHEDULE_FAULTS)
+def test_what_a_schedule_cannot_do_is_said_in_one_message(changes: dict[str, Any], said: str):
+    (fault,) = rl(**changes)
+    assert fault.startswith(said)
+
+
+def test_lengths_are_held_against_the_longest_of_a_run():
+    recipe = GRPO.model_validate(
+        {**RL, "sampling": {"max_new_tokens": [{"value": 8}, {"from_step": 96, "value": 90}]}}
+    )
+    assert recipe.longest() == (91, "sampling.max_new_tokens")
+    assert [recipe.server_tokens(step) for step in (0, 8, 12)] == [90] * 3
+    anew = {**RL["rollout"], "server_length": "restart"}
+    grows = [{"value": 8}, {"from_step": 4, "over_steps": 4, "value": 20}, {"last_steps": 4, "value": 4}]
+    recipe = GRPO.model_validate({**RL, "rollout": anew, "sampling": {"max_new_tokens": grows}})
+    # Once for all of the way up, and not again for less.
+    assert [recipe.server_tokens(step) for step in (0, 3, 4, 6, 8, 12)] == [8, 8, 20, 20, 20, 20]
+
+
+def test_an_evaluation_refuses_a_schedule_by_its_name():
+    for name, value in (("temperature", 0.7), ("max_new_tokens", 8)):
+        settings = {**RL["sampling"], name: [{"value": value}, {"from_step": 4, "value": value}]}
+        with pytest.raises(
+            ValidationError, match="should be one value: this stage takes no optimiser steps"
+        ) as error:
+            Evaluate.model_validate({**EVALUATE, "sampling": settings})
+        assert [fault["loc"] for fault in error.value.errors()] == [("sampling", name)]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

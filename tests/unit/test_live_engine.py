@@ -17,7 +17,7 @@ from r1mega.errors import RolloutError
 from r1mega.rollout import served as served_module
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.recovery import Recovery
-from r1mega.rollout.served import NotServed, ServedModel
+from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.weights import live_engine as module
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
@@ -48,8 +48,10 @@ class Rig:
         self.ranks, self.interrupt = Ranks(), Interrupt()
         self.passes, self.on_push = 0, lambda: None
         self.on_generate: Callable[[], Any] = lambda: []
+        self.room: Callable[[int], int] = lambda version: 9
+        self.lengthened = list[tuple[int, Lengthened]]()
         self.server = SimpleNamespace(
-            wait_ready=lambda: self.did.append("ready"), stop=lambda: self.did.append("stop")
+            wait_ready=lambda: self.did.append("ready"), stop=lambda: self.did.append("stop"), lengthen=self.lengthen
         )
         monkeypatch.setattr(served_module, "Server", self.start)
         monkeypatch.setattr(served_module, "Fleet", self.fleet)
@@ -64,9 +66,14 @@ class Rig:
         self.passes += 1
         return iter(())
 
-    def start(self, *_: Any, **__: Any) -> Any:
+    def start(self, *_: Any, **options: Any) -> Any:
+        self.options = options
         self.did.append("start")
         return self.server
+
+    def lengthen(self, max_model_len: int) -> float:
+        self.did.append(f"anew for {max_model_len}")
+        return 3.0
 
     def fleet(self, servers: Sequence[Any], *, reload: Any, on_recovery: Any) -> Any:
         assert list(servers) == [self.server]
@@ -89,6 +96,8 @@ class Rig:
         return live_engine(
             policy, self.served, interrupt=self.interrupt, address="here", pusher=self.pusher,
             on_recovery=lambda version, recovery: self.recovered.append((version, recovery)),
+            room=lambda version: self.room(version),
+            on_lengthened=lambda version, found: self.lengthened.append((version, found)),
         )  # fmt: skip
 
     def follower(self) -> contextlib.AbstractContextManager[Any]:
@@ -109,6 +118,27 @@ def test_each_version_is_pushed_once_to_all_servers(rig: Rig) -> None:
     assert (engine.push_seconds, rig.recovered) == (6.0, [(4, RECOVERY)])
     rig.served.stop()
     assert rig.did[-1] == "stop"
+
+
+def test_a_server_is_started_anew_for_longer_answers_and_given_the_weights_again(rig: Rig) -> None:
+    """Laid out for 9 tokens; from version 2 on 15 are needed, from 6 on 4 again, which it has room for."""
+    rig.room = lambda version: 9 if version < 2 else 15 if version < 6 else 4
+    with rig.engine() as engine:
+        for version in (0, 2, 2, 4, 6):
+            engine.generate([], PARAMS, version=version)
+    assert rig.did == [
+        "start", "ready", (0, None), "anew for 15", (2, None), (4, None), (6, None), "close",
+    ]  # fmt: skip
+    assert rig.lengthened == [(2, Lengthened(9, 15, 3.0))]
+
+
+def test_a_server_that_was_never_started_starts_with_the_longer_room(rig: Rig) -> None:
+    """As in a resumed run whose journal has the answers from before a change."""
+    rig.room = lambda version: 15
+    with rig.engine() as engine:
+        engine.generate([], PARAMS, version=2)
+    assert rig.did == ["start", "ready", (2, None), "close"] and rig.options["max_model_len"] == 15
+    assert not rig.lengthened
 
 
 def test_a_server_that_came_back_is_given_the_weights_that_answer_now(rig: Rig) -> None:

@@ -12,7 +12,8 @@ from r1mega.runtime.resume import flat, recipe_digest
 CONFIGS = Path(__file__).parents[2] / "configs/tiny"
 SECTIONS = {"save", "wandb", "batch", "experts"}
 """All of these: how a run is kept, watched and laid out in memory."""
-RL = {f"rollout.{name}" for name in ("replay", "keep_journal", "judges", "max_failed", "false_negatives")}
+FREE = ("replay", "keep_journal", "judges", "max_failed", "false_negatives", "server_length")
+RL = {f"rollout.{name}" for name in FREE}
 SFT = {"validation.every_steps"}
 START = {"model.path", "model.config"}
 """What a run begins as is compared by its content (`provenance.start_of`), and is no part of a recipe."""

@@ -14,10 +14,11 @@ business: `data.asked_questions`.
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import Section
 from r1mega.data.languages import Language
 from r1mega.data.question import Domain, Question, question_id
@@ -37,9 +38,10 @@ class QuestionSource(Section):
     """Of its questions; rewards are chosen by it."""
     target_language: Language = ""
     """The language that answers should be in, ISO 639-1; for the rewards that look at it."""
-    weight: float | None = Field(default=None, gt=0)
-    """Its share of each rollout's prompts, relative to the other tables' (1 where others have one). Where no table
-    has one, all tables' questions are shuffled together, so that each is asked as often as any other."""
+    weight: Scheduled[Annotated[float, Field(ge=0)]] | None = None
+    """Its share of each rollout's prompts, relative to the other tables' (1 where others have one). A number, or a
+    schedule (`config.scheduled`), which may be 0 for a while: it is not asked then. Where no table has one, all
+    tables' questions are shuffled together, so that each is asked as often as any other."""
     num: int | None = Field(default=None, gt=0)
     """Take at most so many of its questions, drawn by their hash and the seed; unset: all of them."""
     too_long: Literal["error", "drop"] = "error"
@@ -48,6 +50,11 @@ class QuestionSource(Section):
     duplicates: Literal["error", "drop"] = "error"
     """What happens to a question that an earlier one or the evaluation asks already: the run stops and lists them, or
     it is left out and counted."""
+
+    @property
+    def weight_or_1(self) -> Scheduled[float]:
+        """Its weight where others have one."""
+        return Scheduled[float].always(1.0) if self.weight is None else self.weight
 
     @property
     def sound(self) -> bool:
