@@ -45,7 +45,7 @@ def test_the_format_of_the_config_decides_what_is_strictly_right(form: str | Non
         Says(),
         [Prompt("p", "chain_sum", "1 + 2 =", "3", Int32s([1]))],
         settings,
-        SamplingParams(1.0, 8),
+        lambda step: SamplingParams(1.0, 8),
         seed=0,
         run_dir=SimpleNamespace(metrics=list),  # type: ignore[arg-type]
         log=lambda kind, step, row: lines.append({"kind": kind, **row}),
