@@ -35,6 +35,14 @@ def reading(tokenizer: Any, question: Asked, said: str) -> Int32s:
     return readings(tokenizer, [(question, said)])[0]
 
 
+def asked(tokenizer: Any, turns: Sequence[Message]) -> Int32s:
+    """The tokens of a conversation up to where the model is to answer, [n] int32; words are read as in `reading`.
+
+    Raises DataError where the tokenizer has no chat template, or one that does not write such turns.
+    """
+    return _reader(tokenizer, _template(tokenizer), opens=True).read_turns([list(turns)])[0]
+
+
 def readings(tokenizer: Any, pairs: Sequence[tuple[Asked, str]]) -> list[Int32s]:
     """`reading` of each (question, what was said), tokenised on all cores. Raises as it does."""
     return _reader(tokenizer, _template(tokenizer)).read(pairs)
@@ -55,8 +63,8 @@ def _template(tokenizer: Any) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _reader(tokenizer: Any, template: str) -> "_Reader":
-    return _Reader(tokenizer, template)
+def _reader(tokenizer: Any, template: str, *, opens: bool = False) -> "_Reader":
+    return _Reader(tokenizer, template, opens=opens)
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,9 @@ class _Frame:
 class _Reader:
     """A tokenizer and the frames of its template, each found once."""
 
-    def __init__(self, tokenizer: Any, template: str) -> None:
-        self._tokenizer, self._template = tokenizer, template
+    def __init__(self, tokenizer: Any, template: str, *, opens: bool) -> None:
+        """opens: whether the model's turn is opened behind the others, or the last one ends the text."""
+        self._tokenizer, self._template, self._opens = tokenizer, template, opens
         special = special_tokens(tokenizer) - {tokenizer.unk_token}
         self._special_ids = frozenset(tokenizer.convert_tokens_to_ids(sorted(special)))
         longest_first = sorted(special, key=lambda token: (-len(token), token))
@@ -83,7 +92,10 @@ class _Reader:
         self._frames: dict[Shape, _Frame] = {}
 
     def read(self, pairs: Sequence[tuple[Asked, str]]) -> list[Int32s]:
-        framed = [self._framed(question, said) for question, said in pairs]
+        return self.read_turns([_turns(question, said) for question, said in pairs])
+
+    def read_turns(self, conversations: Sequence[Sequence[Message]]) -> list[Int32s]:
+        framed = [self._framed(turns) for turns in conversations]
         pieces = [list(self._cut(frame, words)) for frame, words in framed]
         ids = iter(self._ids([piece for of_one in pieces for piece in of_one]))
         found: list[Int32s] = []
@@ -94,9 +106,7 @@ class _Reader:
             found.append(Int32s(read))
         return found
 
-    def _framed(self, question: Asked, said: str) -> tuple[_Frame, list[str]]:
-        asked = [{"role": "user", "content": question}] if isinstance(question, str) else [dict(m) for m in question]
-        turns = [*asked, {"role": "assistant", "content": said}]
+    def _framed(self, turns: Sequence[Message]) -> tuple[_Frame, list[str]]:
         frame = self._frame(shape_of(turns))
         return frame, [turn["content"].strip() if frame.strips else turn["content"] for turn in turns]
 
@@ -143,13 +153,18 @@ class _Reader:
                 return None
             before, _, text = text.partition(content)
             around.append(before)
+        if self._opens:
+            return *around, text
         closing = [self._tokenizer.convert_ids_to_tokens(i) for i in ends(self._tokenizer)]
         return *around, text if any(token in text for token in closing) else text + self._tokenizer.eos_token
 
     def _render(self, turns: Sequence[Message]) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], chat_template=self._template, tokenize=False
+                [dict(turn) for turn in turns],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=self._opens,
             )
         except Exception as error:  # whatever the template or the library raises
             roles = ", ".join(turn["role"] for turn in turns)
@@ -161,9 +176,14 @@ class _Reader:
     def _fault(self, what: str) -> DataError:
         folder = folder_of(self._tokenizer)
         return DataError(
-            f"{f'{folder}: ' if folder else ''}the chat template in which a reward model reads {what}; put one there "
-            "that does as chat_template.jinja, such as one of configs/chat_templates"
+            f"{f'{folder}: ' if folder else ''}the chat template in which a model that judges reads {what}; put one "
+            "there that does as chat_template.jinja, such as one of configs/chat_templates"
         )
+
+
+def _turns(question: Asked, said: str) -> list[Message]:
+    turns = [{"role": "user", "content": question}] if isinstance(question, str) else [dict(m) for m in question]
+    return [*turns, {"role": "assistant", "content": said}]
 
 
 def _trial(i: int, role: str, thinks: bool) -> str:

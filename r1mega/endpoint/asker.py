@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from r1mega.endpoint.cache import ReplyCache, key_of
 from r1mega.endpoint.client import Client
-from r1mega.endpoint.replies import Told, read
+from r1mega.endpoint.replies import CUT, Told, read
 from r1mega.errors import EndpointError, EndpointLostError
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class EndpointAsker:
     def ask(
         self, messages: Sequence[Mapping[str, Any]], *, seed: int, temperature: float, max_tokens: int
     ) -> Future[str]:
-        """What the model says to a conversation; one thought that the server takes out of its answer is left out.
+        """What the model says to a conversation; a thought that the server takes out of it is left out, and an answer
+        that is cut ends with `replies.CUT`.
 
         Args:
             seed: tells questions of equal words apart, where the server takes no seeds as well: a further vote is
@@ -81,7 +82,9 @@ class EndpointAsker:
 
         def text(content: bytes) -> Told:
             reply = read(content, 1, chat=True)
-            return Told(reply.choices[0].text, reply.input_tokens, reply.output_tokens)
+            (said,) = reply.choices
+            ended = CUT if said.finish == "length" else ""
+            return Told(said.text + ended, reply.input_tokens, reply.output_tokens)
 
         return self._submit(self._told(key, "chat/completions", body, text))
 

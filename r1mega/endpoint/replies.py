@@ -17,6 +17,8 @@ NO_MONEY = "insufficient_quota"
 """A 429 that no waiting mends, by the error's code."""
 ALONE = frozenset({400, 413, 422})
 """Codes that may be of this request's text alone: too long for the model, or not to be read."""
+CUT = "\n(cut at the length limit)"
+"""Behind the words of a reply that has no end of its own: whatever stands last in them is no conclusion."""
 SHOWN_CHARS = 400
 """Of what a server said, in messages."""
 

@@ -188,3 +188,20 @@ def test_a_damaged_line_is_said_and_asked_anew(tmp_path: Path, caplog: pytest.Lo
     again = ReplyCache(file)
     assert [again.get(key) for key in KEYS[:3]] == ["said", None, "said"]
     assert "1 lines are damaged" in caplog.text
+
+
+def test_a_reply_that_is_cut_says_so_and_is_no_verdict(server: EndpointServer):
+    from r1mega.rewards.judge_forms import read_verdict
+
+    plain = server.answer
+
+    def cut(body: dict[str, Any], path: str) -> dict[str, Any]:
+        answer = plain(body, path)
+        answer["choices"][0]["finish_reason"] = "length"
+        return answer
+
+    server.say = lambda body: "So far [[A>>B]]"
+    server.answer = cut  # pyright: ignore[reportAttributeAccessIssue]
+    with asker(server) as asked:
+        words = ask(asked, "a").result(60)
+    assert words == "So far [[A>>B]]\n(cut at the length limit)" and read_verdict(words) is None
