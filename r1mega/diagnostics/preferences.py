@@ -36,8 +36,9 @@ class Quality:
 
     figures: dict[str, float]
     """For metrics: `loss` (nats), `accuracy` (a tie counts half), `margin` (mean score of the better answers over
-    the worse), `brier`, `ece` (distance of `observed` from `predicted`, weighted by count), `pairs` or `answers`;
-    `longer_worse/accuracy`, `longer_better/accuracy`, absent without such pairs, and `.../pairs`."""
+    the worse), `brier`, `ece` (distance of `observed` from `predicted`, weighted by count), how many `pairs` or
+    `labelled` answers; `longer_worse/accuracy` and `longer_better/accuracy`, absent without such pairs, and
+    `.../pairs`."""
     bins: tuple[Bin, ...]
     """`NUM_BINS` of equal width, for the reliability diagram."""
 
@@ -84,7 +85,7 @@ def of_answers(scores: Sequence[float], safe: Sequence[bool], tokens: Sequence[i
         "accuracy": _mean(right),
         "brier": _mean(sigmoid(-s) ** 2 for s in signed),
         "ece": expected_error(bins),
-        "answers": float(len(scores)),
+        "labelled": float(len(scores)),
     }
     classes = {
         name: [(s, share) for s, share, is_safe in zip(scores, right, safe, strict=True) if is_safe == label]

@@ -12,11 +12,13 @@ from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
+from r1mega.recipe.reward_model import RewardModelTraining
 from r1mega.recipe.sft import SFT
 
 RECIPES: Mapping[str, type[Recipe]] = {
     "pretrain": Pretrain,
     "sft": SFT,
+    "reward_model": RewardModelTraining,
     "grpo": GRPO,
     "evaluate": Evaluate,
     "preferences": MakePreferences,

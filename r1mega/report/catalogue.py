@@ -181,6 +181,55 @@ FIGURES = (
         "says little and whose jumps say much.",
     ),
     Figure(
+        "preference_accuracy",
+        "Judged answers told right",
+        "share of pairs, or of answers",
+        (
+            Curve("accuracy", "training batches"),
+            Curve("validation/accuracy", "held out", "validation"),
+        ),
+        "A reward model's: 0.5 is a coin. Training batches are met once, so that both should rise together; where "
+        "those alone go on rising, answers are being learnt by heart.",
+        share=True,
+    ),
+    Figure(
+        "length_bias",
+        "Where the longer answer is the worse one",
+        "share of pairs told right",
+        (
+            Curve("validation/longer_worse/accuracy", "held out, the longer one is worse", "validation"),
+            Curve("validation/longer_better/accuracy", "held out, the longer one is better", "validation"),
+            Curve("accuracy/longer_worse", "training batches, the longer one is worse"),
+            Curve("accuracy/longer_better", "training batches, the longer one is better"),
+        ),
+        "A reward model that takes length for quality is right where the longer answer is better and wrong where it "
+        "is worse: the two should lie together.",
+        share=True,
+    ),
+    Figure(
+        "score_margin",
+        "Scores of better answers over those of worse",
+        "difference of scores, logits (mean)",
+        (
+            Curve("margin/mean", "training batches"),
+            Curve("validation/margin", "held out", "validation"),
+        ),
+        "Grows with accuracy; growth long after accuracy has settled is certainty alone, and shows as an error of "
+        "calibration.",
+    ),
+    Figure(
+        "calibration",
+        "Calibration",
+        "error of the probability",
+        (
+            Curve("validation/ece", "expected calibration error, held out", "validation"),
+            Curve("validation/brier", "Brier score, held out", "validation"),
+            Curve("brier", "Brier score, training batches"),
+        ),
+        "The calibration error is how far shares are from the probabilities that the model gives (the reliability "
+        "diagram has both); the Brier score, 0.25 of a coin, counts certainty as well.",
+    ),
+    Figure(
         "grad_norm",
         "Gradient norm before clipping",
         "global L2 norm",
@@ -234,6 +283,8 @@ EXPERT_LOAD = "expert_load"
 """File name of the heat map of experts.jsonl."""
 PAIR_GAPS, PAIR_LENGTHS = "pair_gaps", "pair_lengths"
 """File names of the figures of judged.jsonl."""
+RELIABILITY = "reliability"
+"""File name of a reward model's reliability diagram."""
 COMPARISON = "rl_and_control"
 """File name of a pipeline's figure: RL beside its control."""
 CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
@@ -245,6 +296,8 @@ CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     "apart, or goes by their order.",
     PAIR_LENGTHS: "Dashed, before balancing: chosen to the right of rejected is a judge, or a policy, that favours "
     "long answers. Kept ones should lie on each other, or the reward model learns length.",
+    RELIABILITY: "Of held-out pairs, or answers, that get a probability, the share that is as the model says: on "
+    "the dashed line it is as sure as it is right, below it too sure.",
     COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
     "two ends, bars included, is what RL itself brought.",
 }

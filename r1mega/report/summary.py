@@ -28,6 +28,8 @@ COSTS = (
     ("tokens per second", "tokens_per_second", ",.0f"),
     ("peak memory, GiB", "peak_rss_gib", ".2f"),
     ("validation loss, nats", "validation_loss", ".4f"),
+    ("held out, before", "validation_before", ".4f"),
+    ("held out, after", "validation_after", ".4f"),
     ("loss over the last 5% of steps, nats", "loss", ".4f"),
     ("mismatch, nats", "mismatch", ".1e"),
     ("experts, last 5% of steps", "experts", ".2f"),
@@ -35,6 +37,10 @@ COSTS = (
 )
 """(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
 COUNTS = {
+    "pairs": "held out: pairs",
+    "labelled": "held out: labelled answers",
+    "longer_worse/pairs": "held out: pairs whose longer answer is worse",
+    "longer_better/pairs": "held out: pairs whose longer answer is better",
     "answers": "mismatch: answers compared",
     "answers_after_tie": "mismatch: of them after a tie",
     "dropped choices": "experts, all steps: dropped choices",

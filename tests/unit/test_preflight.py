@@ -13,7 +13,7 @@ from r1mega.families.spec import ModelSpec, Row
 
 CONFIGS = sorted(f for f in (ROOT / "configs").rglob("*.toml") if f.parent.name != "cluster")
 CLUSTERS = sorted(f.stem for f in (ROOT / "configs/cluster").glob("*.toml"))
-TABLES: dict[tuple[str, int, int], list[Row]] = {}
+TABLES: dict[tuple[str, str, int, int], list[Row]] = {}
 BUILT_ON_CPUS_ALONE = "rollout servers are started on CPUs alone"
 
 
@@ -21,7 +21,7 @@ BUILT_ON_CPUS_ALONE = "rollout servers are started on CPUs alone"
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def tensors(spec: ModelSpec) -> list[Row]:
         """A table for all tests: DeepSeek-V3's takes a while to make."""
-        which = spec.family, spec.num_layers, spec.hidden_size
+        which = spec.family, spec.head, spec.num_layers, spec.hidden_size
         if which not in TABLES:
             TABLES[which] = spec.rows(spec)
         return TABLES[which]

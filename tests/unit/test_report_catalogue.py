@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from grpo_run import CLUSTER, Run, base, plain
 from recording import RecordingPolicy, recorded_saves
 
+from r1mega.algos.preference import pairwise_loss, shares
 from r1mega.buffers import Int32s
 from r1mega.diagnostics.load_balance import metrics
+from r1mega.diagnostics.preferences import of_pairs
 from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
 from r1mega.rewards.accuracy import Accuracy
@@ -60,6 +63,12 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     # No endpoint gives these runs a reward.
     with connected({"judge": Judge(endpoint=RewardEndpoint(url="http://judge/v1", model="m"))}, None) as callers:
         logged |= {("train", name) for name in callers.take_figures()}
+    # A reward model's steps and validations.
+    fields = {"weight": torch.ones(4), "margin": torch.zeros(4), "tokens": torch.tensor([1.0, 2.0, 2.0, 1.0])}
+    found = pairwise_loss(torch.ones(4), fields, torch.tensor([0, 0, 1, 1]))[1]
+    logged |= {("train", name) for name in shares({name: float(value) for name, value in found.items()})}
+    quality = of_pairs([(1.0, 0.0)] * 2, [(1, 2), (2, 1)])
+    logged |= {("validation", f"validation/{name}") for name in quality.figures}
     curves = [curve for figure in FIGURES for curve in figure.curves]
     asked = {(curve.kind, curve.key) for curve in curves}
     asked |= {(curve.kind, f"{curve.key}_{end}") for curve in curves if curve.bars for end in ("low", "high")}
