@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from r1mega.diagnostics.repetition import mean_repetition
 from r1mega.samples import FinishReason, Group, VerdictStatus
 
 VERDICTS = ("reward/", "groups/", "rollout/failed", "rollout/unscorable")
@@ -16,6 +17,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     where there are none; `reward/unscored` is the share of the others, of which `rollout/failed` and
     `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
     same reward: they carry no preference; a group without a scored answer is none of them.
+    `repetition/mean` is the share of repeated 4-grams, of 256 of the answers at most (`diagnostics.repetition`).
     `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
     Of each source of questions, where there are several, and of each domain: `share/source/LABEL`, of prompts, and
     `reward/source/LABEL`, a mean over scored answers; `.../domain/...` the same.
@@ -37,6 +39,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "response_length/max": float(max(lengths)),
         "response_length/truncated": _mean([float(c.truncated) for c in completions]),
         "rollout/tokens": float(sum(lengths)),
+        "repetition/mean": mean_repetition([c.token_ids for c in completions]),
     }
     if stopped := sum(c.finish_reason is FinishReason.STOP_STRING for c in completions):
         metrics["response_length/stop_string"] = stopped / len(completions)

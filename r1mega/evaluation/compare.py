@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r1mega.diagnostics.student_t import binomial_two_sided, t_quantile
 from r1mega.errors import DataError
 from r1mega.evaluation.intervals import Interval, standard_error
 from r1mega.evaluation.results import COMPARED, QuestionResult, Record
-from r1mega.evaluation.student_t import binomial_two_sided, t_quantile
 
 RESAMPLES = 10_000
 SEED = 0

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from r1mega.diagnostics.student_t import t_quantile
 from r1mega.errors import DataError
-from r1mega.evaluation.student_t import t_quantile
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
+from r1mega.diagnostics.settings import Hacking
 from r1mega.recipe.asking import Evaluated, Sampling
+from r1mega.recipe.hacking import hacking_faults
 from r1mega.recipe.memory import Holds
 from r1mega.recipe.schedules import ScheduledSampling, change_faults, changes_at, coverage_faults, overlong_faults
 from r1mega.recipe.training import Training
@@ -85,6 +87,7 @@ class GRPO(Evaluated, Training):
     objective: Objective
     rewards: Rewards = Field(default_factory=lambda: {"accuracy": Accuracy(), "format": Format()})
     """What answers are worth; the report's R1-Zero adds accuracy and format with equal weight."""
+    hacking: Annotated[Hacking, OnResume.FREE] = Hacking()
     mismatch: Mismatch = Mismatch()
 
     def faults(self) -> list[str]:
@@ -119,6 +122,10 @@ class GRPO(Evaluated, Training):
             truncated=self.objective.truncated,
             num_steps=self.num_steps,
         )
+        if "hacking" in self.model_fields_set:
+            faults += hacking_faults(
+                self.hacking, self.rewards, num_steps=self.num_steps, each=self.rollout.num_minibatches
+            )
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
     def faults_of_code(self) -> list[str]:

@@ -73,6 +73,14 @@ FIGURES = (
         "token limit, is a warning.",
     ),
     Figure(
+        "repetition",
+        "Repetition",
+        "share of an answer's 4-grams (mean)",
+        (Curve("repetition/mean", "training questions"),),
+        "What stood in the same answer before: a steady level is the language, growth a policy that begins to loop.",
+        share=True,
+    ),
+    Figure(
         "reward",
         "Reward of the sampled answers",
         "mean reward",
@@ -285,6 +293,8 @@ PAIR_GAPS, PAIR_LENGTHS = "pair_gaps", "pair_lengths"
 """File names of the figures of judged.jsonl."""
 RELIABILITY = "reliability"
 """File name of a reward model's reliability diagram."""
+HACKING = "hacking"
+"""File name of trained rewards beside their truths."""
 COMPARISON = "rl_and_control"
 """File name of a pipeline's figure: RL beside its control."""
 CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
@@ -298,6 +308,8 @@ CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     "long answers. Kept ones should lie on each other, or the reward model learns length.",
     RELIABILITY: "Of held-out pairs, or answers, that get a probability, the share that is as the model says: on "
     "the dashed line it is as sure as it is right, below it too sure.",
+    HACKING: "Trained rewards should pull their truths along. A reward that goes on rising while a truth turns and "
+    "falls is being hacked, most likely from the truth's peak on; a vertical line is where the run was warned.",
     COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
     "two ends, bars included, is what RL itself brought.",
 }

@@ -75,7 +75,7 @@ def _stage(run_dir: Path, drawn: Sequence[Path]) -> dict[str, Any]:
     config = (read_object(run_dir / "config.json") or {}).get("stage") or {}
     record = finished or summary.so_far(run_dir)
     evaluated = [row for row in rows if row.get("kind") == "eval"]
-    warnings = [(row.get("step"), plain(row.get("warning"))) for row in rows if row.get("kind") == "warning"]
+    warnings = [(row.get("step"), _warning(row)) for row in rows if row.get("kind") in ("warning", "hacking")]
     recoveries = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row.get("kind") == "recovery"]
     return {
         "path": run_dir,
@@ -101,6 +101,13 @@ def _stage(run_dir: Path, drawn: Sequence[Path]) -> dict[str, Any]:
             step: [_answer(row) for row in some] for step, some in early_and_late(run_dir, NUM_ANSWERS).items()
         },
     }
+
+
+def _warning(row: Row) -> str:
+    if row.get("kind") == "warning":
+        return plain(row.get("warning"))
+    what = "reward hacking" if row.get("grade") == "parted" else "reward hacking suspected"
+    return f"{what}: {plain(row.get('text'))}"
 
 
 def _figures(run_dir: Path, drawn: Sequence[Path]) -> list[dict[str, str]]:

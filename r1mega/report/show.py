@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, heatmap, page, preferences, reliability, summary
+from r1mega.report import figures, hacking, heatmap, page, preferences, reliability, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
@@ -23,7 +23,7 @@ def show(run_dir: Path) -> None:
         console = Console(width=120, markup=False)  # a file has no width; 80 would cut the table's names
     stages = stage_dirs(run_dir)
     drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
-    drawn += [path for stage in stages for kind in (heatmap, reliability) if (path := kind.draw(stage))]
+    drawn += [path for stage in stages for kind in (hacking, heatmap, reliability) if (path := kind.draw(stage))]
     drawn += [path for stage in stages for path in preferences.draw(stage)]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)

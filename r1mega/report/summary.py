@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from r1mega.diagnostics import load_balance
+from r1mega.diagnostics import hacking, load_balance
 from r1mega.errors import DataError
 from r1mega.evaluation.intervals import Interval
 from r1mega.evaluation.metrics import EvalResult
@@ -33,6 +33,7 @@ COSTS = (
     ("loss over the last 5% of steps, nats", "loss", ".4f"),
     ("mismatch, nats", "mismatch", ".1e"),
     ("experts, last 5% of steps", "experts", ".2f"),
+    ("warnings of reward hacking", "hacking", ",.0f"),
     ("data", "data", ",.0f"),
 )
 """(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
@@ -120,6 +121,7 @@ def so_far(run_dir: Path) -> Row:
             "answers": _total(sampled, "mismatch/answers") or None,
         },
         "experts": load_balance.summarise(train),
+        "hacking": hacking.summarise([row for row in rows if row.get("kind") == "hacking"]),
         "eval": evals,
     }
 

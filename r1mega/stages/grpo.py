@@ -21,6 +21,7 @@ from r1mega.algos.settings import Objective
 from r1mega.config.cluster import Cluster
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
+from r1mega.diagnostics.hacking import summarise as hacked
 from r1mega.diagnostics.rollout import reward_metrics, summarise
 from r1mega.errors import ConfigError, RolloutError
 from r1mega.families.registry import read_language_model
@@ -96,12 +97,12 @@ def run(
         failures = Failures(config.rollout.max_failed)
         judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
-        left = LeftToLearn(config, mesh, source)
+        left, hacking = LeftToLearn(config, mesh, source), part.hacking(config)
         run.begin(
             policy,
             first_weights=lambda: _first_weights(config, policy),
             tokenizer=run_dir.tokenizer,
-            carried=[left],
+            carried=[left, hacking],
             evaluation=HeldOutEvaluation(config, engine, held_out, left),
         )
         loss = _loss(objective)
@@ -113,17 +114,14 @@ def run(
                 with engine.alone():
                     rollout = source.next(step)
                 pushed = engine.push_seconds - pushed
-                # From run and step alone, so that a resumed run agrees.
-                rng = random.Random(derived_seed(config.seed, "split", step, ""))
                 groups, judged = _scored(config, mesh, rollout, scorers, failures, step)
-                minibatches = split_at_random(usable(config, groups), config.rollout.num_minibatches, rng)
-                shares = scatter(mesh, [_weighted(m, config, step) for m in minibatches], chunk_tokens)
+                shares = scatter(mesh, _minibatches(config, groups, step), chunk_tokens)
                 source.handed_over()
                 with Stopwatch() as watch:
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
                 seconds = {"rollout": rollout.seconds - pushed, "push": pushed, "logprobs": watch.seconds}
                 compared = engine_mismatch(policy, shares, **dict(config.mismatch))
-                left.fill(shares, {**rollout.metrics, **judged}, seconds, compared)
+                left.fill(shares, {**rollout.metrics, **judged, **hacking.see(step, groups)}, seconds, compared)
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:
@@ -266,6 +264,13 @@ def _weighted(minibatch: list[Sample], config: GRPO, step: int) -> list[Sample]:
     return weighted(minibatch, config.objective.reduction, max_length=config.sampling_at(step).max_new_tokens)
 
 
+def _minibatches(config: GRPO, groups: Sequence[Group], step: int) -> list[list[Sample]]:
+    """What is learnt from of a rollout; the split is of run and step alone, so that a resumed run agrees."""
+    rng = random.Random(derived_seed(config.seed, "split", step, ""))
+    minibatches = split_at_random(usable(config, groups), config.rollout.num_minibatches, rng)
+    return [_weighted(minibatch, config, step) for minibatch in minibatches]
+
+
 def _refreshes_reference(objective: Objective, step: int) -> bool:
     """Whether the weights after `step` steps become the reference."""
     refresh = objective.reference_refresh_steps
@@ -295,4 +300,5 @@ def _summary(run: Mapping[str, Any], run_dir: RunDir, server_gib: float) -> dict
         if num or counted == "read"
     }
     kept = {name: run[name] for name in ("stage", "steps", "experts")}
-    return {**kept, **summarise(run_dir.metrics()), "peak_rss_gib": memory, "data": data}
+    rows = run_dir.metrics()
+    return {**kept, **summarise(rows), "hacking": hacked(rows), "peak_rss_gib": memory, "data": data}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from r1mega import cli
+from r1mega.diagnostics.student_t import t_quantile
 from r1mega.errors import DataError
 from r1mega.evaluation.compare import Outcome, bootstrap_interval, compare, mcnemar_of, outcome_of, refuse_different
 from r1mega.evaluation.results import RECORD, RESULTS, QuestionResult, Record, SampleResult, digests_of, read, write
-from r1mega.evaluation.student_t import t_quantile
 from r1mega.samples import FinishReason, VerdictStatus
 
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 64, "samples": 2}

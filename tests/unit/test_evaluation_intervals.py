@@ -14,9 +14,9 @@ import rotation
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1mega.diagnostics.student_t import binomial_two_sided, t_quantile
 from r1mega.errors import DataError
 from r1mega.evaluation.intervals import interval_of, standard_error, wilson_t
-from r1mega.evaluation.student_t import binomial_two_sided, t_quantile
 
 BENCH = Path(__file__).parents[2] / "tools/bench"
 COVERED = {30: (0.93, 0.97), 200: (0.94, 0.96)}

@@ -24,7 +24,8 @@ import harness
 import numpy as np
 from numpy.typing import NDArray
 
-from r1mega.evaluation import compare, intervals, student_t
+from r1mega.diagnostics import student_t
+from r1mega.evaluation import compare, intervals
 from r1mega.runtime.files import write_json
 
 Floats = NDArray[np.float64]

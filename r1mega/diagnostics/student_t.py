@@ -23,10 +23,18 @@ def t_quantile(df: int, p: float = 0.975) -> float:
     return middle
 
 
-def t_cdf(t: float, df: int) -> float:
+def t_cdf(t: float, df: float) -> float:
     """The share of Student's t distribution below `t` >= 0: 1 - I_x(df/2, 1/2) / 2 at x = df / (df + t^2)."""
     x = df / (df + t * t)
     return 1.0 - 0.5 * _regularised_beta(x, df / 2, 0.5)
+
+
+def t_tail(t: float, df: float) -> float:
+    """The share of Student's t distribution above `t`, small shares to their last digits."""
+    if math.isinf(t):
+        return float(t < 0)
+    tail = 0.5 * _regularised_beta(df / (df + t * t), df / 2, 0.5)
+    return tail if t >= 0 else 1.0 - tail
 
 
 def binomial_two_sided(successes: int, trials: int) -> float:
