@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from r1mega.conversion.folders import Folder
-from r1mega.families.spec import Kind
+from r1mega.families.spec import Kind, ModelSpec
 from r1mega.formats import companions
 from r1mega.formats.torch_dtypes import dtype_name
 
@@ -40,6 +40,7 @@ def write_card(source: Folder, written: Folder, out: Path, *, dtype: str, checke
         "form": written.form,
         "family": source.spec.family,
         "parameters": f"{num_parameters(source):,}{f' and {extra:,} in MTP layers' if extra else ''}",
+        **({"head": describe_head(source.spec)} if source.spec.head == "score" else {}),
         "tensors": f"{sum(len(row.hf) for row in written.table):,} under Hugging Face names",
         "dtype": dtype,
         "converted by": f"r1mega {companions.version()}, torch {torch.__version__}",
@@ -47,6 +48,11 @@ def write_card(source: Folder, written: Folder, out: Path, *, dtype: str, checke
     library = "r1mega" if written.stored_whole else "transformers"
     licences = companions.origin(source.path)
     companions.write_card(out, licences, library=library, title=name, rows=rows, said=[checked])
+
+
+def describe_head(spec: ModelSpec) -> str:
+    """Of a model of scores."""
+    return f"one score a text ({spec.hf['architectures'][0]})"
 
 
 def describe_dtypes(counts: Mapping[str, int]) -> str:

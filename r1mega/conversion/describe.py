@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from r1mega.conversion.card import describe_dtypes, elements_by_dtype, num_parameters
+from r1mega.conversion.card import describe_dtypes, describe_head, elements_by_dtype, num_parameters
 from r1mega.conversion.folders import HFFolder, check_copies, open_folder
 from r1mega.families.spec import Kind
 from r1mega.formats.torch_dtypes import dtype_name
@@ -33,6 +33,8 @@ def describe(path: Path, *, with_tensors: bool = False) -> list[str]:
         f"elements    {describe_dtypes(elements_by_dtype(folder))}",
         f"files       {len(files)}, {sum(f.stat().st_size for f in files) / 1e9:.3f} GB",
     ]
+    if spec.head == "score":
+        lines.append(f"head        {describe_head(spec)}")
     if isinstance(folder, HFFolder) and folder.quantised:
         lines.append("quantised   FP8 (e4m3, blocks of 128 x 128), read as bfloat16")
     if isinstance(folder, HFFolder) and folder.left_out:

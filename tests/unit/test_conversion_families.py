@@ -15,6 +15,7 @@ from r1mega.conversion.describe import describe
 from r1mega.conversion.verify import verify
 from r1mega.errors import WeightMappingError
 from r1mega.families.registry import model_of
+from r1mega.families.score_head import with_score_head
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from family_models import DENSE, LLAMA3, MODELS
@@ -24,7 +25,11 @@ SMOLLM2 = {
     **{"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 192},
     **{"rope_scaling": {**LLAMA3}, "vocab_size": 49},
 }
-EVERY = {**MODELS, "smollm2": SMOLLM2}
+SCORES = {
+    f"{name}_scores": dict(with_score_head(model_of(MODELS[base], Path(name))).hf)
+    for name, base in (("deepseek", "deepseek_yarn"), ("qwen2", "qwen2_tied"))
+}
+EVERY = {**MODELS, "smollm2": SMOLLM2, **SCORES}
 HEAD = "lm_head.weight"
 
 
@@ -64,6 +69,19 @@ def test_every_family_there_and_back_is_bitwise(tmp_path, name, dtype):
     assert_same(load_all(tmp_path / "c"), tensors)
     assert verify(source, tmp_path / "b", None).num_tensors == len(tensors)
     assert dict(model_of(spec.hf, source).hf) == dict(spec.hf)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_reward_model_stays_one(tmp_path, name):
+    _, tensors, source = make(tmp_path / "a", name)
+    convert(source, tmp_path / "b", "megatron", None, ONE)
+    convert(tmp_path / "b", tmp_path / "c", "hf", None, ONE)
+    assert torch.equal(load_all(tmp_path / "c")["score.weight"], tensors["score.weight"])
+    (architecture,) = json.loads((tmp_path / "c/config.json").read_text())["architectures"]
+    assert architecture == EVERY[name]["architectures"][0] and architecture.endswith("ForSequenceClassification")
+    for folder in (source, tmp_path / "b", tmp_path / "c"):
+        assert f"head        one score a text ({architecture})" in describe(folder)
+    assert "| head | one score a text" in (tmp_path / "c/README.md").read_text()
 
 
 @pytest.mark.parametrize("name", [n for n in EVERY if "tied" in n and "deepseek" not in n] + ["smollm2"])

@@ -7,6 +7,7 @@ import pytest
 from conversion_data import tiny_spec
 
 from r1mega.families.registry import model_of
+from r1mega.families.score_head import with_score_head
 from r1mega.families.spec import Kind
 from r1mega.layout.sharded import boxes, extra_states, places
 
@@ -14,10 +15,13 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from family_models import MODELS
 
 TINIES = [tiny_spec(), tiny_spec(q_lora_rank=None), tiny_spec(num_nextn_predict_layers=0)]
+SCORES = [with_score_head(tiny_spec()), with_score_head(model_of(MODELS["qwen2_tied"], Path("config.json")))]
 FAMILIES = [model_of(fields, Path(name)) for name, fields in MODELS.items()]
 
 
-@pytest.mark.parametrize("model", [*TINIES, *FAMILIES], ids=["tiny", "no_q_lora", "no_mtp", *MODELS])
+@pytest.mark.parametrize(
+    "model", [*TINIES, *FAMILIES, *SCORES], ids=["tiny", "no_q_lora", "no_mtp", *MODELS, "scores", "qwen2_scores"]
+)
 def test_every_place_is_megatrons(make_policy, model):
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
