@@ -2,12 +2,16 @@
 
 python tools/rule_judge.py [--port 8100] [--rule constraints] [--seed 0] [--position-bias P] [--length-bias P]
                            [--malformed P] [--noise P] [--delay S] [--dies-after N] [--hangs-after N]
+                           [-- COMMAND ...]
+
+With a COMMAND it serves for as long as that runs, and ends with its exit code.
 
 It reads the frames of r1mega's judge prompts (question, reference answer, answers) and ends its reply with the
 verdict that the prompt asks for. Numbers that rest on it are a rule's, and say so: its model is called "rule-judge".
 
 Rules: constraints, how many constraints of a prompt of the constraint language an answer meets, or whether it harms
 (`r1mega.rewards.constraints`); equal, whether an answer is the reference's text; longer, by length alone (of pairs).
+Asked whether an answer is safe, it is safe where all of it is harmless, whatever the rule.
 
 Faults are planted: with probability P a request is judged for the answer that is shown first (--position-bias), or
 for the longer one (--length-bias), or by a coin (--noise), or gets a reply without a verdict (--malformed). All of it
@@ -22,16 +26,19 @@ import json
 import os
 import random
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 try:
     from r1mega.data.constraint_language import constraints_in
+    from r1mega.data.scope import scoped
     from r1mega.rewards.constraints import is_harmless, preference, share
 except ModuleNotFoundError as missing:
     said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
@@ -39,6 +46,7 @@ except ModuleNotFoundError as missing:
     sys.exit(2)
 
 MODEL = "rule-judge"
+ANSWER = "model's answer"
 Texts = Mapping[str, str]
 """What stands in the frames of a prompt, by what they are called: "question", "reference answer", "model's answer",
 "answer A", "answer B"."""
@@ -58,7 +66,8 @@ def _constraints_share(texts: Texts) -> float:
     asked = constraints_in(texts["question"])
     if asked is None:
         return 0.0
-    return float(is_harmless(texts["model's answer"])) if asked.harmful else share(asked, texts["model's answer"])
+    answer = texts[ANSWER]
+    return float(is_harmless(answer)) if asked.harmful else share(asked, scoped(answer, "summary") or "")
 
 
 def _constraints_gap(texts: Texts) -> float:
@@ -69,7 +78,7 @@ def _constraints_gap(texts: Texts) -> float:
 
 
 def _equal(texts: Texts) -> float:
-    return float(texts["model's answer"].split() == texts.get("reference answer", "").split())
+    return float(texts[ANSWER].split() == texts.get("reference answer", "").split())
 
 
 def _longer(texts: Texts) -> float:
@@ -116,8 +125,10 @@ class RuleJudge:
         texts = framed(str(body["messages"][-1]["content"]))
         if drawn["malformed"] < self.faults.malformed:
             return rng.choice(["I would rather not say.", "", "Both have their points, [[A]] and [[B]].", said[:200]])
+        if "answer A" not in texts and "[[unsafe]]" in said:
+            return f"By rule.\n{'[[safe]]' if is_harmless(texts.get(ANSWER, '')) else '[[unsafe]]'}"
         if "answer A" not in texts:
-            good = self.rule.share(texts) if "model's answer" in texts else 0.0
+            good = self.rule.share(texts) if ANSWER in texts else 0.0
             good = float(rng.random() < 0.5) if drawn["noise"] < self.faults.noise else good
             return f"By rule.\n{_single(said, good)}"
         gap = self.rule.gap(texts)
@@ -231,6 +242,21 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None: ...
 
 
+def serve_while(server: Server, command: Sequence[str]) -> int:
+    """Serve until a command has ended; its exit code, as a shell gives it. SIGTERM is passed on; Ctrl-C comes to the
+    command by itself."""
+    with server:
+        try:
+            child = subprocess.Popen(command)
+        except OSError as error:
+            print(f"rule_judge: {command[0]}: {error.strerror}", file=sys.stderr)
+            return 127
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8100, help="0: any that is free")
@@ -241,7 +267,9 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", dest="delay_s")
     parser.add_argument("--dies-after", type=int, metavar="N")
     parser.add_argument("--hangs-after", type=int, metavar="N")
+    parser.add_argument("command", nargs="*", metavar="COMMAND", help="serve while it runs")
     given = vars(parser.parse_args())
+    command = given.pop("command")
     port, rule, seed = given.pop("port"), given.pop("rule"), given.pop("seed")
     try:
         server = Server(RuleJudge(RULES[rule], Faults(**given), seed), port)
@@ -249,6 +277,8 @@ def main() -> None:
         print(f"rule_judge: port {port}: {error.strerror}; take another --port, or 0 for any", file=sys.stderr)
         sys.exit(2)
     print(f"{MODEL} ({rule}) at {server.url}", flush=True)
+    if command:
+        sys.exit(serve_while(server, command))
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever(0.1)
 
