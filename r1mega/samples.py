@@ -117,6 +117,8 @@ class Verdict:
     parts: Mapping[str, float] = field(default_factory=dict[str, float])
     """Each reward part before weighting, e.g. {"accuracy": 1.0, "format": 0.0}."""
     reason: str = ""
+    unmeasured: tuple[str, ...] = ()
+    """Rewards of weight 0 that were asked and have no part, because they failed or cannot judge it."""
 
     @property
     def scored(self) -> bool:

@@ -18,10 +18,12 @@ NO_MAKERS: Mapping[str, str] = {}
 
 
 class Input(NamedTuple):
-    """A file or folder of data that a setting names."""
+    """A file or folder that a setting names beside the model that the stage starts from."""
 
     setting: str
     path: Path
+    model: bool = False
+    """Whether it is another model's folder, and no data."""
 
 
 def default_run_dir(config: Path) -> Path:
@@ -83,7 +85,7 @@ def missing_weights(model: Model, made_by: Mapping[str, str] = NO_MAKERS) -> str
 def missing(inputs: Iterable[Input], made_by: Mapping[str, str] = NO_MAKERS) -> list[str]:
     """What is to be done about each file and folder of data that is not there yet."""
     told: list[str] = []
-    for setting, path in inputs:
+    for setting, path, _ in inputs:
         if path.exists():
             continue
         maker = made_by.get(setting) or maker_of(path)

@@ -3,6 +3,7 @@
 import enum
 import functools
 import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
@@ -29,6 +30,11 @@ class Section(BaseModel):
         if kinds <= {bool, types.NoneType} and not isinstance(value, bool | None):
             raise ValueError("should be true or false")
         return value
+
+    def beside(self) -> Mapping[str, Sequence[Path]]:
+        """Setting that names a folder -> files in it that matter as well, where a folder's digest says nothing of
+        them."""
+        return {}
 
 
 def _kinds(annotation: Any) -> set[Any]:

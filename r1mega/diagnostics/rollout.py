@@ -6,7 +6,7 @@ from typing import Any, Literal
 from r1mega.diagnostics.repetition import mean_repetition
 from r1mega.samples import FinishReason, Group, VerdictStatus
 
-VERDICTS = ("reward/", "groups/", "rollout/failed", "rollout/unscorable")
+VERDICTS = ("reward/", "rewards/", "groups/", "rollout/failed", "rollout/unscorable")
 """How the names of figures begin that verdicts decide."""
 
 
@@ -18,6 +18,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
     same reward: they carry no preference; a group without a scored answer is none of them.
     `repetition/mean` is the share of repeated 4-grams, of 256 of the answers at most (`diagnostics.repetition`).
+    `rewards/NAME/unmeasured` is the number of scored answers of which a reward of weight 0 could not say anything.
     `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
     Of each source of questions, where there are several, and of each domain: `share/source/LABEL`, of prompts, and
     `reward/source/LABEL`, a mean over scored answers; `.../domain/...` the same.
@@ -47,6 +48,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["reward/total"] = _mean([v.reward for v in scored])
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored if part in v.parts])
+    for name in sorted({name for v in scored for name in v.unmeasured}):
+        metrics[f"rewards/{name}/unmeasured"] = float(sum(name in v.unmeasured for v in scored))
     for kind in ("source", "domain"):
         metrics |= _by(kind, groups)
     return metrics

@@ -11,6 +11,7 @@ from r1mega.errors import ConfigError
 from r1mega.families.registry import read_stage_model
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight.data import check_data
+from r1mega.preflight.reward_models import check_reward_models
 from r1mega.preflight.weights import check_weights
 from r1mega.recipe.load import load
 from r1mega.recipe.memory import missing_memory
@@ -81,15 +82,19 @@ def look(
     made_by: Mapping[str, str] = makers(config, overrides) or NO_MAKERS
     needs_data = not (resumed and recipe.keeps_data)
     to_come = {path for path in awaited if not path.exists()}
-    inputs = recipe.inputs()
-    no_data = missing([i for i in inputs if i.path not in to_come], made_by) if needs_data else []
+    data = [one for one in recipe.inputs() if not one.model]
+    models = [one for one in recipe.inputs() if one.model]
+    no_data = missing([i for i in data if i.path not in to_come], made_by) if needs_data else []
+    no_models = missing([i for i in models if i.path not in to_come], made_by)
     no_weights = None if made_before else missing_weights(recipe.model, made_by)
-    absent = [*no_data, *filter(None, [no_weights])]
-    if leads and needs_data and not no_data and not to_come.intersection(i.path for i in inputs):
+    absent = [*no_data, *no_models, *filter(None, [no_weights])]
+    if leads and needs_data and not no_data and not to_come.intersection(i.path for i in data):
         # A stage that starts now reads long data itself, before anything else.
         check_data(recipe, spec, brief=starting and not absent)
     if leads and spec is not None:
         check_weights(recipe, spec)
+    if leads:
+        check_reward_models(recipe)
     absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
     return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()))
 

@@ -103,14 +103,15 @@ def check_preference_questions(
 def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[str, Mapping[str, Counts]]]) -> None:
     """Check what has not been found good before; what is left out of it is told in any case."""
     settings = recipe.model_dump(mode="json", exclude=PASSED_OVER)
-    paths = [source.path for source in recipe.inputs()]
+    inputs = [one for one in recipe.inputs() if not one.model]
+    paths = [source.path for source in inputs]
     trees = [verdicts.digest_of_tree(path) for path in paths if path.is_dir()]
     digests = verdicts.digest([path for path in paths if not path.is_dir()])
     key = verdicts.key("questions", settings, digests, trees, tokenizer_digest(tokenizer), seen())
     if verdicts.known(key):
         return
     with contextlib.ExitStack() as naming:
-        for source in recipe.inputs():
+        for source in inputs:
             naming.enter_context(names_setting(source.setting.rpartition(".")[0], [source.path]))
         found = check()
     told = [

@@ -51,7 +51,7 @@ def check_weights(recipe: Recipe, spec: ModelSpec) -> None:
         )
     if (folder / ".metadata").is_file():
         return
-    key = verdicts.key("weights", _marks(folder), not recipe.trains)
+    key = verdicts.key("weights", marks(folder), not recipe.trains)
     if verdicts.known(key):
         return
     if not recipe.trains:  # the engine alone reads it, which may do with less than the trainer
@@ -67,7 +67,7 @@ def check_weights(recipe: Recipe, spec: ModelSpec) -> None:
     verdicts.keep(key, f"weights of {folder}")
 
 
-def _marks(folder: Path) -> list[tuple[str, int, int, int]]:
+def marks(folder: Path) -> list[tuple[str, int, int, int]]:
     """Of each file that says what the weights are: name, size, time, inode. Their data is not looked at here."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
     return [

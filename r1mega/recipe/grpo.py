@@ -2,20 +2,26 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from r1mega.algos.settings import Objective
+from r1mega.config.cluster import Cluster
+from r1mega.config.inputs import Input
 from r1mega.config.section import OnResume, Section
 from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
 from r1mega.diagnostics.settings import Hacking
+from r1mega.families.spec import ModelSpec
+from r1mega.recipe import reward_models
 from r1mega.recipe.asking import Evaluated, Sampling
 from r1mega.recipe.hacking import hacking_faults
 from r1mega.recipe.memory import Holds
+from r1mega.recipe.reward_models import reward_model_faults, reward_model_layout_faults
 from r1mega.recipe.schedules import ScheduledSampling, change_faults, changes_at, coverage_faults, overlong_faults
 from r1mega.recipe.training import Training
 from r1mega.recipe.without_truth import accuracy_faults
@@ -126,6 +132,7 @@ class GRPO(Evaluated, Training):
             faults += hacking_faults(
                 self.hacking, self.rewards, num_steps=self.num_steps, each=self.rollout.num_minibatches
             )
+        faults += reward_model_faults(self.rewards, self.objective.truncated, self.sampling.max_new_tokens.largest)
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
     def faults_of_code(self) -> list[str]:
@@ -179,9 +186,25 @@ class GRPO(Evaluated, Training):
     def longest(self) -> tuple[int, str]:
         return self.sampling.longest + 1, "sampling.max_new_tokens"  # a prompt has one token at least
 
+    def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+        faults = reward_model_layout_faults(self.rewards, machine.trainer, self.batch)
+        # What a reward model takes of a rank follows from a layout that fits it.
+        fitting = self.model_copy(update={"rewards": {}}) if faults else self
+        return faults + super(GRPO, fitting).faults_on(machine, spec)
+
     def holds(self) -> Holds:
-        reference = self.objective.kl_coef > 0
-        return dataclasses.replace(super().holds(), mtp_learns=self.objective.mtp != "off", reference=reference)
+        return dataclasses.replace(
+            super().holds(),
+            mtp_learns=self.objective.mtp != "off",
+            reference=self.objective.kl_coef > 0,
+            reward_models=reward_models.specs(self.rewards),
+        )
+
+    def inputs(self) -> Sequence[Input]:
+        return [*super().inputs(), *(Input(*named, model=True) for named in self.reward_models().items())]
+
+    def reward_models(self) -> Mapping[str, Path]:
+        return reward_models.folders(self.rewards)
 
     def tables(self) -> dict[str, Sequence[QuestionSource]]:
         return {"questions": self.questions, **super().tables()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from r1mega.config.cluster import Cluster
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.memory import BYTES, GIB, RankMemory, num_parameters, rank_memory
+from r1mega.layout.placement import layout_for
 from r1mega.runtime.resources import machine_memory_gib
 
 GPU_GIB = {"ampere": 80.0, "ada": 48.0, "hopper": 141.0, "blackwell": 288.0, "blackwell_rtx": 96.0}
@@ -25,6 +26,8 @@ class Holds:
     """A second set of weights, which does not learn."""
     engine: bool = False
     """Weights and a cache in the engine's processes."""
+    reward_models: tuple[ModelSpec, ...] = ()
+    """Weights alone of other models, which lie on the host but while they score."""
 
 
 def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
@@ -36,16 +39,27 @@ def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
     ranks = _ranks(holds, machine, spec)
     gib = machine.gpu_memory_gib or (GPU_GIB[machine.gpu] if machine.gpu else None)
     largest = max(ranks, key=lambda rank: rank.total, default=None)
-    if gib is None or largest is None or largest.total <= gib * GIB:
+    if gib is None:
         return []
     stated = (
         "cluster.gpu_memory_gib" if machine.gpu_memory_gib else f"the most that cluster.gpu = {machine.gpu!r} has"
     )
-    return [
-        f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, and it has {gib:g} GiB ({stated}). "
-        "Divide the model further (cluster.trainer.tp, pp, ep; dp divides the optimiser's state alone), or take "
-        "a cluster file that was made for its size"
-    ]
+    remedy = (
+        f"and it has {gib:g} GiB ({stated}). Divide the model further (cluster.trainer.tp, pp, ep; dp divides the "
+        "optimiser's state alone), or take a cluster file that was made for its size"
+    )
+    faults = list[str]()
+    if largest is not None and largest.total > gib * GIB:
+        faults.append(f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, {remedy}")
+    # While a reward model scores, it has the device to itself.
+    for other in holds.reward_models:
+        of_each = rank_memory(other.tensors(), other, layout_for(other, machine.trainer))
+        most = max(of_each, key=lambda rank: rank.weights)
+        if most.weights > gib * GIB:
+            size = f"{most.params / 1e9:,.3g}B parameters of a reward model take {most.weights / GIB:,.1f} GiB"
+            place = f"on a GPU of pipeline rank {of_each.index(most)}"
+            faults.append(f"memory: {place} {size} before activations, {remedy}")
+    return faults
 
 
 def missing_memory(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
@@ -83,6 +97,10 @@ def _on_cpu(holds: Holds, machine: Cluster, spec: ModelSpec) -> tuple[list[_Part
         what = f"a rank's {rank.params / 1e9:,.3g}B parameters in fp32, 4 bytes each, gradients 4, Adam's moments 8"
         what += ", a reference 4" if holds.reference else ""
         parts.append(_Part(what, rank.total + (rank.weights if holds.reference else 0), copies))
+    for other in holds.reward_models:
+        for rank in rank_memory(other.tensors(), other, layout_for(other, layout)):
+            what = f"a rank's {rank.params / 1e9:,.3g}B parameters of a reward model in fp32, 4 bytes each"
+            parts.append(_Part(what, rank.weights, copies))
     if holds.engine and not machine.rollout.launch:
         number = num_parameters(spec.tensors(), mtp=False)
         what = f"the engine's {number / 1e9:,.3g}B parameters in {machine.rollout.dtype} and its cache"

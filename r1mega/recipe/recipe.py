@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from r1mega.config.cluster import Cluster
@@ -77,8 +78,13 @@ class Recipe(RunSettings):
         return spec
 
     def inputs(self) -> Sequence[Input]:
-        """Files and folders of data that the stage reads; an earlier stage may write them."""
+        """Files and folders of data that the stage reads, and other models' folders; an earlier stage may write
+        them."""
         return ()
+
+    def reward_models(self) -> Mapping[str, Path]:
+        """Setting -> the folder of a reward model that scores answers."""
+        return {}
 
     def leaves(self) -> Sequence[str]:
         """What later stages may read of a finished run: files and folders by their names in the run directory."""

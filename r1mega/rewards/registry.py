@@ -21,6 +21,7 @@ from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.own import Own
 from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.reward import ModelReward, Reward
+from r1mega.rewards.reward_model import LearntReward
 from r1mega.rewards.rubric import Rubric, Truncated
 from r1mega.rewards.served_reward_model import ServedRewardModel
 
@@ -33,6 +34,7 @@ MEMBERS: tuple[type[Reward], ...] = (
     ConstraintsMet,
     Judge,
     ServedRewardModel,
+    LearntReward,
 )
 """A row a kind of reward."""
 

@@ -22,7 +22,7 @@ A rule runs in a worker (`rewards.pool`) within limits of time and memory. One t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self, runtime_checkable
 
 from pydantic import Field
 
@@ -182,8 +182,33 @@ class RuleReward(Reward):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An answer that a model gives no score, through the answer's own doing."""
+
+    outcome: str
+    """Under which it is counted, `rewards/NAME/OUTCOME`."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model reads of an answer where it has a tokenizer and a chat template of its own (`TextScorer`)."""
+
+    question: str
+    text: str
+    """Of the answer, or a part of it. Untrusted."""
+
+
 class ModelReward(Reward):
     """A reward that a model gives; all ranks of the trainer take part (`trainer.scoring`)."""
+
+    outcomes: ClassVar[tuple[str, ...]] = ()
+    """Those of its `Unread`."""
+
+    def documents(self, asked: "Sequence[tuple[Prompt, Completion]]") -> "Sequence[Document | Said | Score | Unread]":
+        """What the model reads of each answer (`document`), or why it reads nothing; for many answers at once."""
+        return [self.document(prompt, completion) for prompt, completion in asked]
 
     def document(self, prompt: Prompt, completion: Completion) -> Document | Score:
         """What the model reads of an answer, or the score of one that has nothing to read.
@@ -191,6 +216,18 @@ class ModelReward(Reward):
         By default prompt and completion whole; the targets, from `learn_from` on, are the completion.
         """
         return Document(prompt.token_ids + completion.token_ids, len(prompt.token_ids))
+
+    def value(self, score: float) -> float:
+        """What a model's score is worth; one that is not finite has to stay so."""
+        return score
+
+    def unread(self, why: Unread, values: Sequence[float]) -> Score:
+        """What an answer is worth that the model gives no score.
+
+        Args:
+            values: of the answers of the same rollout that have one, and whose verdicts stand.
+        """
+        raise NotImplementedError
 
 
 class Scorer(Protocol):
@@ -202,4 +239,13 @@ class Scorer(Protocol):
         A collective: every rank calls it with the documents of its data-parallel share, which may be none, and has
         the same values as the other ranks of its copy of the model.
         """
+        ...
+
+
+@runtime_checkable
+class TextScorer(Scorer, Protocol):
+    """A `Scorer` that reads words in a chat template of its own."""
+
+    def documents(self, said: Sequence[Said]) -> Sequence[Document | Unread]:
+        """What it reads of each, or why it reads nothing. On rank 0 alone."""
         ...

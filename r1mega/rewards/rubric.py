@@ -2,21 +2,21 @@
 
     rubric = Rubric({"accuracy": Accuracy(), "format": Format(weight=0.5)}, truncated="zero")
     verdicts = rubric.judge(prompt, completions, step)      # the rules', here and now; `rewards.judges` asks a pool
-    groups = scored_by_models(mesh, groups, rubric, ...)    # the models' (`trainer.scoring`), before the update
+    groups, counts = scored_by_models(mesh, groups, rubric, ...)  # the models' (`trainer.scoring`), before the update
 
 A verdict's reward is the sum of weight x value over the rewards asked, weights being those of the step. One that
 failed makes the verdict failed, one that cannot judge makes it unscorable: neither is ever a zero, and such an answer
-enters no baseline.
+enters no baseline. One of weight 0 is only measured: where it says nothing, its part is not there, and is counted.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from r1mega.errors import ConfigError
 from r1mega.rewards.endpoint_reward import EndpointReward
-from r1mega.rewards.reward import Answer, ModelReward, Reward, RuleReward, Score, answer_of, failed
+from r1mega.rewards.reward import Answer, ModelReward, Reward, RuleReward, Said, Score, Unread, answer_of, failed
 from r1mega.samples import Completion, Document, Group, Prompt, Verdict, VerdictStatus
 
 Truncated = Literal["zero", "mask", "judge"]
@@ -88,39 +88,72 @@ class Rubric:
         """The rewards that a model gives after `step` optimiser steps to any question: the same on all ranks."""
         return {n: m for n, m in self.rewards.items() if isinstance(m, ModelReward) and step >= m.begins()}
 
-    def unread(self, name: str, groups: Sequence[Group], step: int) -> dict["Place", Document | Score]:
-        """What the model of this name still has to read: of every answer that it is for and that is scored so far."""
+    def unread(
+        self, name: str, groups: Sequence[Group], step: int
+    ) -> dict["Place", Document | Said | Score | Unread]:
+        """What the model of this name has to read: of every answer that it is for and that the rules have scored."""
         model = self.models(step)[name]
-        return {
-            (i, j): model.document(group.prompt, completion)
+        asked = {
+            (i, j): (group.prompt, completion)
             for i, group in enumerate(groups)
             if model.asked(group.prompt, step)
             for j, (completion, verdict) in enumerate(zip(group.completions, group.verdicts, strict=True))
             if verdict.scored and name not in verdict.parts
         }
+        return dict(zip(asked, model.documents(list(asked.values())), strict=True))
 
-    def read(self, name: str, groups: Sequence[Group], scores: Mapping["Place", Score], step: int) -> list[Group]:
-        """The groups with a model's scores, at its weight after `step` optimiser steps, in their verdicts."""
+    def read(
+        self, groups: Sequence[Group], found: Mapping[str, Mapping["Place", Score | Unread]], step: int
+    ) -> list[Group]:
+        """The groups with the models' scores, at their weights after `step` optimiser steps, in their verdicts.
+
+        Args:
+            found: of every model by name. What an answer without a score is worth is settled here, by the answers
+                alone whose verdicts stand: one that failed must change nothing for the others.
+        """
+        lost = {
+            place
+            for name, of_model in found.items()
+            for place, one in of_model.items()
+            if isinstance(one, Score) and one.status is not VerdictStatus.SCORED and self._adds(name, step)
+        }
+        scores = {name: self._settled_by(name, of_model, lost) for name, of_model in found.items()}
         return [
             replace(
                 group,
                 verdicts=tuple(
-                    self._with(verdict, {name: scores[i, j]}, step) if (i, j) in scores else verdict
+                    self._with(verdict, mine, step)
+                    if (mine := {n: of_model[i, j] for n, of_model in scores.items() if (i, j) in of_model})
+                    else verdict
                     for j, verdict in enumerate(group.verdicts)
                 ),
             )
             for i, group in enumerate(groups)
         ]
 
+    def _settled_by(
+        self, name: str, found: Mapping["Place", Score | Unread], lost: Collection["Place"]
+    ) -> dict["Place", Score]:
+        model = self.rewards[name]
+        assert isinstance(model, ModelReward)
+        scores = ((place, one) for place, one in found.items() if isinstance(one, Score) and place not in lost)
+        values = [score.value for _, score in scores if score.status is VerdictStatus.SCORED]
+        return {place: model.unread(one, values) if isinstance(one, Unread) else one for place, one in found.items()}
+
     def _with(self, verdict: Verdict, scores: Mapping[str, Score], step: int) -> Verdict:
         """A scored verdict and more scores as one."""
         for status in (VerdictStatus.FAILED, VerdictStatus.UNSCORABLE):
-            if reasons := [score.reason for score in scores.values() if score.status is status]:
+            if reasons := [s.reason for name, s in scores.items() if s.status is status and self._adds(name, step)]:
                 return Verdict(status, reason="; ".join(reasons))
-        parts = {**verdict.parts, **{name: score.value for name, score in scores.items()}}
+        parts = {**verdict.parts, **{n: s.value for n, s in scores.items() if s.status is VerdictStatus.SCORED}}
         reward = sum(self.rewards[name].weight.at(step) * value for name, value in parts.items())
         reasons = [verdict.reason, *(score.reason for score in scores.values())]
-        return Verdict(VerdictStatus.SCORED, reward, parts, "; ".join(filter(None, reasons)))
+        unmeasured = (*verdict.unmeasured, *(name for name in scores if name not in parts))
+        return Verdict(VerdictStatus.SCORED, reward, parts, "; ".join(filter(None, reasons)), unmeasured)
+
+    def _adds(self, name: str, step: int) -> bool:
+        """Whether a reward adds anything; one that is only measured must not cost the answer its verdict."""
+        return self.rewards[name].weight.at(step) != 0
 
 
 Place = tuple[int, int]

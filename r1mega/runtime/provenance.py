@@ -117,6 +117,7 @@ def _paths(section: Section, prefix: str) -> Iterator[tuple[str, Path]]:
                 yield from _paths(inner, f"{prefix}{name}.{number}." if several else f"{prefix}{name}.")
             elif isinstance(inner, Path):
                 yield f"{prefix}{name}", inner
+                yield from ((f"{prefix}{name}", file) for file in section.beside().get(name, ()))
             elif name == "dataset" and isinstance(inner, str) and inner.startswith("/"):
                 yield f"{prefix}{name}", Path(inner)
 

@@ -22,14 +22,12 @@ from r1mega.config.cluster import Cluster
 from r1mega.data.special_tokens import with_ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.hacking import summarise as hacked
-from r1mega.diagnostics.rollout import reward_metrics, summarise
-from r1mega.errors import ConfigError, RolloutError
+from r1mega.diagnostics.rollout import summarise
 from r1mega.families.registry import read_language_model
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.pool import Pool
-from r1mega.rewards.reward import ModelReward, Scorer
-from r1mega.rollout.collect import GroupSource, NoGroups, Rollout
+from r1mega.rollout.collect import GroupSource, NoGroups
 from r1mega.rollout.engine import derived_seed
 from r1mega.rollout.served import ServedModel
 from r1mega.runtime.progress import Stopwatch
@@ -39,12 +37,13 @@ from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.rank_zero import rank_zero, usable
 from r1mega.stages.records import Carried
 from r1mega.stages.run import TrainingRun
+from r1mega.stages.scorers import Load, Scorers, Scoring, refuse_without_scorer, scorers_of
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.rescore import attach_logprobs, engine_mismatch
+from r1mega.trainer.reward_model import RewardModel
 from r1mega.trainer.scatter import MiniBatches, checkpoint_files, from_checkpoint, scatter
-from r1mega.trainer.scoring import scored_by_models
 from r1mega.weights import hf_io
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
 from r1mega.weights.push import Pusher
@@ -53,7 +52,7 @@ SHOWN = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens
 """What people watch of a rollout and its steps, behind the bar."""
 
 
-NO_SCORERS: Mapping[str, Scorer] = {}
+NO_SCORERS: Scorers = {}
 
 
 def run(
@@ -65,7 +64,8 @@ def run(
     serve: Callable[..., ServedModel] = ServedModel,
     pusher: Callable[..., Pusher] = Pusher,
     pool: Callable[..., Pool] = Pool,
-    scorers: Mapping[str, Scorer] = NO_SCORERS,
+    scorers: Scorers = NO_SCORERS,
+    load: Load = RewardModel,
 ) -> None:
     """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
 
@@ -74,7 +74,8 @@ def run(
         serve: makes what answers on rank 0, as `ServedModel` does.
         pusher: makes what gives it the policy's weights, as `Pusher` does.
         pool: makes what judges its answers on rank 0, as `Pool` does.
-        scorers: of the rewards that a model gives, by their names in config.rewards.
+        scorers: of rewards that a model gives, by their names in config.rewards.
+        load: loads the reward models of the others, as `RewardModel` does.
 
     Raises:
         ConfigError: a reward is to be given by a model that has no scorer.
@@ -83,7 +84,7 @@ def run(
         RewardError: more verdicts have failed than `rollout.max_failed` allows.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
-    _refuse_without_scorer(config, scorers)
+    refuse_without_scorer(config, scorers)
     mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
     objective, chunk_tokens = config.objective, config.batch.chunk_tokens
     with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, shown=SHOWN) as run:
@@ -97,15 +98,13 @@ def run(
         failures = Failures(config.rollout.max_failed)
         judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
+        scoring = Scoring(config, mesh, policy, failures, run_dir.samples, scorers_of(config, mesh, scorers, load))
         left, hacking = LeftToLearn(config, mesh, source), part.hacking(config)
         run.begin(
-            policy,
-            first_weights=lambda: _first_weights(config, policy),
-            tokenizer=run_dir.tokenizer,
+            policy, first_weights=lambda: _first_weights(config, policy), tokenizer=run_dir.tokenizer,
             carried=[left, hacking],
             evaluation=HeldOutEvaluation(config, engine, held_out, left),
-        )
-        loss = _loss(objective)
+        )  # fmt: skip
         for step in run.steps():
             temperature = config.sampling_at(step).temperature  # of the rollout that is learnt from
             if not left.minibatches:
@@ -114,19 +113,19 @@ def run(
                 with engine.alone():
                     rollout = source.next(step)
                 pushed = engine.push_seconds - pushed
-                groups, judged = _scored(config, mesh, rollout, scorers, failures, step)
+                groups, judged, taken = scoring.turn(rollout, step)
                 shares = scatter(mesh, _minibatches(config, groups, step), chunk_tokens)
                 source.handed_over()
                 with Stopwatch() as watch:
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
-                seconds = {"rollout": rollout.seconds - pushed, "push": pushed, "logprobs": watch.seconds}
+                seconds = {"rollout": rollout.seconds - pushed, "push": pushed, **taken, "logprobs": watch.seconds}
                 compared = engine_mismatch(policy, shares, **dict(config.mismatch))
                 left.fill(shares, {**rollout.metrics, **judged, **hacking.see(step, groups)}, seconds, compared)
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:
                 lr = run.learning_rate()
-                learned = policy.forward_backward(documents(minibatch), loss, temperature=temperature)
+                learned = policy.forward_backward(documents(minibatch), _loss(objective), temperature=temperature)
                 grad_norm = policy.optim_step(lr)
                 if _refreshes_reference(objective, step + 1):
                     policy.refresh_reference()
@@ -197,41 +196,6 @@ class HeldOutEvaluation:
     def run(self, step: int) -> None:
         with self._engine.alone():
             self._held_out.evaluate(step, greedy=step in (0, self._config.num_steps))
-
-
-def _refuse_without_scorer(config: GRPO, scorers: Mapping[str, Scorer]) -> None:
-    """Before anything is started: otherwise the first rollout would be lost on it."""
-    models = [name for name, reward in config.rewards.items() if isinstance(reward, ModelReward)]
-    if missing := [name for name in models if name not in scorers]:
-        raise ConfigError(
-            f"rewards: a model gives {', '.join(missing)}, and this run has no scorer for it: take it out of "
-            "[rewards], or hand grpo.run its scorer"
-        )
-
-
-def _scored(
-    config: GRPO, mesh: Mesh, rollout: Rollout, scorers: Mapping[str, Scorer], failures: Failures, step: int
-) -> tuple[Sequence[Group], dict[str, float]]:
-    """On rank 0 the rollout's groups with what models say of them, and the figures that this changes.
-
-    Raises RolloutError where this leaves too little to learn from, RewardError where too many scores have failed.
-    """
-    rubric = config.rubric()
-    if not rubric.models(step):
-        return rollout.groups, {}
-    groups = scored_by_models(
-        mesh, rollout.groups, rubric, scorers, step=step, chunk_tokens=config.batch.chunk_tokens
-    )
-    if not groups:
-        return (), {}
-    failures.see_again(step, groups)
-    least = config.rollout.num_minibatches
-    if (left := len(usable(config, groups))) < least:
-        raise RolloutError(
-            f"step {step}: with the models' scores {left} answers are left to learn from, fewer than the {least} "
-            "mini-batches: their scores are alike or failed; samples/ holds the answers"
-        )
-    return groups, reward_metrics(groups)
 
 
 def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:

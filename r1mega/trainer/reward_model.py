@@ -27,6 +27,7 @@ from r1mega.trainer.network.build import build_networks
 from r1mega.trainer.network.filling import fill
 from r1mega.trainer.network.layer_spec import choose_layers
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
+from r1mega.trainer.network.thd import padded
 from r1mega.trainer.offload import Loan
 
 
@@ -97,20 +98,33 @@ class RewardModel:
         changes.
 
         Args:
-            documents: of one text each (`Document.of_texts`).
+            documents: of one text each (`Document.of_texts`), of any length: where one is longer than a chunk, all
+                chunks of this call are so many times as long, and as many fewer at once.
 
         Raises:
-            DataError: another kind of document, or one that is longer than a chunk.
+            DataError: another kind of document.
         """
         check_kind(documents, self.spec)
         for i, document in enumerate(documents):
             if document.num_targets != 1:
                 raise DataError(f"document {i}: {document.num_targets} texts; a score is asked of one text at a time")
         made = micro_batches(
-            documents, self._batch, mtp_depths=0, agreed=self._mesh.max_over_data, form=self.form,
+            documents, self._batch_for(documents), mtp_depths=0, agreed=self._mesh.max_over_data, form=self.form,
             multiple=in_groups_of(self._layout),
         )  # fmt: skip
         batches = [batch.to(self._mesh.device) for batch in made]
         with self._loan.here() if self._loan else nullcontext(), self._mesh.waiting("the other ranks to score"):
             found = forward.score(self.networks, self._mesh, batches, temperature=1.0)
         return [float(value) for (value,) in by_document(documents, batches, found)]
+
+    def _batch_for(self, documents: Sequence[Document]) -> Batch:
+        """Chunks that hold the longest document of any rank."""
+        batch = self._batch
+        longest = max((padded(len(d.token_ids), self.form.multiple) for d in documents), default=0)
+        times = -(-max(self._mesh.max_over_data(longest), 1) // batch.chunk_tokens)
+        if times == 1:
+            return batch
+        at_once = max(batch.chunks_per_micro_batch // times, 1)
+        return batch.model_copy(
+            update={"chunk_tokens": times * batch.chunk_tokens, "chunks_per_micro_batch": at_once}
+        )

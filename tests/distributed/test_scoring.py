@@ -16,8 +16,13 @@ def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("axis", ["dp", "tp"])
 def test_every_score_comes_back_to_its_own_answer(folder: Path, axis: str):
-    # The reward is half the sum of an answer's tokens, all of which are its place in the rollout.
-    by_hand = [[0.5 * place * (1 + 7 * place % 19) for place in (3 * i, 3 * i + 1, 3 * i + 2)] for i in range(5)]
+    # All tokens of an answer are its place in the rollout: half their sum, and a hundred times three times that of an
+    # odd place's, of which the least of the same rollout goes to the even ones (1 x 8 tokens, of both rollouts).
+    def reward(place: int) -> float:
+        tokens = place * (1 + 7 * place % 19)
+        return 0.5 * tokens + 300 * (tokens if place % 2 else 8)
+
+    by_hand = [[reward(3 * i + j) for j in range(3)] for i in range(5)]
     assert json.loads((folder / f"{axis}.json").read_text()) == [by_hand, [], by_hand[:1]]
 
 

@@ -110,7 +110,7 @@ def learnt(config: GRPO, groups: Sequence[Group], minibatches: int) -> list[Lear
         if not minibatch:
             made.append(([], 0.0, []))
             continue
-        weighted = [with_logprobs(sample) for sample in _weighted(minibatch, config)]
+        weighted = [with_logprobs(sample) for sample in _weighted(minibatch, config, 0)]
         batch = documents(weighted)
         fields = {n: torch.tensor([x for d in batch for x in d.fields[n]]) for n in batch[0].fields}
         doc = torch.tensor([i for i, d in enumerate(batch) for _ in range(d.num_targets)])

@@ -165,4 +165,5 @@ def test_settings_reach_no_library_that_judges_or_trains():
         "constraints",
         "judge",
         "served_reward_model",
+        "reward_model",
     ]

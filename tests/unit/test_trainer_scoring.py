@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -48,13 +48,18 @@ def group(name: str, rubric: Rubric, *answers: tuple[str, tuple[int, ...]], doma
 
 
 def run(mesh, groups: list[Group], rubric: Rubric, model: Sums, step: int = 5) -> list[Group]:
-    found = scored_by_models(mesh, groups, rubric, {"taste": model}, step=step, chunk_tokens=64)
+    found, _ = scored_by_models(mesh, groups, rubric, {"taste": model}, step=step, chunk_tokens=64)
     assert found is not None
     return found
 
 
 def test_a_models_scores_enter_the_advantages(mesh):
-    rubric, model = Rubric({"format": Format(weight=0.5), "taste": Taste(weight=2.0)}, "zero"), Sums()
+    rubric, model = (
+        Rubric(
+            {"format": Format.model_validate({"weight": 0.5}), "taste": Taste.model_validate({"weight": 2.0})}, "zero"
+        ),
+        Sums(),
+    )
     asked = group("p", rubric, (FORMATTED, (5, 5)), ("bare", (20,)), ("", (7,)), ("cut", (9, 9, 9)))
     assert [v.reward for v in asked.verdicts] == [0.5, 0, 0, 0]
     (judged,) = run(mesh, [asked], rubric, model)
@@ -99,5 +104,6 @@ def test_a_model_reads_what_it_is_for_and_no_answer_without_a_verdict(mesh):
 def test_without_a_model_in_the_rubric_no_rank_is_asked():
     rubric = Rubric({"format": Format()}, "zero")
     asked = [group("p", rubric, ("a", (1,)))]
-    assert scored_by_models(None, asked, rubric, {}, step=5, chunk_tokens=64) == asked  # type: ignore[arg-type]
-    assert scored_by_models(None, None, rubric, {}, step=5, chunk_tokens=64) is None  # type: ignore[arg-type]
+    nobody: Any = None
+    assert scored_by_models(nobody, asked, rubric, {}, step=5, chunk_tokens=64) == (asked, {})
+    assert scored_by_models(nobody, None, rubric, {}, step=5, chunk_tokens=64) == (None, {})
