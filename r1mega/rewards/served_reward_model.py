@@ -8,9 +8,11 @@
     model = "helpful_rm"
 
 It is sent the user's turn and the answer's part in scope as the assistant's, which the server puts in the model's own
-chat template; no turn to answer is opened behind them. What it reads is then what `data.preference_text` makes of
-them, where the template changes no words; letters that spell a special token may be read as one by the server, where
-our own scoring reads letters. The score is the raw one, as the model was trained, unless `activation` says otherwise.
+chat template; no turn to answer is opened behind them. The tokens are then those of `data.preference_text`, by which
+our reward models are trained and score on the trainer's ranks, with two exceptions: a template that changes the words
+it is given, and answers in which special tokens of that tokenizer are spelled out: to the server they are those
+tokens, so that an answer may end its own turn and open another. Where that is to be feared, score on the trainer's
+ranks (kind "reward_model"). The score is the raw one, as the model was trained, unless `activation` says otherwise.
 """
 
 from concurrent.futures import Future

@@ -30,20 +30,34 @@ QUESTIONS = ["What is 1 + 1?", "Say hello.", "Why is the sky blue?"]
 ANSWERS = ["<think>1 + 1 = 2</think>\n\n2", "Hello", "<think>hm</think> Light is scattered, blue light most."]
 
 
+def plain_tokenizer() -> Any:
+    """Bytes; the marks of thinking are letters to it, as to DeepSeek's, and no special tokens."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    inner = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    inner["added_tokens"] = []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(inner)), bos_token="<|bos|>", eos_token="<|eos|>",
+        pad_token="<|pad|>",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2ForSequenceClassification of one label."""
     import torch
     from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
-    path, tokenizer = tmp_path_factory.mktemp("reward_model"), make_tokenizer()
+    path, tokenizer = tmp_path_factory.mktemp("reward_model"), plain_tokenizer()
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(5)
     config = Qwen2Config(
         vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=512, num_labels=1, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.2,
         tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
+    config.num_labels = 1
     Qwen2ForSequenceClassification(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

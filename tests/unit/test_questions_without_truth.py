@@ -18,6 +18,7 @@ from r1mega.data.sources.parquet import Parquet
 from r1mega.errors import DataError
 from r1mega.evaluation.metrics import grade
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.without_truth import asks_without_truth
 from r1mega.rewards.accuracy import Accuracy, has_truth
 from r1mega.rewards.format import Format
 from r1mega.rewards.reward import Answer
@@ -128,3 +129,14 @@ def test_an_evaluation_refuses_them(tmp_path: Path):
     mixed = {"kind": "jsonl", "path": table["path"], "verifier_column": "by"}
     with pytest.raises(DataError, match=r"an evaluation counts right answers[^\n]*\n  [^\n]*own.jsonl, line 1$"):
         evaluated_questions(recipe(evaluation={**SETTINGS["evaluation"], "questions": [mixed]}))
+
+
+def test_a_judge_can_do_with_a_truth_that_no_rule_reads_and_without_one_where_its_prompt_says_so():
+    endpoint = {"url": "http://judge/v1", "model": "m"}
+    without = Question("a", "none", "a", "", domain="helpful")
+    by_truth = recipe(rewards={"judge": {"endpoint": endpoint}}).rewards
+    by_itself = recipe(rewards={"judge": {"endpoint": endpoint, "prompt": "{question}{answer}"}}).rewards
+    elsewhere = recipe(rewards={"judge": {"endpoint": endpoint, "domains": ["math"]}}).rewards
+    assert asks_without_truth(by_truth, without) == "judge"
+    assert asks_without_truth(by_truth, Question("a", "none", "a", "a poem", domain="helpful")) is None
+    assert asks_without_truth(by_itself, without) is asks_without_truth(elsewhere, without) is None
