@@ -53,6 +53,11 @@ def refuse_unreadable(tokenizer: Any) -> None:
     reading(tokenizer, "a", "b")
 
 
+def refuse_unaskable(tokenizer: Any) -> None:
+    """Raises DataError where a question cannot be put in the tokenizer's chat template."""
+    asked(tokenizer, [{"role": "user", "content": "a"}])
+
+
 def _template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise DataError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1mega.data.asked_questions import Counts
+from r1mega.data.preference_text import refuse_unaskable
 from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
@@ -13,6 +14,7 @@ from r1mega.data.tokenizer import load_tokenizer
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 from r1mega.preflight.data import left_out, names_setting, tokenizer_digest
+from r1mega.preflight.weights import check_served
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.preferences import MakePreferences
@@ -77,9 +79,12 @@ def check_training_questions(recipe: GRPO, spec: ModelSpec | None, tokenizer: Pa
 def check_preference_questions(
     recipe: MakePreferences, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool
 ) -> None:
-    """Whether there are the questions whose answers become preference data, with their tokens if possible, and no
-    stop string holds an end token."""
-
+    """Whether there are the questions whose answers become preference data, with their tokens if possible, no stop
+    string holds an end token, and a judge's folder can be served and asked."""
+    judge = recipe.judge.model
+    if judge is not None and judge.exists():
+        check_served("judge.model", judge)
+        refuse_unaskable(load_tokenizer(judge))
     if (here := recipe.seen()) is None:
         return
     recipe = here

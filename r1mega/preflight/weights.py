@@ -67,6 +67,23 @@ def check_weights(recipe: Recipe, spec: ModelSpec) -> None:
     verdicts.keep(key, f"weights of {folder}")
 
 
+def check_served(setting: str, folder: Path) -> None:
+    """Refuse a folder that is there and that our own server could not serve, beside the stage's own model.
+
+    Raises:
+        ConfigError: no weights, no tokenizer.
+        WeightMappingError: what its index lists and lacks.
+    """
+    needed = ("config.json", "tokenizer_config.json", "tokenizer.json")
+    absent = [name for name in needed if not (folder / name).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        absent.append("*.safetensors (the weights)")
+    if absent:
+        raise ConfigError(f"{setting}: {folder} has no {', no '.join(absent)}: name a whole Hugging Face folder")
+    if faults := read_files(folder)[1]:
+        raise WeightMappingError("\n  ".join([f"{setting}: {folder}: {len(faults)} fault(s) of its index", *faults]))
+
+
 def marks(folder: Path) -> list[tuple[str, int, int, int]]:
     """Of each file that says what the weights are: name, size, time, inode. Their data is not looked at here."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])

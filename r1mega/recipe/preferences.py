@@ -32,7 +32,11 @@ class JudgedBy(Section):
     endpoint: Endpoint | None = None
     """A server that is there already."""
     model: AnchoredPath | None = None
-    """A Hugging Face folder, which our own server serves once that of the answers has ended."""
+    """A Hugging Face folder, which our own server serves once that of the answers has ended, and which is asked in
+    its own chat template."""
+    max_model_len: int = Field(default=16_384, gt=0)
+    """Of a folder's server: tokens of a question to the judge and its answer, at most; where the model has fewer
+    positions, so many. A pair for which they do not do has no judgement."""
     max_failed: Annotated[float, OnResume.FREE] = Field(default=0.05, ge=0, le=1)
     """Share of the latest judgements (64 of them), and of all, that may fail through no fault of the answers; past it
     the run stops and says why."""
@@ -69,10 +73,6 @@ class MakePreferences(Answering):
             faults.append(
                 "judge: give endpoint (a server) or model (a folder that is served here), not both or neither"
             )
-        if judge.model is not None:
-            faults.append(
-                "judge.model: a folder of your own does not judge yet; serve it, and name it as an endpoint"
-            )
         if self.label == "preference":
             faults += self.pairs.faults(self.answers.per_question)
             other, is_set = "safety", self.safety != Marking()
@@ -97,7 +97,7 @@ class MakePreferences(Answering):
 
     def inputs(self) -> Sequence[Input]:
         judge = self.judge.model
-        return [*super().inputs(), *([Input("judge.model", judge)] if judge else [])]
+        return [*super().inputs(), *([Input("judge.model", judge, model=True)] if judge else [])]
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         judge, faults = self.judge.model, super().faults_on(machine, spec)

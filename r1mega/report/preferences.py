@@ -129,4 +129,4 @@ def _share(value: Any) -> str:
 def _interval(bias: Any) -> str:
     if bias is None:
         return "nothing decided"
-    return f"{bias['mean']:+.3f} ({bias['low']:+.3f} to {bias['high']:+.3f})"
+    return f"{bias['bias']:+.3f} ({bias['low']:+.3f} to {bias['high']:+.3f})"

@@ -1,5 +1,6 @@
 """The judging half of making preference data: who judges, so many judgements at once, and when they stop the run."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,11 +23,15 @@ from r1mega.rewards.safety import SAFETY_SYSTEM
 from r1mega.runtime import env
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.progress import Bar
+from r1mega.runtime.provenance import RUN
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import VerdictStatus
+from r1mega.stages.answering import Serve
 
 AT_ONCE = 512
 """Judgements under way: all of them at once would hold every conversation with the judge in memory."""
+SAID = "judge.jsonl"
+"""In the run directory: what the judge has said, by content."""
 LATEST = 64
 """Judgements of which a share may fail (`judge.max_failed`)."""
 
@@ -113,15 +118,62 @@ def _too_many(num: int, of: str, verdict: AnyVerdict, max_failed: float) -> Endp
 
 
 @contextmanager
-def judge_at(endpoint: Endpoint, config: MakePreferences, run_dir: RunDir) -> Iterator[Judging]:
-    """A server that is there already. What it has said is kept in the run directory, and not asked for again."""
+def judged_by(
+    config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt, serve: Serve | None
+) -> Iterator[Judging]:
+    """The judge that the settings name. What it has said is kept in the run directory, and not asked for again.
+
+    Args:
+        serve: see `stages.answering.ask_folder`.
+    """
+    judge = config.judge
+    making = (
+        _of_endpoint(judge.endpoint, run_dir)
+        if judge.endpoint
+        else _of_folder(config, cluster, run_dir, interrupt, serve)
+    )
+    with making as judging:
+        yield Judging(judging.asker, {**judging.who, **_told(config)}, judging.over)
+
+
+@contextmanager
+def _of_endpoint(endpoint: Endpoint, run_dir: RunDir) -> Iterator[Judging]:
+    """A server that is there already."""
     client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
     who = {"endpoint": endpoint.url, "model": endpoint.model, **({"extra": endpoint.extra} if endpoint.extra else {})}
-    with EndpointAsker(client, ReplyCache(run_dir.path / "judge.jsonl")) as asker:
-        yield Judging(asker, {**who, **told(config)}, lambda: client.over)
+    with EndpointAsker(client, ReplyCache(run_dir.path / SAID)) as asker:
+        yield Judging(asker, who, lambda: client.over)
 
 
-def told(config: MakePreferences) -> dict[str, Any]:
+@contextmanager
+def _of_folder(
+    config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt, serve: Serve | None
+) -> Iterator[Judging]:
+    """A Hugging Face folder, served here from the first question on that was not answered before."""
+    from r1mega.data.tokenizer import load_tokenizer
+    from r1mega.families.registry import check_tokenizer, read_model
+    from r1mega.rollout.asker import FleetAsker
+    from r1mega.rollout.served import ServedModel
+
+    folder = config.judge.model
+    assert folder is not None, "the recipe demands it"
+    spec, tokenizer = read_model(folder), load_tokenizer(folder)
+    check_tokenizer(spec, tokenizer, folder)
+    longest = min(config.judge.max_model_len, spec.max_positions)
+    digest = json.loads((run_dir.path / RUN).read_text())["inputs"]["judge.model"][0]["digest"]
+    served = (serve or ServedModel)(
+        folder, cluster.rollout, max_model_len=longest, seed=config.seed, log_file=run_dir.logs / "judge_vllm.log",
+        interrupt=interrupt,
+    )  # fmt: skip
+    cache = ReplyCache(run_dir.path / SAID)
+    with (
+        served as engine,
+        FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest) as asker,
+    ):
+        yield Judging(asker, {"model": str(folder), "digest": digest}, lambda: None)
+
+
+def _told(config: MakePreferences) -> dict[str, Any]:
     """How the judge is asked, for provenance; what it is told by its digest."""
     if config.label == "preference":
         asked, system = config.pairs, PAIR_FORMS[config.pairs.form][0]
@@ -132,11 +184,3 @@ def told(config: MakePreferences) -> dict[str, Any]:
         told = {"votes": asked.votes}
     words = system if asked.system is None else asked.system, asked.prompt
     return {**told, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}
-
-
-@contextmanager
-def judged_by(config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt) -> Iterator[Judging]:
-    """The judge that the settings name."""
-    assert config.judge.endpoint is not None, "the recipe demands it"
-    with judge_at(config.judge.endpoint, config, run_dir) as judging:
-        yield judging

@@ -11,18 +11,19 @@ A run that is killed or stopped goes on with --resume, and asks nobody what was 
 an uninterrupted run. Whatever is left out is counted by its reason.
 """
 
+import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from r1mega.config.cluster import Cluster
 from r1mega.data.pairing import SampledAnswer, pairs_of
 from r1mega.errors import DataError, EndpointError
+from r1mega.evaluation.judge_bias import bias_lines, length_bias, position_bias
 from r1mega.recipe.preferences import MakePreferences
-from r1mega.rewards.preference import compare
+from r1mega.rewards.preference import PairVerdict, compare
 from r1mega.rewards.safety import mark
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
@@ -47,8 +48,6 @@ from r1mega.stages.sampled_answers import SampledAnswers, sample
 
 log = logging.getLogger(__name__)
 
-Judges = Callable[..., AbstractContextManager[Judging]]
-
 
 def run(
     config: MakePreferences,
@@ -56,13 +55,11 @@ def run(
     run_dir: RunDir,
     *,
     serve: Serve | None = None,
-    judges: Judges | None = None,
 ) -> None:
     """Write pairs.jsonl, or labelled.jsonl; judged.jsonl and summary.json.
 
     Args:
-        serve: makes what answers for a folder, as `rollout.served.ServedModel` does, which is the default.
-        judges: makes the judge, as `judged_by` does, which is the default.
+        serve: makes what answers or judges for a folder, as `rollout.served.ServedModel` does, which is the default.
 
     Raises:
         ConfigError, DataError: settings, questions and tokenizer do not fit each other; or nothing is left to write.
@@ -78,7 +75,7 @@ def run(
     with Interrupt() as interrupt, Stopwatch() as watch:
         try:
             answers = sample(config, asked, run_dir, interrupt)
-            with (judges or judged_by)(config, cluster, run_dir, interrupt) as judging:
+            with judged_by(config, cluster, run_dir, interrupt, serve) as judging:
                 make = _pairs if config.label == "preference" else _labels
                 made = make(config, asked, run_dir, answers, judging, interrupt)
         except StopNow:
@@ -131,6 +128,8 @@ def _pairs(
     files.write_jsonl(run_dir.path / "judged.jsonl", (judged_pair(*one) for one in judged))
     left_out.update(outcome for outcome in selected.outcomes if outcome != "kept")
     _say(answers, len(pairs), "pairs", left_out)
+    for line in bias_lines(verdicts):
+        log.info("%s", line)
     log.info("before balancing: %s", selected.before.told())
     log.info("%s, in steps of %g: %s", settings.balance, settings.length_step, selected.after.told())
     if not selected.after.pairs:
@@ -145,8 +144,14 @@ def _pairs(
         "counts": {**_counts(answers), "pairs judged": len(pairs), "pairs": selected.after.pairs},
         "left_out": dict(left_out),
         "lengths": selected.lengths(settings),
-        "judge": {"who": dict(judging.who)},
+        "judge": {"who": dict(judging.who), "bias": _bias(verdicts)},
     }
+
+
+def _bias(verdicts: Sequence[PairVerdict]) -> Row:
+    """What the judge is left with for an answer's place and its length; null where no vote says anything of it."""
+    found = {"position": position_bias(verdicts), "length": length_bias(verdicts)}
+    return {name: None if one is None else dataclasses.asdict(one) for name, one in found.items()}
 
 
 def _why(config: MakePreferences, selected: Selected) -> str:

@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
 import re
+import shutil
+import signal
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +16,18 @@ from typing import Any
 import pytest
 from endpoint_server import EndpointServer
 from grpo_run import base
-from preference_run import CLUSTER, CONFIG, NUM_ASKED, NUM_QUESTIONS, quality, rows, say, write
+from preference_run import CLUSTER, CONFIG, NUM_ASKED, NUM_QUESTIONS, judge, made, quality, rows, run, say, write
 
 from r1mega.buffers import Float32s, Int32s
 from r1mega.config.inputs import maker_of, makers
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError, DataError
 from r1mega.preflight.look import look
 from r1mega.recipe.load import load, load_recipe
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.report import preferences as report
 from r1mega.report import show
+from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
 
@@ -102,17 +108,26 @@ def test_what_is_judged_depends_on_the_label():
         assert other.scope == "response"
 
 
-def test_the_full_size_config_is_without_a_fault_but_that_no_server_starts_on_gpus(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "made", "trained"),
+    [("helpful_pairs", "pairs.jsonl", "helpful_rm"), ("harmless_labels", "labelled.jsonl", "harmless_rm")],
+)
+def test_a_full_size_config_has_the_reports_numbers_and_makes_what_a_reward_model_reads(
+    name: str, made: str, trained: str, monkeypatch: pytest.MonkeyPatch
+):
+    """And is without a fault but that no server starts on GPUs yet."""
     monkeypatch.chdir(ROOT)
-    config = Path("configs/r1/helpful_pairs.toml")
+    config = Path(f"configs/r1/{name}.toml")
     recipe, machine = load(config, "h800_v3")
-    assert isinstance(recipe, MakePreferences) and recipe.pairs.votes == 4 and recipe.pairs.min_gap == 1.0
+    assert isinstance(recipe, MakePreferences) and recipe.pairs.votes == recipe.safety.votes == 4
+    assert recipe.pairs.min_gap == 1.0 and recipe.leaves() == (made,)
     faults = recipe.faults_on(machine, None)
     assert len(faults) == 1 and "rollout servers are started on CPUs alone" in faults[0]
     assert makers(config)["model.path"] == maker_of(Path("runs/r1/4_sft_800k/hf").resolve())
-    made = maker_of(Path("runs/r1/helpful_pairs/pairs.jsonl").resolve())
-    assert made == "r1mega run configs/r1/helpful_pairs.toml --cluster h800_v3"
-    assert recipe.leaves() == ("pairs.jsonl",)
+    reads = {given.setting: given.path for given in load_recipe(Path(f"configs/r1/{trained}.toml")).inputs()}
+    command = f"r1mega run {config} --cluster h800_v3"
+    assert reads["data.files"] == ROOT / f"runs/r1/{name}/{made}"
+    assert maker_of(reads["data.files"]) == makers(Path(f"configs/r1/{trained}.toml"))["data.files"] == command
 
 
 # ---- a folder answers ----------------------------------------------------------------------------------------------
@@ -190,6 +205,7 @@ def test_a_run_is_shown_in_the_terminal_and_on_its_page(answered: Any, capsys: p
     of = json.loads((run_dir.path / "summary.json").read_text())["preference_data"]
     for text in (said, html):
         assert "Preference data" in text and "pairs left out: gap too small" in text
+        assert "judge: position bias" in text and "+0.000 (" in text
         assert re.search(rf"pairs judged\D+{of['counts']['pairs judged']}\b", text)
     assert "No evaluation" not in html
     drawn = sorted(path.name for path in (run_dir.path / "figures").iterdir())
@@ -234,3 +250,94 @@ def test_a_damaged_row_of_judged_pairs_is_one_message(tmp_path: Path):
     with pytest.raises(DataError, match=r"judged\.jsonl: a row is not a judged pair"):
         report.draw(tmp_path)
     assert report.draw(tmp_path / "nowhere") == []
+
+
+# ---- a folder judges -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge_folder(base: Path, tmp_path: Path) -> Path:
+    """A model that has room for what a judge is asked, and a chat template."""
+    folder = tmp_path / "judge"
+    shutil.copytree(base, folder)
+    shutil.copy(ROOT / "configs/chat_templates/qwen.jinja", folder / "chat_template.jinja")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 9000}))
+    return folder
+
+
+class JudgeFolder(Folder):
+    """A judge that our own server serves: it reads what its tokens say."""
+
+    def __init__(self, server: EndpointServer, tokenizer: Any, stop_after: int = -1) -> None:
+        super().__init__(server)
+        self._tokenizer, self.stop_after, self.texts, self.waves = tokenizer, stop_after, list[str](), 0
+
+    def generate(self, requests: Any, params: Any, *, version: int, on_answer: Any) -> None:
+        self.waves += 1
+        for place, request in enumerate(requests):
+            self.texts.append(self._tokenizer.decode(list(request.prompt.token_ids)))
+            said = judge({"messages": [{"content": self.texts[-1]}]})
+            ids, logp = Int32s([5, 6]), Float32s([-1.0, -1.0])
+            on_answer(place, (Completion("", 0, ids, logp, said, FinishReason.STOP, 0, request.seed),))
+            if len(self.texts) == self.stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+
+
+def judged_here(
+    tmp_path: Path, server: EndpointServer, judges: Path, engine: Folder, *, resume: bool = False
+) -> Path:
+    """A run whose judge is a folder."""
+    from r1mega.stages import preferences
+
+    text = CONFIG[: CONFIG.index("[judge.endpoint]")] + f'[judge]\nmodel = "{judges}"\n'
+    write(tmp_path, server, text)
+    config = load_recipe(tmp_path / "pairs.toml", ["pairs.length_step=1000", "pairs.max_tokens=64"])
+    assert isinstance(config, MakePreferences)
+    run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=resume)
+    try:
+        preferences.run(config, CLUSTER, run_dir, serve=engine.serve)
+    finally:
+        run_dir.close()
+    return tmp_path / "run"
+
+
+def test_a_folder_judges_as_an_endpoint_does_and_goes_on_after_a_signal(
+    server: EndpointServer, judge_folder: Path, tmp_path: Path
+):
+    tokenizer = load_tokenizer(judge_folder)
+    stopped, engine = (JudgeFolder(server, tokenizer, stop_after=n) for n in (23, -1))
+    with pytest.raises(Interrupted, match="continue with --resume"):
+        judged_here(tmp_path / "here", server, judge_folder, stopped)
+    run_dir = judged_here(tmp_path / "here", server, judge_folder, engine, resume=True)
+    assert engine.made["max_model_len"] == 9000 and engine.made["model_dir"] == judge_folder
+    pairs = rows(run_dir, "pairs.jsonl")
+    assert len(engine.texts) == 4 * made(run_dir)["counts"]["pairs judged"] - 23  # nothing twice
+    assert pairs[0]["provenance"]["judge"]["model"] == str(judge_folder)
+    assert len(pairs[0]["provenance"]["judge"]["digest"]) == 32 and engine.texts[0].startswith("<|im_start|>system")
+    run(write(tmp_path / "there", server), tmp_path / "there/run", "pairs.length_step=1000", "pairs.max_tokens=64")
+    there = rows(tmp_path / "there/run", "pairs.jsonl")
+    assert [(r["chosen"], r["rejected"], r["votes"]) for r in there] == [
+        (r["chosen"], r["rejected"], r["votes"]) for r in pairs
+    ]
+
+
+def test_a_look_at_a_judges_folder(server: EndpointServer, judge_folder: Path, tmp_path: Path):
+    config = write(tmp_path, server, CONFIG[: CONFIG.index("[judge.endpoint]")] + "[judge]\n")
+    named = f"judge.model={judge_folder}"
+    assert look(config, LAPTOP, [named]).absent == ()
+    (absent,) = look(config, LAPTOP, [f"judge.model={tmp_path}/none"]).absent
+    assert "judge.model" in absent and "not there yet" in absent
+    for cluster, said in (
+        (LAPTOP, "judge.model: cluster.rollout.tp: 3 ranks"),
+        (str(ROOT / "configs/cluster/gpu1.toml"), "rollout servers are started on CPUs alone"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            look(config, cluster, [named, *(["cluster.rollout.tp=3"] if cluster == LAPTOP else [])])
+    (judge_folder / "chat_template.jinja").unlink()
+    with pytest.raises(DataError, match="has no chat template"):
+        look(config, LAPTOP, [named])
+    (judge_folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"judge\.model: .* has no tokenizer\.json: name a whole"):
+        look(config, LAPTOP, [named])

@@ -93,6 +93,16 @@ def test_the_judge_sees_the_summaries_alone_each_as_often_first(whole: Any):
 
 def test_everything_that_is_left_out_is_counted(whole: Any):
     folder, _ = whole
+    bias = made(folder)["judge"]["bias"]
+    assert bias["position"]["bias"] == 0 and bias["position"]["low"] < 0 < bias["position"]["high"]
+    won = [
+        row["lengths"][row["gap"] < 0] - row["lengths"][row["gap"] > 0]
+        for row in rows(folder, "judged.jsonl")
+        if row["gap"]
+    ]
+    unequal = [more for more in won if more]
+    assert bias["length"]["bias"] == pytest.approx(sum(more > 0 for more in unequal) / len(unequal) - 0.5)
+    assert bias["length"]["pairs"] == len(unequal)
     of, judged, policy = made(folder), rows(folder, "judged.jsonl"), asked_of(whole[1], "policy")
     outcomes = Counter(row["outcome"] for row in judged)
     assert outcomes.pop("kept") == of["counts"]["pairs"] == len(rows(folder, "pairs.jsonl"))
