@@ -83,3 +83,25 @@ def test_the_reports_length_limit_is_in_its_config():
     assert isinstance(recipe, GRPO)
     limits = [recipe.sampling_at(step).max_new_tokens for step in (0, 8_191, 8_192, 10_400)]
     assert limits == [32_768, 32_768, 65_536, 65_536]
+
+
+def test_the_last_400_steps_of_the_last_stage_are_in_its_config():
+    """Before them no general prompt is asked, nor a reward model; in them each prompt is as likely as any other."""
+    recipe = load_recipe(ROOT / "configs/r1/5_all_scenarios_rl.toml")
+    assert isinstance(recipe, GRPO)
+    rewards = recipe.rubric().rewards
+    found = {
+        step: (
+            {n for n, r in rewards.items() if step >= r.begins()},
+            [source.weight_or_1.at(step, recipe.num_steps) for source in recipe.questions],
+        )
+        for step in (0, 1_295, 1_296, 1_695)
+    }
+    rules, reasoning = {"accuracy", "format", "language"}, [26, 17, 8, 22, 15]
+    assert found[0] == found[1_295] == (rules, [*reasoning, 0, 0])
+    assert found[1_296] == found[1_695] == (rules | {"helpful", "harmless"}, [*reasoning, 66, 12])
+    assert {recipe.sampling_at(step).temperature for step in (0, 1_696)} == {0.7}
+    assert {name: reward.domains for name, reward in rewards.items()} == {
+        "accuracy": ("math", "code", "stem", "logic"), "format": (), "language": (),
+        "helpful": ("helpful",), "harmless": ("harmless",),
+    }  # fmt: skip
