@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from r1mega.config.cluster import Cluster
+from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import Section
 from r1mega.recipe.load import RECIPES
 from r1mega.report.rows import read_object
@@ -57,7 +58,12 @@ def _walk(values: Mapping[str, Any], section: Any, table: str) -> Iterator[tuple
         below = f"{table}.{name}".lstrip(".")
         if isinstance(value, dict) and (value or inner):
             yield from _walk(value, inner, below)
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        elif (
+            isinstance(value, list)
+            and value
+            and all(isinstance(item, dict) for item in value)
+            and not _scheduled(field)
+        ):
             for index, item in enumerate(value):
                 yield from _walk(item, inner, f"{below}.{index}")
         else:
@@ -79,5 +85,13 @@ def _inner(field: FieldInfo | None) -> Any:
     return next((o for o in options if isinstance(o, type) and issubclass(o, Section)), None)
 
 
+def _scheduled(field: FieldInfo | None) -> bool:
+    """Whether the setting may be a schedule, whose tables are one value."""
+    options = (field.annotation, *get_args(field.annotation)) if field else ()
+    return any(get_origin(option) is Scheduled for option in options)
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, Scheduled):
+        value = cast("Scheduled[float]", value).plain()
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,5 +1,6 @@
 """Figures from run directories: what is drawn, and from which numbers."""
 
+import contextlib
 import json
 
 import pytest
@@ -48,6 +49,29 @@ def test_every_figure_can_be_drawn_and_has_a_labelled_axis(tmp_path):
     rows = [{"kind": kind, "step": step, key: 0.5} for kind, key in keys for step in (1, 2)]
     assert len(draw(write(tmp_path, rows), tmp_path / "elsewhere")) == len(FIGURES)
     assert all(figure.title and figure.y_label for figure in FIGURES)
+
+
+def test_a_change_of_settings_is_a_dotted_line_in_every_figure(tmp_path, monkeypatch):
+    drawn = []
+    plain = figures.new_axes
+
+    @contextlib.contextmanager
+    def kept(*arguments):
+        with plain(*arguments) as axes:
+            yield axes
+            drawn.append((arguments[1], axes.get_xlabel(), [tuple(line.get_xdata()) for line in axes.lines]))
+
+    monkeypatch.setattr(figures, "new_axes", kept)
+    rows = [train(i, **{"kl/mean": 0.1 * i, "entropy": 1.0}) for i in range(1, 9)]
+    changed = [{"kind": "schedule", "step": step, "sampling.max_new_tokens": 9} for step in (2, 6)]
+    draw(write(tmp_path / "plain", rows))
+    num = len(drawn)
+    draw(write(tmp_path / "changed", [*rows, *changed]))
+    without, having = drawn[:num], drawn[num:]
+    assert [title for title, *_ in without] == [title for title, *_ in having] and num >= 2
+    for (_, label, lines), (_, dotted, more) in zip(without, having, strict=True):
+        assert (label, dotted) == ("optimiser step", "optimiser step (dotted: settings change)")
+        assert more[:2] == [(2.0, 2.0), (6.0, 6.0)] and len(more) == len(lines) + 2
 
 
 def test_an_empty_run_has_no_figures_and_a_missing_one_is_an_error(tmp_path):

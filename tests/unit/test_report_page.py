@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from r1mega.config.scheduled import Scheduled
 from r1mega.config.section import Section
 from r1mega.errors import DataError
 from r1mega.evaluation.metrics import Graded, summarise
@@ -183,6 +184,19 @@ def test_a_setting_is_held_against_the_default_of_the_table_it_stands_in():
     values = {"inner": {"size": 5}, "maybe": None}
     assert [(table, s.default) for table, s in _walk(values, Outer, "")] == [("inner", "5"), ("", "null")]
     assert [(table, s.default) for table, s in _walk({"maybe": {"size": 5}}, Outer, "")] == [("maybe", "1")]
+
+
+def test_a_schedule_is_one_setting_and_its_default_a_number():
+    class Inner(Section):
+        weight: Scheduled[float] = Scheduled.always(1.0)
+        share: Scheduled[float] | None = None
+
+    tables = [{"value": 0.5}, {"value": 2.0, "last_steps": 4}]
+    for weight, share in ((1.0, None), (tables, 2.0), (0.5, tables)):
+        values = Inner.model_validate({"weight": weight, "share": share}).model_dump(mode="json")
+        (_, one), (_, other) = _walk(values, Inner, "")
+        assert (one.value, one.default, one.changed) == (json.dumps(weight), "1.0", weight != 1.0)
+        assert (other.value, other.default, other.changed) == (json.dumps(share), "null", share is not None)
 
 
 def test_answers_early_and_late(run_dir: Path):
