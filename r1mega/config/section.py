@@ -60,13 +60,17 @@ class OnResume(enum.Enum):
 
 @functools.cache
 def marked(section: type[Section], mark: OnResume) -> frozenset[str]:
-    """Names of the settings and tables of a section that have a mark, spelt as `--set` does."""
+    """Names of the settings and tables of a section that have a mark, spelt as `--set` does; `*` stands for any name
+    of tables whose names are the user's own."""
     found: set[str] = set()
     for name, field in section.model_fields.items():
         if mark in field.metadata:
             found.add(name)
-        inner = (kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, Section))
-        found |= {f"{name}.{below}" for kind in inner for below in marked(kind, mark)}
+        annotation, above = field.annotation, name
+        if get_origin(annotation) is dict:
+            annotation, above = get_args(annotation)[1], f"{name}.*"
+        inner = (kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section))
+        found |= {f"{above}.{below}" for kind in inner for below in marked(kind, mark)}
     return frozenset(found)
 
 

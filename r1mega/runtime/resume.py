@@ -94,7 +94,13 @@ def _why(key: str, recipe: RunSettings, settings: dict[str, Any]) -> str:
 
 
 def _is_of(key: str, settings: frozenset[str]) -> bool:
-    return bool({key, key.partition(".")[0]} & settings)
+    if {key, key.partition(".")[0]} & settings:
+        return True
+    parts = key.split(".")
+    return any(
+        len(parts) == len(names) and all(name in ("*", part) for name, part in zip(names, parts, strict=True))
+        for names in (setting.split(".") for setting in settings if "*" in setting)
+    )
 
 
 def _changed_content(key: str, recorded: Inputs, inputs: Inputs) -> list[str]:

@@ -12,7 +12,7 @@ from grpo_run import SUMS, Run, base, config
 from recording import stop_signal
 from rule_judge_here import rule_judge
 
-from r1mega.errors import RewardError
+from r1mega.errors import RewardError, RunDirError
 from r1mega.runtime.interrupt import Interrupted
 
 __all__ = ["base"]  # a fixture
@@ -85,7 +85,11 @@ def test_a_run_that_is_stopped_while_it_is_judged_goes_on_as_one_that_was_not(ba
         # A judge that has changed its mind of what it has said: nobody asks it.
         said = {shown(body) + body["messages"][-1]["content"] for body in server.bodies[: len(kept)]}
         server.say = lambda body: "[[0]]" if shown(body) + body["messages"][-1]["content"] in said else graded(body)
-        run.start(base, settings, resume=True)
+        with pytest.raises(RunDirError, match=r"rewards.judge.votes: 1 -> 2"):
+            rewards = {"judge": {**settings["rewards"]["judge"], "votes": 2}}
+            run.start(base, {**settings, "rewards": rewards}, resume=True)
+        # How hard the endpoint is asked may change.
+        run.start(base, {**settings, **judged_by(server, concurrency=2, attempts=5, budget_requests=99)}, resume=True)
         assert len(server.bodies) == total + 1  # the one that was under way
     assert figures(run) == figures(whole)
     assert run.policies[-1].theta.tolist() == whole.policies[-1].theta.tolist()
