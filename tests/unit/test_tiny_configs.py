@@ -18,9 +18,7 @@ CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem !
 def inputs(config: Path) -> dict[str, Path]:
     """Setting -> what lies under runs/, from the repository's root."""
     stage = load_recipe(config)
-    named = {"model.path": stage.model.path, "data.files": None}
-    if stage.stage == "sft":
-        (named["data.files"],) = stage.data.files
+    named = {"model.path": stage.model.path, **{one.setting: one.path for one in stage.inputs()}}
     found = {setting: path for setting, path in named.items() if path and path.is_relative_to(ROOT / "runs")}
     return {setting: path.relative_to(ROOT) for setting, path in found.items()}
 
@@ -32,6 +30,8 @@ def made(command: str) -> set[Path]:
         done = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
         lines = done.stdout.replace("\\\n", " ").splitlines()
         return {path for line in lines if line.startswith(".venv/bin/") for path in made(line)}
+    if words[:3] == ["python", "tools/rule_judge.py", "--"]:  # it serves while the rest runs
+        return made(shlex.join(words[3:]))
     if words[:2] == ["python", "tools/make_conversations.py"]:
         return {Path(words[2])}
     if words[:2] not in (["r1mega", "run"], ["r1mega", "pipeline"]):
@@ -40,7 +40,8 @@ def made(command: str) -> set[Path]:
     folder = Path(words[words.index("--run-dir") + 1]) if "--run-dir" in words else default_run_dir(config)
     if words[1] == "run":
         return {folder / "hf"}
-    return {folder / node.name / "hf" for node in load_pipeline(ROOT / config).stages}
+    nodes = {node.name: load_recipe(node.config) for node in load_pipeline(ROOT / config).stages}
+    return {folder / name / file for name, stage in nodes.items() for file in stage.leaves()}
 
 
 def test_there_are_such_configs():
