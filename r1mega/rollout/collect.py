@@ -155,7 +155,7 @@ class GroupSource:
         judge: "Callable[[int, Prompt, tuple[Completion, ...]], Future[Group]]",
         failures: Failures,
         figures: Callable[[Sequence[Group]], Mapping[str, float]],
-        num_usable: Callable[[Sequence[Group]], int],
+        num_usable: Callable[[int, Sequence[Group]], int],
         least: int,
         seed: int,
         folder: Path,
@@ -173,7 +173,7 @@ class GroupSource:
                 where all ranks take part.
             failures: stops the run where too many verdicts fail.
             figures: more of a rollout's groups than `rollout_metrics` has.
-            num_usable: how many answers of some groups can be learnt from.
+            num_usable: how many answers of some groups, sampled after so many steps, can be learnt from.
             least: fewer than these are no rollout: other prompts are taken.
             seed: the run's.
             folder: where people read the answers, a file step_N.jsonl a step.
@@ -203,7 +203,7 @@ class GroupSource:
             files.write_jsonl(self._folder / f"step_{step}.jsonl", transcripts(step, tried))
             self._failures.see(step, groups)
             seconds += watch.seconds
-            usable = self._num_usable(groups)
+            usable = self._num_usable(step, groups)
             if usable >= self._least:
                 return Rollout(tuple(groups), self._metrics(tried, usable), seconds)
             log.warning("step %d: %d usable answers in the rollout; taking other prompts", step, usable)

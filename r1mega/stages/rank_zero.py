@@ -15,7 +15,7 @@ from r1mega.rewards.failures import Failures
 from r1mega.rewards.judges import Judges, preloaded
 from r1mega.rewards.own import loads
 from r1mega.rewards.pool import Pool
-from r1mega.rewards.reward import ModelReward
+from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.rollout.collect import GroupSource, NoGroups, Say, judged
 from r1mega.rollout.engine import SamplingParams
@@ -137,7 +137,7 @@ class RankZero:
             judge=partial(judged, judges, rubric),
             failures=failures,
             figures=figures,
-            num_usable=lambda groups: len(usable(config, groups, as_yet=True)),
+            num_usable=partial(num_usable_as_yet, config, rubric),
             least=config.rollout.num_minibatches,
             seed=config.seed,
             folder=run_dir.samples,
@@ -195,14 +195,16 @@ def rank_zero(mesh: Mesh, config: GRPO, run_dir: RunDir, records: Records) -> It
         yield RankZero(questions, journal, records)
 
 
-def usable(config: GRPO, groups: Sequence[Group], *, as_yet: bool = False) -> list[Sample]:
-    """What can be learnt from of judged groups, with its advantages (Eq. 3).
+def usable(config: GRPO, groups: Sequence[Group]) -> list[Sample]:
+    """What can be learnt from of judged groups, with its advantages (Eq. 3)."""
+    return samples_from_groups(groups, std=config.objective.std, constant_groups=config.objective.constant_groups)
 
-    Args:
-        as_yet: before models have scored the answers, where they do: no group is constant for certain till then.
-    """
-    objective = config.objective
-    open_yet = as_yet and any(isinstance(reward, ModelReward) for reward in config.rewards.values())
-    return samples_from_groups(
-        groups, std=objective.std, constant_groups="keep" if open_yet else objective.constant_groups
-    )
+
+def num_usable_as_yet(config: GRPO, rubric: Rubric, step: int, groups: Sequence[Group]) -> int:
+    """How many answers of a rollout after `step` steps may be learnt from, before models score them: until then no
+    group that they are asked of is constant for certain."""
+    models = rubric.models(step).values()
+    open_yet = [group for group in groups if any(model.asked(group.prompt, step) for model in models)]
+    settled = [group for group in groups if not any(model.asked(group.prompt, step) for model in models)]
+    kept = samples_from_groups(open_yet, std=config.objective.std, constant_groups="keep")
+    return len(kept) + len(usable(config, settled))

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import pytest
 import recording
-from grpo_run import CLUSTER, Run, base, config, this_process_pool
+from grpo_run import CLUSTER, SUMS, Run, base, config, this_process_pool
+from recording_engine import Engines
 
 from r1mega.errors import ConfigError, RolloutError
+from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.reward import ModelReward
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
@@ -31,10 +33,12 @@ class Sums:
         return [sum(d.token_ids[d.learn_from :]) / 100 for d in documents]
 
 
-def train(base: Path, folder: Path, scorers: dict[str, Any]) -> Run:
-    plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}})
-    recipe = plain.model_copy(update={"rewards": {"taste": Taste(weight=0.5)}})
-    run = Run(folder)
+def train(
+    base: Path, folder: Path, scorers: dict[str, Any], rewards: dict[str, Any] | None = None, **changes: Any
+) -> Run:
+    plain = config(base, {"num_steps": 2, "objective": {"constant_groups": "drop"}, **changes})
+    recipe = plain.model_copy(update={"rewards": rewards or {"taste": Taste(weight=0.5)}})
+    run = Run(folder, Engines(groups=ONE_ALIKE)) if rewards else Run(folder)
     answers: Any = {"serve": run.engines.make, "pusher": run.engines.pusher, "pool": this_process_pool}
 
     def build(*arguments: Any, **settings: Any) -> Any:
@@ -46,6 +50,21 @@ def train(base: Path, folder: Path, scorers: dict[str, Any]) -> Run:
     with contextlib.closing(RunDir(run.folder, recipe, CLUSTER, resume=False)) as run_dir, recording.recorded_saves():
         grpo.run(recipe, CLUSTER, run_dir, build=build, scorers=scorers, **answers)
     return run
+
+
+WRONG = ("wrong",) * 4
+ONE_ALIKE = [WRONG] * 5 + [("right", "wrong", "wrong", "cut")] + [WRONG] * 5
+"""Two questions are held out; the first rollout's three are answered alike, of the next three one is not."""
+
+
+def test_before_a_model_is_asked_answers_alike_are_no_rollout_and_once_it_is_they_are(base: Path, tmp_path: Path):
+    """In the last 2 of 4 steps; nine questions, three a rollout, of two steps."""
+    rewards = {"accuracy": Accuracy(), "taste": Taste(last_steps=2, weight=0.5)}
+    run = train(base, tmp_path / "run", {"taste": Sums()}, rewards, num_steps=4, questions=[{**SUMS, "num": 9}])
+    counts = [(row["rollout/answers"], row["rollout/learnt_from"]) for row in run.rows()]
+    assert counts == [(24, 4)] * 2 + [(12, 12)] * 2
+    learnt = [len(call.documents) for call in run.policies[0].calls if call.verb == "forward_backward"]
+    assert learnt == [2, 2, 6, 6]
 
 
 def test_a_model_that_broke_stops_the_run_and_teaches_nothing(base: Path, tmp_path: Path):
