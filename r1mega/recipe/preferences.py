@@ -38,8 +38,8 @@ class JudgedBy(Section):
     """Of a folder's server: tokens of a question to the judge and its answer, at most; where the model has fewer
     positions, so many. A pair for which they do not do has no judgement."""
     max_failed: Annotated[float, OnResume.FREE] = Field(default=0.05, ge=0, le=1)
-    """Share of the latest judgements (64 of them), and of all, that may fail through no fault of the answers; past it
-    the run stops and says why."""
+    """Share of the latest 64 judgements that may fail through no fault of the answers; past it the run stops and says
+    why."""
 
 
 class MakePreferences(Answering):

@@ -75,7 +75,7 @@ def judge_all(
     Args:
         submit: has one judged; its future never raises.
         over: see `Judging`.
-        max_failed: share of the latest, and of all, that may fail through no fault of the answers.
+        max_failed: share of the latest that may fail through no fault of the answers.
 
     Raises:
         EndpointError, EndpointLostError: the judge is asked nothing more, or too many judgements failed.
@@ -85,7 +85,7 @@ def judge_all(
     found, waiting, latest = dict[int, V](), iter(enumerate(candidates)), deque[bool](maxlen=LATEST)
     with interrupt.at_once(), Bar(title, len(candidates), unit=unit) as bar:
         bar.say(title, f"waiting for the first of {len(candidates):,} {unit}s")
-        open_, failed, ended = 0, 0, None
+        open_, ended = 0, None
         while True:
             while open_ < AT_ONCE and ended is None and (following := next(waiting, None)) is not None:
                 index, candidate = following
@@ -98,23 +98,15 @@ def judge_all(
             found[index] = verdict = done.result()
             bar.advance()
             latest.append(verdict.status is VerdictStatus.FAILED)
-            failed += latest[-1]
             ended = ended or (over() if latest[-1] else None)  # what is under way is waited for: it is paid for
             if ended is None and sum(latest) > max_failed * LATEST:
-                raise _too_many(sum(latest), f"the latest {LATEST}", verdict, max_failed)
+                raise EndpointLostError(
+                    f"{sum(latest)} of the latest {LATEST} judgements failed through no fault of the answers, more "
+                    f"than judge.max_failed = {max_failed:g} lets pass: {verdict.reason}"
+                )
     if ended is not None:
         raise ended
-    if failed > max_failed * max(len(candidates), LATEST):
-        some = next(verdict for verdict in found.values() if verdict.status is VerdictStatus.FAILED)
-        raise _too_many(failed, f"{len(candidates):,}", some, max_failed)
     return [found[index] for index in range(len(candidates))]
-
-
-def _too_many(num: int, of: str, verdict: AnyVerdict, max_failed: float) -> EndpointLostError:
-    return EndpointLostError(
-        f"{num} of {of} judgements failed through no fault of the answers, more than judge.max_failed = "
-        f"{max_failed:g} lets pass: {verdict.reason}"
-    )
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def answer(body: dict[str, Any]) -> str:
 
 
 def quality(text: str) -> int:
-    return int(re.findall(r"Quality (\d)", text)[-1])
+    return int((re.findall(r"Quality (\d)", text) or ["0"])[-1])
 
 
 def verdict(first: str, second: str) -> str:

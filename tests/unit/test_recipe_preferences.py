@@ -156,7 +156,7 @@ class Folder:
             on_answer(place, tuple(self._answer(request, i) for i in range(request.n)))
 
     def _answer(self, request: Any, i: int) -> Completion:
-        text = f"so</think>Quality {i} {'.' * (5 * i % 7)}"
+        text = f"so</think>Quality {i} {'.' * (5 * i % 7)}" if i else "and on and on"
         ids, logp = Int32s([5, 6]), Float32s([-1.0, -1.0])
         return Completion(request.prompt.id, i, ids, logp, text, FinishReason.STOP, 0, request.seed + i)
 
@@ -192,8 +192,9 @@ def test_a_folder_answers_and_has_ended_before_the_judge_is_asked(answered: Any,
     assert params == {(0.6, 0.95, 12, ("END",))}
     seeds = [one.request.seed + i for one in folder.asked for i in range(one.request.n)]
     assert len(set(seeds)) == len(seeds) == 4 * NUM_ASKED
+    assert made(run_dir.path)["left_out"]["no_summary"] == NUM_ASKED  # the prefill opens the thought
     for row in rows(run_dir.path, "pairs.jsonl"):
-        assert quality(row["chosen"]) - quality(row["rejected"]) >= 2  # the prefill opens the thought
+        assert (quality(row["chosen"]), quality(row["rejected"])) == (3, 1)
         assert row["chosen"].startswith("Quality") and row["provenance"]["policy"]["model"] == str(base)
         assert row["provenance"]["answers"]["chosen"]["index"] == quality(row["chosen"])
 

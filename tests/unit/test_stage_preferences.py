@@ -88,6 +88,7 @@ def test_the_judge_sees_the_summaries_alone_each_as_often_first(whole: Any):
     assert len(bodies) == 4 * made(folder)["counts"]["pairs judged"] == len({body["seed"] for body in bodies})
     seen = Counter(shown(body) for body in bodies)
     assert all(seen[q, first, second] == seen[q, second, first] == 2 for q, first, second in seen)
+    assert {(body["temperature"], body["max_tokens"]) for body in bodies} == {(0.7, 2048)}
     assert not any("let me see" in json.dumps(body) for body in bodies)
 
 
