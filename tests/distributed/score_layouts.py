@@ -30,8 +30,9 @@ def key(document: Document) -> tuple[int, ...]:
     return tuple(document.token_ids)
 
 
-def trained(mesh, model, folder: Path, name: str, batch: Batch) -> dict:
-    """What a policy finds on its way; with one rank it is exported."""
+def trained(mesh, model, folder: Path, name: str, batch: Batch, checkpoint: str) -> dict:
+    """What a policy finds on its way; with one rank it is exported, of two the tiny one is saved."""
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
     from r1mega.trainer.policy import Policy
     from r1mega.trainer.scatter import scatter_documents
     from r1mega.weights.hf_io import export, load_into
@@ -59,6 +60,8 @@ def trained(mesh, model, folder: Path, name: str, batch: Batch) -> dict:
         found["norm"].append(policy.optim_step(1e-4, reduced=True))
         found["experts"].append(policy.expert_load)
     found["weights"] = {n: t.clone() for n, t in source}
+    if tiny and mesh.world_size == 2:
+        Checkpointer(policy).save(folder / f"{checkpoint}.checkpoint", {"at": checkpoint})
     if mesh.world_size == 1 and batch is BATCH:
         export(policy, folder / f"{name}.hf", None)
     return found
@@ -85,7 +88,7 @@ def rewards(mesh, folder: Path, name: str, packed: bool) -> list[float]:
     return found
 
 
-def run(layout: TrainerLayout, folder: Path, name: str, batch: Batch = BATCH) -> dict:
+def run(layout: TrainerLayout, folder: Path, name: str, batch: Batch = BATCH, checkpoint: str = "") -> dict:
     mesh = meshes.start(layout, device="cpu", seed=0)
     model = with_score_head(spec() if name == "tiny" else read_model(folder / name))
     with contextlib.ExitStack() as stack:
@@ -94,15 +97,34 @@ def run(layout: TrainerLayout, folder: Path, name: str, batch: Batch = BATCH) ->
 
             stack.enter_context(in_place_of_the_kernel())
         fits = not model_faults(model, layout, batch)
-        found = trained(mesh, model, folder, name, batch) if fits else {}
+        found = trained(mesh, model, folder, name, batch, checkpoint) if fits else {}
         return {**found, "rewards": rewards(mesh, folder, name, layout.cp > 1)}
 
 
 def of(folder: Path, task: str) -> None:
     text, name = task.split(":")
-    found = run(parse(text) if "cp" not in text else TrainerLayout(cp=2), folder, name)
+    layout = parse(text) if "cp" not in text else TrainerLayout(cp=2)
+    found = run(layout, folder, name, checkpoint=text)
     if meshes.dist.get_rank() == 0:
         torch.save(found, folder / f"{text or 'one'}.{name}.pt")
+
+
+def loaded(folder: Path, _: str) -> None:
+    """On one rank: the weights of every checkpoint that two have left, to FOLDER/loaded.pt by its layout."""
+    mesh = meshes.start(parse(""), device="cpu", seed=0)
+    from r1mega.trainer.checkpoint.checkpointer import Checkpointer
+    from r1mega.trainer.policy import Policy
+    from r1mega.weights.source import PolicySource
+
+    policy = Policy.build(
+        with_score_head(spec()), mesh, Optimizer(lr=1e-4, weight_decay=0.01), BATCH,
+        mtp="off", mtp_loss_weight=0.0, expert_bias_rate=1e-3, seed=1,
+    )  # fmt: skip
+    found = {}
+    for checkpoint in sorted(folder.glob("*.checkpoint")):
+        layout = Checkpointer(policy).load(checkpoint)["at"]
+        found[layout] = {n: t.clone() for n, t in PolicySource(policy, include_mtp=True)}
+    torch.save(found, folder / "loaded.pt")
 
 
 def in_smaller_micro_batches(folder: Path, name: str) -> None:

@@ -27,6 +27,7 @@ def folder(ranks: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ranks.run(1, "score_layouts.of", folder, [":tiny", *(f":{name}" for name in BEGUN)])
     ranks.run(1, "score_layouts.in_smaller_micro_batches", folder, ["tiny"])
     ranks.run(2, "score_layouts.of", folder, [f"{layout}:tiny" for layout in TINY])
+    ranks.run(1, "score_layouts.loaded", folder, [""])
     ranks.run(2, "score_layouts.of", folder, [f"{layout}:{name}" for name, layout in OF_BEGUN])
     return folder
 
@@ -69,6 +70,15 @@ def assert_same_training(folder: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", TINY)
 def test_two_ranks_equal_one(folder: Path, layout: str):
     assert_same_training(folder, layout)
+
+
+def test_a_checkpoint_of_two_ranks_is_loaded_by_one(folder: Path):
+    weights = torch.load(folder / "loaded.pt", weights_only=False)
+    assert sorted(weights) == sorted(TINY)
+    for layout, loaded in weights.items():
+        saved = found(folder, layout, "tiny")["weights"]
+        assert loaded.keys() == saved.keys() and "score.weight" in saved
+        assert all(torch.equal(loaded[n], t) for n, t in saved.items()), layout
 
 
 @pytest.mark.slow
