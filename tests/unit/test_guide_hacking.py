@@ -1,5 +1,6 @@
 """docs/guides/hacking.md: its settings are a run's, and they are the defaults that it says."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -27,3 +28,13 @@ def test_the_settings_are_those_of_a_run(tmp_path: Path):
     assert [fault for fault in config.faults() if "hacking" in fault] == []
     assert config.hacking == Hacking(trained=("helpful",), truths=("met",))
     assert set(tables["hacking"]) == set(Hacking.model_fields)
+
+
+def test_the_figures_are_those_that_were_simulated():
+    measured = json.loads((ROOT / "docs/measurements/hacking_detector.json").read_text())
+    assert measured["settings"] == Hacking().model_dump(mode="json") and measured["runs"] == 400
+    for rollouts, found in measured["rollouts_of_a_run"].items():
+        alarms, seen = found["false_alarms"], found["power"]["ramp"]
+        assert all(alarms[rho] <= measured["settings"]["alpha"] for rho in ("0.0", "0.3", "0.5"))
+        assert f"| {rollouts} rollouts | " + " | ".join(f"{x:.1%}" for x in alarms.values()) + " |" in GUIDE
+        assert f"| {rollouts} rollouts | " + " | ".join(f"{x:.0%}" for x in seen.values()) + " |" in GUIDE
