@@ -152,6 +152,8 @@ def test_a_source_of_weight_0_is_not_asked_and_counts_follow_the_new_weights_fro
     """By hand: a alone, and from step 12 on shares of 5 are 5/4 and 15/4; what was owed before plays no part."""
     stream = mixed(prompts(a=9, b=9), {"a": 1, "b": LATE}, 0)
     assert [counts(stream, 5, step) for step in (0, 4, 8)] == [{"a": 5}] * 3
+    with pytest.raises(DataError, match="10 prompts a step asked for, but there are only 9 of them"):
+        stream.take(10, 8)
     # 1.25 and 3.75; then 2.5 - 1 and 7.5 - 4 (of equals the first table's); 3.75 - 3 and 11.25 - 7; then all even.
     assert [counts(stream, 5, step) for step in (12, 13, 14, 15)] == [
         {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 1, "b": 4}, {"a": 1, "b": 4},
@@ -159,6 +161,9 @@ def test_a_source_of_weight_0_is_not_asked_and_counts_follow_the_new_weights_fro
     stream = mixed(prompts(a=9, b=9), {"a": 1, "b": [{"value": 3}, {"from_step": 12, "value": 0}]}, 0)
     assert counts(stream, 5, 0) == {"a": 1, "b": 4}
     assert [counts(stream, 5, step) for step in (12, 16)] == [{"a": 5}] * 2  # nothing is owed to b any more
+    # One of a: half of it is owed to b, and 3/4 of the next are a's by the new weights.
+    stream = mixed(prompts(a=9, b=9), {"a": [{"value": 1}, {"from_step": 4, "value": 3}], "b": 1}, 0)
+    assert (counts(stream, 1, 0), counts(stream, 1, 4)) == ({"a": 1}, {"a": 1})
 
 
 @given(
