@@ -8,6 +8,8 @@ The report's pipeline, and where each part of it lives:
     2.3 cold start         r1/1_cold_start.toml        stages/sft.py        data, trainer
         reasoning RL       r1/2_reasoning_rl.toml      stages/grpo.py
         the 800K samples   r1/4_sft_800k.toml          stages/sft.py
+        preferences        r1/helpful_pairs.toml       stages/preferences.py   rollout, rewards (a judge), endpoint
+        reward models      r1/helpful_rm.toml          stages/reward_model.py  data, trainer
         RL for all         r1/5_all_scenarios_rl.toml  stages/grpo.py
     2.4 distillation       distill/<student>.toml      stages/sft.py
     3   evaluation         tiny/r1_zero/2_eval.toml    stages/evaluate.py   rollout, evaluation
