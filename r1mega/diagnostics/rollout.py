@@ -80,7 +80,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     train = [r for r in rows if r["kind"] == "train"]
     evals = {kind: [r["result"] for r in rows if r["kind"] == kind] for kind in ("eval", "eval_greedy")}
-    phases = {p: sum(r.get(f"seconds/{p}", 0.0) for r in train) for p in ("rollout", "logprobs", "update", "push")}
+    names = ["rollout", "logprobs", "update", "push"]
+    names += ["reward_models"] if any("seconds/reward_models" in r for r in train) else []
+    phases = {name: sum(r.get(f"seconds/{name}", 0.0) for r in train) for name in names}
     first_lines = [r for r in train if "seconds/rollout" in r]
     return {
         "seconds": sum(phases.values()),

@@ -12,7 +12,7 @@ from rank_pool import Pool
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from reward_models import write_reward_model
 
-LAYOUTS = ("dp=2", "tp=2", "pp=2")
+LAYOUTS = ("dp=2", "tp=2")
 
 
 @pytest.fixture(scope="module")
