@@ -29,9 +29,13 @@ AT_RANDOM = rotation.rows("kills of a run that replays its journal", rotating=ra
 WHILE_SAMPLING = rotation.rows("kills of a run that samples", rotating=range(4, 6), take=1)
 OF_ONE_RANK = rotation.rows("kills of one rank of two", rotating=range(6, 8), take=1)
 MAX_NEW_TOKENS = 40
+LONGER = 8
+"""The step at which answers may be longer and are sampled less warm: wherever a run is killed, it is on one side."""
 SETTINGS = (
     "num_steps=16", "rollout.num_prompts=4", "rollout.num_minibatches=4", "objective.group_size=4",
-    "objective.reference_refresh_steps=8", f"sampling.max_new_tokens={MAX_NEW_TOKENS}",
+    "objective.reference_refresh_steps=8",
+    f"sampling.max_new_tokens=[{{value={MAX_NEW_TOKENS - 8}}},{{from_step={LONGER},value={MAX_NEW_TOKENS}}}]",
+    f"sampling.temperature=[{{value=1.0}},{{from_step={LONGER},value=0.9}}]",
     "evaluation.questions.0.num=6", "evaluation.every_steps=8", "save.every_steps=3", "optimizer.warmup_steps=1",
     "questions.0.num=40", "objective.constant_groups=keep", "wandb.mode=disabled",
 )  # fmt: skip
@@ -60,16 +64,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of an uninterrupted run with a live server."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    done = warm.run(*rl(base, run_dir, "rollout.keep_journal=true"), cold=True)
+    done = warm.run(*rl(base, run_dir, "rollout.keep_journal=true", "rollout.server_length=restart"), cold=True)
     assert done.returncode == 0, done.stderr
     assert (run_dir / "logs/vllm.log").is_file()
+    (longer,) = (row for row in read(run_dir) if row["kind"] == "lengthened")
+    assert (longer["step"], longer["max_model_len"] - longer["before"]) == (LONGER, 8)
     learnt = [row["grad_norm"] for row in rows(run_dir) if row["kind"] == "train"]
     assert sum(norm > 1e-2 for norm in learnt) > len(learnt) // 2
     return run_dir
 
 
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    """But for times, and for what became of a server on the way."""
+    found = [row for row in read(run_dir) if row["kind"] not in ("recovery", "lengthened")]
     return [{k: v for k, v in row.items() if k not in LAUNCH_TIME} for row in found]
 
 
@@ -226,7 +237,8 @@ def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int) -> lis
 def test_killed_while_it_samples_ends_as_the_run_that_replays_its_journal(base: Path, tmp_path: Path, seed: int):
     """A live server all the time: what was sampled before, between and after the kills is one journal."""
     killed_run, replayed = tmp_path / "killed", tmp_path / "replayed"
-    settings = ("rollout.keep_journal=true",)
+    # Started anew for longer answers, or laid out for them from the start.
+    settings = ("rollout.keep_journal=true", f"rollout.server_length={('largest', 'restart')[seed % 2]}")
     killed = killed_while_sampling(killed_run, rl(base, killed_run, *settings), seed)
     assert sorted(killed) == ["everything", "server", "trainer"]
     done = warm.run(*rl(base, killed_run, *settings), "--resume")
@@ -234,7 +246,7 @@ def test_killed_while_it_samples_ends_as_the_run_that_replays_its_journal(base: 
     uninterrupted = warm.run(*rl(base, with_journal_of(killed_run, replayed), *settings))
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert not (replayed / "logs/vllm.log").exists()
-    assert [row for row in rows(killed_run) if row["kind"] != "recovery"] == rows(replayed)
+    assert rows(killed_run) == rows(replayed)
     got, want = (load_file(d / "hf/model.safetensors") for d in (killed_run, replayed))
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
     for file in (killed_run / "samples").glob("step_*.jsonl"):
