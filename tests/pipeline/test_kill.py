@@ -22,6 +22,7 @@ import rotation
 import torch
 import warm
 from safetensors.torch import load_file
+from tagged import ranks_of, servers_of
 from test_stages import LIMIT_S, TIMING, TINY, said, wait_for
 
 NUM_KILLS = 8
@@ -88,22 +89,6 @@ def with_journal_of(whole: Path, run_dir: Path) -> Path:
     run_dir.mkdir()
     shutil.copytree(whole / "journal", run_dir / "journal")
     return run_dir
-
-
-def ranks_of(tag: int) -> list[int]:
-    """Process ids of the ranks of the run that was started with R1MEGA_TEST=tag, by rank; none where it has one."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            mine = f"R1MEGA_TEST={tag}".encode() in environment
-            rank = next((e for e in environment if e.startswith(b"RANK=")), None)
-            command_line = (folder / "cmdline").read_bytes()
-            if mine and rank and b"r1mega.cli" in command_line and b"r1mega.runtime.process" not in command_line:
-                found[int(rank[5:])] = int(folder.name)
-        except OSError:
-            continue
-    return [found[rank] for rank in sorted(found)]
 
 
 def step_s(metrics: Path) -> float:
@@ -174,21 +159,6 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert not (run_dir / "logs/vllm.log").exists()  # all of it came from the journal
-
-
-def servers_of(tag: int) -> list[int]:
-    """Process ids of the vLLM servers of the run that was started with R1MEGA_TEST=tag."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (folder / "environ").read_bytes().split(b"\0")
-            command_line = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        of_the_run = f"R1MEGA_TEST={tag}".encode() in environment
-        if of_the_run and b"vllm.entrypoints" in command_line and b"r1mega.runtime.process" not in command_line:
-            found.append(int(folder.name))
-    return found
 
 
 def journalled(run_dir: Path) -> int:
