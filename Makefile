@@ -41,7 +41,7 @@ demo-all-scenarios: $(STAMP)  ## RL in all scenarios: a base, preferences, rewar
 	$(BIN)/r1mega compare $(ALL_SCENARIOS)/base_preference $(ALL_SCENARIOS)/rl_preference
 	$(BIN)/r1mega compare --margin 0.03 $(ALL_SCENARIOS)/base_reasoning $(ALL_SCENARIOS)/rl_reasoning
 
-tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, a dense base, one that mixes languages, conversations, a student
+tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, a dense base, one that mixes languages, conversations, a student, reward hacking
 	$(MAKE) demo SEED=0
 	$(MAKE) demo-all-scenarios SEED=0
 	$(BIN)/r1mega pipeline configs/tiny/dense/demo.toml --cluster $(CLUSTER) --resume
@@ -49,6 +49,8 @@ tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, 
 	$(BIN)/python tools/make_conversations.py runs/tiny/sft/conversations.jsonl --set min_terms=2 --set max_terms=7 \
 	  --set min_digits=1 --set max_digits=1
 	$(BIN)/r1mega run configs/tiny/sft/1_qwen2.toml --cluster $(CLUSTER) --resume
+	$(BIN)/python tools/make_hacked_pairs.py runs/tiny/hacking/pairs.jsonl
+	$(BIN)/r1mega pipeline configs/tiny/hacking/demo.toml --cluster $(CLUSTER) --resume
 
 # Under R1MEGA_CI the slow tests are in the same sessions, so that servers and fixtures are made once.
 test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow

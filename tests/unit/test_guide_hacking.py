@@ -1,14 +1,18 @@
 """docs/guides/hacking.md: its settings are a run's, and they are the defaults that it says."""
 
+import contextlib
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 from grpo_run import SETTINGS
 
+from r1mega import cli
 from r1mega.diagnostics.settings import Hacking
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/guides/hacking.md").read_text(encoding="utf-8")
@@ -38,3 +42,24 @@ def test_the_figures_are_those_that_were_simulated():
         assert all(alarms[rho] <= measured["settings"]["alpha"] for rho in ("0.0", "0.3", "0.5"))
         assert f"| {rollouts} rollouts | " + " | ".join(f"{x:.1%}" for x in alarms.values()) + " |" in GUIDE
         assert f"| {rollouts} rollouts | " + " | ".join(f"{x:.0%}" for x in seen.values()) + " |" in GUIDE
+
+
+def test_the_demonstration_is_checked(monkeypatch, capsys):
+    """What is asked of a machine with time, tests/pipeline/test_hacking_toy.py runs in soak."""
+    monkeypatch.chdir(ROOT)
+    commands = re.findall(r"^(?:r1mega|python) .*$", GUIDE, re.M)
+    assert [command.split()[1] for command in commands] == [
+        "tools/make_hacked_pairs.py",
+        "check",
+        "pipeline",
+        "report",
+    ]
+    for config in ("2_from_start", "2_last_steps"):
+        monkeypatch.setattr(sys, "argv", ["r1mega", "check", f"configs/tiny/hacking/{config}.toml"])
+        with contextlib.suppress(SystemExit):
+            cli.main()
+        said = capsys.readouterr()
+        assert f"{config}.toml: grpo stage on laptop: ok" in said.out + said.err
+    schedule = load_recipe(ROOT / "configs/tiny/hacking/2_last_steps.toml")
+    assert isinstance(schedule, GRPO)
+    assert f"last {schedule.rewards['helpful'].last_steps} of {schedule.num_steps} steps" in " ".join(GUIDE.split())

@@ -32,7 +32,7 @@ def made(command: str) -> set[Path]:
         return {path for line in lines if line.startswith(".venv/bin/") for path in made(line)}
     if words[:3] == ["python", "tools/rule_judge.py", "--"]:  # it serves while the rest runs
         return made(shlex.join(words[3:]))
-    if words[:2] == ["python", "tools/make_conversations.py"]:
+    if words[:2] in (["python", "tools/make_conversations.py"], ["python", "tools/make_hacked_pairs.py"]):
         return {Path(words[2])}
     if words[:2] not in (["r1mega", "run"], ["r1mega", "pipeline"]):
         return set()
