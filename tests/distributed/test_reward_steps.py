@@ -10,7 +10,7 @@ import pytest
 from rank_pool import Pool
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from reward_models import write_reward_model
+from reward_models import write_reward_model  # pyright: ignore[reportMissingImports]
 
 LAYOUTS = ("dp=2", "tp=2")
 
