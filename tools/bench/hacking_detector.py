@@ -69,7 +69,7 @@ def main() -> None:
                 for shape in ("step", "ramp", "slow")
             },
         }
-    sources = [Path(module.__file__) for module in (hacking, settings, trend)]
+    sources = [Path(str(module.__file__)) for module in (hacking, settings, trend)]
     write_json(arguments.out, {
         "about": " ".join((__doc__ or "").split()),
         **harness.provenance([], [Path(__file__).resolve(), *sources]),
