@@ -1,13 +1,14 @@
 """Is there a trend in a short series whose noise is autocorrelated? A t test of the slope, in plain Python.
 
-The slope is that of the least-squares line over W values. Noise is what a line and a step in the middle of the
-window leave: so neither a steady nor a sudden change is taken for noise, which would hide it. It is taken for an
-AR(1) process with Gaussian innovations. Its autocorrelation rho is found by its moment: the value at which the
-expected lag-1 products of the residuals, over their expected squares, are what was seen. That corrects the bias
-towards no autocorrelation that a fit of 3 parameters to 20 values has. A short window says little of rho, so it is
-never taken for less than `LEAST_RHO`. With rho given, the variances of slope and residuals are exact, and the
-degrees of freedom are Satterthwaite's, tr(MS)^2 / tr(MSMS), where S is the noise's correlation and M takes the fit
-away.
+The slope is that of the least-squares line over W values. Noise is what a line and one step leave, the step being
+where it leaves least, in the middle half of the window: so neither a steady nor a sudden change is taken for noise,
+which would hide it. It is taken for an AR(1) process with Gaussian innovations. Its autocorrelation rho is found by
+its moment: the value at which the expected lag-1 products of the residuals, over their expected squares, are what
+was seen. That corrects the bias towards no autocorrelation that a fit of 3 parameters to 20 values has, not that of
+having chosen the step; a short window says little of rho in any case, so it is never taken for less than
+`LEAST_RHO`, which makes up for both. With rho and the step given, the variances of slope and residuals are exact,
+and the degrees of freedom are Satterthwaite's, tr(MS)^2 / tr(MSMS), where S is the noise's correlation and M takes
+the fit away.
 
 What that is worth was simulated (tools/bench/hacking_detector.py, docs/measurements/hacking_detector.json): the
 error rates hold for autocorrelation up to 0.5, and do not at 0.7. No library that is installed has this test;
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 from r1mega.diagnostics.student_t import t_tail
 
-LEAST_RHO, MOST_RHO, STEP = 0.45, 0.9, 0.01
+LEAST_RHO, MOST_RHO, STEP = 0.55, 0.91, 0.02
 ROUNDING = 1e-9
 """Share of the largest value below which a change is none."""
 
@@ -50,16 +51,15 @@ def trend_test(window: int) -> "TrendTest":
 
 
 class TrendTest:
-    """See `trend_test`; what depends on rho alone is computed once, some W^2 terms at each of 46 values."""
+    """See `trend_test`; what depends on rho and the step's place alone is computed when it is first needed."""
 
     def __init__(self, window: int) -> None:
         self._window = window
         middle = (window - 1) / 2
         self._times = [i - middle for i in range(window)]
         self._squares = math.fsum(t * t for t in self._times)
-        step = [float(i >= window // 2) for i in range(window)]
-        self._basis = _orthonormal([[1.0] * window, self._times, step])
-        self._at = [self._forms(LEAST_RHO + STEP * i) for i in range(round((MOST_RHO - LEAST_RHO) / STEP) + 1)]
+        self._line = _orthonormal([[1.0] * window, self._times])
+        self._fits = [_Fit(self._line, self._times, place) for place in range(window // 4, window - window // 4 + 1)]
 
     def __call__(self, values: Sequence[float]) -> Trend:
         """values: [W], one a rollout, the oldest first. Raises ValueError where there are more or fewer."""
@@ -72,23 +72,38 @@ class TrendTest:
         least = ROUNDING * max(map(abs, values))
         if abs(change) <= least:
             return Trend(0.0, mean, 1.0, 1.0)
-        residuals = list(values)
-        for basis in self._basis:
-            along = math.fsum(b * y for b, y in zip(basis, values, strict=True))
-            residuals = [r - along * b for r, b in zip(residuals, basis, strict=True)]
+        left = _without(self._line, values)
+        taken = [math.fsum(s * y for s, y in zip(fit.step, left, strict=True)) for fit in self._fits]
+        fit, along = max(zip(self._fits, taken, strict=True), key=lambda found: abs(found[1]))
+        residuals = [y - along * s for y, s in zip(left, fit.step, strict=True)]
         square = math.fsum(r * r for r in residuals)
         if square <= least * least:
             return Trend(change, start, float(change < 0), float(change > 0))
         seen = math.fsum(a * b for a, b in itertools.pairwise(residuals)) / square
         # The expected ratio grows with rho, so the first that is no less belongs to the rho of this series.
-        _, variance, df = next((forms for forms in self._at if forms[0] >= seen), self._at[-1])
+        _, variance, df = next((forms for forms in fit.forms if forms[0] >= seen), fit.forms[-1])
         t = slope / math.sqrt(variance * square)
         return Trend(change, start, t_tail(t, df), t_tail(-t, df))
 
+
+class _Fit:
+    """A line and a step at one place."""
+
+    def __init__(self, line: Sequence[Sequence[float]], times: Sequence[float], place: int) -> None:
+        self._times = times
+        *_, self.step = _orthonormal([*line, [float(i >= place) for i in range(len(times))]])
+        """[W]: of norm 1, and what of the step is no line."""
+        self._basis = [*line, self.step]
+
+    @functools.cached_property
+    def forms(self) -> list[tuple[float, float, float]]:
+        """Of each rho: the residuals' expected lag-1 products over their expected squares, the slope's variance over
+        those squares, and the degrees of freedom."""
+        return [self._forms(LEAST_RHO + STEP * i) for i in range(round((MOST_RHO - LEAST_RHO) / STEP) + 1)]
+
     def _forms(self, rho: float) -> tuple[float, float, float]:
-        """Of AR(1) noise with autocorrelation rho: the residuals' expected lag-1 products over their expected
-        squares, the slope's variance over those squares, and the degrees of freedom."""
-        size = self._window
+        size = len(self._times)
+        squares = math.fsum(t * t for t in self._times)
         powers = [rho**lag for lag in range(size)]
         cov = [[powers[abs(i - j)] for j in range(size)] for i in range(size)]
         left = self._without_basis(cov)  # M S
@@ -99,18 +114,24 @@ class TrendTest:
         ]
         both = self._without_basis(lagged)  # M L M S
         products = math.fsum(both[i][i] for i in range(size))
-        slope = [t / self._squares for t in self._times]
+        slope = [t / squares for t in self._times]
         variance = math.fsum(a * b * cov[i][j] for i, a in enumerate(slope) for j, b in enumerate(slope))
         square = math.fsum(left[i][j] * left[j][i] for i in range(size) for j in range(size))
         return products / total, variance / total, total * total / square
 
     def _without_basis(self, matrix: Sequence[Sequence[float]]) -> list[list[float]]:
         """M x matrix, where M takes the fit away."""
-        rows = [list(row) for row in matrix]
-        for basis in self._basis:
-            along = [math.fsum(b * row[j] for b, row in zip(basis, matrix, strict=True)) for j in range(self._window)]
-            rows = [[x - b * a for x, a in zip(row, along, strict=True)] for row, b in zip(rows, basis, strict=True)]
-        return rows
+        columns = [_without(self._basis, column) for column in zip(*matrix, strict=True)]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _without(basis: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """What orthonormal vectors leave of a vector."""
+    left = list(values)
+    for vector in basis:
+        along = math.fsum(b * y for b, y in zip(vector, values, strict=True))
+        left = [y - along * b for y, b in zip(left, vector, strict=True)]
+    return left
 
 
 def _orthonormal(columns: Sequence[Sequence[float]]) -> list[list[float]]:
