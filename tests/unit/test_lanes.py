@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import lanes
@@ -51,6 +52,12 @@ def test_every_folder_of_tests_is_in_one_lane():
     root = Path(lanes.__file__).parent
     folders = {f"tests/{file.parent.relative_to(root)}" for file in root.rglob("test_*.py")}
     assert sorted(folders) == sorted(name for lane in lanes.LANES for name in lane)
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports them by it alone, and a lane in which two meet runs no test at all."""
+    counted = Counter(file.name for file in Path(lanes.__file__).parent.rglob("test_*.py"))
+    assert [name for name, num in counted.items() if num > 1] == []
 
 
 def test_named_files_and_debuggers_have_one_pytest():
