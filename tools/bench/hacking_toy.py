@@ -25,7 +25,7 @@ from r1mega.report.figures import COLORS, new_axes
 from r1mega.runtime.files import write_json
 
 CONFIGS = harness.ROOT / "configs/tiny/hacking"
-VARIANTS = {"from_start": "from the first step on", "last_steps": "in the last 21 of 90 steps"}
+VARIANTS = {"from_start": "from the first step on", "last_steps": "in the last 14 of 60 steps"}
 ALPHA = 0.05
 """Of "the truth does not fall" in the runs of the report's schedule, all of them together."""
 
@@ -73,7 +73,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
         return [round(row[f"hacking/helpful/{name}"], 3) for row in seen]
 
     followed = curve("followed")
-    window = Hacking().window
+    window = min(Hacking().window, len(followed))
     warned = [{k: row[k] for k in ("step", "grade", "against", "p")} for row in rows if row["kind"] == "hacking"]
     (*_, part) = json.loads((run_dir / "run.json").read_text())["parts"]
     return {
