@@ -10,10 +10,11 @@ Steps are optimiser steps taken, the counter of the report's schedules. `from_st
 A rollout keeps the values of its first step, so changes belong on the border of two (`Scheduled.faults`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Generic, Self, TypeVar, cast, get_args
 
-from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, field_validator
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
 from r1mega.config.section import Section
@@ -32,6 +33,14 @@ class Entry(Section):
     """In place of from_step: it holds in so many last steps of the run."""
     over_steps: int = Field(default=0, ge=0)
     """Steps over which the value goes there in a straight line; 0: at once."""
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _one_number(cls, value: object) -> object:
+        """Said once, where pydantic would say it of int and of float."""
+        if isinstance(value, list | tuple | dict) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError("should be a finite number")
+        return value
 
     def begins(self, num_steps: int | None) -> int:
         """The step from which it holds. Raises ValueError where that counts from an end that is not known."""
@@ -210,7 +219,12 @@ def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
             raise ValueError("should be a number, written without quotes")
         if isinstance(value, dict):
             raise ValueError("should be a number, or a list of tables: write [...] around it")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("should be a finite number")
         return (Entry(value=number.validate_python(value)),)
+    for place, one in enumerate(value):
+        if not isinstance(one, dict | Entry):
+            raise ValueError(f"table {place} should be a table, such as {{ from_step = 8, value = 1.0 }}, not {one!r}")
     entries = TypeAdapter(tuple[Entry, ...]).validate_python(value)
     if not entries:
         raise ValueError("should be a number, or a list with at least one table in it")

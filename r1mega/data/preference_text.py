@@ -49,8 +49,14 @@ def readings(tokenizer: Any, pairs: Sequence[tuple[Asked, str]]) -> list[Int32s]
 
 
 def refuse_unreadable(tokenizer: Any) -> None:
-    """Raises DataError where a question and its answer cannot be put in the tokenizer's chat template."""
-    reading(tokenizer, "a", "b")
+    """Raises DataError where a question and its answer cannot be put in the tokenizer's chat template, or where its
+    tokens say nothing of their words, as those of one whose vocabulary is not there."""
+    one, other = readings(tokenizer, [("a", "b"), ("a", "b c d e f")])
+    if one == other:
+        raise DataError(
+            f"{folder_of(tokenizer) or 'the tokenizer'} reads the same tokens whatever is said: its vocabulary is not "
+            "there; put the tokenizer.json of its model beside tokenizer_config.json"
+        )
 
 
 def refuse_unaskable(tokenizer: Any) -> None:

@@ -43,6 +43,11 @@ def reward_model_faults(rewards: Rewards, truncated: str, max_new_tokens: int) -
                 f"rewards.{name}: with objective.truncated = zero an answer that is cut scores 0, more than a whole "
                 'one whose score is negative; take judge or mask, or squash = "sigmoid", which gives nothing below 0'
             )
+        elif truncated == "zero" and reward.missing != "lowest" and reward.missing < 0 and reward.weight.largest:
+            faults.append(
+                f"rewards.{name}.missing: {reward.missing:g}, and with objective.truncated = zero an answer that is "
+                "cut scores 0, more than a whole one without its part to read; take judge or mask, or 0 and more"
+            )
         if not reward.path.exists():
             continue
         if not (reward.path / "config.json").is_file():

@@ -48,6 +48,14 @@ class LearntReward(ModelReward):
     """What an answer is worth of which there is nothing to read, or more than the model has positions: a number, or
     "lowest", the lowest value that this model gives an answer of the same rollout (0 where it gives none)."""
 
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _number_or_lowest(cls, missing: object) -> object:
+        number = isinstance(missing, int | float) and not isinstance(missing, bool) and math.isfinite(missing)
+        if not number and missing != "lowest":
+            raise ValueError('should be a finite number, or "lowest"')
+        return missing
+
     @field_validator("marks")
     @classmethod
     def _written(cls, marks: Marks) -> Marks:

@@ -54,6 +54,7 @@ def test_what_cannot_score_is_refused(tmp_path: Path, capsys):
          "does not write every turn"),
         ("no weights", write_reward_model(tmp_path / "gone"), "gone has config.json and no *.safetensors"),
         ("torn", write_reward_model(tmp_path / "torn"), "score.weight"),
+        ("no words", write_reward_model(tmp_path / "dumb"), "dumb reads the same tokens whatever is said: its"),
     ):  # fmt: skip
         if what == "empty":
             folder.mkdir()
@@ -62,6 +63,8 @@ def test_what_cannot_score_is_refused(tmp_path: Path, capsys):
             (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
         if what == "no template":
             (folder / "chat_template.jinja").unlink()
+        if what == "no words":  # of which transformers makes a tokenizer without a vocabulary
+            (folder / "tokenizer.json").unlink()
         if what == "no weights":
             (folder / "model.safetensors").unlink()
         if what == "torn":
@@ -77,11 +80,23 @@ def test_settings_that_an_answer_would_do_well_to_use_are_refused(tmp_path: Path
     folder = write_reward_model(tmp_path / "rm")
     code, message = said(capsys, reward(folder), "objective.truncated=zero")
     assert code == 2 and "rewards.helpful: with objective.truncated = zero an answer that is cut scores 0" in message
-    assert said(capsys, reward(folder, squash="sigmoid"), "objective.truncated=zero")[0] == 0
+    squashed = reward(folder, squash="sigmoid")
+    assert said(capsys, squashed, "objective.truncated=zero")[0] == 0
+    below = squashed.removesuffix("}") + ",missing=-0.5}"
+    assert said(capsys, below)[0] == 0  # a cut answer is judged as any other
+    code, message = said(capsys, below, "objective.truncated=zero")
+    assert code == 2 and "rewards.helpful.missing: -0.5, and with objective.truncated = zero an answer" in message
     few = write_reward_model(tmp_path / "few", max_position_embeddings=64)
     code, message = said(capsys, reward(few))
     assert code == 2 and "few has 64 positions" in message and "sampling.max_new_tokens = 64 tokens" in message
     assert said(capsys, reward(few), "sampling.max_new_tokens=32")[0] == 0
+
+
+def test_what_an_answer_without_a_score_is_worth_is_refused_in_one_line(tmp_path: Path, capsys):
+    table = reward(write_reward_model(tmp_path / "rm")).removesuffix("}")
+    for wrong in ("'least'", "true", "nan", "[1]"):
+        code, message = said(capsys, f"{table},missing={wrong}}}")
+        assert code == 2 and '1 fault(s)\n  rewards.helpful.missing: should be a finite number, or "lowest"' in message
 
 
 def test_a_folder_that_is_not_there_yet_says_who_makes_it(tmp_path: Path, capsys):

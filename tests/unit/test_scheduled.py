@@ -119,6 +119,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"share": [{"value": 8}, {"from_step": 4, "value": -1}]}, "share.1.value: input should be greater than or"),
     ({"heat": [{"value": 1}, {"from_step": -4, "value": 1}]}, "heat.1.from_step: input should be greater than or"),
     ({"heat": [{"value": 1}, {"last_steps": 0, "value": 1}]}, "heat.1.last_steps: input should be greater than 0"),
+    ({"heat": float("nan")}, "1 fault(s)\n  heat: should be a finite number (got nan)"),
+    ({"heat": float("inf")}, "1 fault(s)\n  heat: should be a finite number (got inf)"),
+    (
+        {"share": [{"value": 1}, {"from_step": 4, "value": float("nan")}]},
+        "1 fault(s)\n  share.1.value: should be a finite number (got nan)",
+    ),
+    ({"heat": [{"value": [1]}]}, "1 fault(s)\n  heat.0.value: should be a finite number (got [1])"),
+    ({"heat": [1.0, 0.7]}, "1 fault(s)\n  heat: table 0 should be a table, such as { from_step = 8, value = 1.0 }"),
     ({"heat": [{"value": "hot"}]}, "heat.0.value: should be a number, written without quotes (got 'hot')"),
 ]
 
