@@ -130,7 +130,11 @@ class GRPO(Evaluated, Training):
         )
         if "hacking" in self.model_fields_set:
             faults += hacking_faults(
-                self.hacking, self.rewards, num_steps=self.num_steps, each=self.rollout.num_minibatches
+                self.hacking,
+                self.rewards,
+                self.questions,
+                num_steps=self.num_steps,
+                each=self.rollout.num_minibatches,
             )
         faults += reward_model_faults(self.rewards, self.objective.truncated, self.sampling.max_new_tokens.largest)
         return faults + self.warmup_faults(self.num_steps, "num_steps")

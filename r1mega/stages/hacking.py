@@ -31,9 +31,8 @@ class Watch(NotWatched):
 
     def __init__(self, config: GRPO, records: Records) -> None:
         self._config, self._records = config, records
-        found = watched(
-            config.hacking, config.rewards, num_steps=config.num_steps, each=config.rollout.num_minibatches
-        )
+        each = config.rollout.num_minibatches
+        found = watched(config.hacking, config.rewards, config.questions, num_steps=config.num_steps, each=each)
         self._watch = HackingWatch(config.hacking, found)
         if found.truths and not found.looks(config.hacking.window):
             log.warning(

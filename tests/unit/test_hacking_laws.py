@@ -1,16 +1,26 @@
 """Laws of [hacking] in an RL stage's config, and what of a run is watched."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from grpo_run import SETTINGS
 
+from r1mega.data.question import Domain
 from r1mega.diagnostics.settings import Hacking
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.hacking import trained_at, watched
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.reward import ModelReward, Reward
+
+
+EVERYTHING = GRPO.model_validate(
+    {
+        **SETTINGS,
+        "model": {"path": "."},
+        "questions": [{**SETTINGS["questions"][0], "domain": domain} for domain in get_args(Domain)],
+    }
+).questions
 
 
 class Model(ModelReward):
@@ -28,7 +38,7 @@ def faults(rewards: dict[str, Reward], num_steps: int = 60, **hacking: Any) -> l
 
 
 def seen(rewards: dict[str, Reward], num_steps: int = 60, **hacking: Any):
-    return watched(Hacking(**hacking), rewards, num_steps=num_steps, each=2)
+    return watched(Hacking(**hacking), rewards, EVERYTHING, num_steps=num_steps, each=2)
 
 
 RM = Model.model_validate({})
@@ -84,12 +94,38 @@ def test_only_rollouts_that_learn_from_it_are_looked_at():
         ),
         ({"rm": RM}, {"window": 30}, "hacking.window: 30 rollouts, and hacking.patience = 2 such windows in a row, "),
         ({"rm": Model.model_validate({"last_steps": 24})}, {"window": 12}, "take 13 rollouts that the reward is"),
+        ({"rm": RM, "rule": RULE}, {"truths": ["rule", "rule"]}, "hacking.truths: 'rule' is there twice"),
+        ({"rm": RM, "rule": RULE}, {"trained": ["rm", "rm"]}, "hacking.trained: 'rm' is there twice"),
+        (
+            {"rm": RM, "late": Model.model_validate({"last_steps": 20})},
+            {},
+            "of rewards.late the run has 10 of 2 steps each",
+        ),
+        (
+            {"rm": RM, "rule": Accuracy.model_validate({"weight": 0, "last_steps": 20})},
+            {"truths": ["rule"]},
+            "take 21 rollouts in which rewards.rule judges answers that a trained reward judges; the run has 10: ask",
+        ),
         ({"rm": RM, "repetition": RULE}, {}, "rewards.repetition: hacking calls a figure of its own so"),
     ],
 )  # fmt: skip
 def test_what_is_refused(rewards: dict[str, Reward], hacking: dict[str, Any], message: str):
     found = faults(rewards, **hacking)
     assert len(found) == 1 and message in found[0], found
+
+
+def test_rollouts_without_a_question_for_it_do_not_count():
+    """Of 30 rollouts the last 10 ask general prompts, which alone the model judges."""
+    general = {"domain": "general", "weight": [{"value": 0}, {"last_steps": 20, "value": 1}]}
+    table = SETTINGS["questions"][0]
+    late = GRPO.model_validate({**SETTINGS, "model": {"path": "."}, "questions": [table, {**table, **general}]})
+    rewards = {"rm": Model.model_validate({"domains": ["general"]}), "rule": RULE}
+    found = watched(Hacking(), rewards, late.questions, num_steps=60, each=2)
+    assert (found.rollouts, found.truths) == (10, {"rm": ("rule",)})
+
+
+def test_a_truth_that_is_named_twice_is_compared_once():
+    assert seen({"rm": RM, "rule": RULE}, truths=("rule", "rule")).truths == {"rm": ("rule",)}
 
 
 def test_what_is_not():
