@@ -123,7 +123,7 @@ def _needs(seen: Look) -> slurm.Needs:
 
 
 def _note(seen: Look, stage: str = "") -> None:
-    for line in (*seen.absent, *seen.unseen):
+    for line in (*seen.absent, *seen.unseen, *seen.notes):
         print(f"note: {stage}{line}", file=sys.stderr)
 
 
@@ -144,6 +144,9 @@ def run(
     resumed = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
     seen = look(config, cluster, overrides or [], starting=True, resumed=resumed)
     seen.refuse_absent()
+    if env.launch() is None:
+        for line in seen.notes:
+            print(f"note: {line}", file=sys.stderr)
     if env.launch() is None and seen.num_ranks > 1:
         raise typer.Exit(_run_ranks(path, seen.num_ranks))
     _run_stage(seen.recipe, seen.cluster, path, resume=resume, verify_inputs=verify_inputs)

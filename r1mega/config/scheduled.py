@@ -224,7 +224,8 @@ def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
         return (Entry(value=number.validate_python(value)),)
     for place, one in enumerate(value):
         if not isinstance(one, dict | Entry):
-            raise ValueError(f"table {place} should be a table, such as {{ from_step = 8, value = 1.0 }}, not {one!r}")
+            like = "{ from_step = 8, value = 1.0 }"
+            raise ValueError(f"table {place} should be a table, such as {like}, not {one!r}")
     entries = TypeAdapter(tuple[Entry, ...]).validate_python(value)
     if not entries:
         raise ValueError("should be a number, or a list with at least one table in it")

@@ -54,8 +54,8 @@ def refuse_unreadable(tokenizer: Any) -> None:
     one, other = readings(tokenizer, [("a", "b"), ("a", "b c d e f")])
     if one == other:
         raise DataError(
-            f"{folder_of(tokenizer) or 'the tokenizer'} reads the same tokens whatever is said: its vocabulary is not "
-            "there; put the tokenizer.json of its model beside tokenizer_config.json"
+            f"{folder_of(tokenizer) or 'the tokenizer'} reads the same tokens whatever is said: its vocabulary is "
+            "not there; put the tokenizer.json of its model beside tokenizer_config.json"
         )
 
 

@@ -33,6 +33,8 @@ class Look:
     """What it cannot start without and is not there yet, a line each, with what is to be done."""
     unseen: tuple[str, ...]
     """What only the stage itself looks at."""
+    notes: tuple[str, ...]
+    """What is not wrong, and may well not be meant."""
 
     @property
     def num_ranks(self) -> int:
@@ -96,7 +98,7 @@ def look(
     if leads:
         check_reward_models(recipe)
     absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
-    return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()))
+    return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()), tuple(recipe.notes()))
 
 
 def _model(recipe: Recipe) -> ModelSpec | None:

@@ -22,7 +22,14 @@ from r1mega.recipe.asking import Evaluated, Sampling
 from r1mega.recipe.hacking import hacking_faults
 from r1mega.recipe.memory import Holds
 from r1mega.recipe.reward_models import reward_model_faults, reward_model_layout_faults
-from r1mega.recipe.schedules import ScheduledSampling, change_faults, changes_at, coverage_faults, overlong_faults
+from r1mega.recipe.schedules import (
+    ScheduledSampling,
+    change_faults,
+    changes_at,
+    coverage_faults,
+    overlong_faults,
+    schedule_notes,
+)
 from r1mega.recipe.training import Training
 from r1mega.recipe.without_truth import accuracy_faults
 from r1mega.rewards.accuracy import Accuracy
@@ -149,6 +156,9 @@ class GRPO(Evaluated, Training):
 
     def lacks(self) -> Sequence[str]:
         return lacks(self.rewards)
+
+    def notes(self) -> Sequence[str]:
+        return schedule_notes(self.sampling, self.questions, self.rewards, num_steps=self.num_steps)
 
     def _schedule_faults(self) -> list[str]:
         """What does not happen between two rollouts, where alone it can."""

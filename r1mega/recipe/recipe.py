@@ -98,6 +98,10 @@ class Recipe(RunSettings):
         """A line for whatever the stage reads that nobody looks at before it."""
         return ()
 
+    def notes(self) -> Sequence[str]:
+        """A line for what is not wrong, and may well not be meant."""
+        return ()
+
     def tokenizer_files(self) -> Sequence[str]:
         """Files of a tokenizer that the stage needs."""
         # The engine reads the fast form alone.

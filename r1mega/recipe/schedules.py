@@ -1,6 +1,7 @@
 """Schedules of an RL run: sampling that changes in its course, and laws of what is asked, judged and drawn when."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from r1mega.config.scheduled import Scheduled
 from r1mega.data.sources.source import QuestionSource
 from r1mega.recipe.asking import Drawing, Sampling
 from r1mega.rewards.overlong import Overlong
-from r1mega.rewards.reward import Reward
+from r1mega.rewards.reward import Reward, RuleReward
 
 
 class ScheduledSampling(Drawing):
@@ -39,6 +40,15 @@ class ScheduledSampling(Drawing):
         return {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
 
 
+def _schedules(
+    sampling: ScheduledSampling, questions: Sequence[QuestionSource], rewards: Mapping[str, Reward]
+) -> dict[str, Scheduled[Any]]:
+    """By their names as `--set` has them."""
+    schedules = {f"sampling.{name}": schedule for name, schedule in sampling.schedules().items()}
+    schedules |= {f"questions.{i}.weight": s.weight for i, s in enumerate(questions) if s.weight is not None}
+    return schedules | {f"rewards.{name}.weight": reward.weight for name, reward in rewards.items()}
+
+
 def changes_at(
     sampling: ScheduledSampling,
     questions: Sequence[QuestionSource],
@@ -48,11 +58,8 @@ def changes_at(
     num_steps: int,
 ) -> dict[str, str | int | float]:
     """What changes after `step` steps: name -> its value there, and where it is on its way to if to another one."""
-    schedules = {f"sampling.{name}": schedule for name, schedule in sampling.schedules().items()}
-    schedules |= {f"questions.{i}.weight": s.weight for i, s in enumerate(questions) if s.weight is not None}
-    schedules |= {f"rewards.{name}.weight": reward.weight for name, reward in rewards.items()}
     found: dict[str, str | int | float] = {}
-    for name, schedule in schedules.items():
+    for name, schedule in _schedules(sampling, questions, rewards).items():
         if step in schedule.changes(num_steps):
             value, ahead = schedule.at(step, num_steps), schedule.on_its_way(step, num_steps)
             found[name] = value if ahead is None else f"{value:g}, on its way to {ahead[1]:g} at step {ahead[0]}"
@@ -123,6 +130,51 @@ def _is_worth(reward: Reward, domain: str, step: int, num_steps: int) -> bool:
 def borders(schedules: Iterable[Scheduled[Any]], num_steps: int) -> set[int]:
     """The steps at which one of them begins to change, or ends to."""
     return {step for schedule in schedules for step in schedule.changes(num_steps)}
+
+
+def schedule_notes(
+    sampling: ScheduledSampling,
+    questions: Sequence[QuestionSource],
+    rewards: Mapping[str, Reward],
+    *,
+    num_steps: int,
+) -> list[str]:
+    """What a run of this length never comes to, whom nothing is asked of, and what is asked before it is judged:
+    nothing of it is wrong by itself."""
+    end = f"the run's num_steps = {num_steps}"
+    notes = [
+        f"{name}.{place}.from_step: {entry.from_step} is not before {end}: it never comes, unless the run goes on "
+        "for longer"
+        for name, schedule in _schedules(sampling, questions, rewards).items()
+        for place, entry in enumerate(schedule.entries)
+        if entry.from_step is not None and entry.from_step >= num_steps
+    ]
+    domains = dict.fromkeys(source.domain for source in questions)
+    for name, reward in rewards.items():
+        if reward.from_step >= num_steps:
+            notes.append(f"rewards.{name}.from_step: {reward.from_step} is not before {end}: it is never asked")
+        elif reward.domains and not set(reward.domains) & set(domains):
+            notes.append(
+                f"rewards.{name}: is asked of nothing: it is for domains = {json.dumps(reward.domains)}, and "
+                f"[[questions]] are of {json.dumps([*domains])}"
+            )
+        elif reward.domains and not isinstance(reward, RuleReward):
+            notes += _asked_before(name, reward, questions, num_steps)
+    return notes
+
+
+def _asked_before(name: str, reward: Reward, questions: Sequence[QuestionSource], num_steps: int) -> Iterator[str]:
+    """Tables that only this reward of a model is for by name, asked before it is."""
+    begins = reward.begins(num_steps)
+    for i, source in enumerate(questions):
+        steps = {0, *source.weight_or_1.changes(num_steps)}
+        early = [step for step in steps if step < begins and source.weight_or_1.at(step, num_steps) > 0]
+        if source.domain in reward.domains and early:
+            yield (
+                f"rewards.{name}: is asked from step {begins} on, and questions.{i}, of its domain, from step "
+                f"{min(early)} on: until then other rewards alone say what their answers are worth; to ask them from "
+                f"there on, weight = [{{ value = 0 }}, {{ from_step = {begins}, value = 1 }}]"
+            )
 
 
 def overlong_faults(

@@ -62,6 +62,7 @@ TWO = [
     {"kind": "reasoning_gym", "family": "chain_sum", "num": 8},
     {"kind": "reasoning_gym", "family": "chain_sum", "num": 8, "domain": "general"},
 ]
+RM = {"kind": "reward_model", "path": "/nowhere", "scope": "summary", "domains": ["general"], "last_steps": 4}
 LATE = [{"value": 0}, {"last_steps": 4, "value": 1}]
 """Of 12 steps, four a rollout."""
 
@@ -157,6 +158,43 @@ SCHEDULE_FAULTS: list[tuple[dict[str, Any], str]] = [
 def test_what_a_schedule_cannot_do_is_said_in_one_message(changes: dict[str, Any], said: str):
     (fault,) = rl(**changes)
     assert fault.startswith(said)
+
+
+NOTES: list[tuple[dict[str, Any], list[str]]] = [
+    ({"rewards": {"accuracy": 1.0, "format": [{"value": 1}, {"from_step": 8, "value": 2}]}}, []),
+    (
+        {"sampling": {"temperature": [{"value": 1}, {"from_step": 8, "value": 2}, {"from_step": 12, "value": 3}]}},
+        ["sampling.temperature.2.from_step: 12 is not before the run's num_steps = 12: it never comes"],
+    ),
+    (
+        {"rewards": {"accuracy": 1.0, "format": {"from_step": 12}}},
+        ["rewards.format.from_step: 12 is not before the run's num_steps = 12: it is never asked"],
+    ),
+    (
+        {"rewards": {"accuracy": 1.0, "format": {"domains": ["code"]}}},
+        ['rewards.format: is asked of nothing: it is for domains = ["code"], and [[questions]] are of ["math"]'],
+    ),
+    (
+        {"questions": TWO, "rewards": {"accuracy": 1.0, "rm": RM}},
+        ["rewards.rm: is asked from step 8 on, and questions.1, of its domain, from step 0 on: until then other"],
+    ),
+    (
+        {
+            "questions": [TWO[0], {**TWO[1], "weight": [{"value": 0}, {"from_step": 4, "value": 1}]}],
+            "rewards": {"accuracy": 1.0, "rm": RM},
+        },
+        ["rewards.rm: is asked from step 8 on, and questions.1, of its domain, from step 4 on: until then other"],
+    ),
+    ({"questions": [TWO[0], {**TWO[1], "weight": LATE}], "rewards": {"accuracy": 1.0, "rm": RM}}, []),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), NOTES)
+def test_what_may_not_be_meant_is_said(changes: dict[str, Any], said: list[str]):
+    changed = {name: {**RL.get(name, {}), **v} if isinstance(v, dict) else v for name, v in changes.items()}
+    recipe = GRPO.model_validate({**RL, **changed})
+    notes = recipe.notes()
+    assert len(notes) == len(said) and all(map(str.startswith, notes, said)), notes
 
 
 def test_lengths_are_held_against_the_longest_of_a_run():

@@ -96,7 +96,9 @@ def test_what_an_answer_without_a_score_is_worth_is_refused_in_one_line(tmp_path
     table = reward(write_reward_model(tmp_path / "rm")).removesuffix("}")
     for wrong in ("'least'", "true", "nan", "[1]"):
         code, message = said(capsys, f"{table},missing={wrong}}}")
-        assert code == 2 and '1 fault(s)\n  rewards.helpful.missing: should be a finite number, or "lowest"' in message
+        assert (
+            code == 2 and '1 fault(s)\n  rewards.helpful.missing: should be a finite number, or "lowest"' in message
+        )
 
 
 def test_a_folder_that_is_not_there_yet_says_who_makes_it(tmp_path: Path, capsys):
