@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from r1mega.data.question import NO_VERIFIER, Question
 from r1mega.data.sources.source import QuestionSource
 from r1mega.rewards.accuracy import Accuracy
+from r1mega.rewards.constraints import ConstraintsMet, asked_in
 from r1mega.rewards.judge import Judge
 from r1mega.rewards.reward import Reward
 
@@ -40,6 +41,23 @@ def asks_without_truth(rewards: Mapping[str, Reward], question: Question) -> str
         return None
     asked = (n for n, r in rewards.items() if _needs_truth(r, question) and _is_for(r, question.domain))
     return next(asked, None)
+
+
+def asks_of_another_language(rewards: Mapping[str, Reward], question: Question) -> str | None:
+    """The name of a reward for constraints met, learnt from, that is asked of a question which is no prompt of the
+    constraint language, so that no answer to it would ever be scored; None where none is."""
+    asked = (
+        name
+        for name, reward in rewards.items()
+        if isinstance(reward, ConstraintsMet) and reward.weight.largest and _is_for(reward, question.domain)
+    )
+    if (name := next(asked, None)) is None:
+        return None
+    try:
+        asked_in(question.entry)
+    except ValueError:
+        return name
+    return None
 
 
 def _needs_truth(reward: Reward, question: Question) -> bool:

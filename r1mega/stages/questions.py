@@ -25,7 +25,7 @@ from r1mega.layout.laws import check_lengths
 from r1mega.recipe.asking import Asking, Evaluated
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.preferences import MakePreferences
-from r1mega.recipe.without_truth import EVALUATED, asks_without_truth
+from r1mega.recipe.without_truth import EVALUATED, asks_of_another_language, asks_without_truth
 from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import doubts
 from r1mega.rewards.verifiers import VERIFIERS
@@ -179,6 +179,7 @@ def _read(config: GRPO) -> tuple[AskedQuestions, AskedQuestions]:
     left = Counter(q.source for q in read.questions)
     refuse_unfillable(read, left, config.rollout.num_prompts, config.num_steps)
     _refuse_asked_without_truth(config, read)
+    _refuse_asked_of_another_language(config, read)
     _refuse_hopeless(read)
     _refuse_without_sandbox(read)
     return evaluated, read
@@ -192,6 +193,18 @@ def _refuse_asked_without_truth(config: GRPO, read: AskedQuestions) -> None:
         some = f'{len(wrong)} question(s) of verifier "{NO_VERIFIER}", which have no right answer'
         remedy = "give them a table with a domain of its own, and the reward domains without it"
         raise DataError(listed(f"rewards.{name}: is asked of {some}: {remedy}", list(wrong)))
+
+
+def _refuse_asked_of_another_language(config: GRPO, read: AskedQuestions) -> None:
+    """Raises DataError where a reward for constraints met is learnt from, and asked of questions that have none."""
+    found = {read.where[q.id]: asks_of_another_language(config.rewards, q) for q in read.questions}
+    if wrong := {place: name for place, name in found.items() if name}:
+        name = next(iter(wrong.values()))
+        some = f"{len(wrong)} question(s) that are no prompts of the constraint language"
+        remedy = "say which it is for (domains), or give it weight = 0"
+        raise DataError(
+            listed(f"rewards.{name}: is asked of {some}, whose answers it cannot judge: {remedy}", list(wrong))
+        )
 
 
 def _refuse_without_sandbox(asked: AskedQuestions) -> None:

@@ -13,7 +13,6 @@ from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.format import Format
 from r1mega.rewards.reward import ModelReward, Reward
 
-
 EVERYTHING = GRPO.model_validate(
     {
         **SETTINGS,

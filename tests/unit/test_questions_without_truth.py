@@ -25,7 +25,11 @@ from r1mega.rewards.reward import Answer
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.truths import doubts
 from r1mega.samples import Completion, FinishReason, Prompt, VerdictStatus
-from r1mega.stages.questions import _refuse_asked_without_truth, evaluated_questions
+from r1mega.stages.questions import (
+    _refuse_asked_of_another_language,
+    _refuse_asked_without_truth,
+    evaluated_questions,
+)
 
 WISH = {"question": "Write a poem about rain."}
 
@@ -118,6 +122,18 @@ def test_accuracy_is_not_asked_of_rows_whose_column_says_so():
         _refuse_asked_without_truth(recipe(), read)
     assert "own.jsonl, line 1" in str(error.value) and "line 2" not in str(error.value)
     _refuse_asked_without_truth(recipe(rewards={"accuracy": {"domains": ["math"]}, "format": 0.5}), read)
+
+
+def test_constraints_are_not_asked_of_questions_that_have_none():
+    """Whose answers would all be unscorable, and every group of them lost."""
+    asks = {"constraints": "Write 2 words."}
+    q = [Question("a", "none", "a", ""), Question("b", "none", asks["constraints"], "", entry=asks)]
+    read = AskedQuestions(q, {"a": "own.jsonl, line 1", "b": "own.jsonl, line 2"}, {}, {})
+    with pytest.raises(DataError, match=r"rewards.constraints: is asked of 1 question\(s\) that are no") as error:
+        _refuse_asked_of_another_language(recipe(rewards={"constraints": 1.0}), read)
+    assert "own.jsonl, line 1" in str(error.value) and "line 2" not in str(error.value)
+    for measured in ({"constraints": 0, "format": 1.0}, {"constraints": {"domains": ["general"]}, "format": 1.0}):
+        _refuse_asked_of_another_language(recipe(rewards=measured), read)
 
 
 def test_an_evaluation_refuses_them(tmp_path: Path):

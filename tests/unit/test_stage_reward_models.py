@@ -120,7 +120,9 @@ def recipe(folders: dict[str, Path], tmp_path: Path) -> GRPO:
 def test_the_guides_rubric_is_the_reports(folders: dict[str, Path], tmp_path: Path):
     """Reward = rule (reasoning) + [reward model + format] (general) + language, by hand."""
     stage = recipe(folders, tmp_path)
-    assert stage.faults() == []
+    assert stage.faults() == [] == stage.notes()
+    weights = [[s.weight_or_1.at(step, 32) for s in stage.questions] for step in (0, 23, 24, 31)]
+    assert weights == [[1, 0, 0]] * 2 + [[1, 0.8, 0.2]] * 2 and stage.num_steps == 32
     rubric, before, after = stage.rubric(), stage.num_steps - 9, stage.num_steps - 8
     text = "<think>We add one and one, and so we have two.</think><answer>2</answer>"
     groups: list[Group] = []
