@@ -222,11 +222,12 @@ def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("should be a finite number")
         return (Entry(value=number.validate_python(value)),)
-    for place, one in enumerate(value):
+    tables = cast(Sequence[object], value)
+    for place, one in enumerate(tables):
         if not isinstance(one, dict | Entry):
             like = "{ from_step = 8, value = 1.0 }"
             raise ValueError(f"table {place} should be a table, such as {like}, not {one!r}")
-    entries = TypeAdapter(tuple[Entry, ...]).validate_python(value)
+    entries = TypeAdapter(tuple[Entry, ...]).validate_python(tables)
     if not entries:
         raise ValueError("should be a number, or a list with at least one table in it")
     _refuse_misplaced(entries)
