@@ -24,6 +24,10 @@ ASKED = ("prompt", "question", "messages")
 """Under which names a row says what was asked."""
 SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 GAP = ("gap", *(name for pair in SCORES for name in pair))
+LARGEST = 1e6
+"""No scale of scores has larger numbers; a margin of them is finite in fp32."""
+SHOWN = 60
+"""Characters of a faulty value that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def labelled(row: Any, where: str, label: str = "safe") -> Example:
     _is_object(row, where)
     value = row.get(label)
     if not (isinstance(value, bool | int | float) and value in (0, 1)):
-        found = "has no" if label not in row else f"has {value!r} as"
+        found = "has no" if label not in row else f"has {_shown(value)} as"
         raise DataError(f"{where}: {found} {label!r}: true or 1 where the answer is safe, false or 0 where it is not")
     if row.get("response") is not None:
         answer = _text(row["response"], f"{where}: response")
@@ -248,7 +252,7 @@ def _turns(value: Any, where: str) -> tuple[Message, ...]:
             raise DataError(f"{at} is an object, not {type(message).__name__}")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise DataError(f"{at}: role {role!r}; known: {', '.join(ROLES)}")
+            raise DataError(f"{at}: role {_shown(role)}; known: {', '.join(ROLES)}")
         # Tables write null in every row for what one of them has.
         for name in (k for k, v in message.items() if k not in ("role", "content") and v is not None):
             raise DataError(f"{at}: unknown field {name!r}: only role and content are read")
@@ -268,9 +272,14 @@ def _text(value: Any, where: str) -> str:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{where} must be a finite number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
+        raise DataError(f"{where} must be a number of at most {LARGEST:,.0f}, not {_shown(value)}")
     return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _is_list(value: Any) -> bool:

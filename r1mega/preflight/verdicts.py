@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import r1mega
+from r1mega.errors import DataError
 from r1mega.runtime.env import cache_dir
 from r1mega.runtime.progress import Bar
 
@@ -62,18 +63,21 @@ def keep(key: str, about: str, told: Iterable[str] = ()) -> None:
 
 
 def digest(files: Iterable[Path]) -> list[str]:
-    """SHA-256 of the bytes of each file."""
+    """SHA-256 of the bytes of each file. Raises DataError where one cannot be read, as a folder cannot."""
     files = list(files)
-    total = sum(file.stat().st_size for file in files)
     found: list[str] = []
-    with Bar("reading", total / 2**20, unit="MiB", silent=total < 2**30) as bar:
-        for file in files:
-            hashed = hashlib.sha256()
-            with file.open("rb") as content:
-                while block := content.read(BLOCK):
-                    hashed.update(block)
-                    bar.advance(len(block) / 2**20)
-            found.append(hashed.hexdigest())
+    try:
+        total = sum(file.stat().st_size for file in files)
+        with Bar("reading", total / 2**20, unit="MiB", silent=total < 2**30) as bar:
+            for file in files:
+                hashed = hashlib.sha256()
+                with file.open("rb") as content:
+                    while block := content.read(BLOCK):
+                        hashed.update(block)
+                        bar.advance(len(block) / 2**20)
+                found.append(hashed.hexdigest())
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}: name a file that can be read") from error
     return found
 
 

@@ -42,7 +42,7 @@ class RewardModelTraining(TrainingOnRows):
     margin: Literal["none", "gap"] = "none"
     """Of a pair, by how much the chosen answer's score is to exceed the other's: nothing, or `margin_scale` times the
     gap that the row gives. The report does not say."""
-    margin_scale: float = Field(default=1.0, gt=0)
+    margin_scale: float = Field(default=1.0, gt=0, le=1e6)
     """Logits for each point of the gap."""
     balance: Balance = "none"
     """Of labelled answers: none: each weighs the same; classes: safe and unsafe ones weigh the same over the data,

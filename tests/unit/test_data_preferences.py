@@ -98,8 +98,13 @@ FAULTS: dict[str, Any] = {
     "chosen_score - rejected_score is -2": {**TWO, "chosen_score": 1, "rejected_score": 3},
     "has 'chosen_score' and not the other answer's score": {**TWO, "chosen_score": 1},
     "they contradict each other": {**TWO, "gap": 1, "chosen_score": 3, "rejected_score": 1},
-    "gap must be a finite number, not nan": {**TWO, "gap": float("nan")},
-    "gap must be a finite number, not '2'": {**TWO, "gap": "2"},
+    "gap must be a number of at most 1,000,000, not nan": {**TWO, "gap": float("nan")},
+    "gap must be a number of at most 1,000,000, not '2'": {**TWO, "gap": "2"},
+    "gap must be a number of at most 1,000,000, not 1e+39": {**TWO, "gap": 1e39},  # no number of fp32
+    "gap must be a number of at most 1,000,000, not 1000": {**TWO, "gap": 10**400},  # nor of Python's float
+    "rejected_score must be a number of at most 1,000,000, not -inf": {
+        **TWO, "chosen_score": 1, "rejected_score": float("-inf"),
+    },
     "two different system turns": {"system": "a", "messages": [SYSTEM, USER], "chosen": "4", "rejected": "5"},
 }  # fmt: skip
 
@@ -128,6 +133,7 @@ def test_forms_of_labelled_answers():
         ("has None as 'safe'", {"prompt": "a", "response": "b", "safe": None}),
         ("has 0.5 as 'safe'", {"prompt": "a", "response": "b", "safe": 0.5}),
         ("has 'yes' as 'safe'", {"prompt": "a", "response": "b", "safe": "yes"}),
+        (f"has '{'y' * 59}... (90,002 characters) as 'safe'", {"prompt": "a", "response": "b", "safe": "y" * 90_000}),
         (
             "needs `response`, or `messages` that end with it; its fields are 'prompt', 'safe'",
             {"prompt": "a", "safe": 1},

@@ -72,6 +72,12 @@ def test_faults_are_those_of_the_run(folder: Path, capsys: Any):
     assert code == 2 and "line 1: has no 'safe'" in said
 
 
+def test_a_folder_is_no_file(folder: Path, capsys: Any):
+    """Nor a traceback; of conversations the same function reads."""
+    code, said = check(folder, capsys, [pair("a", "b")], f"data.files=['{folder / 'model'}']")
+    assert code == 2 and said == f"cannot read {folder / 'model'}: Is a directory: name a file that can be read"
+
+
 def test_rows_to_validate_on_are_read_too(folder: Path, capsys: Any):
     (folder / "other.jsonl").write_text(json.dumps(pair("a", "a")) + "\n")
     own = (f"validation.files=['{folder / 'other.jsonl'}']", "validation.every_steps=1")
