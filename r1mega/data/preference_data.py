@@ -21,11 +21,11 @@ from itertools import islice
 from typing import Any
 
 from r1mega.buffers import Int32s
-from r1mega.data.preference_text import readings
+from r1mega.data.preference_text import Asked, readings
 from r1mega.data.preferences import Example, Reading, source
 from r1mega.data.row_source import CheckedRows
 from r1mega.data.scope import scoped
-from r1mega.data.settings import Conversations
+from r1mega.data.settings import Conversations, Objective
 from r1mega.data.token_store import Stored
 from r1mega.data.tokenised import AT_ONCE, tokenizer_key
 from r1mega.errors import DataError
@@ -106,7 +106,7 @@ class Preferences:
     def __init__(self, reading: Reading, tokenizer: Any) -> None:
         """tokenizer: with the chat template in which the reward model reads."""
         self._reading, self._tokenizer = reading, tokenizer
-        self.what = "pair" if reading.objective == "pairwise" else "answer"
+        self.what = kind(reading.objective)
 
     def source(self, of: Conversations) -> CheckedRows[Example]:
         return source_of(self._reading, of)
@@ -130,6 +130,11 @@ class Preferences:
         refuse_nothing_left(what, counts, validates=validates)
 
 
+def kind(objective: Objective) -> str:
+    """What a row is, for messages."""
+    return "pair" if objective == "pairwise" else "answer"
+
+
 def source_of(reading: Reading, of: Conversations) -> CheckedRows[Example]:
     """What a table of settings names, to be read as `reading` says."""
     return source(reading.objective, reading.data.label, of.files, of.dataset, of.split, of.dataset_config)
@@ -146,11 +151,24 @@ def read(
     while some := list(islice(rows, AT_ONCE)):
         kept = [(row, said) for row in some if (said := sifted.read(row)) is not None]
         asked = [(row.asked, text) for row, said in kept for text in said] if tokenizer is not None else []
-        found = iter(readings(tokenizer, asked) if asked else [])
+        found = iter(_read(tokenizer, asked, [row.where for row, said in kept for _ in said]))
         for row, said in kept:
             texts = [next(found) for _ in said] if tokenizer is not None else []
             if sifted.fits(row, texts):
                 yield row, texts
+
+
+def _read(tokenizer: Any, asked: Sequence[tuple[Asked, str]], where: Sequence[str]) -> list[Int32s]:
+    """`readings`; the error of a template that takes no such turns, a system turn say, names the first such row."""
+    try:
+        return readings(tokenizer, asked) if asked else []
+    except DataError as error:
+        for one, place in zip(asked, where, strict=False):
+            try:
+                readings(tokenizer, [one])
+            except DataError as of_one:
+                raise DataError(f"{place}: {of_one}") from error
+        raise
 
 
 def refuse_nothing_left(what: str, counts: Mapping[str, int], *, validates: bool) -> None:

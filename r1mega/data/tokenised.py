@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -160,8 +160,9 @@ def prepare(
         key = _key(tokenising, held_back, f"validation/{own}/{share}/{seed}/{key}")
         if token_store.load(folder / "validation", key) is None:
             kept = rows("validation", held_back, lambda row: own or held_out(row, share, seed))
-            kept = _without_trained_on(kept, trained_on, tokenising.what) if own else kept
-            _write(sides, tokenising, folder / "validation", key, kept, {})
+            counts = {"trained_on": 0} if own else {}
+            kept = without_trained_on(kept, _listed(trained_on), tokenising.what, counts) if own else kept
+            _write(sides, tokenising, folder / "validation", key, kept, counts)
 
 
 def _fault_of(*sources: CheckedRows[Any]) -> str | None:
@@ -174,20 +175,41 @@ def _fault_of(*sources: CheckedRows[Any]) -> str | None:
     return None
 
 
-def _without_trained_on(validation: Iterator[Row], trained_on: Path, what: str) -> Generator[Row]:
-    """Those of which at least one question is not trained on; how many were left out is said."""
-    trained = {json.loads(line)["question"] for line in trained_on.read_text(encoding="utf-8").splitlines()}
-    left_out: list[str] = []
+def without_trained_on(
+    validation: Iterable[Row], trained: Collection[str], what: str, counts: dict[str, int]
+) -> Generator[Row]:
+    """Those of which at least one question is not trained on; the others are counted, and how many is said.
+
+    Args:
+        trained: the questions that are trained on.
+        what: a row is, for messages.
+        counts: of those left out, "trained_on".
+
+    Raises:
+        DataError: no row is left.
+    """
+    known, first, kept = frozenset(trained), "", False
     for row in validation:
-        if trained.issuperset(row.questions or [first_question(row)]):
-            left_out.append(row.where)
+        if known.issuperset(row.questions or [first_question(row)]):
+            counts["trained_on"] += 1
+            first = first or row.where
         else:
+            kept = True
             yield row
-    if left_out:
+    if first and not kept:
+        raise DataError(
+            f"all {counts['trained_on']} {what}s to validate on ask questions that are trained on, the first at "
+            f"{first}: name rows that ask others, or set validation.share, which holds out some of the training rows"
+        )
+    if first:
         log.warning(
             "validation: %d %ss are left out, whose questions are trained on, the first at %s",
-            len(left_out), what, left_out[0],
+            counts["trained_on"], what, first,
         )  # fmt: skip
+
+
+def _listed(trained_on: Path) -> list[str]:
+    return [json.loads(line)["question"] for line in trained_on.read_text(encoding="utf-8").splitlines()]
 
 
 def opened(folder: Path, what: Literal["train", "validation"]) -> TokenStore:

@@ -1,7 +1,8 @@
 """Conversations read as SFT reads them; what was found good is remembered."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,28 +40,33 @@ def check_conversations(recipe: SFT, spec: ModelSpec | None, tokenizer: Path | N
         return
     chat = _chat(recipe, spec, tokenizer) if spec is not None and tokenizer is not None else None
     from r1mega.data.sft_data import fit, refuse_nothing_left
-    from r1mega.data.tokenised import asks_held_out, held_out
+    from r1mega.data.tokenised import asks_held_out, held_out, without_trained_on
 
     validates, share = recipe.validation is not None, recipe.validation.share if recipe.validation else 0.0
     told: list[str] = []
+    asked: set[str] = set()
     for name, of in sources:
-        counts = {"conversations": 0, "dropped": 0, "truncated": 0, "held_out": 0}
+        counts = {"conversations": 0, "dropped": 0, "truncated": 0, "held_out": 0, "trained_on": 0}
         validated = {"conversations": 0, "dropped": 0, "truncated": 0}
         with names_setting(name, [*of.files, *([Path(of.dataset)] if of.dataset else [])]):
-            for some in _batches(f"reading {name}", of):
+            untrained = partial(without_trained_on, trained=asked, what="conversation", counts=counts)
+            for some in _batches(f"reading {name}", of, untrained if name != "data" else iter):
                 encoded = chat.encode(some) if chat is not None else [None] * len(some)
                 for row, tokens in zip(some, encoded, strict=True):
                     mine = validated if name == "data" and held_out(row, share, recipe.seed) else counts
                     if name == "data" and mine is counts and asks_held_out(row):
                         counts["held_out"] += 1
                         continue
+                    if name == "data" and mine is counts:
+                        asked.update(row.questions)
                     mine["conversations"] += 1
                     if tokens is not None:
                         fit(tokens, recipe.data, row.where, mine)
             refuse_nothing_left("train" if name == "data" else name, counts, recipe.data, validates=validates)
             if name == "data" and share:
                 refuse_nothing_left("validation", validated, recipe.data, validates=validates)
-            told += left_out(name, counts | {"read": counts["conversations"] + counts["held_out"]})
+            num_read = sum(counts[of] for of in ("conversations", "held_out", "trained_on"))
+            told += left_out(name, counts | {"read": num_read})
             told += left_out(f"{name}, to validate on", validated | {"read": validated["conversations"]})
     for line in told:
         log.warning("%s", line)
@@ -73,10 +79,13 @@ def _chat(recipe: SFT, spec: ModelSpec, tokenizer: Path) -> Any:
     return Chat(load_tokenizer(tokenizer), spec.ends, recipe.chat_template)
 
 
-def _batches(title: str, of: Conversations) -> Iterator[Sequence[Conversation]]:
+def _batches(
+    title: str, of: Conversations, kept: Callable[[Iterable[Conversation]], Iterator[Conversation]]
+) -> Iterator[Sequence[Conversation]]:
+    """kept: those of the rows that are used."""
     source = Source(of.files, of.dataset, of.split, of.dataset_config)
     with Bar(title, len(source), unit="conversation", silent=len(source) < AT_ONCE) as bar:
-        rows = iter(source)
+        rows = kept(source)
         while some := list(islice(rows, AT_ONCE)):
             yield some
             bar.advance(len(some))

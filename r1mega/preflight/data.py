@@ -13,7 +13,8 @@ from r1mega.recipe.recipe import Recipe, imported
 
 LEFT_OUT = {
     "duplicates": "asked again and dropped", "held_out": "of the held-out side and left out",
-    "in_evaluation": "asked in the evaluation and dropped", "not_drawn": "not drawn",
+    "in_evaluation": "asked in the evaluation and dropped",
+    "trained_on": "asked in training and left out", "not_drawn": "not drawn",
     "too_long": "too long and dropped", "dropped": "too long and dropped", "truncated": "truncated",
     "empty": "with an empty answer and left out", "no_summary": "with an answer that has no summary and left out",
     "equal": "with two answers that are read alike and left out", "doubles": "read before and left out",

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 READ_BY = ("seed", "objective", "scope", "marks", "margin", "data", "validation")
 """Settings that decide what is read of the rows."""
+STEPS_BY = ("batch_size", "num_epochs", "max_steps", "optimizer")
+"""And those that decide whether the steps which they make are enough."""
 SHOWN_FROM = 512
 """Rows from which on a bar is shown."""
 
@@ -32,7 +34,7 @@ def check_preferences(
         return
     files = [file for _, of in sources for file in of.files]
     folders = [Path(of.dataset) for _, of in sources if of.dataset]
-    settings = recipe.model_dump(mode="json", include=set(READ_BY))
+    settings = recipe.model_dump(mode="json", include={*READ_BY, *STEPS_BY})
     template = recipe.chat_template.read_text(encoding="utf-8") if recipe.chat_template else None
     key = verdicts.key(
         "preferences", settings, template, verdicts.digest(files),
@@ -42,32 +44,51 @@ def check_preferences(
         return
     reads = _tokenizer(recipe, tokenizer) if tokenizer is not None else None
     told: list[str] = []
+    asked: set[str] = set()
     for name, of in sources:
         with names_setting(name, [*of.files, *([Path(of.dataset)] if of.dataset else [])]):
-            told += _look(recipe, name, of, reads)
+            told += _look(recipe, name, of, reads, asked)
     for line in told:
         log.warning("%s", line)
     verdicts.keep(key, f"preferences of {', '.join(map(str, [*files, *folders]))}", told)
 
 
-def _look(recipe: RewardModelTraining, name: str, of: Conversations, tokenizer: Any) -> list[str]:
+def _look(recipe: RewardModelTraining, name: str, of: Conversations, tokenizer: Any, asked: set[str]) -> list[str]:
     """Read what a table names, the part that is trained on and the part that is validated on; what is left out.
 
-    Raises DataError as the stage would.
+    Args:
+        asked: the questions that are trained on are added to it, and rows of validation's own that ask no other are
+            left out.
+
+    Raises:
+        DataError, ConfigError: as the stage would.
     """
-    from r1mega.data.preference_data import Sifted, read, refuse_nothing_left, source_of
+    from r1mega.data.preference_data import Sifted, kind, read, refuse_nothing_left, source_of
+    from r1mega.data.tokenised import without_trained_on
 
     share = recipe.validation.share if recipe.validation is not None and name == "data" else 0.0
     source, told = source_of(recipe.reading, of), list[str]()
     for validated in (False, True) if share else (name != "data",):
         counts = {"held_out": 0}
-        rows = _rows(recipe, f"reading {name}", source, share if name == "data" else None, validated, counts)
-        for _ in read(rows, Sifted(recipe.reading, counts), tokenizer):
-            pass
+        rows = _rows(recipe, f"reading {name}", source, share if name == "data" else None, validated, counts, asked)
+        if name != "data":
+            counts["trained_on"] = 0
+            rows = without_trained_on(rows, asked, kind(recipe.objective), counts)
+        kept = sum(1 for _ in read(rows, Sifted(recipe.reading, counts), tokenizer))
         refuse_nothing_left("validation" if validated else "train", counts, validates=recipe.validation is not None)
+        if not validated and tokenizer is not None:
+            told += _steps(recipe, kept)
         title = f"{name}, to validate on" if share and validated else name
-        told += left_out(title, counts | {"read": counts["rows"] + counts["held_out"]})
+        told += left_out(title, counts | {"read": counts["rows"] + counts["held_out"] + counts.get("trained_on", 0)})
     return told
+
+
+def _steps(recipe: RewardModelTraining, kept: int) -> list[str]:
+    """Whether so many rows make enough steps. Raises ConfigError where warm-up takes them all."""
+    recipe.num_steps(-(-kept // recipe.batch_size))
+    if kept >= recipe.batch_size:
+        return []
+    return [f"batch_size: {recipe.batch_size} is more than the {kept} rows there are: a step takes all of them"]
 
 
 def _rows(
@@ -77,11 +98,13 @@ def _rows(
     share: float | None,
     validated: bool,
     counts: dict[str, int],
+    asked: set[str],
 ) -> Iterator[Example]:
     """The rows of one side, those of the held-out side counted and left out where they would be trained on.
 
     Args:
         share: of the rows that is validated on; None where all are.
+        asked: the questions of those that are trained on are added to it.
     """
     from r1mega.data.tokenised import asks_held_out, held_out
 
@@ -91,6 +114,8 @@ def _rows(
                 if not validated and asks_held_out(row):
                     counts["held_out"] += 1
                 else:
+                    if not validated:
+                        asked.update(row.questions)
                     yield row
             bar.advance()
 

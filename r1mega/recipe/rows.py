@@ -9,6 +9,7 @@ from pydantic import Field
 from r1mega.config.inputs import Input
 from r1mega.config.section import AnchoredPath, OnResume
 from r1mega.data.settings import Conversations, ValidationData
+from r1mega.errors import ConfigError
 from r1mega.recipe.training import Training
 
 
@@ -37,6 +38,17 @@ class TrainingOnRows(Training):
         if validation is not None and bool(validation.files or validation.dataset) == bool(validation.share):
             faults.append("validation: give files or dataset (rows of its own), or share, not both or neither")
         return faults + (self.warmup_faults(self.max_steps, "max_steps") if self.max_steps else [])
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the stage. Raises ConfigError where warm-up takes them all."""
+        num_steps = self.num_epochs * steps_per_epoch
+        num_steps = min(num_steps, self.max_steps) if self.max_steps else num_steps
+        if self.optimizer.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps: {self.optimizer.warmup_steps} leaves no step at the full learning rate; "
+                f"the stage has {num_steps}: {self.num_epochs} epochs of {steps_per_epoch}, or max_steps"
+            )
+        return num_steps
 
     def tables(self) -> Sequence[tuple[str, Conversations]]:
         """What is read, by the names of the settings that say so."""

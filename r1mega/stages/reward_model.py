@@ -32,7 +32,7 @@ from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages import tokenizers
 from r1mega.stages.records import Records
-from r1mega.stages.rows import DataPosition, Validation, num_steps
+from r1mega.stages.rows import DataPosition, Validation
 from r1mega.stages.run import TrainingRun
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.forward import LossFn
@@ -73,7 +73,7 @@ def run(
         chunk_tokens=config.batch.chunk_tokens,
         balance=config.balance,
     )
-    steps, loss = num_steps(config, epochs), LOSSES[config.objective]
+    steps, loss = config.num_steps(epochs.steps_per_epoch), LOSSES[config.objective]
     with TrainingRun(config, run_dir, mesh, num_steps=steps, max_seconds=config.max_seconds, shown=SHOWN) as run:
         policy = _policy(config, mesh, spec, build)
         run.begin(

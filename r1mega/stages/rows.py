@@ -1,4 +1,4 @@
-"""What stages have that train on rows which were tokenised once: their length, their place, what is validated."""
+"""What stages have that train on rows which were tokenised once: their place, and what is validated."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -7,8 +7,7 @@ from typing import Any
 
 from r1mega.data.epochs import Epochs
 from r1mega.data.token_store import TokenStore
-from r1mega.errors import ConfigError, DataError
-from r1mega.recipe.rows import TrainingOnRows
+from r1mega.errors import DataError
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages.records import Carried, Records
@@ -72,15 +71,3 @@ class Validation:
 
     def _logged(self, step: int) -> bool:
         return any(row["kind"] == "validation" and row["step"] == step for row in self._run_dir.metrics())
-
-
-def num_steps(config: TrainingOnRows, epochs: Epochs) -> int:
-    """Optimiser steps of the stage. Raises ConfigError where warm-up takes them all."""
-    num_steps = config.num_epochs * epochs.steps_per_epoch
-    num_steps = min(num_steps, config.max_steps) if config.max_steps else num_steps
-    if config.optimizer.warmup_steps >= num_steps:
-        raise ConfigError(
-            f"optimizer.warmup_steps: {config.optimizer.warmup_steps} leaves no step at the full learning rate; the "
-            f"stage has {num_steps}: {config.num_epochs} epochs of {epochs.steps_per_epoch}, or max_steps"
-        )
-    return num_steps

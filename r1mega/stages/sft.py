@@ -31,7 +31,7 @@ from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.stages import tokenizers
 from r1mega.stages.records import Records
-from r1mega.stages.rows import DataPosition, Validation, num_steps
+from r1mega.stages.rows import DataPosition, Validation
 from r1mega.stages.run import TrainingRun
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
@@ -66,7 +66,7 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
         chunk_tokens=config.batch.chunk_tokens,
         reduction=config.reduction,
     )
-    steps = num_steps(config, epochs)
+    steps = config.num_steps(epochs.steps_per_epoch)
     with TrainingRun(config, run_dir, mesh, num_steps=steps, max_seconds=config.max_seconds) as run:
         policy = _policy(config, mesh, spec, build)
         run.begin(

@@ -68,7 +68,8 @@ def test_a_broken_law_is_one_message(message: str):
 
 def test_a_setting_that_is_none_of_its_choices_is_refused(tmp_path: Path):
     text = (R1 / "helpful_rm.toml").read_text()
-    for setting, wrong in (("objective", "listwise"), ("scope", "thought"), ("margin", "big"), ("margin_scale", "1e7")):
+    faulty = {"objective": "listwise", "scope": "thought", "margin": "big", "margin_scale": "1e7"}
+    for setting, wrong in faulty.items():
         with pytest.raises(ConfigError, match=setting):
             load_recipe(R1 / "helpful_rm.toml", [f"{setting}={wrong}"])
     with pytest.raises(ConfigError, match=r"did you mean|objective"):

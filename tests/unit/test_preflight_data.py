@@ -169,6 +169,16 @@ def test_no_conversations_are_too_few(tmp_path: Path, capsys):
     assert checked == ran and checked[0] == 2 and "train: no conversations" in checked[1]
 
 
+def test_conversations_to_validate_on_that_are_trained_on_are_said(tmp_path: Path, capsys, caplog):
+    file, own = lines(tmp_path / "talks.jsonl", *TALKS), lines(tmp_path / "own.jsonl", TALKS[0], talk("else?", "1"))
+    names = [f"data.files=['{file}']", f"validation.files=['{own}']", "validation.share=0"]
+    checked, _ = both(SFT, [*NOT_THERE, *names], tmp_path / "run", capsys)
+    assert checked[0] != 2 and "validation: 2 read, of them 1 asked in training and left out" in caplog.text
+    own = lines(tmp_path / "own.jsonl", TALKS[0])
+    checked, _ = both(SFT, [*NOT_THERE, *names], tmp_path / "run", capsys)
+    assert checked[0] == 2 and f"trained on, the first at {own}, line 1" in checked[1]
+
+
 # ---- verdicts -------------------------------------------------------------------------------------------------
 
 

@@ -221,14 +221,8 @@ def test_the_expert_bias_moves_where_that_is_asked(bases, data, tmp_path: Path):
 def test_what_cannot_be_trained_is_refused(bases, data, tmp_path: Path):
     too_long = {"lr": 1e-3, "warmup_steps": 4}
     with pytest.raises(ConfigError, match=r"warmup_steps: 4 leaves no step at the full learning rate"):
-        from r1mega.stages.rows import num_steps
-
-        num_steps(few(bases["qwen2"], data["pairwise"], max_steps=0, optimizer=too_long), FourSteps())
+        few(bases["qwen2"], data["pairwise"], max_steps=0, optimizer=too_long).num_steps(4)
     own = tmp_path / "none.jinja"
     own.write_text("{{ messages[0].content }}")
     with pytest.raises(DataError, match="does not write every turn of a conversation"):
         train(few(bases["qwen2"], data["pairwise"], chat_template=str(own)), tmp_path / "a")
-
-
-class FourSteps:
-    steps_per_epoch = 4
