@@ -184,7 +184,7 @@ def test_validation_leaves_out_what_is_trained_on(bases, conversations, tmp_path
     assert "tokenising validation: 4/4 conversations" in shown
     assert json.loads((tmp_path / "run/data/validation/store.json").read_text())["documents"] == 1
     own.write_text("".join(rows[:3]))
-    with pytest.raises(DataError, match="validation: no conversations"):
+    with pytest.raises(DataError, match="all 3 conversations to validate on ask questions that are trained on"):
         train(config, tmp_path / "other")
 
 
