@@ -229,7 +229,9 @@ class Client:
             ("budget_tokens", settings.budget_tokens, used),
         ):
             if limit is not None and so_far >= limit:
-                raise EndpointError(f"endpoint.{name} = {limit:,} is used up: {so_far:,}; --resume begins another")
+                raise EndpointError(
+                    f"{settings.url}: endpoint.{name} = {limit:,} is used up: {so_far:,}; --resume begins another"
+                )
 
     def _wait_s(self, attempt: int, again: TryAgain) -> float:
         """Before the next attempt; what the server asks for holds all requests back."""

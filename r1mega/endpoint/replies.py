@@ -169,11 +169,17 @@ def _choice(choice: Mapping[str, Any], *, chat: bool) -> Said:
     text = "" if text is None else text  # an answer that was cut while the model still thought
     if not isinstance(text, str) or not isinstance(thought, str | None):
         raise TypeError("an answer that is no text")
+    text, thought = sendable(text), None if thought is None else sendable(thought)
     finish = choice["finish_reason"]
     if not isinstance(finish, str) or finish in ("tool_calls", "function_call", "error", "abort"):
         raise ValueError(f"an answer that ended with {finish!r}")
     named = next((name for name in ("stop_reason", "matched_stop") if name in choice), None)
     return Said(text, thought, finish, choice[named] if named else None, named is not None)
+
+
+def sendable(text: str) -> str:
+    """With "?" for half a surrogate pair, which JSON can spell and neither UTF-8 nor a tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(value: Any) -> int | None:

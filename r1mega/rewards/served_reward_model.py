@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from r1mega.endpoint.replies import read_score
+from r1mega.endpoint.replies import read_score, sendable
 from r1mega.rewards.asker import Caller, received
 from r1mega.rewards.endpoint_reward import EndpointReward, RewardEndpoint
 from r1mega.rewards.reward import Score, failed, scored
@@ -52,8 +52,9 @@ class ServedRewardModel(EndpointReward):
     """Whether the server applies the model's activation (a sigmoid of one label); off: the raw score."""
 
     def judged(self, caller: Caller, prompt: Prompt, said: str) -> Future[Score]:
+        question, answer = (sendable(text) for text in (prompt.question, said))
         body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": prompt.question}, {"role": "assistant", "content": said}],
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
             "add_generation_prompt": False,
             "use_activation": self.activation,
         }

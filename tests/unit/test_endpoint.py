@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from r1mega.endpoint import client as client_file
 from r1mega.endpoint.client import Client
-from r1mega.endpoint.replies import retry_after_s
+from r1mega.endpoint.replies import read, retry_after_s
 from r1mega.endpoint.settings import Endpoint
 from r1mega.errors import ConfigError, EndpointError, EndpointLostError
 from r1mega.runtime import env
@@ -263,6 +263,12 @@ def test_a_thought_that_the_server_took_out(server: EndpointServer):
 def test_settings_that_are_none(settings: dict[str, Any], said: str):
     with pytest.raises(ValidationError, match=said):
         Endpoint(**{"url": "http://h/v1", "model": "m", **settings})
+
+
+def test_half_a_character_is_no_text():
+    said = rb'{"choices": [{"message": {"content": "a\ud83d", "reasoning": "\ude00"}, "finish_reason": "stop"}]}'
+    (choice,) = read(said, 1, chat=True).choices
+    assert (choice.text, choice.thought) == ("a?", "?")
 
 
 def test_a_host_that_no_name_can_have_is_said_at_once():

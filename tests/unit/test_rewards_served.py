@@ -46,6 +46,8 @@ def test_a_served_reward_models_score(route: str, server: EndpointServer, tmp_pa
     (found,) = verdicts({"harmless": whole}, [RIGHT], folder=tmp_path)
     assert found.reward == 99.0 and server.bodies[1]["messages"][1]["content"] == RIGHT
     assert server.bodies[1]["use_activation"] is True
+    verdicts({"harmless": whole}, ["half \ud83d"])
+    assert server.bodies[2]["messages"][1]["content"] == "half ?"
 
 
 @pytest.mark.parametrize("value", [float("nan"), None, "0.5", [0.5, 0.5]])
