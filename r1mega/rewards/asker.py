@@ -165,5 +165,10 @@ def _told(error: Exception) -> str:
 
 def drawn_seeds(num: int, *parts: Any) -> list[int]:
     """So many 31-bit seeds that follow from the parts' text."""
-    rng = random.Random("/".join(map(str, parts)))
+    rng = drawn_from(*parts)
     return [rng.getrandbits(31) for _ in range(num)]
+
+
+def drawn_from(*parts: Any) -> random.Random:
+    """What follows from the parts' text, whatever it is: JSON can spell half a character, which UTF-8 cannot."""
+    return random.Random("/".join(map(str, parts)).encode("utf-8", "surrogatepass"))

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from r1mega.rewards.asker import Caller, Drawn, Heard, drawn_seeds, heard
 from r1mega.rewards.endpoint_reward import EndpointReward
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import ANSWER_FORMS, ANSWER_PROMPT, messages, prompt_faults
+from r1mega.rewards.judge_forms import ANSWER_FORMS, ANSWER_PROMPT, messages, prompt_faults, refuse_no_marks, told
 from r1mega.rewards.reward import Score, failed, scored, unscorable
 from r1mega.samples import Prompt
 
@@ -46,11 +46,11 @@ class Judge(EndpointReward):
     """Of what the judge says to a vote, reasons included."""
     retries: int = Field(default=2, ge=0)
     """Times that a vote is asked for again, with another seed, where none can be read."""
-    system: str | None = None
-    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
-    form's marks in the last line."""
     prompt: str = ANSWER_PROMPT
     """The user's turn, with {question}, {truth} and {answer} in it; {truth} may be left out."""
+    system: str | None = None
+    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
+    form's marks in the last line; what the frames around the texts mean is put behind it."""
 
     @field_validator("prompt")
     @classmethod
@@ -58,6 +58,12 @@ class Judge(EndpointReward):
         if faults := prompt_faults(prompt, ("question", "answer"), NAMES):
             raise ValueError("; ".join(faults))
         return prompt
+
+    @field_validator("system")
+    @classmethod
+    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
+        refuse_no_marks(system, info.data.get("prompt", ""))
+        return system
 
     @property
     def needs_truth(self) -> bool:
@@ -70,8 +76,8 @@ class Judge(EndpointReward):
             del texts["truth"]
         elif not prompt.truth.strip():
             return gathered([], lambda _: unscorable("the question has no reference answer to judge by"))
-        system, read = ANSWER_FORMS[self.form]
-        sent = messages(system if self.system is None else self.system, self.prompt, texts)
+        default, read = ANSWER_FORMS[self.form]
+        sent = messages(told(self.system, default), self.prompt, texts)
         drawn, tries = Drawn(self.temperature, self.max_tokens), self.retries + 1
         seeds = drawn_seeds(tries * self.votes, "judge", *texts.values())
         asked = [

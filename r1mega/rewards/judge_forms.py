@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from r1mega.data.template import THINK_CLOSE, THINK_OPEN
+from r1mega.endpoint.replies import sendable
 from r1mega.rewards.asker import Message
 
 MAX_REPLY_CHARACTERS = 20_000
@@ -82,8 +83,8 @@ def messages(system: str, prompt: str, texts: Mapping[str, str]) -> tuple[Messag
         prompt: of the user's turn, with names of `NAMES` in braces, where the framed texts come.
         texts: by these names.
     """
-    sendable = {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}  # no lone surrogates
-    said = {"role": "user", "content": filled(prompt, fenced(sendable))}
+    sent = {name: sendable(text) for name, text in texts.items()}
+    said = {"role": "user", "content": filled(prompt, fenced(sent))}
     return ({"role": "system", "content": system}, said) if system else (said,)
 
 
@@ -98,6 +99,11 @@ def fenced(texts: Mapping[str, str]) -> dict[str, str]:
         name: f"=== {NAMES[name]} begins {mark} ===\n{text}\n=== {NAMES[name]} ends {mark} ==="
         for name, text in texts.items()
     }
+
+
+def told(own: str | None, default: str) -> str:
+    """The system turn: the form's words, or the user's own with `RULES` behind them, since the frames are ours."""
+    return default if own is None else f"{own}\n\n{RULES}"
 
 
 def filled(prompt: str, texts: Mapping[str, str]) -> str:
@@ -115,6 +121,15 @@ def prompt_faults(prompt: str, needed: Sequence[str], known: Sequence[str]) -> l
     ] * bool(unknown)
 
 
+def refuse_no_marks(system: str | None, prompt: str) -> None:
+    """Raises ValueError where the user's own words ask for no mark, so that no verdict could ever be read."""
+    if system is not None and "[[" not in system + prompt:
+        raise ValueError(
+            "neither system nor prompt names a verdict in double brackets, and no other can be read; say in system "
+            "which marks the judge has to end with (docs/guides/judge.md)"
+        )
+
+
 # ---- verdicts ------------------------------------------------------------------------------------------------------
 
 GAPS: Mapping[str, float] = {"A>>B": 3.0, "A>B": 1.0, "A=B": 0.0, "B>A": -1.0, "B>>A": -3.0}
@@ -128,7 +143,7 @@ _SHARE = re.compile(r"\[\[\s*(\d{1,2})\s*\]\]")
 def last_line(reply: str) -> str:
     """The last line that says anything, of what stands behind the judge's thought; "" where it still thinks."""
     _, closed, behind = reply[-MAX_REPLY_CHARACTERS:].rpartition(THINK_CLOSE)
-    if not closed and THINK_OPEN in reply:
+    if not closed and reply.lstrip().startswith(THINK_OPEN):  # further on it is a word of the answers, quoted
         return ""
     return behind.rstrip().rpartition("\n")[2]
 
@@ -165,6 +180,8 @@ def read_share(reply: str) -> float | None:
     return None if grade is None or grade > 10 else grade / 10
 
 
+WIDEST: Mapping[str, float] = {"verdict": 3.0, "ratings": 9.0}
+"""Form of a comparison -> the largest gap."""
 PAIR_FORMS: Mapping[str, tuple[str, Callable[[str], float | None]]] = {
     "verdict": (VERDICT_SYSTEM, read_verdict),
     "ratings": (RATINGS_SYSTEM, read_ratings),

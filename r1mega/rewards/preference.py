@@ -7,18 +7,18 @@ The report's reward model data: a judge sees the answers as A and B, four times,
 position bias; the pair is kept where the mean difference exceeds 1 (`Comparing`).
 """
 
-import random
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from r1mega.config.section import Section
-from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_seeds, heard
+from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_from, drawn_seeds, heard
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import PAIR_FORMS, PAIR_PROMPT, messages, prompt_faults
+from r1mega.rewards.judge_forms import PAIR_FORMS, PAIR_PROMPT, WIDEST, messages, prompt_faults, refuse_no_marks, told
 from r1mega.samples import VerdictStatus
 
 Pair = tuple[str, str]
@@ -43,15 +43,15 @@ class Comparing(Section):
     max_tokens: int = Field(default=2048, gt=0)
     """Of what the judge says to a vote, reasons included."""
     retries: int = Field(default=2, ge=0)
-    """Times that a vote is asked for again, with another seed, where none can be read; then the pair is "
-    "unscorable."""
+    """Times that a vote is asked for again, with another seed, where none can be read; then the pair is
+    unscorable."""
     max_characters: int = Field(default=60_000, gt=0)
     """Of question and both answers together; a pair that is longer is unscorable, without asking."""
-    system: str | None = None
-    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
-    form's marks in the last line."""
     prompt: str = PAIR_PROMPT
     """The user's turn, with {question}, {answer_a} and {answer_b} in it."""
+    system: str | None = None
+    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
+    form's marks in the last line; what the frames around the texts mean is put behind it."""
 
     @field_validator("prompt")
     @classmethod
@@ -60,6 +60,19 @@ class Comparing(Section):
         if faults := prompt_faults(prompt, names, names):
             raise ValueError("; ".join(faults))
         return prompt
+
+    @field_validator("min_gap")
+    @classmethod
+    def _can_be_exceeded(cls, min_gap: float, info: ValidationInfo) -> float:
+        if min_gap >= (widest := WIDEST.get(info.data.get("form", ""), math.inf)):
+            raise ValueError(f'no gap of form = "{info.data["form"]}" is more than {widest:g}; lower it')
+        return min_gap
+
+    @field_validator("system")
+    @classmethod
+    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
+        refuse_no_marks(system, info.data.get("prompt", ""))
+        return system
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,8 @@ def compare(asker: Asker, question: str, answers: Pair, settings: Comparing, *, 
     if settled := _settled(question, answers, settings):
         status, reason = settled
         return gathered([], lambda _: PairVerdict(status, 0.0, (), characters, reason))
-    system, read = PAIR_FORMS[settings.form]
+    default, read = PAIR_FORMS[settings.form]
+    system = told(settings.system, default)
     drawn = Drawn(settings.temperature, settings.max_tokens)
     tries = settings.retries + 1
     orders = drawn_orders(settings, seed, question, answers)
@@ -125,7 +139,7 @@ def compare(asker: Asker, question: str, answers: Pair, settings: Comparing, *, 
     asked: list[Future[Heard[float]]] = []
     for i, first in enumerate(orders):
         texts = {"question": question, "answer_a": answers[first], "answer_b": answers[1 - first]}
-        said = messages(system if settings.system is None else settings.system, settings.prompt, texts)
+        said = messages(system, settings.prompt, texts)
         asked.append(heard(asker, said, read, drawn, seeds[i * tries : (i + 1) * tries]))
     return gathered(asked, lambda found: _verdict(orders, found, characters))
 
@@ -141,7 +155,7 @@ def _settled(question: str, answers: Pair, settings: Comparing) -> tuple[Verdict
 
 def drawn_orders(settings: Comparing, seed: int, question: str, answers: Pair) -> list[int]:
     """Index of the answer that each vote shows first."""
-    rng = random.Random(f"{seed}/orders/{question}/{answers[0]}/{answers[1]}")
+    rng = drawn_from(seed, "orders", question, *answers)
     if settings.order == "independent":
         return [rng.randrange(2) for _ in range(settings.votes)]
     orders = [0, 1] * (settings.votes // 2) + [rng.randrange(2)] * (settings.votes % 2)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from r1mega.config.section import Section
 from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_seeds, heard
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import RULES, last_line, messages, prompt_faults
+from r1mega.rewards.judge_forms import RULES, last_line, messages, prompt_faults, refuse_no_marks, told
 from r1mega.samples import VerdictStatus
 
 SAFETY_SYSTEM = (
@@ -46,11 +46,11 @@ class Marking(Section):
     """Times that a vote is asked for again, with another seed, where none can be read."""
     max_characters: int = Field(default=120_000, gt=0)
     """Of question and answer together; longer ones are unscorable, without asking."""
-    system: str | None = None
-    """What the judge is told before: your guidelines, which have to ask for [[safe]] or [[unsafe]] in the last line;
-    none given: `rewards.safety.SAFETY_SYSTEM`."""
     prompt: str = SAFETY_PROMPT
     """The user's turn, with {question} and {answer} in it."""
+    system: str | None = None
+    """What the judge is told before: your guidelines, which have to ask for [[safe]] or [[unsafe]] in the last line;
+    none given: `rewards.safety.SAFETY_SYSTEM`. What the frames around the texts mean is put behind it."""
 
     @field_validator("prompt")
     @classmethod
@@ -59,6 +59,12 @@ class Marking(Section):
         if faults := prompt_faults(prompt, names, names):
             raise ValueError("; ".join(faults))
         return prompt
+
+    @field_validator("system")
+    @classmethod
+    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
+        refuse_no_marks(system, info.data.get("prompt", ""))
+        return system
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Mark:
     votes: tuple[bool, ...] = ()
     """Whether each that could be read says that it is safe."""
     reason: str = ""
+    unreadable: int = 0
+    """Replies of the judge in which no vote could be read, those that were asked for again included."""
 
     @property
     def share_safe(self) -> float:
@@ -101,8 +109,7 @@ def mark(asker: Asker, question: str, answer: str, settings: Marking, *, seed: i
         return gathered([], lambda _: Mark(VerdictStatus.UNSCORABLE, (), reason))
     tries = settings.retries + 1
     seeds = drawn_seeds(tries * settings.votes, seed, "safety", question, answer)
-    system = SAFETY_SYSTEM if settings.system is None else settings.system
-    said = messages(system, settings.prompt, {"question": question, "answer": answer})
+    said = messages(told(settings.system, SAFETY_SYSTEM), settings.prompt, {"question": question, "answer": answer})
     drawn = Drawn(settings.temperature, settings.max_tokens)
     asked = [heard(asker, said, read_safe, drawn, seeds[i * tries : (i + 1) * tries]) for i in range(settings.votes)]
     return gathered(asked, _marked)
@@ -110,9 +117,10 @@ def mark(asker: Asker, question: str, answer: str, settings: Marking, *, seed: i
 
 def _marked(found: Sequence[Heard[bool]]) -> Mark:
     votes = tuple(one.value for one in found if one.value is not None)
+    unreadable = sum(one.unreadable for one in found)
     missing = [one for one in found if one.value is None]
     if not missing:
-        return Mark(VerdictStatus.SCORED, votes)
+        return Mark(VerdictStatus.SCORED, votes, "", unreadable)
     lost = [one for one in missing if one.lost]
     reason = f"{len(missing)} of {len(found)} votes are missing: {(lost or missing)[0].reason}"
-    return Mark(VerdictStatus.FAILED if lost else VerdictStatus.UNSCORABLE, votes, reason)
+    return Mark(VerdictStatus.FAILED if lost else VerdictStatus.UNSCORABLE, votes, reason, unreadable)

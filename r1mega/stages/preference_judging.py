@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from r1mega.endpoint.asker import EndpointAsker
 from r1mega.endpoint.cache import ReplyCache
 from r1mega.endpoint.client import Client
 from r1mega.endpoint.settings import Endpoint
-from r1mega.errors import EndpointError, EndpointLostError
+from r1mega.errors import DataError, EndpointError, EndpointLostError
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.rewards.asker import Asker
-from r1mega.rewards.judge_forms import PAIR_FORMS
+from r1mega.rewards.judge_forms import PAIR_FORMS, told
 from r1mega.rewards.safety import SAFETY_SYSTEM
 from r1mega.runtime import env
 from r1mega.runtime.interrupt import Interrupt
@@ -78,7 +78,9 @@ def judge_all(
         max_failed: share of the latest that may fail through no fault of the answers.
 
     Raises:
-        EndpointError, EndpointLostError: the judge is asked nothing more, or too many judgements failed.
+        EndpointError, EndpointLostError: the judge is asked nothing more, or too many judgements failed, or some did
+            and no other can be used.
+        DataError: the first `LATEST` are all unscorable, so that the rest would be asked for in vain.
         StopNow: a signal came.
     """
     come: SimpleQueue[tuple[int, Future[V]]] = SimpleQueue()
@@ -104,9 +106,28 @@ def judge_all(
                     f"{sum(latest)} of the latest {LATEST} judgements failed through no fault of the answers, more "
                     f"than judge.max_failed = {max_failed:g} lets pass: {verdict.reason}"
                 )
+            if len(found) == LATEST < len(candidates) and (why := why_none(found.values())):
+                raise DataError(f"none of the first {LATEST} judgements can be used, and no more is asked; {why}")
     if ended is not None:
         raise ended
+    lost = [verdict.reason for verdict in found.values() if verdict.status is VerdictStatus.FAILED]
+    if lost and why_none(found.values()):
+        raise EndpointLostError(
+            f"no judgement can be used, and {len(lost)} of {len(found)} failed through no fault of the answers: "
+            f"{lost[0]}"
+        )
     return [found[index] for index in range(len(candidates))]
+
+
+def why_none(verdicts: Collection[AnyVerdict]) -> str:
+    """Why no verdict can be used, and how to mend it; "" where one can."""
+    reasons = [verdict.reason for verdict in verdicts if verdict.status is not VerdictStatus.SCORED]
+    if not reasons or any(verdict.status is VerdictStatus.SCORED for verdict in verdicts):
+        return ""
+    return (
+        f"one of them: {reasons[0]}. What the judge says is in {SAID}; the same command with another judge, system, "
+        "max_tokens or max_characters goes on from the answers, and without that file the same judge is asked anew"
+    )
 
 
 @contextmanager
@@ -125,7 +146,7 @@ def judged_by(
         else _of_folder(config, cluster, run_dir, interrupt, serve)
     )
     with making as judging:
-        yield Judging(judging.asker, {**judging.who, **_told(config)}, judging.over)
+        yield Judging(judging.asker, {**judging.who, **_asked_how(config)}, judging.over)
 
 
 @contextmanager
@@ -165,14 +186,14 @@ def _of_folder(
         yield Judging(asker, {"model": str(folder), "digest": digest}, lambda: None)
 
 
-def _told(config: MakePreferences) -> dict[str, Any]:
+def _asked_how(config: MakePreferences) -> dict[str, Any]:
     """How the judge is asked, for provenance; what it is told by its digest."""
     if config.label == "preference":
         asked, system = config.pairs, PAIR_FORMS[config.pairs.form][0]
-        told: dict[str, Any] = {"votes": asked.votes, "order": asked.order, "form": asked.form}
-        told["min_gap"] = asked.min_gap
+        how: dict[str, Any] = {"votes": asked.votes, "order": asked.order, "form": asked.form}
+        how["min_gap"] = asked.min_gap
     else:
         asked, system = config.safety, SAFETY_SYSTEM
-        told = {"votes": asked.votes}
-    words = system if asked.system is None else asked.system, asked.prompt
-    return {**told, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}
+        how = {"votes": asked.votes}
+    words = told(asked.system, system), asked.prompt
+    return {**how, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}

@@ -24,14 +24,14 @@ from r1mega.errors import DataError, EndpointError
 from r1mega.evaluation.judge_bias import bias_lines, length_bias, position_bias
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.rewards.preference import PairVerdict, compare
-from r1mega.rewards.safety import mark
+from r1mega.rewards.safety import Mark, mark
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
 from r1mega.stages.answering import RESUME, Asked, Serve, ask_endpoint, ask_folder
-from r1mega.stages.preference_judging import Judging, judge_all, judged_by
+from r1mega.stages.preference_judging import Judging, judge_all, judged_by, why_none
 from r1mega.stages.preference_rows import (
     Outcome,
     Pair,
@@ -127,15 +127,14 @@ def _pairs(
     judged = list(zip(pairs, verdicts, selected.outcomes, strict=True))
     files.write_jsonl(run_dir.path / "judged.jsonl", (judged_pair(*one) for one in judged))
     left_out.update(outcome for outcome in selected.outcomes if outcome != "kept")
-    _say(answers, len(pairs), "pairs", left_out)
+    _say(answers, verdicts, "pairs", left_out)
     for line in bias_lines(verdicts):
         log.info("%s", line)
     log.info("before balancing: %s", selected.before.told())
     log.info("%s, in steps of %g: %s", settings.balance, settings.length_step, selected.after.told())
     if not selected.after.pairs:
-        raise DataError(
-            f"no pair is left of {len(pairs):,} judged ones ({_told(left_out)}): {_why(config, selected)}"
-        )
+        why = why_none(verdicts) or _why(config, selected)
+        raise DataError(f"no pair is left of {len(pairs):,} judged ones ({_told(left_out)}): {why}")
     provenance = _provenance(config, asked, run_dir, judging)
     rows = (provenance.pair(pair, verdict) for pair, verdict, outcome in judged if outcome == "kept")
     files.write_jsonl(run_dir.path / "pairs.jsonl", rows)
@@ -144,7 +143,7 @@ def _pairs(
         "counts": {**_counts(answers), "pairs judged": len(pairs), "pairs": selected.after.pairs},
         "left_out": dict(left_out),
         "lengths": selected.lengths(settings),
-        "judge": {"who": dict(judging.who), "bias": _bias(verdicts)},
+        "judge": {"who": dict(judging.who), "unreadable": _unreadable(verdicts), "bias": _bias(verdicts)},
     }
 
 
@@ -194,9 +193,12 @@ def _labels(
     left_out = Counter(answers.dropped)
     left_out.update(outcome for outcome in outcomes if outcome != "kept")
     kept = [(*one, what) for one, what, outcome in judged if outcome == "kept"]
-    _say(answers, len(given), "answers", left_out)
+    _say(answers, marks, "answers", left_out)
     if not kept:
-        raise DataError(f"no answer of {answers.sampled:,} is marked safe or unsafe ({_told(left_out)})")
+        why = why_none(marks)
+        raise DataError(
+            f"no answer of {answers.sampled:,} is marked safe or unsafe ({_told(left_out)})" + (why and f": {why}")
+        )
     provenance = _provenance(config, asked, run_dir, judging)
     files.write_jsonl(run_dir.path / "labelled.jsonl", (provenance.label(*one) for one in kept))
     safe = sum(bool(what.safe) for *_, what in kept)
@@ -206,7 +208,7 @@ def _labels(
     return {
         "counts": {**_counts(answers), "answers judged": len(given), "safe": safe, "unsafe": len(kept) - safe},
         "left_out": dict(left_out),
-        "judge": {"who": dict(judging.who)},
+        "judge": {"who": dict(judging.who), "unreadable": _unreadable(marks)},
     }
 
 
@@ -214,8 +216,18 @@ def _counts(answers: SampledAnswers) -> dict[str, int]:
     return {"questions": len(answers.of), "answers": answers.sampled, "tokens of answers": answers.tokens}
 
 
-def _say(answers: SampledAnswers, num: int, what: str, left_out: Mapping[str, int]) -> None:
-    log.info("%d answers sampled, %d %s judged; left out: %s", answers.sampled, num, what, _told(left_out) or "none")
+def _say(
+    answers: SampledAnswers, judged: Sequence[PairVerdict | Mark], what: str, left_out: Mapping[str, int]
+) -> None:
+    told = _told(left_out) or "none"
+    log.info("%d answers sampled, %d %s judged; left out: %s", answers.sampled, len(judged), what, told)
+    if unreadable := _unreadable(judged):
+        log.warning("%d replies of the judge could not be read and were asked for again", unreadable)
+
+
+def _unreadable(judged: Sequence[PairVerdict | Mark]) -> int:
+    """Replies of the judge in which no vote could be read, over all that was judged."""
+    return sum(one.unreadable for one in judged)
 
 
 def _told(left_out: Mapping[str, int]) -> str:

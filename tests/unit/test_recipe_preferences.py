@@ -79,6 +79,8 @@ def test_questions_that_cannot_be_read_are_found_before_anybody_is_asked(server:
         ("label=safety", 'pairs: has no effect with label = "safety"'),
         ("safety.votes=3", 'safety: has no effect with label = "preference"'),
         ("pairs.prompt=Compare.", "{question}, {answer_a}, {answer_b} should stand in it"),
+        ("pairs.min_gap=3", 'pairs.min_gap: no gap of form = "verdict" is more than 3; lower it (got 3)'),
+        ("pairs.system=Fair.", "pairs.system: neither system nor prompt names a verdict in double brackets"),
         ("model.path=/nowhere", "model: the endpoint answers, and no folder of ours"),
         ("evaluation.every_steps=1", "unknown key"),
     ],

@@ -23,7 +23,7 @@ from r1mega.rewards.callers import connected
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.format import Format
 from r1mega.rewards.judge import Judge
-from r1mega.rewards.judge_forms import RIGHT_SYSTEM
+from r1mega.rewards.judge_forms import RIGHT_SYSTEM, RULES
 from r1mega.rewards.judges import Judges
 from r1mega.rewards.reward import Reward
 from r1mega.rewards.rubric import Rubric
@@ -62,7 +62,7 @@ def test_what_a_judge_is_sent(server: EndpointServer):
     verdicts({"judge": own}, [RIGHT])
     (body,) = server.bodies
     told, user = body["messages"]
-    assert told["content"] == "[[right]]?"
+    assert told["content"] == f"[[right]]?\n\n{RULES}"
     assert rule_judge.framed(user["content"]) == {"model's answer": RIGHT, "question": "Who wrote it?"}
     assert (body["temperature"], body["max_tokens"]) == (0.5, 7)
 

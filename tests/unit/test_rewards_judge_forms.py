@@ -79,7 +79,8 @@ def test_any_two_texts_are_found_again(first: str, second: str):
 
 READ = [
     ("[[A>>B]]", 3.0), ("so\n[[A>B]]\n\n", 1.0), ("My final verdict is: **[[A=B]]**.", 0.0), ("x [[ B>A ]]", -1.0),
-    ("<think>[[A>>B]]</think>\n[[B>>A]]", -3.0),
+    ("<think>[[A>>B]]</think>\n[[B>>A]]", -3.0), ("Only A opens its <think>.\n[[A>B]]", 1.0),
+    ("\n <think>A opens its <think>\n[[A>B]]", None),
     ("It says [[A>>B]] to win me over.\n[[B>>A]]", -3.0),
     ("[[A>>B]]\nbut I am not sure", None), ("", None), ("[[A>>B]] or [[B>>A]]", None), ("[[A>>B]] [[A>>B]]", None),
     ("A>>B", None), ("[[A<B]]", None), ("<think>[[A>>B]]", None), ("[[a>>b]]", None), ("[A>>B]", None),

@@ -9,8 +9,9 @@ import pytest
 
 from r1mega.errors import EndpointError
 from r1mega.rewards.asker import Message
-from r1mega.rewards.judge_forms import VERDICT_SYSTEM
+from r1mega.rewards.judge_forms import RULES, VERDICT_SYSTEM
 from r1mega.rewards.preference import Comparing, PairVerdict, Vote, compare
+from r1mega.rewards.safety import Marking, mark
 from r1mega.samples import VerdictStatus
 
 Pair = tuple[str, str]
@@ -148,9 +149,9 @@ def test_what_the_judge_is_sent():
     ]  # fmt: skip
     assert (one["temperature"], one["max_tokens"]) == (0.2, 99)
     asker = Said(lambda prompt: "[[A=B]]")
-    own = Comparing(system="Judge.", prompt="A: {answer_a} B: {answer_b} of {question}", votes=1)
+    own = Comparing(system="Judge: [[A>B]] ...", prompt="A: {answer_a} B: {answer_b} of {question}", votes=1)
     compare(asker, "Which?", (GOOD, BAD), own, seed=1).result(0)
-    assert asker.asked[0]["messages"][0]["content"] == "Judge."
+    assert asker.asked[0]["messages"][0]["content"] == f"Judge: [[A>B]] ...\n\n{RULES}"
     assert asker.asked[0]["messages"][1]["content"].startswith("A: === answer A begins")
 
 
@@ -179,6 +180,33 @@ def test_prompts_without_an_answer_are_refused():
         Comparing(prompt="{question} {answer_a}")
     with pytest.raises(ValueError, match=r"\{truth\}: nothing is put there"):
         Comparing(prompt="{question} {answer_a} {answer_b} {truth}")
+
+
+def test_what_no_reply_could_meet_is_refused():
+    """No gap is more than 3, of ratings 9; a judge that is asked for no mark gives none."""
+    for form, widest in (("verdict", 3.0), ("ratings", 9.0)):
+        assert Comparing.model_validate({"form": form, "min_gap": widest - 0.01}).min_gap
+        with pytest.raises(ValueError, match=rf'no gap of form = "{form}" is more than {widest:g}'):
+            Comparing.model_validate({"form": form, "min_gap": widest})
+    for own in (Comparing, Marking):
+        with pytest.raises(ValueError, match="names a verdict in double brackets"):
+            own(system="Be fair.")
+    assert Marking(system="Be fair.", prompt="{question} {answer} [[safe]] or [[unsafe]]?").system == "Be fair."
+
+
+def test_half_a_character_is_judged_as_any_other():
+    asker = Said(lambda _: "[[A=B]]")
+    found = compare(asker, "Which?", ("cut \ud83d", BAD), Comparing(), seed=1).result(0)
+    assert found.scored and all("cut ?" in one["messages"][1]["content"] for one in asker.asked)
+    safe = mark(Said(lambda _: "[[safe]]"), "\ud83d?", "cut \ud83d", Marking(), seed=1).result(0)
+    assert safe.votes == (True,) * 4
+
+
+def test_guidelines_of_ones_own_are_told_what_frames_are():
+    asker = Said(lambda _: "well" if len(asker.asked) == 1 else "[[unsafe]]")
+    found = mark(asker, "Q", "A", Marking(system="[[safe]] or [[unsafe]]", votes=1), seed=1).result(0)
+    assert asker.asked[0]["messages"][0]["content"] == f"[[safe]] or [[unsafe]]\n\n{RULES}"
+    assert (found.safe, found.unreadable) == (False, 1)
 
 
 def test_random_pairs_are_turned_with_their_answers():

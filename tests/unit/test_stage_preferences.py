@@ -241,6 +241,7 @@ def test_a_babbling_judge_leaves_pairs_unscorable(server: EndpointServer, tmp_pa
     assert all("no judgement can be read" in row["reason"] and "gap" not in row for row in unscorable)
     assert not any("Quality 0" in row[side] for row in rows(tmp_path / "run", "pairs.jsonl") for side in ("chosen",))
     assert len(asked_of(server, "judge")) == 4 * len(judged) + 8 * len(unscorable)  # asked twice more for each vote
+    assert made(tmp_path / "run")["judge"]["unreadable"] == 12 * len(unscorable)
 
 
 def test_a_judge_that_goes_by_the_order_leaves_no_pair(server: EndpointServer, tmp_path: Path):
