@@ -117,7 +117,7 @@ def test_too_few_are_left(tmp_path: Path):
         of_files(own, duplicates="drop", least=4)
     with pytest.raises(DataError, match=r"30 questions to train on, fewer than .*rollout.num_prompts = 31"):
         of_files(write(own, *TRAINED), least=31)
-    with pytest.raises(DataError, match=r"0 questions of 12 \(12 held out\)"):
+    with pytest.raises(DataError, match=r"no question of 12 \(12 held out\) is left to be asked: add some"):
         of_files(write(own, *HELD))
 
 
@@ -247,7 +247,7 @@ def test_a_path_counts_from_the_config_and_labels_are_told_apart(tmp_path: Path)
         ([{"kind": "jsonl", "path": "a", "domain": "maths"}], "Input should be 'math', 'code'"),
         ([{"kind": "reasoning_gym", "num": 0, "family": "gcd"}], "greater than 0"),
         ([{"kind": "reasoning_gym", "family": "gcd"}], "num\n *Field required"),
-        ([{"kind": "jsonl", "path": "a", "weight": 0}], "greater than 0"),
+        ([{"kind": "jsonl", "path": "a", "weight": -1}], "greater than or equal to 0"),
     ],
 )
 def test_what_is_no_source_is_refused(value: object, message: str):
