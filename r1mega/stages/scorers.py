@@ -121,7 +121,8 @@ class Scoring:
                 f"step {step}: with the models' scores {left} answers are left to learn from, fewer than the {least} "
                 "mini-batches: their scores are alike or failed; samples/ holds the answers"
             )
-        return groups, {**reward_metrics(groups), **counts}, seconds
+        # Groups that the scores have made constant, or answers that failed, are not learnt from.
+        return groups, {**reward_metrics(groups), **counts, "rollout/learnt_from": float(left)}, seconds
 
     def _write(self, step: int, groups: Sequence[Group]) -> None:
         """Put the models' scores into the file that people read; before the rollout in it may stand others, of which

@@ -113,6 +113,7 @@ def test_two_models_are_learnt_from_as_the_rubric_says(base: Path, tmp_path: Pat
     assert sum(row["reward"] for row in rows) / 12 == pytest.approx(first["reward/total"])
     # Of the answers whose groups are not constant, all that both models gave is learnt.
     learnt = [d for call in run.policies[0].calls if call.verb == "forward_backward" for d in call.documents]
+    assert first["rollout/learnt_from"] == len(learnt) == 8
     advantages = {tuple(d.token_ids): d.fields["adv"][0] for d in learnt}
     for asked in run.engines.rollouts()[0]:
         mine = [rewards[f"{asked.request.prompt.id} {answer.index}"] for answer in asked.answers]
