@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from r1mega.runtime.digests import digest_of
 from r1mega.runtime.provenance import RUN, Inputs
 
 log = logging.getLogger(__name__)
+
+SCHEDULED = re.compile(r"(.+)\.(\d+)\.(value|from_step|last_steps|over_steps)")
+"""A part of a schedule (`config.scheduled`) by its flat name."""
 
 
 def recipe_digest(recipe: RunSettings, inputs: Inputs) -> str:
@@ -54,13 +58,14 @@ def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -
     before, after = flat(then_stage), flat(recipe.model_dump(mode="json"))
     may_change, by_tokens = _may_change(recipe, before), marked(type(recipe), OnResume.FILES_BY_TOKENS)
     refused: list[str] = []
-    for key in dict.fromkeys([*after, *before]):
+    then, now = _schedules_whole(before, after), _schedules_whole(after, before)
+    for key in dict.fromkeys([*now, *then]):
         if _is_of(key, may_change):
             continue
         if key in recorded and key in inputs:
             refused += [] if _is_of(key, by_tokens) else _changed_content(key, recorded, inputs)
-        elif before.get(key) != after.get(key):
-            refused.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}{_why(key, recipe, before)}")
+        elif then.get(key) != now.get(key):
+            refused.append(f"{key}: {then.get(key)!r} -> {now.get(key)!r}{_why(key, recipe, before)}")
     now_layout = cluster.trainer.model_dump()
     free, rounding = (marked(TrainerLayout, mark) for mark in (OnResume.FREE, OnResume.ROUNDING))
     moved = sorted(key for key in rounding if then_layout[key] != now_layout[key])
@@ -84,6 +89,21 @@ def _counts_from_the_end(settings: Mapping[str, Any]) -> list[str]:
     """The settings by which what was done so far depends on how long the run is."""
     counting = [key for key, value in settings.items() if key.endswith(".last_steps") and value is not None]
     return counting if settings.get("optimizer.schedule") == "constant" else ["optimizer.schedule", *counting]
+
+
+def _schedules_whole(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings, in which a schedule is one value where the other ones have a number in its place: one line says
+    what has changed."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        part = SCHEDULED.fullmatch(key)
+        if part is None or part[1] not in other:
+            found[key] = value
+            continue
+        tables = found.setdefault(part[1], [])
+        tables += [{}] * (int(part[2]) == len(tables))
+        tables[-1] = {**tables[-1], part[3]: value}
+    return found
 
 
 def _why(key: str, recipe: RunSettings, settings: dict[str, Any]) -> str:

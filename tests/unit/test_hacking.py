@@ -56,6 +56,18 @@ def test_what_is_no_parting_is_not_warned_of(rewards, truths):
     assert warned(watch(), noisy(rewards, 0.01), noisy(truths, 0.01, seed=4)) == []
 
 
+def test_what_is_as_likely_by_chance_as_alpha_allows_is_not_warned_of():
+    def run(alpha: float) -> list[tuple[int, Warned]]:
+        seen = watch(SMALL.model_copy(update={"alpha": alpha, "patience": 1}))
+        return warned(seen, noisy(UP, 0.01), noisy(DOWN, 0.6, seed=4))
+
+    ((at, found),) = run(0.5)
+    least = 15 * found.p  # 3 pairs, and 5 looks
+    assert at == 11 and 1e-9 < found.p
+    assert [when for when, _ in run(1.01 * least)] == [at]
+    assert at not in [when for when, _ in run(0.99 * least)]
+
+
 def test_a_small_change_is_passed_over_however_certain():
     """Answers that differ by 2 have a standard deviation of 1: over 12 rollouts the truth falls by 0.22 of it."""
 
