@@ -63,7 +63,7 @@ def test_what_is_as_likely_by_chance_as_alpha_allows_is_not_warned_of():
 
     ((at, found),) = run(0.5)
     least = 15 * found.p  # 3 pairs, and 5 looks
-    assert at == 11 and 1e-9 < found.p
+    assert at == 11 and found.p > 1e-9
     assert [when for when, _ in run(1.01 * least)] == [at]
     assert at not in [when for when, _ in run(0.99 * least)]
 
