@@ -100,6 +100,26 @@ def with_ends(spec: ModelSpec, tokenizer: Any) -> ModelSpec:
     return with_score_head(changed) if spec.head == "score" else changed  # whose padding must be none of them
 
 
+def with_padding(scores: ModelSpec, tokenizer: Any, last: int) -> tuple[ModelSpec, str | None]:
+    """A model of scores, and the token of its tokenizer that pads: both files that are exported call it so.
+
+    transformers reads a score at the last token that is not the config's padding; a tokenizer that pads with another
+    one, as many do with their end token, would have it read in the padding.
+
+    Args:
+        last: the token with which texts end as they are read.
+
+    Returns:
+        The model with that padding; and the token, None where the tokenizer has none that could end no text.
+    """
+    special = sorted(tokenizer.convert_tokens_to_ids(sorted(special_tokens(tokenizer))), reverse=True)
+    for i in (tokenizer.pad_token_id, scores.pad, *special):
+        token = None if i is None or i in (*scores.ends, last) else tokenizer.convert_ids_to_tokens(i)
+        if token is not None:
+            return replace(scores, pad=i, hf={**scores.hf, "pad_token_id": i}), str(token)
+    return scores, None
+
+
 def begin(tokenizer: Any) -> tuple[int, ...]:
     """The tokens that the tokenizer itself puts before a text: bos, or none.
 

@@ -18,9 +18,9 @@ from r1mega.data.chat import text_of
 from r1mega.data.epochs import Epochs
 from r1mega.data.judged import Judged, JudgedBatches
 from r1mega.data.preference_data import LEFT_OUT, Preferences
-from r1mega.data.preference_text import refuse_unreadable
+from r1mega.data.preference_text import reading, refuse_unreadable
 from r1mega.data.settings import Objective
-from r1mega.data.special_tokens import with_ends
+from r1mega.data.special_tokens import with_ends, with_padding
 from r1mega.data.tokenised import Sides, opened, prepare
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.diagnostics.preferences import Quality, of_answers, of_pairs
@@ -103,11 +103,12 @@ def _prepare(config: RewardModelTraining, run_dir: RunDir) -> ModelSpec:
     spec = with_ends(spec, tokenizer)
     tokenizer.chat_template = text_of(tokenizer, config.chat_template, "chat_template")
     refuse_unreadable(tokenizer)
+    spec, padding = with_padding(spec, tokenizer, last=int(reading(tokenizer, "a", "b")[-1]))
     sides = Sides(config.data, config.validation, config.seed, missing(config.inputs()))
     resumed = bool(run_dir.saved_steps())
     preferences = Preferences(config.reading, tokenizer)
     prepare(sides, preferences, run_dir.path / "data", run_dir.path / "trained_on.jsonl", resumed=resumed)
-    tokenizers.write(folder, run_dir.tokenizer, tokenizer.chat_template)
+    tokenizers.write(folder, run_dir.tokenizer, tokenizer.chat_template, {"pad_token": padding})
     return spec
 
 

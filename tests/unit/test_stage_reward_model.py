@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,27 @@ def scores_are_transformers(policy: Policy, folder: Path, rows: list[dict[str, A
     assert ours.std() > 0.1 and model.config.num_labels == 1
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5 * max(1.0, float(alone.abs().max())))
     torch.testing.assert_close(ours, beside, rtol=0, atol=1e-5 * max(1.0, float(alone.abs().max())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_that_the_tokenizer_pads_gives_the_scores_of_its_texts(bases, data, tmp_path: Path, family: str):
+    """Also where the base's tokenizer pads with its end token, as DeepSeek-V3's and Qwen's do."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = shutil.copytree(bases[family], tmp_path / "base")
+    for name, field, value in (("tokenizer_config", "pad_token", "<|eos|>"), ("config", "pad_token_id", None)):
+        settings = json.loads((base / f"{name}.json").read_text())
+        (base / f"{name}.json").write_text(json.dumps({**settings, field: value}))
+    train(few(base, data["pairwise"], max_steps=1, validation=None), tmp_path / "run")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/hf", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/hf")
+    texts = ["<|user|>figs?<|assistant|>fig<|eos|>", "<|user|>what?<|assistant|>pear kiwi oat rye nut lime<|eos|>"]
+    many = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    assert many["attention_mask"].sum(1).tolist()[0] < many["input_ids"].shape[1]
+    with torch.no_grad():
+        beside = model(**many).logits
+        alone = [model(**tokenizer([t], return_tensors="pt", add_special_tokens=False)).logits for t in texts]
+    torch.testing.assert_close(beside, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 def few(base: Path, file: Path, objective: str = "pairwise", **changes: Any) -> RewardModelTraining:

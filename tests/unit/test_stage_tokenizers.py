@@ -140,3 +140,31 @@ def test_an_rl_run_exports_the_template_it_trained_with(base: Path, make_policy,
     for prompt in [*asked.train[:5], *asked.held_out]:
         assert rendered(run.hf, prompt.question) == tuple(prompt.token_ids)
     assert "license: mit" in (run.hf / "README.md").read_text() and (run.hf / "LICENSE").read_text() == "theirs"
+
+
+def test_the_padding_of_a_model_of_scores_is_its_tokenizers(tmp_path: Path):
+    """The tokenizer's where no text ends with it; another special token; none, rather than one that ends texts."""
+    from check_and_run import write_model
+
+    from r1mega.data.special_tokens import with_padding
+    from r1mega.families.registry import read_model
+    from r1mega.families.score_head import with_score_head
+    from r1mega.stages import tokenizers
+
+    (tmp_path / "model").mkdir()
+    model = write_model(tmp_path / "model", weights=False)  # one special token, id 256, which ends texts
+    scores, tokenizer = with_score_head(read_model(model)), load_tokenizer(model)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert scores.pad > len(tokenizer) and with_padding(scores, tokenizer, last=256) == (scores, None)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>", "<|b|>"]})
+    for last, token in ((256, "<|b|>"), (258, "<|a|>")):
+        padded, found = with_padding(scores, tokenizer, last=last)
+        assert found == token and padded.pad == padded.hf["pad_token_id"] == tokenizer.convert_tokens_to_ids(token)
+    tokenizer.pad_token = "<|a|>"
+    assert with_padding(scores, tokenizer, last=256)[1] == "<|a|>"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (model / name).write_text('{"pad_token": "x", "eos_token": "<|endoftext|>"}')
+    for role, written in ((None, {}), ("<|a|>", {"pad_token": "<|a|>"})):
+        tokenizers.write(model, tmp_path / "out", "", {"pad_token": role})
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            assert json.loads((tmp_path / "out" / name).read_text()) == {"eos_token": "<|endoftext|>", **written}
