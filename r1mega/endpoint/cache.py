@@ -12,6 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from r1mega.errors import DataError
+
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +29,9 @@ class ReplyCache:
         """
         Args:
             path: where they lie; made with the first one. None: in memory, for as long as this object lives.
+
+        Raises:
+            DataError: it is there and cannot be read.
         """
         self._path = path
         self._places: dict[bytes, tuple[int, int]] = {}
@@ -37,7 +42,13 @@ class ReplyCache:
         self._file: int | None = None
         self._lock = threading.Lock()
         if path is not None and path.exists():
-            self._scan(path)
+            try:
+                self._scan(path)
+            except OSError as error:
+                raise DataError(
+                    f"{path}, of what was said before, cannot be read: {error.strerror}; mend that, or take it "
+                    "away, and all is asked anew"
+                ) from error
 
     def __len__(self) -> int:
         return len(self._places) + len(self._held)

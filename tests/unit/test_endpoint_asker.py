@@ -16,7 +16,7 @@ from r1mega.endpoint.asker import EndpointAsker
 from r1mega.endpoint.cache import ReplyCache, key_of
 from r1mega.endpoint.client import Client
 from r1mega.endpoint.settings import Endpoint
-from r1mega.errors import EndpointError, EndpointLostError
+from r1mega.errors import DataError, EndpointError, EndpointLostError
 
 QUICK = {"first_wait_s": 0.001, "longest_wait_s": 0.002, "timeout_s": 20.0, "deadline_s": 60.0}
 
@@ -188,6 +188,12 @@ def test_a_damaged_line_is_said_and_asked_anew(tmp_path: Path, caplog: pytest.Lo
     again = ReplyCache(file)
     assert [again.get(key) for key in KEYS[:3]] == ["said", None, "said"]
     assert "1 lines are damaged" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_one_message(tmp_path: Path):
+    (tmp_path / "said.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"said\.jsonl, .* cannot be read: Is a directory; mend that"):
+        ReplyCache(tmp_path / "said.jsonl")
 
 
 def test_a_reply_that_is_cut_says_so_and_is_no_verdict(server: EndpointServer):
