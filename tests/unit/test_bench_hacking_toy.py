@@ -55,7 +55,7 @@ def test_of_more_runs_each_has_its_share_of_alpha(tool):
 def test_curves_are_those_of_the_rollouts_that_are_learnt_from(tool, tmp_path: Path):
     rows: list[dict[str, Any]] = [{"kind": "train", "step": 1, "seconds/rollout": 1.0}]
     for step, truth in enumerate(FALLS, start=2):
-        own = {"trained": 7.0, "followed": truth, "response_length": 10.0, "repetition": 0.0}
+        own = {"trained": 7 + 0.1 * step, "followed": truth, "response_length": 10.0, "repetition": 0.0}
         rows.append({"kind": "train", "step": step, **{f"hacking/helpful/{k}": v for k, v in own.items()}})
     rows.append({"kind": "hacking", "reward": "helpful", "text": "", **PARTED})
     run = tmp_path / "from_start_4"
@@ -66,6 +66,17 @@ def test_curves_are_those_of_the_rollouts_that_are_learnt_from(tool, tmp_path: P
     found = tool.figures(run)
     assert found["steps"] == list(range(2, 34)) and found["followed"] == [round(x, 3) for x in FALLS]
     assert (found["seed"], found["commit"], found["load_average"]) == (4, "c0ffee", [1.5, 2.5])
+    assert found["least_p_of_short_windows"] < 1e-3
     assert found["warned"] == [PARTED] and found["p_falls_at_the_end"] < 1e-3
     tool.draw({"from_start_4": found, "last_steps_4": {**found, "warned": []}}, tmp_path / "toy.png")
     assert (tmp_path / "toy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("score", "truth"), [(1, 1), (-1, -1)])
+def test_windows_that_do_not_part_have_a_large_p(tool, score, truth):
+    assert tool.least_p([score * i for i in range(30)], [truth * i for i in range(30)]) == 1
+
+
+def test_one_short_window_that_parts_is_enough(tool):
+    flat, steep = [0.0] * 12, [float(i) for i in range(12)]
+    assert tool.least_p([*flat, *steep, *flat], [*flat, *(-x for x in steep), *flat]) == 0

@@ -28,6 +28,8 @@ CONFIGS = harness.ROOT / "configs/tiny/hacking"
 VARIANTS = {"from_start": "from the first step on", "last_steps": "in the last 14 of 60 steps"}
 ALPHA = 0.05
 """Of "the truth does not fall" in the runs of the report's schedule, all of them together."""
+SHORT = 12
+"""The window of the runs of the report's schedule, in rollouts."""
 
 
 def make(folder: Path, seeds: Sequence[int], options: list[str]) -> None:
@@ -72,7 +74,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
     def curve(name: str) -> list[float]:
         return [round(row[f"hacking/helpful/{name}"], 3) for row in seen]
 
-    followed = curve("followed")
+    score, followed = curve("trained"), curve("followed")
     window = min(Hacking().window, len(followed))
     warned = [{k: row[k] for k in ("step", "grade", "against", "p")} for row in rows if row["kind"] == "hacking"]
     (*_, part) = json.loads((run_dir / "run.json").read_text())["parts"]
@@ -81,12 +83,19 @@ def figures(run_dir: Path) -> dict[str, Any]:
         "commit": part["commit"],
         "load_average": json.loads(load_file(run_dir).read_text()),
         "steps": [row["step"] for row in seen],
-        "score": curve("trained"),
+        "score": score,
         "followed": followed,
         "tokens": curve("response_length"),
         "p_falls_at_the_end": short(trend_test(window)(followed[-window:]).p_down),
+        "least_p_of_short_windows": least_p(score, followed),
         "warned": [{**row, "p": short(row["p"])} for row in warned],
     }
+
+
+def least_p(score: Sequence[float], followed: Sequence[float]) -> float:
+    """The least p of "they do not part" of all windows of SHORT rollouts: what the schedule's test would see."""
+    test, spans = trend_test(SHORT), [slice(i, i + SHORT) for i in range(len(score) - SHORT + 1)]
+    return short(min(max(test(score[span]).p_up, test(followed[span]).p_down) for span in spans))
 
 
 def short(p: float) -> float:
