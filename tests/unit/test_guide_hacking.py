@@ -1,11 +1,14 @@
 """docs/guides/hacking.md: its settings are a run's, and they are the defaults that it says."""
 
 import contextlib
+import importlib
 import json
 import re
 import sys
 import tomllib
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from grpo_run import SETTINGS
 
@@ -16,6 +19,17 @@ from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/guides/hacking.md").read_text(encoding="utf-8")
+
+
+def row(name: str, run: dict[str, Any]) -> str:
+    """Of the guide's table: means over the first and the last fifth of the rollouts that are learnt from."""
+    fifth = max(1, len(run["steps"]) // 5)
+    ends = {key: (mean(run[key][:fifth]), mean(run[key][-fifth:])) for key in ("score", "followed", "tokens")}
+    said = [f"{a:.{digits}f} to {b:.{digits}f}" for (a, b), digits in zip(ends.values(), (1, 2, 0), strict=True)]
+    parted = [str(warned["step"]) for warned in run["warned"] if warned["grade"] == "parted"]
+    variant, _, seed = name.rpartition("_")
+    when = {"from_start": "all 60", "last_steps": "last 14"}[variant]
+    return f"| {seed} | {when} | {' | '.join(said)} | {run['p_falls_at_the_end']:.1g} | {', '.join(parted) or 'no'} |"
 
 
 def block(kind: str) -> str:
@@ -63,3 +77,12 @@ def test_the_demonstration_is_checked(monkeypatch, capsys):
     schedule = load_recipe(ROOT / "configs/tiny/hacking/2_last_steps.toml")
     assert isinstance(schedule, GRPO)
     assert f"last {schedule.rewards['helpful'].last_steps} of {schedule.num_steps} steps" in " ".join(GUIDE.split())
+
+
+def test_what_the_demonstration_showed_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools/bench")
+    measured = json.loads((ROOT / "docs/measurements/hacking_toy.json").read_text())
+    runs = measured["runs"]
+    assert measured["faults"] == importlib.import_module("hacking_toy").faults(runs) == []
+    assert all(row(name, run) in GUIDE for name, run in runs.items())
+    assert GUIDE.count("| all 60 |") == GUIDE.count("| last 14 |") == len(runs) / 2
