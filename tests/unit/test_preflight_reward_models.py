@@ -44,6 +44,12 @@ def test_a_reward_model_is_in_order(tmp_path: Path, capsys):
     assert code == 0 and "model.path" in notes and "rewards" not in notes
 
 
+def test_a_reward_model_that_nothing_is_asked_of_is_noted(tmp_path: Path, capsys):
+    table = reward(write_reward_model(tmp_path / "rm")).removesuffix("}") + ",domains=['code']}"
+    code, notes = said(capsys, table)
+    assert code == 0 and 'note: rewards.helpful: is asked of nothing: it is for domains = ["code"]' in notes
+
+
 def test_what_cannot_score_is_refused(tmp_path: Path, capsys):
     for what, folder, message in (
         ("language model", write_model(tmp_path / "lm"), "lm is a language model, which writes text and gives no"),
