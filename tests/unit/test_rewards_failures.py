@@ -107,7 +107,7 @@ def test_verdicts_that_models_have_added_to_take_the_place_of_those_before():
 def changes(tmp_path: Path, percent: int | None) -> dict[str, Any]:
     """Settings of six rollouts of twelve answers, with such a reward or without it."""
     (tmp_path / "flaky.py").write_text(FLAKY)
-    flaky = {"file": str(tmp_path / "flaky.py"), "function": "flaky", "weight": 0, "settings": {"percent": percent}}
+    flaky = {"file": str(tmp_path / "flaky.py"), "function": "flaky", "settings": {"percent": percent}}
     table = {"rewards": {"flaky": flaky}} if percent is not None else {}
     return {"num_steps": 12, "objective": {"truncated": "zero", "std": "sample"}, **table}
 
@@ -164,7 +164,7 @@ def test_a_signal_while_answers_are_judged_ends_the_run_and_its_workers(
 
     monkeypatch.setattr(grpo_run, "this_process_pool", one_worker)
     threading.Thread(target=stop_when_it_has_begun, daemon=True).start()
-    rewards = {"slow": slow, "accuracy": {"from_step": 9}, "format": {"from_step": 9}}
+    rewards = {"slow": slow, "accuracy": {"from_step": 4}, "format": {"from_step": 4}}
     with pytest.raises(Interrupted):
         Run(tmp_path / "run").start(base, {"rewards": rewards})
     (pool,) = pools

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from r1mega.buffers import Float32s, Int32s
 from r1mega.diagnostics.rollout import rollout_metrics
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
@@ -46,6 +48,9 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
         "response_length/max": 12.0,
         "response_length/truncated": 2 / 6,
         "rollout/tokens": 36.0,
+        "repetition/mean": pytest.approx(
+            (0 + 2 / 3 + 6 / 7 + 0 + 0 + 8 / 9) / 6
+        ),  # of fours of one token, all but one
     }
 
 
