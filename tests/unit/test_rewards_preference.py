@@ -223,3 +223,10 @@ def test_random_pairs_are_turned_with_their_answers():
         gap = {2: 3.0, 1: 1.0, 0: 0.0}[min(2, abs(int(a) - int(b)))] * (1 if int(a) > int(b) else -1)
         for order in ("balanced", "independent"):
             assert judged(by_number, (a, b), seed, order=order).gap == gap
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_vote_is_asked_for_again_so_often_as_is_said(retries: int):
+    asker = Said(lambda _: "well")
+    found = compare(asker, "Which?", (GOOD, BAD), Comparing(votes=1, retries=retries), seed=1).result(0)
+    assert len(asker.asked) == found.unreadable == retries + 1 and found.status == "unscorable"
