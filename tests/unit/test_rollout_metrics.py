@@ -50,7 +50,7 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
         "rollout/tokens": 36.0,
         "repetition/mean": pytest.approx(
             (0 + 2 / 3 + 6 / 7 + 0 + 0 + 8 / 9) / 6
-        ),  # of fours of one token, all but one
+        ),  # of fours: all but one
     }
 
 
