@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import Discriminator, Tag, ValidationError
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.scheduled import Entry, Scheduled
+from r1mega.config.scheduled import Scheduled, Since
 from r1mega.config.section import FromShell, Section
 from r1mega.errors import ConfigError
 
@@ -169,7 +169,7 @@ def _names(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[str], Any
     above: Any = section
     for part in loc:
         if get_origin(here) is Scheduled:
-            here = tuple[Entry, ...]
+            here = tuple[Since, ...]
         if members := _members(here):
             here = members.get(part, Section)
             continue

@@ -22,7 +22,7 @@ from r1mega.config.section import Section
 N = TypeVar("N", int, float)
 
 
-class Entry(Section):
+class Since(Section):
     """One table of a schedule."""
 
     value: int | float
@@ -54,14 +54,14 @@ class Entry(Section):
 class Scheduled(Generic[N]):  # no dataclass: pydantic would read the tables as its fields
     """A setting's values over a run; `Scheduled[int]` in a section reads a number or a list of tables.
 
-    >>> limit = Scheduled((Entry(value=8), Entry(from_step=4, value=16)))
+    >>> limit = Scheduled((Since(value=8), Since(from_step=4, value=16)))
     >>> limit.at(3), limit.at(4), limit.largest
     (8, 16, 16)
 
     `num_steps`, the run's optimiser steps, may be left out where no table counts from the end (`of_run`).
     """
 
-    def __init__(self, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, entries: tuple[Since, ...]) -> None:
         self.entries = entries
 
     def __eq__(self, other: object) -> bool:
@@ -76,7 +76,7 @@ class Scheduled(Generic[N]):  # no dataclass: pydantic would read the tables as 
     @classmethod
     def always(cls, value: N) -> Self:
         """One value for the whole run."""
-        return cls((Entry(value=value),))
+        return cls((Since(value=value),))
 
     @property
     def constant(self) -> bool:
@@ -212,7 +212,7 @@ def border_faults(what: str, steps: int, begins: int, num_steps: int, every: int
     return []
 
 
-def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
+def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Since, ...]:
     """Raises ValidationError and ValueError, which pydantic puts below the setting's name."""
     if not isinstance(value, list | tuple):
         if isinstance(value, bool | str):
@@ -221,18 +221,18 @@ def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
             raise ValueError("should be a number, or a list of tables: write [...] around it")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("should be a finite number")
-        return (Entry(value=number.validate_python(value)),)
+        return (Since(value=number.validate_python(value)),)
     tables = cast(Sequence[object], value)
     for place, one in enumerate(tables):
-        if not isinstance(one, dict | Entry):
+        if not isinstance(one, dict | Since):
             like = "{ from_step = 8, value = 1.0 }"
             raise ValueError(f"table {place} should be a table, such as {like}, not {one!r}")
-    entries = TypeAdapter(tuple[Entry, ...]).validate_python(tables)
+    entries = TypeAdapter(tuple[Since, ...]).validate_python(tables)
     if not entries:
         raise ValueError("should be a number, or a list with at least one table in it")
     _refuse_misplaced(entries)
     wrong: list[InitErrorDetails] = []
-    read: list[Entry] = []
+    read: list[Since] = []
     for place, entry in enumerate(entries):
         try:
             read.append(entry.model_copy(update={"value": number.validate_python(entry.value)}))
@@ -246,7 +246,7 @@ def _entries(value: object, number: TypeAdapter[Any]) -> tuple[Entry, ...]:
     return tuple(read)
 
 
-def _refuse_misplaced(entries: Sequence[Entry]) -> None:
+def _refuse_misplaced(entries: Sequence[Since]) -> None:
     """Raises ValueError where a list of tables is no schedule, whatever the run."""
     first = entries[0]
     if first.last_steps is not None or first.over_steps or first.from_step:

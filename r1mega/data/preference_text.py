@@ -74,8 +74,8 @@ def _template(tokenizer: Any) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def _reader(tokenizer: Any, template: str, *, opens: bool = False) -> "_Reader":
-    return _Reader(tokenizer, template, opens=opens)
+def _reader(tokenizer: Any, template: str, *, opens: bool = False) -> "_TurnReader":
+    return _TurnReader(tokenizer, template, opens=opens)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Frame:
     """The special tokens in it, in order."""
 
 
-class _Reader:
+class _TurnReader:
     """A tokenizer and the frames of its template, each found once."""
 
     def __init__(self, tokenizer: Any, template: str, *, opens: bool) -> None:

@@ -76,7 +76,7 @@ class Comparing(Section):
 
 
 @dataclass(frozen=True)
-class Vote:
+class JudgedVote:
     """One judgement of a pair."""
 
     first: int
@@ -97,7 +97,7 @@ class PairVerdict:
     status: VerdictStatus
     gap: float = 0.0
     """Mean over the votes; positive where answer 0 is better."""
-    votes: tuple[Vote, ...] = ()
+    votes: tuple[JudgedVote, ...] = ()
     """Those that could be read, in the order in which they were drawn."""
     characters: tuple[int, int] = (0, 0)
     """Lengths of both answers."""
@@ -165,7 +165,7 @@ def drawn_orders(settings: Comparing, seed: int, question: str, answers: Pair) -
 
 def _verdict(orders: Sequence[int], found: Sequence[Heard[float]], characters: tuple[int, int]) -> PairVerdict:
     votes = [
-        Vote(first, one.value if first == 0 else 0.0 - one.value)
+        JudgedVote(first, one.value if first == 0 else 0.0 - one.value)
         for first, one in zip(orders, found, strict=True)
         if one.value is not None
     ]

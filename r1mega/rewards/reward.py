@@ -192,7 +192,7 @@ class Unread:
 
 
 @dataclass(frozen=True)
-class Said:
+class ToRead:
     """What a model reads of an answer where it has a tokenizer and a chat template of its own (`TextScorer`)."""
 
     question: str
@@ -206,7 +206,9 @@ class ModelReward(Reward):
     outcomes: ClassVar[tuple[str, ...]] = ()
     """Those of its `Unread`."""
 
-    def documents(self, asked: "Sequence[tuple[Prompt, Completion]]") -> "Sequence[Document | Said | Score | Unread]":
+    def documents(
+        self, asked: "Sequence[tuple[Prompt, Completion]]"
+    ) -> "Sequence[Document | ToRead | Score | Unread]":
         """What the model reads of each answer (`document`), or why it reads nothing; for many answers at once."""
         return [self.document(prompt, completion) for prompt, completion in asked]
 
@@ -246,6 +248,6 @@ class Scorer(Protocol):
 class TextScorer(Scorer, Protocol):
     """A `Scorer` that reads words in a chat template of its own."""
 
-    def documents(self, said: Sequence[Said]) -> Sequence[Document | Unread]:
+    def documents(self, said: Sequence[ToRead]) -> Sequence[Document | Unread]:
         """What it reads of each, or why it reads nothing. On rank 0 alone."""
         ...

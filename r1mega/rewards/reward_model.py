@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from r1mega.config.section import AnchoredPath
 from r1mega.data.scope import THOUGHT, Marks, Scope, scoped
-from r1mega.rewards.reward import ModelReward, Said, Score, Unread, scored
+from r1mega.rewards.reward import ModelReward, Score, ToRead, Unread, scored
 from r1mega.samples import Completion, Document, Prompt
 
 TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja")
@@ -66,11 +66,11 @@ class LearntReward(ModelReward):
     def beside(self) -> Mapping[str, Sequence[Path]]:
         return {"path": tuple(self.path / name for name in TEMPLATE_FILES)}
 
-    def documents(self, asked: Sequence[tuple[Prompt, Completion]]) -> Sequence[Document | Said | Score | Unread]:
+    def documents(self, asked: Sequence[tuple[Prompt, Completion]]) -> Sequence[Document | ToRead | Score | Unread]:
         parts = [scoped(prompt.prefill + answer.text, self.scope, self.marks) for prompt, answer in asked]
         nothing = Unread("missing", f"there is no {self.scope} to read")
         return [
-            nothing if part is None else Said(prompt.question, part)
+            nothing if part is None else ToRead(prompt.question, part)
             for (prompt, _), part in zip(asked, parts, strict=True)
         ]
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from r1mega.errors import ConfigError
 from r1mega.rewards.endpoint_reward import EndpointReward
-from r1mega.rewards.reward import Answer, ModelReward, Reward, RuleReward, Said, Score, Unread, answer_of, failed
+from r1mega.rewards.reward import Answer, ModelReward, Reward, RuleReward, Score, ToRead, Unread, answer_of, failed
 from r1mega.samples import Completion, Document, Group, Prompt, Verdict, VerdictStatus
 
 Truncated = Literal["zero", "mask", "judge"]
@@ -90,7 +90,7 @@ class Rubric:
 
     def unread(
         self, name: str, groups: Sequence[Group], step: int
-    ) -> dict["Place", Document | Said | Score | Unread]:
+    ) -> dict["Place", Document | ToRead | Score | Unread]:
         """What the model of this name has to read: of every answer that it is for and that the rules have scored."""
         model = self.models(step)[name]
         asked = {

@@ -26,7 +26,7 @@ class NotWatched(Carried):
         return {}
 
 
-class Watch(NotWatched):
+class HackingWatched(NotWatched):
     """Rank 0's: warns in the log and as a row of kind "hacking", which stands with the rollout's first step."""
 
     def __init__(self, config: GRPO, records: Records) -> None:

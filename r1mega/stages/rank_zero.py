@@ -26,7 +26,7 @@ from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Group, Sample
-from r1mega.stages.hacking import NotWatched, Watch
+from r1mega.stages.hacking import HackingWatched, NotWatched
 from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.questions import Questions, make_questions
 from r1mega.stages.records import Records
@@ -89,8 +89,8 @@ class RankZero:
     def log_recovery(self, version: int, recovery: Recovery) -> None:
         self.records.log("recovery", version, dataclasses.asdict(recovery))
 
-    def hacking(self, config: GRPO) -> Watch:
-        return Watch(config, self.records)
+    def hacking(self, config: GRPO) -> HackingWatched:
+        return HackingWatched(config, self.records)
 
     @contextmanager
     def judges(self, make: Callable[..., Pool], config: GRPO, run_dir: RunDir) -> Iterator[Judges]:

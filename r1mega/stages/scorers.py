@@ -15,7 +15,7 @@ from r1mega.errors import ConfigError, RolloutError
 from r1mega.families.registry import read_model
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.failures import Failures
-from r1mega.rewards.reward import ModelReward, Said, Scorer, Unread
+from r1mega.rewards.reward import ModelReward, Scorer, ToRead, Unread
 from r1mega.rewards.reward_model import LearntReward
 from r1mega.rollout.collect import Rollout
 from r1mega.runtime import files
@@ -67,7 +67,7 @@ class InWords:
         self._model, self._tokenizer = model, load_tokenizer(folder)
         self._positions = read_model(folder).max_positions
 
-    def documents(self, said: Sequence[Said]) -> list[Document | Unread]:
+    def documents(self, said: Sequence[ToRead]) -> list[Document | Unread]:
         """A text of each, scored at its end; too long is one of more tokens than the model has positions."""
         read = readings(self._tokenizer, [(one.question, one.text) for one in said])
         return [Document.of_texts([ids]) if len(ids) <= self._positions else self._too_long(len(ids)) for ids in read]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from r1mega.data.packing import spread
-from r1mega.rewards.reward import ModelReward, Said, Score, Scorer, TextScorer, Unread, failed, scored
+from r1mega.rewards.reward import ModelReward, Score, Scorer, TextScorer, ToRead, Unread, failed, scored
 from r1mega.rewards.rubric import Place, Rubric
 from r1mega.samples import Document, Group
 from r1mega.trainer.mesh import Mesh
@@ -58,11 +58,11 @@ def scored_by_models(
 
 
 def _read(
-    scorer: Scorer, unread: Mapping[Place, Document | Said | Score | Unread]
+    scorer: Scorer, unread: Mapping[Place, Document | ToRead | Score | Unread]
 ) -> dict[Place, Document | Score | Unread]:
     """The same, as documents what a scorer reads in words."""
-    said = {place: one for place, one in unread.items() if isinstance(one, Said)}
-    known = {place: one for place, one in unread.items() if not isinstance(one, Said)}
+    said = {place: one for place, one in unread.items() if isinstance(one, ToRead)}
+    known = {place: one for place, one in unread.items() if not isinstance(one, ToRead)}
     if not said:
         return known
     if not isinstance(scorer, TextScorer):

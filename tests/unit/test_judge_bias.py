@@ -9,7 +9,7 @@ from rule_judge_here import InPlace, rule_judge
 
 from r1mega.data.constraint_language import WORDS
 from r1mega.evaluation.judge_bias import bias_figures, bias_lines, length_bias, position_bias
-from r1mega.rewards.preference import Comparing, PairVerdict, Vote, compare
+from r1mega.rewards.preference import Comparing, JudgedVote, PairVerdict, compare
 from r1mega.samples import VerdictStatus
 
 SEEDS = range(40)
@@ -18,7 +18,7 @@ NUM_PAIRS = 40
 
 def verdict(*votes: tuple[int, float], characters: tuple[int, int] = (9, 5)) -> PairVerdict:
     gap = sum(gap for _, gap in votes) / len(votes)
-    return PairVerdict(VerdictStatus.SCORED, gap, tuple(Vote(*vote) for vote in votes), characters)
+    return PairVerdict(VerdictStatus.SCORED, gap, tuple(JudgedVote(*vote) for vote in votes), characters)
 
 
 def test_by_hand():

@@ -33,7 +33,7 @@ from r1mega.evaluation.results import QuestionResult, SampleResult
 from r1mega.evaluation.scores import doubling, score
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.accuracy import Accuracy
-from r1mega.rewards.preference import PairVerdict, Vote
+from r1mega.rewards.preference import JudgedVote, PairVerdict
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.samples import Completion, Document, FinishReason, Group, Prompt, Sample, Verdict, VerdictStatus
@@ -261,7 +261,7 @@ def test_an_evaluations_figure_is_that_of_the_survivors(figure: Callable[..., An
 @st.composite
 def compared(draw: st.DrawFn) -> list[PairVerdict]:
     """Verdicts of pairs; of one without a verdict some votes may have been read."""
-    vote = st.builds(Vote, st.integers(0, 1), st.sampled_from([3.0, 1.0, 0.0, -1.0, -3.0]))
+    vote = st.builds(JudgedVote, st.integers(0, 1), st.sampled_from([3.0, 1.0, 0.0, -1.0, -3.0]))
     found = []
     for status in draw(st.lists(STATUSES, max_size=9)):
         votes = tuple(draw(st.lists(vote, min_size=1, max_size=4)))

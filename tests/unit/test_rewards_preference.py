@@ -10,7 +10,7 @@ import pytest
 from r1mega.errors import EndpointError
 from r1mega.rewards.asker import Message
 from r1mega.rewards.judge_forms import RULES, VERDICT_SYSTEM
-from r1mega.rewards.preference import Comparing, PairVerdict, Vote, compare
+from r1mega.rewards.preference import Comparing, JudgedVote, PairVerdict, compare
 from r1mega.rewards.safety import Marking, mark
 from r1mega.samples import VerdictStatus
 
@@ -96,7 +96,9 @@ def test_the_mean_of_the_votes_decides():
     assert found.gap == 0.75 and found.preferred(1.0) is None and found.preferred(0.7) == 0
     assert PairVerdict(VerdictStatus.SCORED, -1.0).preferred(1.0) is None
     assert PairVerdict(VerdictStatus.SCORED, -1.01).preferred(1.0) == 1
-    assert Vote(1, -2.0).for_first and not Vote(0, -2.0).for_first and Vote(0, 0.0).for_first is None
+    assert (
+        JudgedVote(1, -2.0).for_first and not JudgedVote(0, -2.0).for_first and JudgedVote(0, 0.0).for_first is None
+    )
 
 
 def test_ratings():

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from r1mega.buffers import Float32s, Int32s
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.rewards.registry import Rewards
-from r1mega.rewards.reward import Said, Unread
+from r1mega.rewards.reward import ToRead, Unread
 from r1mega.rewards.reward_model import LearntReward
 from r1mega.samples import Completion, Document, FinishReason, Prompt, VerdictStatus
 from r1mega.stages.scorers import InWords
@@ -69,7 +69,7 @@ def test_it_reads_the_question_and_the_part_of_the_answer_in_its_own_template(
     tokenizer: Any, folder: Path, settings: dict[str, Any], prefill: str, text: str, said: str
 ):
     (words,) = reward(folder, **settings).documents([asked(text, prefill)])
-    assert isinstance(words, Said) and words == Said("2 + 2?", said)
+    assert isinstance(words, ToRead) and words == ToRead("2 + 2?", said)
     (found,) = InWords(Nobody(), folder).documents([words])
     assert found == Document.of_texts([Int32s(read_by(tokenizer, said))])
     assert isinstance(found, Document) and found.scored and found.num_targets == 1
@@ -80,15 +80,15 @@ def test_what_it_cannot_read_is_named(tokenizer: Any, folder: Path):
     around = len(read_by(tokenizer, ""))
     fits, too_long = ("<think></think>" + "4" * (num - around) for num in (512, 513))
     words = reward(folder).documents([asked(t) for t in ("<think>on and on", fits, too_long, "", SUMMARY)])
-    assert [isinstance(one, Said) for one in words] == [False, True, True, False, True]
+    assert [isinstance(one, ToRead) for one in words] == [False, True, True, False, True]
     assert words[0] == words[3] == Unread("missing", "there is no summary to read")
-    found = InWords(Nobody(), folder).documents([one for one in words if isinstance(one, Said)])
+    found = InWords(Nobody(), folder).documents([one for one in words if isinstance(one, ToRead)])
     assert [isinstance(one, Document) for one in found] == [True, False, True]
     assert isinstance(found[0], Document) and len(found[0].token_ids) == 512
     assert found[1] == Unread("too_long", "513 tokens to read, and the model has 512 positions")
     # An answer without end is read whole where the whole is scored.
     assert reward(folder, scope="response").documents([asked("<think>on and on")]) == [
-        Said("2 + 2?", "<think>on and on")
+        ToRead("2 + 2?", "<think>on and on")
     ]
 
 

@@ -48,9 +48,7 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
         "response_length/max": 12.0,
         "response_length/truncated": 2 / 6,
         "rollout/tokens": 36.0,
-        "repetition/mean": pytest.approx(
-            (0 + 2 / 3 + 6 / 7 + 0 + 0 + 8 / 9) / 6
-        ),  # of fours: all but one
+        "repetition/mean": pytest.approx((0 + 2 / 3 + 6 / 7 + 0 + 0 + 8 / 9) / 6),  # of fours: all but one
     }
 
 

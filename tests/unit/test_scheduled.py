@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from r1mega.config.load import validate
-from r1mega.config.scheduled import Entry, Scheduled
+from r1mega.config.scheduled import Scheduled, Since
 from r1mega.config.section import Section
 from r1mega.errors import ConfigError
 
@@ -174,4 +174,4 @@ def test_tables_at_the_borders_of_a_run_pass():
     assert limit({"value": 8}, *tables, {"last_steps": 4, "value": 1}).faults(24, 4) == []
     # A run that is shorter than the schedule takes as much of it as it is long.
     assert limit({"value": 8}, {"from_step": 96, "value": 9}).faults(24, 4) == []
-    assert Entry(value=3, from_step=7).begins(None) == 7
+    assert Since(value=3, from_step=7).begins(None) == 7
