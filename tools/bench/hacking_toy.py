@@ -162,10 +162,14 @@ def main() -> None:
     parser.add_argument("--cluster", default="laptop")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="passed on, as cluster.KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the figure goes beside it, as PNG")
+    parser.add_argument("--made", action="store_true", help="run nothing, and read the runs that are done")
     given = parser.parse_args()
     folder = given.folder.resolve()
-    make(folder, given.seeds, ["--cluster", given.cluster, *changes(*given.settings)])
     names = [f"{variant}_{seed}" for variant in VARIANTS for seed in given.seeds]
+    if given.made:
+        names = [name for name in names if (folder / name / "summary.json").is_file()]
+    else:
+        make(folder, given.seeds, ["--cluster", given.cluster, *changes(*given.settings)])
     runs = {name: figures(folder / name) for name in names}
     (*_, part) = json.loads((folder / names[0] / "run.json").read_text())["parts"]
     rm = json.loads((folder / "rm/summary.json").read_text())
