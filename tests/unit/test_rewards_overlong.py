@@ -8,7 +8,7 @@ from grpo_run import SETTINGS
 from pydantic import ValidationError
 
 from r1mega.buffers import Int32s
-from r1mega.config.scheduled import Entry, Scheduled
+from r1mega.config.scheduled import Scheduled, Since
 from r1mega.recipe.grpo import GRPO
 from r1mega.rewards.overlong import Overlong
 from r1mega.rewards.reward import Answer
@@ -32,7 +32,7 @@ def overlong(**settings: Any) -> Overlong:
 
 def test_it_follows_the_length_limit_or_a_schedule_of_its_own():
     """b = 4; an answer of 9 tokens. Under a limit of 8, from step 2 on 12, and of its own 10, in the last 2 of 8."""
-    limit = Scheduled((Entry(value=8), Entry(value=12, from_step=2)))
+    limit = Scheduled((Since(value=8), Since(value=12, from_step=2)))
     follows = Overlong(buffer=4).of_run(8, limit)
     own = Overlong.model_validate({"buffer": 4, "max_tokens": [{"value": 5}, {"last_steps": 2, "value": 10}]}).of_run(
         8, limit

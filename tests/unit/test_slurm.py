@@ -36,7 +36,7 @@ def test_every_stage_asks_for_what_its_cluster_file_has(cluster: str, monkeypatc
     assert len(STAGES) > 20
     for config in STAGES:
         stage, machine = load(config, cluster)
-        kind = "supervised" if stage.stage in ("pretrain", "sft") else stage.stage
+        kind = "supervised" if stage.stage in ("pretrain", "sft", "reward_model") else stage.stage
         kind = "evaluate" if kind == "preferences" else kind  # no trainer either
         nodes, tasks, cpus, gpus = ASKED[cluster][kind]
         options = f"--nodes={nodes} --ntasks-per-node={tasks} --cpus-per-task={cpus}"
