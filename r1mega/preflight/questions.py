@@ -48,13 +48,8 @@ def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | N
     def check() -> Mapping[str, Mapping[str, Counts]]:
         from r1mega.stages.questions import evaluated_prompts, evaluated_questions
 
-        if tokenizer is None:
-            look_at(recipe.prompt)
-            return {"evaluation": evaluated_questions(recipe).counts}
-        loaded = load_tokenizer(tokenizer)
-        refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
-        form = PromptForm(recipe.prompt, loaded)
-        if spec is None:
+        form = _form(recipe, tokenizer)
+        if form is None or spec is None:
             return {"evaluation": evaluated_questions(recipe).counts}
         return {"evaluation": evaluated_prompts(recipe, form, spec)[1]}
 
@@ -92,17 +87,22 @@ def check_preference_questions(
     def check() -> Mapping[str, Mapping[str, Counts]]:
         from r1mega.stages.questions import preference_prompts, preference_questions
 
-        if tokenizer is None:
-            look_at(recipe.prompt)
-            return {"questions": preference_questions(recipe).counts}
-        loaded = load_tokenizer(tokenizer)
-        refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
-        form = PromptForm(recipe.prompt, loaded)
-        if spec is None:
+        form = _form(recipe, tokenizer)
+        if form is None or spec is None:
             return {"questions": preference_questions(recipe).counts}
         return {"questions": preference_prompts(recipe, form, spec)[1]}
 
     _once(recipe, tokenizer, check)
+
+
+def _form(recipe: Evaluate | MakePreferences, tokenizer: Path | None) -> PromptForm | None:
+    """How the questions are put, where there is a tokenizer, of which no stop string holds an end token."""
+    if tokenizer is None:
+        look_at(recipe.prompt)
+        return None
+    loaded = load_tokenizer(tokenizer)
+    refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
+    return PromptForm(recipe.prompt, loaded)
 
 
 def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[str, Mapping[str, Counts]]]) -> None:

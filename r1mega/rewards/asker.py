@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from r1mega.endpoint.replies import Told
 from r1mega.errors import EndpointError
+from r1mega.samples import VerdictStatus
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +82,17 @@ class Heard(Generic[T]):
             return self.lost
         end = " ".join(self.said[-4 * SHOWN_CHARACTERS :].split())[-SHOWN_CHARACTERS:]
         return f"no judgement can be read in {self.unreadable} of the judge's answers; the last ends with {end!r}"
+
+
+def missing_votes(found: Sequence[Heard[Any]]) -> tuple[VerdictStatus, str] | None:
+    """What becomes of something of whose votes some are missing, and why: failed where the endpoint is at fault, else
+    unscorable; None where all are there."""
+    missing = [one for one in found if one.value is None]
+    if not missing:
+        return None
+    lost = [one for one in missing if one.lost]
+    reason = f"{len(missing)} of {len(found)} votes are missing: {(lost or missing)[0].reason}"
+    return (VerdictStatus.FAILED if lost else VerdictStatus.UNSCORABLE), reason
 
 
 def heard(

@@ -11,29 +11,31 @@ The report judges so where answers have no form that a rule could read; it takes
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from r1mega.rewards.asker import Caller, Drawn, Heard, drawn_seeds, heard
 from r1mega.rewards.endpoint_reward import EndpointReward
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import ANSWER_FORMS, ANSWER_PROMPT, messages, prompt_faults, refuse_no_marks, told
+from r1mega.rewards.judge_forms import ANSWER_FORMS, ANSWER_PROMPT, JudgeWords, messages, told
 from r1mega.rewards.reward import Score, failed, scored, unscorable
 from r1mega.samples import Prompt
 
-NAMES = ("question", "truth", "answer")
 REASON_CHARACTERS = 200
 """Of the judge's words, in an answer's record."""
 
 
-class Judge(EndpointReward):
+class Judge(EndpointReward, JudgeWords):
     """What a judge says of an answer, beside the question's reference answer: 1 or 0, or a share of it.
 
     Equal answers to a question are judged once. A reply in which no verdict can be read is asked for again, and after
     that the answer is unscorable: it leaves its group. So is one whose question has no reference answer, unless
     `prompt` does without. An endpoint that does not answer has failed, and past `rollout.max_failed` the run stops.
     """
+
+    needed: ClassVar[tuple[str, ...]] = ("question", "answer")
+    known: ClassVar[tuple[str, ...]] = ("question", "truth", "answer")
 
     kind: Literal["judge"] = "judge"
     form: Literal["right", "share"] = "right"
@@ -42,28 +44,8 @@ class Judge(EndpointReward):
     """Judgements of an answer, whose mean it has."""
     temperature: float = Field(default=0.0, ge=0)
     """Of the judge; several votes want more than 0, and so do replies that cannot be read."""
-    max_tokens: int = Field(default=2048, gt=0)
-    """Of what the judge says to a vote, reasons included."""
-    retries: int = Field(default=2, ge=0)
-    """Times that a vote is asked for again, with another seed, where none can be read."""
     prompt: str = ANSWER_PROMPT
     """The user's turn, with {question}, {truth} and {answer} in it; {truth} may be left out."""
-    system: str | None = None
-    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
-    form's marks in the last line; what the frames around the texts mean is put behind it."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _holds_all(cls, prompt: str) -> str:
-        if faults := prompt_faults(prompt, ("question", "answer"), NAMES):
-            raise ValueError("; ".join(faults))
-        return prompt
-
-    @field_validator("system")
-    @classmethod
-    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
-        refuse_no_marks(system, info.data.get("prompt", ""))
-        return system
 
     @property
     def needs_truth(self) -> bool:

@@ -14,7 +14,11 @@ this.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from r1mega.config.section import Section
 from r1mega.data.template import THINK_CLOSE, THINK_OPEN
 from r1mega.endpoint.replies import sendable
 from r1mega.rewards.asker import Message
@@ -128,6 +132,39 @@ def refuse_no_marks(system: str | None, prompt: str) -> None:
             "neither system nor prompt names a verdict in double brackets, and no other can be read; say in system "
             "which marks the judge has to end with (docs/guides/judge.md)"
         )
+
+
+class JudgeWords(Section):
+    """What every judge's settings have: what it is told, and how much and how often it may answer."""
+
+    needed: ClassVar[tuple[str, ...]]
+    """Names that stand in `prompt` in braces."""
+    known: ClassVar[tuple[str, ...]]
+    """Those that may."""
+
+    max_tokens: int = Field(default=2048, gt=0)
+    """Of what the judge says to a vote, reasons included."""
+    retries: int = Field(default=2, ge=0)
+    """Times that a vote is asked for again, with another seed, where none can be read; then what is judged is
+    unscorable."""
+    prompt: str
+    """The user's turn, with the texts' names in braces where they are to stand."""
+    system: str | None = None
+    """What the judge is told before; none given: the form's own words. It has to ask for the form's marks in the last
+    line; what the frames around the texts mean is put behind it."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _holds_all(cls, prompt: str) -> str:
+        if faults := prompt_faults(prompt, cls.needed, cls.known):
+            raise ValueError("; ".join(faults))
+        return prompt
+
+    @field_validator("system")
+    @classmethod
+    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
+        refuse_no_marks(system, info.data.get("prompt", ""))
+        return system
 
 
 # ---- verdicts ------------------------------------------------------------------------------------------------------

@@ -11,21 +11,23 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from r1mega.config.section import Section
-from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_from, drawn_seeds, heard
+from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_from, drawn_seeds, heard, missing_votes
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import PAIR_FORMS, PAIR_PROMPT, WIDEST, messages, prompt_faults, refuse_no_marks, told
+from r1mega.rewards.judge_forms import PAIR_FORMS, PAIR_PROMPT, WIDEST, JudgeWords, messages, told
 from r1mega.samples import VerdictStatus
 
 Pair = tuple[str, str]
 
 
-class Comparing(Section):
+class Comparing(JudgeWords):
     """How two answers are compared."""
+
+    needed: ClassVar[tuple[str, ...]] = ("question", "answer_a", "answer_b")
+    known: ClassVar[tuple[str, ...]] = needed
 
     votes: int = Field(default=4, gt=0)
     """Judgements of a pair (report: 4)."""
@@ -40,26 +42,10 @@ class Comparing(Section):
     """A pair is kept where the mean gap is more than this, either way (report: 1)."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the judge, whose votes should differ where it is in doubt."""
-    max_tokens: int = Field(default=2048, gt=0)
-    """Of what the judge says to a vote, reasons included."""
-    retries: int = Field(default=2, ge=0)
-    """Times that a vote is asked for again, with another seed, where none can be read; then the pair is
-    unscorable."""
     max_characters: int = Field(default=60_000, gt=0)
     """Of question and both answers together; a pair that is longer is unscorable, without asking."""
     prompt: str = PAIR_PROMPT
     """The user's turn, with {question}, {answer_a} and {answer_b} in it."""
-    system: str | None = None
-    """What the judge is told before; none given: the form's own words (`rewards.judge_forms`). It has to ask for the
-    form's marks in the last line; what the frames around the texts mean is put behind it."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _holds_all(cls, prompt: str) -> str:
-        names = ("question", "answer_a", "answer_b")
-        if faults := prompt_faults(prompt, names, names):
-            raise ValueError("; ".join(faults))
-        return prompt
 
     @field_validator("min_gap")
     @classmethod
@@ -67,12 +53,6 @@ class Comparing(Section):
         if min_gap >= (widest := WIDEST.get(info.data.get("form", ""), math.inf)):
             raise ValueError(f'no gap of form = "{info.data["form"]}" is more than {widest:g}; lower it')
         return min_gap
-
-    @field_validator("system")
-    @classmethod
-    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
-        refuse_no_marks(system, info.data.get("prompt", ""))
-        return system
 
 
 @dataclass(frozen=True)
@@ -170,11 +150,9 @@ def _verdict(orders: Sequence[int], found: Sequence[Heard[float]], characters: t
         if one.value is not None
     ]
     unreadable = sum(one.unreadable for one in found)
-    missing = [one for one in found if one.value is None]
+    missing = missing_votes(found)
     if not missing:
         gap = sum(vote.gap for vote in votes) / len(votes)
         return PairVerdict(VerdictStatus.SCORED, gap, tuple(votes), characters, "", unreadable)
-    lost = [one for one in missing if one.lost]
-    status = VerdictStatus.FAILED if lost else VerdictStatus.UNSCORABLE
-    reason = f"{len(missing)} of {len(found)} votes are missing: {(lost or missing)[0].reason}"
+    status, reason = missing
     return PairVerdict(status, 0.0, tuple(votes), characters, reason, unreadable)

@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from r1mega.config.section import Section
-from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_seeds, heard
+from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_seeds, heard, missing_votes
 from r1mega.rewards.gathering import gathered
-from r1mega.rewards.judge_forms import RULES, last_line, messages, prompt_faults, refuse_no_marks, told
+from r1mega.rewards.judge_forms import RULES, JudgeWords, last_line, messages, told
 from r1mega.samples import VerdictStatus
 
 SAFETY_SYSTEM = (
@@ -33,17 +33,16 @@ SAFETY_PROMPT = "{question}\n\n{answer}"
 _SAFE = re.compile(r"\[\[\s*(safe|unsafe)\s*\]\]", re.IGNORECASE)
 
 
-class Marking(Section):
+class Marking(JudgeWords):
     """How answers are marked safe or unsafe."""
+
+    needed: ClassVar[tuple[str, ...]] = ("question", "answer")
+    known: ClassVar[tuple[str, ...]] = needed
 
     votes: int = Field(default=4, gt=0)
     """Judgements of an answer; the majority's counts, and an answer without one is left out and counted."""
     temperature: float = Field(default=0.7, ge=0)
     """Of the judge."""
-    max_tokens: int = Field(default=2048, gt=0)
-    """Of what the judge says to a vote, reasons included."""
-    retries: int = Field(default=2, ge=0)
-    """Times that a vote is asked for again, with another seed, where none can be read."""
     max_characters: int = Field(default=120_000, gt=0)
     """Of question and answer together; longer ones are unscorable, without asking."""
     prompt: str = SAFETY_PROMPT
@@ -51,20 +50,6 @@ class Marking(Section):
     system: str | None = None
     """What the judge is told before: your guidelines, which have to ask for [[safe]] or [[unsafe]] in the last line;
     none given: `rewards.safety.SAFETY_SYSTEM`. What the frames around the texts mean is put behind it."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _holds_all(cls, prompt: str) -> str:
-        names = ("question", "answer")
-        if faults := prompt_faults(prompt, names, names):
-            raise ValueError("; ".join(faults))
-        return prompt
-
-    @field_validator("system")
-    @classmethod
-    def _asks_for_marks(cls, system: str | None, info: ValidationInfo) -> str | None:
-        refuse_no_marks(system, info.data.get("prompt", ""))
-        return system
 
 
 @dataclass(frozen=True)
@@ -118,9 +103,8 @@ def mark(asker: Asker, question: str, answer: str, settings: Marking, *, seed: i
 def _marked(found: Sequence[Heard[bool]]) -> Mark:
     votes = tuple(one.value for one in found if one.value is not None)
     unreadable = sum(one.unreadable for one in found)
-    missing = [one for one in found if one.value is None]
+    missing = missing_votes(found)
     if not missing:
         return Mark(VerdictStatus.SCORED, votes, "", unreadable)
-    lost = [one for one in missing if one.lost]
-    reason = f"{len(missing)} of {len(found)} votes are missing: {(lost or missing)[0].reason}"
-    return Mark(VerdictStatus.FAILED if lost else VerdictStatus.UNSCORABLE, votes, reason, unreadable)
+    status, reason = missing
+    return Mark(status, votes, reason, unreadable)

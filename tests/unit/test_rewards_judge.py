@@ -265,13 +265,13 @@ def test_a_signal_breaks_off_waiting_and_what_was_said_is_not_asked_again(server
     threading.Thread(target=stop_when_all_others_are_judged, daemon=True).start()
     with Interrupt() as interrupt, pytest.raises(StopNow):
         rollout(rewards, Sampling(), tmp_path, breakable=interrupt.at_once)
-    hold.set()
     asked = len(server.bodies)
     # A judge that has changed its mind: only what it had not said is its new word.
     server.say = lambda body: "[[9]]"
     groups = rollout(rewards, Sampling(), tmp_path)
     assert [[v.reward for v in g.verdicts] for g in groups] == [[i / 10] * 4 for i in range(4)] + [[0.9] * 4]
     assert len(server.bodies) - asked == 4 and len(lines()) == 20
+    hold.set()  # not before: what was given up would still be said
 
 
 def test_a_prompt_without_the_answer_is_refused():
