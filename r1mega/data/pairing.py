@@ -1,6 +1,5 @@
 """Answers made candidates for preference pairs: what of each is judged, and which two of a question's go together."""
 
-import hashlib
 import itertools
 import math
 import random
@@ -118,8 +117,3 @@ def usable(
         else:
             kept.append(SampledAnswer(answer.index, answer.seed, text, answer.tokens))
     return kept, dropped
-
-
-def sha256_of(text: str) -> str:
-    """Hexadecimal, of the text in UTF-8; what UTF-8 has no form for counts as its code."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

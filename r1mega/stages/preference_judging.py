@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from r1mega.config.cluster import Cluster
-from r1mega.data.pairing import sha256_of
+from r1mega.data.signed_rows import sha256_of
 from r1mega.endpoint.asker import EndpointAsker
 from r1mega.endpoint.cache import ReplyCache
 from r1mega.endpoint.client import Client

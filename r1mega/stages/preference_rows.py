@@ -4,22 +4,20 @@ pairs.jsonl     {"prompt", "chosen", "rejected", "gap", "votes", "provenance", "
 labelled.jsonl  {"prompt", "response", "safe", "votes", "provenance", "sha256"}
 judged.jsonl    a line for everything that was judged, without its texts: lengths, gap, votes, and what became of it
 
-`sha256` is of the row without it, as `digest_of` has it, so that a row that was changed since is told from one that
-was not.
+`sha256` is a row's own (`data.signed_rows`), so that one that was changed since is told from one that was not.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from r1mega.data.length_balance import LengthBalance, Sized, balanced, possible
-from r1mega.data.pairing import PairSettings, SampledAnswer, sha256_of
+from r1mega.data.pairing import PairSettings, SampledAnswer
+from r1mega.data.signed_rows import Row, signed
 from r1mega.rewards.preference import PairVerdict
 from r1mega.rewards.safety import Mark
 from r1mega.samples import Prompt, VerdictStatus
 
-Row = dict[str, Any]
 Outcome = Literal["kept", "unbalanced", "gap_too_small", "undecided", "unscorable", "failed"]
 
 
@@ -149,13 +147,7 @@ class Provenance:
             },
             "judge": dict(self.judge),
         }
-        return {**row, "sha256": digest_of(row)}
-
-
-def digest_of(row: Mapping[str, Any]) -> str:
-    """SHA-256, hexadecimal, of a row's JSON with sorted keys and without spaces, its own "sha256" left out."""
-    rest = {name: value for name, value in row.items() if name != "sha256"}
-    return sha256_of(json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+        return signed(row)
 
 
 def judged_pair(pair: Pair, verdict: PairVerdict, outcome: Outcome) -> Row:
