@@ -119,7 +119,7 @@ def check(
 
 
 def _needs(seen: Look) -> slurm.Needs:
-    return slurm.needs(seen.cluster, trains=seen.recipe.trains, samples=seen.recipe.samples)
+    return slurm.needs(seen.cluster, trains=seen.recipe.trains, serves=seen.recipe.serves)
 
 
 def _note(seen: Look, stage: str = "") -> None:

@@ -17,14 +17,14 @@ class Needs:
     """Of a stage on a machine."""
 
     ranks: int
-    """Of the trainer; an evaluation has none, and one process stands for it."""
+    """Of the trainer; where there is none, one process stands for it."""
     threads: int
     """CPUs that each rank needs."""
     trainer_gpus: int
     """GPUs of the ranks together: one each, or 0 on the CPU and in an evaluation."""
     server_gpus: int
-    """GPUs of the rollout server; 0 on the CPU and in a stage that samples nothing."""
-    samples: bool
+    """GPUs of the rollout server; 0 on the CPU and where no server of ours runs a model."""
+    serves: bool
     """Whether the stage has a rollout server."""
     gpus_per_node: int
     """GPUs that a node of the cluster file has; 0 on the CPU."""
@@ -102,27 +102,27 @@ class Placement:
         return "\n".join(f"{name}={value}" for name, value in values.items())
 
 
-def needs(machine: Cluster, *, trains: bool, samples: bool) -> Needs:
+def needs(machine: Cluster, *, trains: bool, serves: bool) -> Needs:
     """What a stage needs of Slurm on `machine`.
 
     Args:
         trains: whether it has a trainer.
-        samples: whether it has an engine.
+        serves: whether a server of ours runs a model.
 
     Raises:
         ConfigError: the cluster file has GPUs and does not say how many a node has.
     """
     ranks = machine.trainer.ranks if trains else 1
-    if machine.device == "cpu":
-        return Needs(ranks, machine.trainer.threads, 0, 0, samples, 0)
+    if machine.device == "cpu" or not (trains or serves):
+        return Needs(ranks, machine.trainer.threads, 0, 0, serves, 0)
     if machine.gpus_per_node is None:
         raise ConfigError(
             "cluster.gpus_per_node: not set, so how many nodes to ask Slurm for is not known; set it to the GPUs of "
             "a node, in the cluster file or by --set cluster.gpus_per_node=8"
         )
     trainer_gpus = ranks if trains else 0
-    server_gpus = machine.rollout.tp if samples else 0
-    return Needs(ranks, machine.trainer.threads, trainer_gpus, server_gpus, samples, machine.gpus_per_node)
+    server_gpus = machine.rollout.tp if serves else 0
+    return Needs(ranks, machine.trainer.threads, trainer_gpus, server_gpus, serves, machine.gpus_per_node)
 
 
 def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
@@ -133,13 +133,13 @@ def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
     """
     if wanted.gpus_per_node:
         trainer = granted[: max(wanted.trainer_nodes, 1)]
-        server = granted[wanted.trainer_nodes : wanted.nodes] if wanted.samples and len(granted) > 1 else ()
+        server = granted[wanted.trainer_nodes : wanted.nodes] if wanted.serves and len(granted) > 1 else ()
         # Planes of a node's GPUs: each node is full before the next one gets a rank.
         spread = f"--distribution=plane={wanted.ranks_per_node}"
         full, rest = divmod(wanted.ranks, wanted.ranks_per_node)
         tasks = [wanted.ranks_per_node] * full + [rest] * bool(rest)
     else:
-        apart = wanted.samples and len(granted) > 1
+        apart = wanted.serves and len(granted) > 1
         trainer = granted[: min(len(granted) - apart, wanted.ranks)]
         server = granted[-1:] if apart else ()
         spread = "--distribution=block"

@@ -38,7 +38,7 @@ def check_data(recipe: Recipe, spec: ModelSpec | None, *, brief: bool) -> None:
 
 def _tokenizer_folder(recipe: Recipe) -> Path | None:
     """Where the tokenizer is, if it is there."""
-    folder = recipe.model.path
+    folder = recipe.begins_with.path
     return folder if folder is not None and not missing_tokenizer(recipe, folder) else None
 
 

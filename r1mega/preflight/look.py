@@ -88,7 +88,7 @@ def look(
     models = [one for one in recipe.inputs() if one.model]
     no_data = missing([i for i in data if i.path not in to_come], made_by) if needs_data else []
     no_models = missing([i for i in models if i.path not in to_come], made_by)
-    no_weights = None if made_before else missing_weights(recipe.model, made_by)
+    no_weights = None if made_before else missing_weights(recipe.begins_with, made_by)
     absent = [*no_data, *no_models, *filter(None, [no_weights])]
     if leads and needs_data and not no_data and not to_come.intersection(i.path for i in data):
         # A stage that starts now reads long data itself, before anything else.
@@ -102,7 +102,7 @@ def look(
 
 
 def _model(recipe: Recipe) -> ModelSpec | None:
-    model = recipe.model
+    model = recipe.begins_with
     if model.config is None and not (model.path and model.path.exists()):
         return None
     return read_stage_model(model, recipe.head)
@@ -114,6 +114,8 @@ def _missing_here(recipe: Recipe, cluster: Cluster, spec: ModelSpec | None) -> l
         return []
     if cluster.device == "cpu":
         return missing_memory(recipe.holds(), cluster, spec) if spec is not None else []
+    if not recipe.trains and not recipe.serves:
+        return []
     wanted, found = recipe.ranks(cluster), num_gpus()
     if found >= wanted:
         return []

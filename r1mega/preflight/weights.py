@@ -30,7 +30,7 @@ def check_weights(recipe: Recipe, spec: ModelSpec) -> None:
         WeightMappingError: tensors that are missing, torn, or of other shapes than the model's; all of them.
         CheckpointError: a Megatron checkpoint that is torn.
     """
-    folder = recipe.model.path
+    folder = recipe.begins_with.path
     if folder is None or not folder.exists():
         return
     absent = missing_tokenizer(recipe, folder)

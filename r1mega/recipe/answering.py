@@ -44,6 +44,10 @@ class Answering(Asking):
     endpoint: AskedEndpoint | None = None
     sampling: AnswerSampling
 
+    @property
+    def serves(self) -> bool:
+        return self.endpoint is None
+
     def faults(self) -> list[str]:
         if self.endpoint is None:
             return super().faults()

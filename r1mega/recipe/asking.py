@@ -15,8 +15,8 @@ from r1mega.config.section import Section
 from r1mega.data.settings import Evaluation, PromptSettings
 from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
+from r1mega.recipe.from_model import FromModel
 from r1mega.recipe.old_questions import old_questions
-from r1mega.recipe.recipe import Recipe
 from r1mega.recipe.without_truth import evaluation_faults
 from r1mega.rewards import code
 from r1mega.rewards.sandbox.sound import fault_of_this_machine
@@ -61,7 +61,7 @@ class Sampling(Drawing):
         return self.max_new_tokens
 
 
-class Asking(Recipe):
+class Asking(FromModel):
     """Settings and laws of a stage that asks an engine questions."""
 
     samples = True

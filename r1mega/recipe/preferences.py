@@ -67,6 +67,10 @@ class MakePreferences(Answering):
         """`answers.scope`, resolved."""
         return self.answers.scope or ("summary" if self.label == "preference" else "response")
 
+    @property
+    def serves(self) -> bool:
+        return super().serves or self.judge.model is not None
+
     def faults(self) -> list[str]:
         faults, judge = super().faults(), self.judge
         if (judge.endpoint is None) == (judge.model is None):

@@ -27,26 +27,34 @@ class Recipe(RunSettings):
     learns_from: ClassVar[Literal["text", "conversations", "preferences", "rewards", "nothing"]]
     """What trains the model; "nothing": there is no trainer."""
     head: ClassVar[Head] = "lm"
-    """What the model that it trains or asks ends in."""
+    """What the model that it trains or asks, if there is one, ends in."""
     samples: ClassVar[bool] = False
     """Whether an engine answers questions."""
     keeps_data: ClassVar[bool] = False
     """Whether a run that resumes has all it learns from in its run directory, and needs the files no more."""
 
-    model: Model
+    @property
+    def begins_with(self) -> Model:
+        """The model that it starts from; `Model()`, which names nothing, where it needs none."""
+        return Model()
 
     @property
     def trains(self) -> bool:
         """Whether there is a trainer."""
         return self.learns_from != "nothing"
 
+    @property
+    def serves(self) -> bool:
+        """Whether a server of ours runs a model."""
+        return self.samples
+
     def ranks(self, machine: Cluster) -> int:
-        """Processes of the stage: the trainer's ranks, or the one that asks the engine."""
+        """Processes of the stage: the trainer's ranks, or one where there is no trainer."""
         return machine.trainer.ranks if self.trains else 1
 
     def faults(self) -> list[str]:
         """Faults of the settings by themselves; weights and data that are not there yet are none (`inputs`)."""
-        return _model_faults(self.model)
+        return []
 
     @classmethod
     def outdated(cls, table: Mapping[str, Any]) -> list[str]:
@@ -67,7 +75,7 @@ class Recipe(RunSettings):
 
     def holds(self) -> Holds:
         """What of the model stays in memory."""
-        return Holds(trainer=self.trains, engine=self.samples)
+        return Holds(trainer=self.trains, engine=self.serves)
 
     def adapted(self, spec: ModelSpec) -> ModelSpec:
         """The model that the stage makes of the one it starts from.
@@ -103,26 +111,11 @@ class Recipe(RunSettings):
         return ()
 
     def tokenizer_files(self) -> Sequence[str]:
-        """Files of a tokenizer that the stage needs."""
-        # The engine reads the fast form alone.
-        return ("tokenizer_config.json", "tokenizer.json") if self.samples else ("tokenizer_config.json",)
+        """Files of a tokenizer that the stage needs of the folder that it starts from."""
+        return ()
 
 
 def imported(entry: str) -> Callable[..., Any]:
     """The function that "module:function" names, imported now: what a recipe names may reach torch."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _model_faults(model: Model) -> list[str]:
-    if model.config is None and model.path is None:
-        return ["model: give config (an architecture, as a config.json), path (a Hugging Face folder), or both"]
-    faults: list[str] = []
-    if model.config is not None and not model.config.is_file():
-        faults.append(f"model.config: no file {model.config}")
-    if model.path is not None and model.path.exists() and not (model.path / "config.json").is_file():
-        faults.append(
-            f"model.path: no file {model.path / 'config.json'}: name the folder that has config.json, weights and "
-            "tokenizer; one that is being downloaded is not complete yet"
-        )
-    return faults

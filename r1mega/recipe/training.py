@@ -7,10 +7,10 @@ from r1mega.config.section import OnResume
 from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import length_faults, model_faults
-from r1mega.recipe.recipe import Recipe
+from r1mega.recipe.from_model import FromModel
 
 
-class Training(Recipe):
+class Training(FromModel):
     """Settings and laws that every training stage has."""
 
     optimizer: Optimizer

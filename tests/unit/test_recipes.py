@@ -13,6 +13,7 @@ from r1mega.recipe.load import RECIPES
 PACKAGE = Path(__file__).parents[2] / "r1mega"
 CLASSES = {recipe.__name__ for recipe in RECIPES.values()} | {
     "Recipe",
+    "FromModel",
     "Training",
     "TrainingOnRows",
     "Asking",

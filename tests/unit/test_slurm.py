@@ -39,22 +39,33 @@ def test_every_stage_asks_for_what_its_cluster_file_has(cluster: str, monkeypatc
         kind = "supervised" if stage.stage in ("pretrain", "sft", "reward_model") else stage.stage
         kind = "evaluate" if kind == "preferences" else kind  # no trainer either
         nodes, tasks, cpus, gpus = ASKED[cluster][kind]
+        if not (stage.trains or stage.serves):  # an endpoint answers, or nothing does: one process on any node
+            nodes, gpus = 1, 0
         options = f"--nodes={nodes} --ntasks-per-node={tasks} --cpus-per-task={cpus}"
-        asked = needs(machine, trains=stage.trains, samples=stage.samples)
+        asked = needs(machine, trains=stage.trains, serves=stage.serves)
         assert asked.options == options + (f" --gpus-per-node={gpus}" if gpus else ""), config
+
+
+def test_a_stage_without_a_model_takes_one_process_of_one_node_and_no_gpu():
+    machine = load_cluster("h800_v3", [])
+    asked = needs(machine, trains=False, serves=False)
+    assert asked.options == "--nodes=1 --ntasks-per-node=1 --cpus-per-task=1"
+    placed = place(asked, [GrantedNode("n1", 1, None), GrantedNode("n2", 1, None)])
+    assert (placed.trainer, placed.server, placed.unused) == (("n1",), (), ("n2",))
+    needs(Cluster(device="cuda"), trains=False, serves=False)  # how many GPUs a node has is all the same
 
 
 def test_gpus_of_a_node_must_be_known(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match=r"cluster\.gpus_per_node: not set.*--set cluster\.gpus_per_node=8"):
-        needs(Cluster(device="cuda"), trains=True, samples=False)
+        needs(Cluster(device="cuda"), trains=True, serves=False)
     half = load_cluster("h800_14b", ["gpus_per_node=4"])  # 16 ranks
-    asked = needs(half, trains=True, samples=False)
+    asked = needs(half, trains=True, serves=False)
     assert asked.options == "--nodes=4 --ntasks-per-node=4 --cpus-per-task=1 --gpus-per-node=4"
 
 
-def cpus(ranks: int, *, threads: int = 1, samples: bool = False) -> Needs:
-    return Needs(ranks, threads, 0, 0, samples, 0)
+def cpus(ranks: int, *, threads: int = 1, serves: bool = False) -> Needs:
+    return Needs(ranks, threads, 0, 0, serves, 0)
 
 
 def gpus(ranks: int, *, server: int = 0, per_node: int = 8) -> Needs:
@@ -73,10 +84,10 @@ def nodes(number: int, cpus: int = 8, gpus: int | None = None) -> tuple[GrantedN
         (cpus(3), 2, "n1 n2", "", "", 3, 4),  # two ranks on n1
         (cpus(7), 3, "n1 n2 n3", "", "", 7, 2),  # three on n1
         (cpus(2), 3, "n1 n2", "", "n3", 2, 8),
-        (cpus(2, samples=True), 1, "n1", "", "", 2, 4),
-        (cpus(2, samples=True), 2, "n1", "n2", "", 2, 4),
-        (cpus(2, samples=True), 3, "n1 n2", "n3", "", 2, 8),
-        (cpus(2, samples=True), 5, "n1 n2", "n5", "n3 n4", 2, 8),
+        (cpus(2, serves=True), 1, "n1", "", "", 2, 4),
+        (cpus(2, serves=True), 2, "n1", "n2", "", 2, 4),
+        (cpus(2, serves=True), 3, "n1 n2", "n3", "", 2, 8),
+        (cpus(2, serves=True), 5, "n1 n2", "n5", "n3 n4", 2, 8),
     ],
 )
 def test_placement_on_cpus(wanted, number, trainer, server, unused, tasks, cpus_each):
