@@ -1,7 +1,8 @@
-"""Clean text for a tiny base model: correct answers in four styles, of which RL asks for one.
+"""Text for a tiny base model: answers in four styles, of which RL asks for one.
 
 A base model that writes all four at random gives GRPO its contrast: answers that think first are right more often
-than answers at once, and only two styles carry the tags. The shares are settings; every document is correct.
+than answers at once, and only two styles carry the tags. The shares are settings. Every document is correct, unless
+slips in the worked steps are asked for.
 """
 
 import random
@@ -23,7 +24,7 @@ from r1mega.data.template import (
     Template,
     render_prompt,
 )
-from r1mega.data.worked_steps import StepLanguage, in_words
+from r1mega.data.worked_steps import StepLanguage, in_words, with_slips
 from r1mega.errors import ConfigError
 from r1mega.samples import Document
 
@@ -33,7 +34,7 @@ STYLES: tuple[Style, ...] = get_args(Style)
 
 @dataclass(frozen=True)
 class TextDocument:
-    """One question and one correct answer to it."""
+    """One question and one answer to it."""
 
     question: str
     prompt: str
@@ -45,20 +46,30 @@ class TextDocument:
 
 
 def write_answer(
-    question: Question, style: Style, languages: Sequence[StepLanguage] = (), choose: random.Random | None = None
+    question: Question,
+    style: Style,
+    languages: Sequence[StepLanguage] = (),
+    choose: random.Random | None = None,
+    slips: float = 0.0,
 ) -> str:
-    """The right answer to `question` in `style`; the styles are those of `AnswerStyles`.
+    """The answer to `question` in `style`; the styles are those of `AnswerStyles`.
 
     Args:
         languages: of the words of the steps, drawn for each step by `choose`; none: steps in signs.
+        slips: the share of the worked steps that slip, drawn by `choose`; the answer is what they come to.
     """
     steps = family(question.verifier).steps(question.entry["metadata"]) if style in ("think", "steps") else ""
+    answer = question.truth
+    if steps and slips:
+        assert choose is not None, "it is drawn which steps slip"
+        steps, end = with_slips(steps, slips, choose)
+        answer = str(end)
     if languages:
         assert choose is not None, "a language is drawn for each step"
         steps = in_words(steps, languages, choose)
     if style in ("think", "tags"):
-        return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{question.truth}{ANSWER_CLOSE}"
-    return f"{steps}. So it is {question.truth}." if steps else f"The answer is {question.truth}."
+        return f"{THINK_OPEN}{steps}{THINK_CLOSE}{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+    return f"{steps}. So it is {answer}." if steps else f"The answer is {answer}."
 
 
 def documents(
@@ -69,10 +80,12 @@ def documents(
     exclude: Container[str] = frozenset(),
     template: Template = TINY,
     languages: Sequence[StepLanguage] = (),
+    slips: float = 0.0,
 ) -> list[TextDocument]:
     """`n` documents in shuffled order; shares of tasks and of styles are exact up to rounding.
 
-    With `languages`, the worked steps are in words, each step in one of them.
+    With `languages`, the worked steps are in words, each step in one of them; `slips` is the share of the steps whose
+    result is wrong.
 
     No question text of `exclude` (the held-out ones) occurs; others may repeat. Deterministic.
     Raises ConfigError when the style shares do not sum to 1, and as `tasks.questions` does.
@@ -85,7 +98,7 @@ def documents(
     words = random.Random(f"{seed}/words")
     return [
         TextDocument(
-            q.text, render_prompt(template, q.text), write_answer(q, style, languages, words), style, q.verifier
+            q.text, render_prompt(template, q.text), write_answer(q, style, languages, words, slips), style, q.verifier
         )
         for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
     ]

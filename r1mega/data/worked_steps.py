@@ -5,7 +5,8 @@ take 7, have -4". It spends one token per character and repeats no number. Every
 reasoning-gym gives with a question.
 
 A tape may be put into words, each step in one of several languages at random: the text of a base that mixes languages
-within a thought, as R1-Zero came to (report 2.2).
+within a thought, as R1-Zero came to (report 2.2). It may also have slips, as people's text has: a base that has learnt
+to slip has the skill, and is wrong now and then when it is sampled, which is what RL sharpens.
 """
 
 import random
@@ -52,6 +53,23 @@ def count_bits(metadata: Mapping[str, Any]) -> str:
         left, count = left - power, count + 1
         steps.append(f"-{power}={left}[{count}]")
     return "".join(steps)
+
+
+def with_slips(steps: str, rate: float, choose: random.Random) -> tuple[str, int]:
+    """A tape, and its end, with slips: a result that is 1 or 2 off, which the steps behind it go on from.
+
+    Args:
+        rate: the share of the steps that slip, 0 to 1.
+    """
+    first = re.match(r"-?\d+", steps)
+    assert first is not None, f"{steps!r} is no tape"
+    total, said = int(first[0]), [first[0]]
+    for sign, term, _ in _STEP.findall(steps):
+        total = total + int(term) if sign == "+" else total - int(term) if sign == "-" else total * int(term)
+        if choose.random() < rate:
+            total += choose.choice((-2, -1, 1, 2))
+        said.append(f"{sign}{term}={total}")
+    return "".join(said), total
 
 
 def in_words(steps: str, languages: Sequence[StepLanguage], choose: random.Random) -> str:

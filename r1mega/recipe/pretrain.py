@@ -26,6 +26,9 @@ class PretrainData(Section):
     step_words: tuple[StepLanguage, ...] = ()
     """Languages of the words in which the worked steps are written, each step in one of them at random; none: signs
     and digits alone. For tasks whose steps are a running result (chain_sum, products)."""
+    slips: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the worked steps whose result is 1 or 2 off, the steps and the answer behind it following from it: a
+    base that slips as often when it is sampled at T = 1, and has the skill all the same. For tasks as `step_words`."""
     learn: Literal["all", "answers"] = "all"
     """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
     them, and their gradient is noise."""
@@ -63,9 +66,11 @@ class Pretrain(Training):
         if not math.isclose(total, 1.0, abs_tol=1e-9):
             faults.append(f"data.styles: the shares sum to {total:g}, they must sum to 1")
         other = [task.name for task in self.tasks if task.name in TASKS and TASKS[task.name].steps is not tape]
+        said = ", ".join(name for name, row in TASKS.items() if row.steps is tape)
         if self.data.step_words and other:
-            said = ", ".join(name for name, row in TASKS.items() if row.steps is tape)
             faults.append(f"data.step_words: the steps of {other[0]} cannot be said in words, those of {said} can")
+        if self.data.slips and other:
+            faults.append(f"data.slips: the steps of {other[0]} have no running result to slip in, those of {said} have")
         faults += self.text.faults() if self.text is not None else []
         per_step, num_documents = self.documents_per_step, self.data.num_documents
         if per_step > num_documents:

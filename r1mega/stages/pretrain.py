@@ -101,10 +101,12 @@ class TextPosition(Carried):
 def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document]]:
     """The model with the text's vocabulary, and the text; also leaves the tokenizer and the list of questions."""
     data = config.data
-    styles, languages, seed = data.styles, data.step_words, config.seed * 1000 + data.part
+    seed = config.seed * 1000 + data.part
     others = round(data.num_documents * config.text.share) if config.text is not None else 0
     num_tasks = data.num_documents - others
-    texts = documents(config.tasks, styles, num_tasks, seed, exclude=HELD_OUT, languages=languages)
+    texts = documents(
+        config.tasks, data.styles, num_tasks, seed, exclude=HELD_OUT, languages=data.step_words, slips=data.slips
+    )
     if config.text is not None:
         texts += constraint_text.documents(config.text, others, seed, exclude=HELD_OUT)
         random.Random(f"{seed}/order of texts").shuffle(texts)

@@ -329,3 +329,5 @@ def test_steps_are_said_in_words_where_there_are_words_for_them():
     with pytest.raises(ConfigError, match=r"data.step_words: the steps of gcd cannot be said in words"):
         load_recipe(base, ["tasks=[{name='gcd'}]"])
     assert load_recipe(base, ["tasks=[{name='gcd'}]", "data.step_words=[]"]).data.step_words == ()
+    with pytest.raises(ConfigError, match=r"data.slips: the steps of gcd have no running result to slip in"):
+        load_recipe(base, ["tasks=[{name='gcd'}]", "data.step_words=[]", "data.slips=0.1"])

@@ -1,5 +1,6 @@
 """Pretraining text: shares, correctness, what is left out."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -60,6 +61,17 @@ def test_steps_are_in_words_where_languages_are_named():
         assert said.replace("So it=", "So it is ") == signs.answer
     thoughts = "".join(doc.answer for doc in docs if doc.style == "think")
     assert " is " in thoughts and "得" in thoughts and "=" not in thoughts
+
+
+def test_with_slips_the_answer_is_what_the_steps_come_to_and_styles_without_steps_are_right():
+    clean, slipping = documents(SUMS, MIX, 400, 5), documents(SUMS, MIX, 400, 5, slips=0.5)
+    changed = [(a, b) for a, b in zip(clean, slipping, strict=True) if a != b]
+    assert {b.style for _, b in changed} == {"think", "steps"}
+    for _, doc in changed:
+        last, answer = re.findall(r"-?\d+", doc.answer)[-2:]
+        assert (last, doc.answer.count("=") > 0) == (answer, True)
+    worked = [doc for doc in clean if doc.style in ("think", "steps")]
+    assert 0.5 < len(changed) / len(worked) < 1  # each of its steps slips as likely as not
 
 
 def test_one_document_of_each_style_to_the_letter():

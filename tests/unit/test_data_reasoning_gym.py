@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from r1mega.data.sources.reasoning_gym import TASKS, Task, apportion, questions
 from r1mega.data.split import HELD_OUT, TRAINED_ON
-from r1mega.data.worked_steps import in_words
+from r1mega.data.worked_steps import in_words, with_slips
 from r1mega.errors import ConfigError, DataError
 
 SMALL = {
@@ -44,6 +44,20 @@ def test_steps_in_words_by_hand():
     assert in_words("4", ["zh"], random.Random(0)) == "4"
     both = in_words("0" + "+1=1" * 1000, ["en", "zh"], random.Random(0))
     assert 450 < both.count(" plus 1 is 1") < 550 and both.count("加1得1") == 1000 - both.count(" plus 1 is 1")
+
+
+def test_slips_are_1_or_2_off_and_the_steps_behind_go_on_from_them():
+    assert with_slips("-4-1=-5*-3=15+7=22", 0.0, random.Random(0)) == ("-4-1=-5*-3=15+7=22", 22)
+    assert with_slips("4", 1.0, random.Random(0)) == ("4", 4)
+    off = [0, 0, 0, 0, 0]  # by -2, -1, 0, 1, 2
+    text, end = with_slips("0" + "+3=3" * 10_000, 0.1, random.Random(0))
+    before = 0
+    for step in text.removeprefix("0+").split("+"):
+        term, _, result = step.partition("=")
+        off[int(result) - before - int(term) + 2] += 1
+        before = int(result)
+    assert before == end and sum(off) == 10_000 and 8_850 < off[2] < 9_150  # 5 standard deviations
+    assert all(180 < n < 320 for i, n in enumerate(off) if i != 2)
 
 
 def tape_end(steps: str) -> Fraction:
