@@ -98,7 +98,11 @@ def documents(
     words = random.Random(f"{seed}/words")
     return [
         TextDocument(
-            q.text, render_prompt(template, q.text), write_answer(q, style, languages, words, slips), style, q.verifier
+            q.text,
+            render_prompt(template, q.text),
+            write_answer(q, style, languages, words, slips),
+            style,
+            q.verifier,
         )
         for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
     ]

@@ -5,8 +5,8 @@ take 7, have -4". It spends one token per character and repeats no number. Every
 reasoning-gym gives with a question.
 
 A tape may be put into words, each step in one of several languages at random: the text of a base that mixes languages
-within a thought, as R1-Zero came to (report 2.2). It may also have slips, as people's text has: a base that has learnt
-to slip has the skill, and is wrong now and then when it is sampled, which is what RL sharpens.
+within a thought, as R1-Zero came to (report 2.2). It may also have slips, as people's text has: a base that has
+learnt to slip has the skill, and is wrong now and then when it is sampled, which is what RL sharpens.
 """
 
 import random

@@ -27,8 +27,8 @@ class PretrainData(Section):
     """Languages of the words in which the worked steps are written, each step in one of them at random; none: signs
     and digits alone. For tasks whose steps are a running result (chain_sum, products)."""
     slips: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the worked steps whose result is 1 or 2 off, the steps and the answer behind it following from it: a
-    base that slips as often when it is sampled at T = 1, and has the skill all the same. For tasks as `step_words`."""
+    """Share of the worked steps whose result is 1 or 2 off; the steps and the answer behind it follow from it. Such a
+    base slips as often when it is sampled at T = 1, and has the skill all the same. For tasks as `step_words`."""
     learn: Literal["all", "answers"] = "all"
     """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
     them, and their gradient is noise."""
@@ -70,7 +70,9 @@ class Pretrain(Training):
         if self.data.step_words and other:
             faults.append(f"data.step_words: the steps of {other[0]} cannot be said in words, those of {said} can")
         if self.data.slips and other:
-            faults.append(f"data.slips: the steps of {other[0]} have no running result to slip in, those of {said} have")
+            faults.append(
+                f"data.slips: the steps of {other[0]} have no running result to slip in, those of {said} have"
+            )
         faults += self.text.faults() if self.text is not None else []
         per_step, num_documents = self.documents_per_step, self.data.num_documents
         if per_step > num_documents:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from r1mega.data.constraint_language import Constraints, constraints_in
 from r1mega.data.constraint_text import ConstraintText, documents
 from r1mega.data.scope import scoped
+from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import ConfigError
 from r1mega.recipe.load import load_recipe
 from r1mega.recipe.pretrain import Pretrain
@@ -94,3 +96,21 @@ def test_a_base_reads_both_kinds_of_text_and_nothing_held_out(tmp_path: Path):
 def test_words_that_no_prompt_can_ask_for_are_refused():
     with pytest.raises(ConfigError, match=r"text.min_words: 4 is more than max_words = 3"):
         load_recipe(CONFIG, ["text.min_words=4", "text.max_words=3"])
+
+
+def test_a_base_reads_the_slips_that_it_is_asked_for(tmp_path: Path):
+    """Told by the answers to its sums, as its tokens spell them."""
+    wrong: list[float] = []
+    for slips in (0.0, 0.5):
+        overrides = ["data.num_documents=400", "data.vocab_size=320", f"data.slips={slips}"]
+        stage = load_recipe(CONFIG.parents[1] / "language/0_base.toml", overrides)
+        assert isinstance(stage, Pretrain)
+        folder = tmp_path / str(slips)
+        folder.mkdir()
+        to: Any = SimpleNamespace(path=folder, tokenizer=folder / "tokenizer")
+        _, docs = pretrain._corpus(stage, to)
+        texts = [load_tokenizer(folder / "tokenizer").decode(doc.token_ids) for doc in docs]
+        worked = [re.search(r"problem: (.*) =.*<think>.+</think><answer>(-?\d+)", text) for text in texts]
+        terms = [(re.findall(r"[-+]?\d+", m[1].replace(" ", "")), m[2]) for m in worked if m]
+        wrong.append(sum(sum(map(int, asked)) != int(answer) for asked, answer in terms) / len(terms))
+    assert wrong[0] == 0 and wrong[1] > 0.5
