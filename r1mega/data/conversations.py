@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from r1mega.data.row_source import CheckedRows, RowForm
+from r1mega.data.signed_rows import keeping_row
 from r1mega.data.turns import FIELDS, Conversation, conversation
 
 __all__ = ["Conversation", "Source", "conversation"]
@@ -15,7 +16,7 @@ def _needs(columns: Collection[str]) -> str:
     return "a column `messages`, or `prompt` and `response`"
 
 
-FORM = RowForm("conversations", FIELDS, conversation, _needs)
+FORM = RowForm("conversations", FIELDS, keeping_row(conversation), _needs)
 
 
 class Source(CheckedRows[Conversation]):

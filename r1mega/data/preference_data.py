@@ -124,7 +124,7 @@ class Preferences:
             ends = list(itertools.accumulate(len(text) for text in texts))
             spans = tuple(zip([0, *ends[:-1]], ends, strict=True))
             ids = [i for text in texts for i in text.tolist()]
-            yield Stored(ids, spans, row.value if valued else None)
+            yield Stored(ids, spans, row.value if valued else None, (row.digest, row.where))
 
     def refuse_nothing_left(self, what: str, counts: Mapping[str, int], *, validates: bool) -> None:
         refuse_nothing_left(what, counts, validates=validates)

@@ -8,7 +8,7 @@ Nothing is guessed; null is the one value that says that a field is not there.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from r1mega.data.lines import half_a_character
 from r1mega.data.row_source import CheckedRows, RowForm
 from r1mega.data.scope import Marks, Scope
 from r1mega.data.settings import Objective, PreferenceData
+from r1mega.data.signed_rows import FromRow, keeping_row
 from r1mega.data.turns import ROLES, Message
 from r1mega.errors import DataError
 
@@ -43,7 +44,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(FromRow):
     """What was asked, and the answers to it that are compared or labelled."""
 
     asked: tuple[Message, ...]
@@ -87,7 +88,7 @@ def _pairs() -> RowForm[Example]:
     return RowForm(
         "preference pairs",
         (*ASKED, "system", "chosen", "rejected", *GAP),
-        pair,
+        keeping_row(pair),
         lambda columns: "" if {"chosen", "rejected"} <= set(columns) else needed,
     )
 
@@ -153,7 +154,7 @@ def _labelled(label: str) -> RowForm[Example]:
             return f"a column `{label}` (data.label names the one that says which answers are safe)"
         return "" if "response" in columns or "messages" in columns else "a column `response`, or `messages`"
 
-    read: Callable[[Any, str], Example] = lambda row, where: labelled(row, where, label)  # noqa: E731
+    read = keeping_row(lambda row, where: labelled(row, where, label))
     return RowForm("labelled answers", (*ASKED, "system", "response", label), read, needs)
 
 

@@ -54,7 +54,7 @@ class _Conversations:
                 counts["conversations"] += 1
                 if (kept := fit(tokens, self._data, row.where, counts)) is not None:
                     counts["targets"] += sum(stop - start for start, stop in kept.spans)
-                    yield Stored(kept.ids, kept.spans)
+                    yield Stored(kept.ids, kept.spans, row=(row.digest, row.where))
 
     def refuse_nothing_left(self, what: str, counts: Mapping[str, int], *, validates: bool) -> None:
         refuse_nothing_left(what, counts, self._data, validates=validates)

@@ -8,8 +8,9 @@ of and that is not there any more.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
 SHA256 = "sha256"
@@ -35,3 +36,25 @@ def is_intact(row: Mapping[str, Any]) -> bool:
 def sha256_of(text: str) -> str:
     """Hexadecimal, of the text in UTF-8; what UTF-8 has no form for counts as its code."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class FromRow:
+    """What was read of a row, which it still knows."""
+
+    row: Mapping[str, Any] | None = field(default=None, compare=False, repr=False, kw_only=True)
+    """As it stands in its file, with fields that are passed over; of a table its columns that are read."""
+
+    @property
+    def digest(self) -> str:
+        """Of the row's content: of a row that names itself and was not changed since, its name."""
+        assert self.row is not None, "read without its row"
+        return digest_of(self.row)
+
+
+Read = TypeVar("Read", bound=FromRow)
+
+
+def keeping_row(read: Callable[[Any, str], Read]) -> Callable[[Any, str], Read]:
+    """`read` of a row and its place, so that what it returns knows its row."""
+    return lambda row, where: replace(read(row, where), row=row)

@@ -2,7 +2,8 @@
 
 tokens.npy [T] int32; starts.npy [N + 1] int64 into it; spans.npy [S, 2] int32, ranges of targets inside their
 document; span_starts.npy [N + 1] int64 into those; store.json: counts, and the digest by which a checkpoint knows its
-data. Where documents have a value each, values.npy [N] float32.
+data. Where documents have a value each, values.npy [N] float32. Where they are known by the rows they were made of,
+rows.txt has a line for each: the digest of its row, a number into store.json's "places", and which row of that place.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from r1mega.samples import Document
 
 ARRAYS = ("tokens", "starts", "spans", "span_starts")
 VALUES = "values"
+ROWS = "rows.txt"
 Spans = Sequence[tuple[int, int]]
 
 
@@ -32,6 +34,8 @@ class Stored(NamedTuple):
     """Ranges of targets; of a document of several texts, those texts."""
     value: float | None = None
     """What is known of it, such as a label; all documents of a store have one, or none has."""
+    row: tuple[str, str] | None = None
+    """Of the row it was made of the digest (`signed_rows.FromRow`), and where it stands: "FILE, line N"."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,18 @@ def _fill(folder: Path, key: str, documents: Iterable[Stored], about: Mapping[st
     span_counts: list[int] = []
     ranges: list[tuple[int, int]] = []
     values: list[float] = []
+    places: dict[str, int] = {}
     raw = folder / "tokens.raw"
-    with raw.open("wb") as file:
-        for ids, spans, value in documents:
+    with raw.open("wb") as file, (folder / ROWS).open("w", encoding="utf-8") as rows:
+        for ids, spans, value, row in documents:
             np.asarray(ids, np.int32).tofile(file)
             lengths.append(len(ids))
             span_counts.append(len(spans))
             ranges += spans
             values += [] if value is None else [value]
+            if row is not None:
+                digest, (place, _, number) = row[0], row[1].rpartition(" ")
+                rows.write(f"{digest} {places.setdefault(place, len(places))} {number}\n")
     tokens = np.memmap(raw, np.int32, "r") if lengths else np.empty(0, np.int32)
     arrays = {
         "tokens": tokens,
@@ -127,11 +135,14 @@ def _fill(folder: Path, key: str, documents: Iterable[Stored], about: Mapping[st
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     raw.unlink()
+    if not places:
+        (folder / ROWS).unlink()
     digest = hashlib.sha256()
     for name in arrays:
         for block in _blocks(folder / f"{name}.npy"):
             digest.update(block)
     record = {"key": key, "digest": digest.hexdigest()[:16], "documents": len(lengths), "tokens": sum(lengths)}
+    record |= {"places": list(places)} if places else {}
     (folder / "store.json").write_text(json.dumps({**record, **about}, indent=2) + "\n")
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1mega.data.lines import half_a_character
+from r1mega.data.signed_rows import FromRow
 from r1mega.errors import DataError
 
 FORMS = ("messages", "prompt", "response")
@@ -27,7 +28,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Conversation(FromRow):
     """Messages in order, of which the assistant's are to be learnt."""
 
     messages: tuple[Message, ...]

@@ -11,6 +11,7 @@ from r1mega.data.preference_data import Preferences, Sifted
 from r1mega.data.preferences import Reading, pair
 from r1mega.data.scope import THOUGHT
 from r1mega.data.settings import PreferenceData, ValidationData
+from r1mega.data.signed_rows import digest_of
 from r1mega.data.tokenised import Sides, opened, prepare
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.errors import DataError
@@ -61,6 +62,8 @@ def test_a_pair_is_one_document_of_two_texts(tokenizer, tmp_path: Path):
     assert store.values is not None and store.values.tolist() == [1.5]
     assert (about["rows"], about["documents"], about["tokens"]) == (1, 1, len(first) + len(second))
     assert json.loads((tmp_path / "trained_on.jsonl").read_text()) == {"question": "what is 1 + 1?"}
+    listed = (tmp_path / "data/train/rows.txt").read_text()
+    assert listed == f"{digest_of(rows[0])} 0 1\n" and about["places"] == [f"{tmp_path}/rows.jsonl, line"]
 
 
 def test_the_summary_alone_is_read_where_that_is_the_scope(tokenizer, tmp_path: Path):

@@ -1,5 +1,6 @@
 """What SFT's tokens depend on, and who is validated on: with a tokenizer and files, without a model."""
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from sft_data import sft_config
 from r1mega.data import token_store
 from r1mega.data.chat import Chat
 from r1mega.data.sft_data import Wanted, prepare
+from r1mega.data.split import HELD_OUT
 from r1mega.data.template import TINY
 from r1mega.data.tokenizer import train_tokenizer
 from r1mega.data.turns import conversation
@@ -89,3 +91,36 @@ def test_turns_that_are_not_learnt_are_read(tokenizer):
         "no<|assistant|>2<|eos|>"
     )
     assert [tokenizer.decode(found.ids[a:b]) for a, b in found.spans] == ["2<|eos|>"]
+
+
+def content_of(row: dict[str, Any]) -> str:
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_store_says_which_rows_it_was_made_of(tokenizer, tmp_path: Path):
+    """Not those that are validated on, ask what is held out, or are too long; fields that are passed over count."""
+    sums = (f"State the final answer to the following arithmetic problem: {i} + 1 =" for i in range(1000))
+    long, held_out = "so " * 60, next(question for question in sums if question in HELD_OUT)
+    rows = [{"prompt": q, "response": f"It is {i}.", "from": {"é": i}} for i, q in enumerate(QUESTIONS)]
+    rows[5]["response"], rows[7]["prompt"] = long, held_out
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, some in zip(files, (rows[:30], rows[30:]), strict=True):
+        file.write_text("\n" + "".join(json.dumps(row) + "\n" for row in some))  # the first line is blank
+    data = {"files": [str(file) for file in files], "max_tokens": 60, "too_long": "drop"}
+    config = sft_config(tmp_path, files[0], data=data, validation={"share": 0.3, "every_steps": 4})
+    prepare(wanted_by(config), Chat(tokenizer, []), tmp_path / "data", tmp_path / "trained_on.jsonl")
+    listed = {}
+    for side in ("train", "validation"):
+        store = token_store.load(tmp_path / "data" / side)
+        assert store is not None and store.about["places"] == [f"{file}, line" for file in files]
+        lines = (tmp_path / "data" / side / "rows.txt").read_text().splitlines()
+        assert len(lines) == len(store)
+        for i, line in enumerate(lines):
+            digest, place, number = line.split()
+            at = 30 * int(place) + int(number) - 2
+            assert digest == content_of(rows[at])
+            assert f"|>It is {at}." in tokenizer.decode(store.document(i, 1.0).token_ids)
+            listed[at] = side
+    assert len(listed) == len(rows) - 2 and {5, 7}.isdisjoint(listed)
+    assert set(listed.values()) == {"train", "validation"}
