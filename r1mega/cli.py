@@ -1,5 +1,5 @@
 """The command line: `r1mega check | run | pipeline | convert | score | make-tests | report | compare |
-decontaminate`.
+decontaminate | review`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal; a rank that has lost another one, and a run whose endpoint failed again and again, with 75.
@@ -21,6 +21,7 @@ from r1mega.config import slurm
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import default_run_dir
 from r1mega.conversion import commands
+from r1mega.data import commands as data
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
 from r1mega.evaluation import commands as evaluation
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
@@ -40,6 +41,7 @@ LOST_RANK = (
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
+app.add_typer(data.app, name="review")
 app.command()(rewards.score)
 app.command()(rewards.make_tests)
 app.command()(evaluation.compare)

@@ -21,10 +21,15 @@ memory back to its host gets nine times slower."""
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
+    write_parts(path, [text])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Write a text as it comes, one part after the other; complete or absent, also where they end with an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -44,8 +49,8 @@ def dump_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, complete or absent."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    """Write one JSON object a line as they come, complete or absent."""
+    write_parts(path, (json.dumps(row) + "\n" for row in rows))
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
