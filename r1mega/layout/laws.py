@@ -129,10 +129,10 @@ def _pipeline_faults(spec: ModelSpec, layout: TrainerLayout) -> list[str]:
                 "(tie_word_embeddings), and then m belongs into L's stage"
             )
         return faults
-    if layout.vpp > 1 and layers % stages:
+    if layout.vpp > 1 and stages > layers:
         return [
-            f"cluster.trainer.vpp = {layout.vpp} x pp = {layout.pp} does not divide the model's {layers} layers "
-            "(num_hidden_layers): say in cluster.trainer.pipeline what each stage holds"
+            f"cluster.trainer.vpp = {layout.vpp} x pp = {layout.pp} makes {stages} stages of the model's {layers} "
+            "layers (num_hidden_layers): say in cluster.trainer.pipeline which of them hold none, or lower vpp"
         ]
     if layout.pp > layers:
         return [f"cluster.trainer.pp = {layout.pp} is more than the model's {layers} layers (num_hidden_layers)"]

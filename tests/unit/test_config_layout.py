@@ -161,7 +161,7 @@ def test_a_layout_that_does_not_divide_the_model_is_refused_with_every_size():
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"pp": 2, "vpp": 2}, r"vpp = 2 x pp = 2 does not divide the model's 3 layers .*: say in .*pipeline"),
+        ({"pp": 2, "vpp": 2}, r"vpp = 2 x pp = 2 makes 4 stages of the model's 3 layers .*: say in .*pipeline"),
         ({"pp": 2, "pipeline": "Ett|ttmL"}, r"has 4 t, the model 3 layers"),
         ({"pp": 2, "pipeline": "Ett|tL"}, r"has 0 m, the model 1 MTP layers"),
     ],

@@ -115,6 +115,17 @@ def test_chunks_go_round_the_ranks():
     assert at["decoder.final_layernorm.weight"] == (1,)
 
 
+def test_virtual_stages_that_do_not_come_out_even_are_as_equal_as_can_be():
+    """DeepSeek-V3 on configs/cluster/h800_v3.toml: 61 layers over 16 stages, of which each rank has two."""
+    spec = read(DEEPSEEK_V3)
+    layout = TrainerLayout(pp=8, vpp=2)
+    assert stage_contents(spec, layout) == ["Etttt", *["tttt"] * 12, "ttt", "ttt", "tttmL"]
+    at = {row.megatron: stages(row, spec, layout) for row in spec.tensors()}
+    norms = [at[f"decoder.layers.{i}.input_layernorm.weight"][0] for i in range(61)]
+    assert [norms.count(rank) for rank in range(8)] == [8, 8, 8, 8, 8, 7, 7, 7]
+    assert norms[:5] == [0, 0, 0, 0, 1] and norms[32:36] == [0] * 4 and norms[-3:] == [7] * 3
+
+
 @pytest.mark.parametrize(
     "layout",
     [
