@@ -73,6 +73,7 @@ PAIR_PROMPT = "{question}\n\n{answer_a}\n\n{answer_b}"
 NAMES: Mapping[str, str] = {
     "question": "question",
     "truth": "reference answer",
+    "thought": "model's reasoning",
     "answer": "model's answer",
     "answer_a": "answer A",
     "answer_b": "answer B",
