@@ -44,6 +44,47 @@ def scoped(text: str, scope: Scope, marks: Marks = THOUGHT) -> str | None:
     return _inside_tags(summary.strip()) or None
 
 
+def parted(text: str, marks: Marks = THOUGHT) -> tuple[str, str, str] | None:
+    """What opens an answer's thinking, the thinking, and what closes it with all that is behind; None where the text
+    has no closing mark. The three together are the text.
+
+    >>> parted("<think>2 + 2 is 4</think> It is 4.")
+    ('<think>', '2 + 2 is 4', '</think> It is 4.')
+
+    Args:
+        text: a whole answer that has a summary (`scoped`). Untrusted; the time is linear in it.
+        marks: where the opening one is not in the text, its thinking begins with the text.
+    """
+    opening, closing = marks
+    end = text.rfind(closing)
+    if end < 0:
+        return None
+    begin = text.find(opening, 0, end)
+    begin = 0 if begin < 0 else begin + len(opening)
+    return text[:begin], text[begin:end], text[end:]
+
+
+def without_thought(text: str, marks: Marks = THOUGHT, empty: str = "") -> str:
+    """An answer with its thinking left out.
+
+    >>> without_thought("<think>\\n2 + 2 is 4\\n</think>\\n\\nIt is 4.")
+    '<think>\\n\\n</think>\\n\\nIt is 4.'
+
+    Args:
+        empty: what stands in the place of the thinking, both marks included, and of the white space behind it; "":
+            the marks, with the white space that the answer itself has at the ends of its thinking and behind it.
+    """
+    opening, closing = marks
+    if (parts := parted(text, marks)) is None:
+        return (empty or opening + closing) + text
+    opened, thought, behind = parts
+    if empty:
+        return empty + behind[len(closing) :].lstrip()
+    bare = thought.strip()
+    before, _, after = thought.partition(bare) if bare else (thought, "", "")
+    return (opened or opening) + before + after + behind
+
+
 def _inside_tags(text: str) -> str:
     if not (text.startswith(ANSWER_OPEN) and text.endswith(ANSWER_CLOSE)):
         return text

@@ -15,11 +15,14 @@ from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 from r1mega.preflight.data import left_out, names_setting, tokenizer_digest
 from r1mega.preflight.weights import check_served
+from r1mega.recipe.answering import Answering
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.judged_by import JudgedBy
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
+from r1mega.recipe.rejection import Rejection
 from r1mega.rewards.sandbox.machine import seen
 
 PASSED_OVER = {"model", "optimizer", "save", "wandb", "experts", "mismatch"}
@@ -76,10 +79,7 @@ def check_preference_questions(
 ) -> None:
     """Whether there are the questions whose answers become preference data, with their tokens if possible, no stop
     string holds an end token, and a judge's folder can be served and asked."""
-    judge = recipe.judge.model
-    if judge is not None and judge.exists():
-        check_served("judge.model", judge)
-        refuse_unaskable(load_tokenizer(judge))
+    _check_judge("judge.model", recipe.judge)
     if (here := recipe.seen()) is None:
         return
     recipe = here
@@ -95,7 +95,35 @@ def check_preference_questions(
     _once(recipe, tokenizer, check)
 
 
-def _form(recipe: Evaluate | MakePreferences, tokenizer: Path | None) -> PromptForm | None:
+def check_rejection_questions(
+    recipe: Rejection, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool
+) -> None:
+    """Whether there are the questions whose good answers become conversations, and each can be judged; the rest as
+    `check_preference_questions`."""
+    _check_judge("verify.judge.model", recipe.verify.judge)
+    if (here := recipe.seen()) is None:
+        return
+    recipe = here
+
+    def check() -> Mapping[str, Mapping[str, Counts]]:
+        from r1mega.stages.questions import rejection_prompts, rejection_questions
+
+        form = _form(recipe, tokenizer)
+        if form is None or spec is None:
+            return {"questions": rejection_questions(recipe).counts}
+        return {"questions": rejection_prompts(recipe, form, spec)[1]}
+
+    _once(recipe, tokenizer, check)
+
+
+def _check_judge(setting: str, judge: JudgedBy | None) -> None:
+    """Whether a judge's folder, where it is there, can be served and asked."""
+    if judge is not None and judge.model is not None and judge.model.exists():
+        check_served(setting, judge.model)
+        refuse_unaskable(load_tokenizer(judge.model))
+
+
+def _form(recipe: Answering, tokenizer: Path | None) -> PromptForm | None:
     """How the questions are put, where there is a tokenizer, of which no stop string holds an end token."""
     if tokenizer is None:
         look_at(recipe.prompt)

@@ -1,6 +1,6 @@
 """What the recipes of stages have in which a finished model answers: our own server of a folder, or an endpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -8,6 +8,8 @@ from pydantic import Field
 from r1mega.config.cluster import Cluster
 from r1mega.config.model import Model
 from r1mega.data.settings import PromptSettings
+from r1mega.data.sources.registry import Sources
+from r1mega.data.sources.source import QuestionSource
 from r1mega.endpoint.settings import Endpoint
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.asking import Asking, Sampling, stop_faults
@@ -88,6 +90,27 @@ class Answering(Asking):
 
     def tokenizer_files(self) -> Sequence[str]:
         return () if self.endpoint else super().tokenizer_files()
+
+
+class Making(Answering):
+    """A finished model's answers become something to train on."""
+
+    questions: Sources = Field(min_length=1)
+    """What is asked: tables [[questions]], a source each. Questions of the held-out side are left out and counted, as
+    in every stage: what is made here is trained on."""
+
+    def question_faults(self) -> list[str]:
+        return super().question_faults() + [
+            f"questions.{i}.weight: each question is asked alike here; take fewer with num"
+            for i, source in enumerate(self.questions)
+            if source.weight is not None
+        ]
+
+    def tables(self) -> dict[str, Sequence[QuestionSource]]:
+        return {"questions": self.questions}
+
+    def asking_only(self, tables: Mapping[str, tuple[QuestionSource, ...]]) -> dict[str, object]:
+        return {"questions": tables["questions"]}
 
 
 def missing_key(setting: str, endpoint: Endpoint | None) -> Sequence[str]:

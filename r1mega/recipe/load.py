@@ -12,6 +12,7 @@ from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
+from r1mega.recipe.rejection import Rejection
 from r1mega.recipe.reward_model import RewardModelTraining
 from r1mega.recipe.sft import SFT
 
@@ -22,6 +23,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "grpo": GRPO,
     "evaluate": Evaluate,
     "preferences": MakePreferences,
+    "rejection": Rejection,
 }
 """`stage` of a config file -> its recipe."""
 

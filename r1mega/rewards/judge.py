@@ -9,35 +9,30 @@
 The report judges so where answers have no form that a rule could read; it takes DeepSeek-V3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from r1mega.rewards.asker import Caller, Drawn, Heard, drawn_seeds, heard
+from r1mega.rewards.asker import Asker, Caller, Drawn, Heard, drawn_seeds, heard
 from r1mega.rewards.endpoint_reward import EndpointReward
 from r1mega.rewards.gathering import gathered
 from r1mega.rewards.judge_forms import ANSWER_FORMS, ANSWER_PROMPT, JudgeWords, messages, told
-from r1mega.rewards.reward import Score, failed, scored, unscorable
-from r1mega.samples import Prompt
+from r1mega.rewards.reward import Score
+from r1mega.samples import Prompt, VerdictStatus
 
 REASON_CHARACTERS = 200
 """Of the judge's words, in an answer's record."""
 
 
-class Judge(EndpointReward, JudgeWords):
-    """What a judge says of an answer, beside the question's reference answer: 1 or 0, or a share of it.
-
-    Equal answers to a question are judged once. A reply in which no verdict can be read is asked for again, and after
-    that the answer is unscorable: it leaves its group. So is one whose question has no reference answer, unless
-    `prompt` does without. An endpoint that does not answer has failed, and past `rollout.max_failed` the run stops.
-    """
+class AnswerWords(JudgeWords):
+    """How one answer is judged beside its question's reference answer."""
 
     needed: ClassVar[tuple[str, ...]] = ("question", "answer")
     known: ClassVar[tuple[str, ...]] = ("question", "truth", "answer")
 
-    kind: Literal["judge"] = "judge"
     form: Literal["right", "share"] = "right"
     """right: the judge says [[right]] or [[wrong]], 1 or 0. share: a grade from 0 to 10, divided by 10."""
     votes: int = Field(default=1, gt=0)
@@ -52,28 +47,76 @@ class Judge(EndpointReward, JudgeWords):
         """Whether it judges by the question's reference answer."""
         return "{truth}" in self.prompt
 
-    def judged(self, caller: Caller, prompt: Prompt, said: str) -> Future[Score]:
-        texts = {"question": prompt.question, "truth": prompt.truth, "answer": said}
-        if not self.needs_truth:
-            del texts["truth"]
-        elif not prompt.truth.strip():
-            return gathered([], lambda _: unscorable("the question has no reference answer to judge by"))
-        default, read = ANSWER_FORMS[self.form]
-        sent = messages(told(self.system, default), self.prompt, texts)
-        drawn, tries = Drawn(self.temperature, self.max_tokens), self.retries + 1
-        seeds = drawn_seeds(tries * self.votes, "judge", *texts.values())
-        asked = [
-            heard(caller, sent, read, drawn, seeds[i * tries : (i + 1) * tries], caller.count_unreadable)
-            for i in range(self.votes)
-        ]
-        return gathered(asked, _score)
+    @property
+    def system_turn(self) -> str:
+        """The judge's system turn."""
+        return told(self.system, ANSWER_FORMS[self.form][0])
 
 
-def _score(votes: Sequence[Heard[float]]) -> Score:
+@dataclass(frozen=True)
+class AnswerVerdict:
+    """What the votes on an answer come to. `value` is meaningful only when `status` is scored."""
+
+    status: VerdictStatus
+    value: float = 0.0
+    """Mean over the votes."""
+    votes: tuple[float, ...] = ()
+    reason: str = ""
+    """Why there is no value; where there is one, the end of what the first vote says."""
+    unreadable: int = 0
+    """Replies of the judge in which no vote could be read, those that were asked for again included."""
+
+
+def judge_answer(
+    asker: Asker, prompt: Prompt, said: str, words: AnswerWords, on_unreadable: Callable[[], None] = lambda: None
+) -> Future[AnswerVerdict]:
+    """Have a judge judge an answer. All votes have to be read: otherwise it is unscorable, or failed where the
+    endpoint is at fault; unscorable too where there is no reference answer and the words ask for one.
+
+    Args:
+        said: of the answer, as the judge is to see it; untrusted.
+        on_unreadable: see `rewards.asker.heard`.
+
+    The future never raises.
+    """
+    texts = {"question": prompt.question, "truth": prompt.truth, "answer": said}
+    if not words.needs_truth:
+        del texts["truth"]
+    elif not prompt.truth.strip():
+        reason = "the question has no reference answer to judge by"
+        return gathered([], lambda _: AnswerVerdict(VerdictStatus.UNSCORABLE, reason=reason))
+    sent = messages(words.system_turn, words.prompt, texts)
+    drawn, tries = Drawn(words.temperature, words.max_tokens), words.retries + 1
+    seeds = drawn_seeds(tries * words.votes, "judge", *texts.values())
+    _, read = ANSWER_FORMS[words.form]
+    asked = [
+        heard(asker, sent, read, drawn, seeds[i * tries : (i + 1) * tries], on_unreadable) for i in range(words.votes)
+    ]
+    return gathered(asked, _verdict)
+
+
+def _verdict(votes: Sequence[Heard[float]]) -> AnswerVerdict:
+    unreadable = sum(vote.unreadable for vote in votes)
     missing = [vote for vote in votes if vote.value is None]
     if lost := [vote for vote in missing if vote.lost]:
-        return failed(lost[0].reason)
+        return AnswerVerdict(VerdictStatus.FAILED, reason=lost[0].reason, unreadable=unreadable)
     if missing:
-        return unscorable(missing[0].reason)
-    values = [vote.value for vote in votes if vote.value is not None]
-    return scored(sum(values) / len(values), " ".join(votes[0].said.split())[-REASON_CHARACTERS:])
+        return AnswerVerdict(VerdictStatus.UNSCORABLE, reason=missing[0].reason, unreadable=unreadable)
+    values = tuple(vote.value for vote in votes if vote.value is not None)
+    end = " ".join(votes[0].said.split())[-REASON_CHARACTERS:]
+    return AnswerVerdict(VerdictStatus.SCORED, sum(values) / len(values), values, end, unreadable)
+
+
+class Judge(EndpointReward, AnswerWords):
+    """What a judge says of an answer, beside the question's reference answer: 1 or 0, or a share of it.
+
+    Equal answers to a question are judged once. A reply in which no verdict can be read is asked for again, and after
+    that the answer is unscorable: it leaves its group. So is one whose question has no reference answer, unless
+    `prompt` does without. An endpoint that does not answer has failed, and past `rollout.max_failed` the run stops.
+    """
+
+    kind: Literal["judge"] = "judge"
+
+    def judged(self, caller: Caller, prompt: Prompt, said: str) -> Future[Score]:
+        verdict = judge_answer(caller, prompt, said, self, caller.count_unreadable)
+        return gathered([verdict], lambda found: Score(found[0].status, found[0].value, found[0].reason))

@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 FLUSH_BYTES = 64 * 2**20
 """Bytes written between two flushes of a large file."""
@@ -21,15 +22,23 @@ memory back to its host gets nine times slower."""
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader finds the old file or the new one, never a part."""
-    write_parts(path, [text])
+    with replacing(path) as file:
+        file.write(text)
 
 
 def write_parts(path: Path, parts: Iterable[str]) -> None:
     """Write a text as it comes, one part after the other; complete or absent, also where they end with an error."""
+    with replacing(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file to write, which is `path` once the block has ended; where the block raises, nothing is left of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(parts)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -20,18 +20,20 @@ from typing import Any
 
 from r1mega.config.cluster import Cluster
 from r1mega.data.pairing import SampledAnswer, pairs_of
+from r1mega.data.signed_rows import sha256_of
 from r1mega.errors import DataError, EndpointError
 from r1mega.evaluation.judge_bias import bias_lines, length_bias, position_bias
 from r1mega.recipe.preferences import MakePreferences
+from r1mega.rewards.judge_forms import PAIR_FORMS, told
 from r1mega.rewards.preference import PairVerdict, compare
-from r1mega.rewards.safety import Mark, mark
+from r1mega.rewards.safety import SAFETY_SYSTEM, Mark, mark
 from r1mega.runtime import files
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Prompt
 from r1mega.stages.answering import RESUME, Asked, Serve, ask_endpoint, ask_folder
-from r1mega.stages.preference_judging import Judging, judge_all, judged_by, why_none
+from r1mega.stages.judging import Judging, judge_all, judged_by, why_none
 from r1mega.stages.preference_rows import (
     Outcome,
     Pair,
@@ -75,7 +77,8 @@ def run(
     with Interrupt() as interrupt, Stopwatch() as watch:
         try:
             answers = sample(config, asked, run_dir, interrupt)
-            with judged_by(config, cluster, run_dir, interrupt, serve) as judging:
+            how = _asked_how(config)
+            with judged_by(config.judge, cluster, run_dir, interrupt, serve, seed=config.seed, how=how) as judging:
                 make = _pairs if config.label == "preference" else _labels
                 made = make(config, asked, run_dir, answers, judging, interrupt)
         except StopNow:
@@ -117,8 +120,7 @@ def _pairs(
         lambda pair: compare(
             judging.asker, pair.prompt.question, (pair.first.text, pair.second.text), settings, seed=config.seed
         ),
-        judging.over,
-        max_failed=config.judge.max_failed,
+        judging,
         interrupt=interrupt,
         title="judging",
         unit="pair",
@@ -133,7 +135,7 @@ def _pairs(
     log.info("before balancing: %s", selected.before.told())
     log.info("%s, in steps of %g: %s", settings.balance, settings.length_step, selected.after.told())
     if not selected.after.pairs:
-        why = why_none(verdicts) or _why(config, selected)
+        why = why_none(verdicts, judging.said) or _why(config, selected)
         raise DataError(f"no pair is left of {len(pairs):,} judged ones ({_told(left_out)}): {why}")
     provenance = _provenance(config, asked, run_dir, judging)
     rows = (provenance.pair(pair, verdict) for pair, verdict, outcome in judged if outcome == "kept")
@@ -181,10 +183,7 @@ def _labels(
         prompt, answer = one
         return mark(judging.asker, prompt.question, answer.text, config.safety, seed=config.seed)
 
-    marks = judge_all(
-        given, submit, judging.over, max_failed=config.judge.max_failed, interrupt=interrupt, title="judging",
-        unit="answer",
-    )  # fmt: skip
+    marks = judge_all(given, submit, judging, interrupt=interrupt, title="judging", unit="answer")
     outcomes: list[Outcome] = [marked(one) for one in marks]
     judged = list(zip(given, marks, outcomes, strict=True))
     files.write_jsonl(
@@ -195,7 +194,7 @@ def _labels(
     kept = [(*one, what) for one, what, outcome in judged if outcome == "kept"]
     _say(answers, marks, "answers", left_out)
     if not kept:
-        why = why_none(marks)
+        why = why_none(marks, judging.said)
         raise DataError(
             f"no answer of {answers.sampled:,} is marked safe or unsafe ({_told(left_out)})" + (why and f": {why}")
         )
@@ -238,3 +237,16 @@ def _provenance(config: MakePreferences, asked: Asked, run_dir: RunDir, judging:
     policy = {**asked.of, "start": run_dir.lineage.start, "weight_version": 0, "asked_as": asked.written}
     sampling = {**config.sampling.model_dump(mode="json"), "n": config.answers.per_question, "seed": config.seed}
     return Provenance(policy, sampling, config.scope, judging.who)
+
+
+def _asked_how(config: MakePreferences) -> dict[str, Any]:
+    """How the judge is asked, for provenance; what it is told by its digest."""
+    if config.label == "preference":
+        asked, system = config.pairs, PAIR_FORMS[config.pairs.form][0]
+        how: dict[str, Any] = {"votes": asked.votes, "order": asked.order, "form": asked.form}
+        how["min_gap"] = asked.min_gap
+    else:
+        asked, system = config.safety, SAFETY_SYSTEM
+        how = {"votes": asked.votes}
+    words = told(asked.system, system), asked.prompt
+    return {**how, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}

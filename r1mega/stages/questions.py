@@ -22,9 +22,11 @@ from r1mega.errors import DataError, RewardError, listed
 from r1mega.families.registry import check_tokenizer, read_language_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import check_lengths
+from r1mega.recipe.answering import Making
 from r1mega.recipe.asking import Asking, Evaluated
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.preferences import MakePreferences
+from r1mega.recipe.rejection import Rejection
 from r1mega.recipe.without_truth import EVALUATED, asks_of_another_language, asks_without_truth
 from r1mega.rewards.code import fault_of_machine, fault_of_question
 from r1mega.rewards.truths import doubts
@@ -163,7 +165,41 @@ def preference_prompts(
 
     Raises as `preference_questions` and `fitting`, and DataError where none is left.
     """
-    read = preference_questions(config)
+    return _prompts_of(preference_questions(config), config, form, spec)
+
+
+def rejection_questions(config: Rejection) -> AskedQuestions:
+    """The questions whose good answers become conversations: none of the held-out side.
+
+    Raises: as `training_questions`; DataError where a truth can never be right, or a question can be judged by
+        neither rule nor judge; RewardError where programs are to be judged and this machine has no sandbox.
+    """
+    read = training_questions(config.questions, config.seed, verifiers=VERIFIERS)
+    _refuse_hopeless(read)
+    _refuse_without_sandbox(read)
+    judge = config.verify.judge
+    unjudged = [read.where[q.id] for q in read.questions if q.verifier == NO_VERIFIER]
+    if unjudged and judge is None and config.verify.unjudged == "refuse":
+        some = f"{len(unjudged)} question(s) that no rule can judge: name a judge ([verify.judge.endpoint] or model)"
+        raise DataError(listed(f'{some}, or keep their answers unjudged with verify.unjudged = "keep"', unjudged))
+    if judge is not None and config.verify.words.needs_truth:
+        bare = [read.where[q.id] for q in read.questions if q.verifier == NO_VERIFIER and not q.truth.strip()]
+        if bare:
+            remedy = "give them one, or leave {truth} out of verify.words.prompt and say in system what is good"
+            raise DataError(listed(f"{len(bare)} question(s) without a truth for the judge; {remedy}", bare))
+    return read
+
+
+def rejection_prompts(
+    config: Rejection, form: PromptForm, spec: ModelSpec
+) -> tuple[list[Prompt], Mapping[str, Counts]]:
+    """As `preference_prompts`, of `rejection_questions`."""
+    return _prompts_of(rejection_questions(config), config, form, spec)
+
+
+def _prompts_of(
+    read: AskedQuestions, config: Making, form: PromptForm, spec: ModelSpec
+) -> tuple[list[Prompt], Mapping[str, Counts]]:
     made = prompts(read.questions, form, read.where.__getitem__)
     kept = fitting(made, read, *prompt_limit(config, spec))
     refuse_too_few(len(kept), read, 1)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from endpoint_server import EndpointServer
@@ -13,7 +14,7 @@ from r1mega.rewards.gathering import gathered
 from r1mega.rewards.preference import PairVerdict
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.samples import VerdictStatus
-from r1mega.stages import preference_judging
+from r1mega.stages import judging
 
 ONE_BY_ONE = ("endpoint.concurrency=1", "judge.endpoint.concurrency=1")
 SAFETY = CONFIG.replace("[pairs]\nper_question = 2\n", "").replace("[sampling]", 'label = "safety"\n\n[sampling]')
@@ -45,7 +46,7 @@ def test_where_no_judgement_can_be_read_it_says_so_and_asks_no_more(server: Endp
 
 def test_the_first_judgements_tell_whether_more_are_asked_for(monkeypatch: pytest.MonkeyPatch):
     """All of them unscorable, nothing more is asked; one that is scored, and all are."""
-    monkeypatch.setattr(preference_judging, "AT_ONCE", 1)
+    monkeypatch.setattr(judging, "AT_ONCE", 1)
     bad, good = PairVerdict(VerdictStatus.UNSCORABLE, reason="mute"), PairVerdict(VerdictStatus.SCORED)
     asked = list[int]()
 
@@ -57,9 +58,8 @@ def test_the_first_judgements_tell_whether_more_are_asked_for(monkeypatch: pytes
             return gathered([], lambda _: good if one == scored else other)
 
         with Interrupt() as stop:
-            return preference_judging.judge_all(
-                range(num), submit, lambda: None, max_failed=1.0, interrupt=stop, title="t", unit="u"
-            )
+            asked_of = judging.Judging(SimpleNamespace(), {}, lambda: None)  # pyright: ignore[reportArgumentType]
+            return judging.judge_all(range(num), submit, asked_of, interrupt=stop, title="t", unit="u")
 
     with pytest.raises(DataError, match=r"none of the first 64 judgements can be used, .* mute"):
         judged(64)

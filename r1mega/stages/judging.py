@@ -1,5 +1,6 @@
-"""The judging half of making preference data: who judges, so many judgements at once, and when they stop the run."""
+"""Judging where there is no trainer: who judges, so many judgements at once, and when they stop the run."""
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,16 +11,13 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from r1mega.config.cluster import Cluster
-from r1mega.data.signed_rows import sha256_of
 from r1mega.endpoint.asker import EndpointAsker
 from r1mega.endpoint.cache import ReplyCache
 from r1mega.endpoint.client import Client
 from r1mega.endpoint.settings import Endpoint
 from r1mega.errors import DataError, EndpointError, EndpointLostError
-from r1mega.recipe.preferences import MakePreferences
+from r1mega.recipe.judged_by import JudgedBy
 from r1mega.rewards.asker import Asker
-from r1mega.rewards.judge_forms import PAIR_FORMS, told
-from r1mega.rewards.safety import SAFETY_SYSTEM
 from r1mega.runtime import env
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.progress import Bar
@@ -30,10 +28,8 @@ from r1mega.stages.answering import Serve
 
 AT_ONCE = 512
 """Judgements under way: all of them at once would hold every conversation with the judge in memory."""
-SAID = "judge.jsonl"
-"""In the run directory: what the judge has said, by content."""
 LATEST = 64
-"""Judgements of which a share may fail (`judge.max_failed`)."""
+"""Judgements of which a share may fail (`JudgedBy.max_failed`)."""
 
 
 class AnyVerdict(Protocol):
@@ -58,14 +54,19 @@ class Judging:
     """For provenance."""
     over: Callable[[], EndpointError | None]
     """Why it is asked nothing more: a budget, a refusal, a server that is gone."""
+    setting: str = "judge"
+    """The table of its settings (`JudgedBy`)."""
+    max_failed: float = 1.0
+    """Share of the latest judgements that may fail through no fault of the answers."""
+    said: str = "judge.jsonl"
+    """In the run directory: what it has said, by content."""
 
 
 def judge_all(
     candidates: Sequence[C],
     submit: Callable[[C], Future[V]],
-    over: Callable[[], EndpointError | None],
+    judging: Judging,
     *,
-    max_failed: float,
     interrupt: Interrupt,
     title: str,
     unit: str,
@@ -74,8 +75,6 @@ def judge_all(
 
     Args:
         submit: has one judged; its future never raises.
-        over: see `Judging`.
-        max_failed: share of the latest that may fail through no fault of the answers.
 
     Raises:
         EndpointError, EndpointLostError: the judge is asked nothing more, or too many judgements failed, or some did
@@ -100,18 +99,20 @@ def judge_all(
             found[index] = verdict = done.result()
             bar.advance()
             latest.append(verdict.status is VerdictStatus.FAILED)
-            ended = ended or (over() if latest[-1] else None)  # what is under way is waited for: it is paid for
-            if ended is None and sum(latest) > max_failed * LATEST:
+            ended = ended or (
+                judging.over() if latest[-1] else None
+            )  # what is under way is waited for: it is paid for
+            if ended is None and sum(latest) > judging.max_failed * LATEST:
                 raise EndpointLostError(
                     f"{sum(latest)} of the latest {LATEST} judgements failed through no fault of the answers, more "
-                    f"than judge.max_failed = {max_failed:g} lets pass: {verdict.reason}"
+                    f"than {judging.setting}.max_failed = {judging.max_failed:g} lets pass: {verdict.reason}"
                 )
-            if len(found) == LATEST < len(candidates) and (why := why_none(found.values())):
+            if len(found) == LATEST < len(candidates) and (why := why_none(found.values(), judging.said)):
                 raise DataError(f"none of the first {LATEST} judgements can be used, and no more is asked; {why}")
     if ended is not None:
         raise ended
     lost = [verdict.reason for verdict in found.values() if verdict.status is VerdictStatus.FAILED]
-    if lost and why_none(found.values()):
+    if lost and why_none(found.values(), judging.said):
         raise EndpointLostError(
             f"no judgement can be used, and {len(lost)} of {len(found)} failed through no fault of the answers: "
             f"{lost[0]}"
@@ -119,81 +120,95 @@ def judge_all(
     return [found[index] for index in range(len(candidates))]
 
 
-def why_none(verdicts: Collection[AnyVerdict]) -> str:
-    """Why no verdict can be used, and how to mend it; "" where one can."""
+def why_none(verdicts: Collection[AnyVerdict], said: str) -> str:
+    """Why no verdict can be used, and how to mend it; "" where one can.
+
+    Args:
+        said: see `Judging`.
+    """
     reasons = [verdict.reason for verdict in verdicts if verdict.status is not VerdictStatus.SCORED]
     if not reasons or any(verdict.status is VerdictStatus.SCORED for verdict in verdicts):
         return ""
     return (
-        f"one of them: {reasons[0]}. What the judge says is in {SAID}; the same command with another judge, system, "
+        f"one of them: {reasons[0]}. What the judge says is in {said}; the same command with another judge, system, "
         "max_tokens or max_characters goes on from the answers, and without that file the same judge is asked anew"
     )
 
 
 @contextmanager
 def judged_by(
-    config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt, serve: Serve | None
+    judge: JudgedBy,
+    cluster: Cluster,
+    run_dir: RunDir,
+    interrupt: Interrupt,
+    serve: Serve | None,
+    *,
+    seed: int,
+    how: Mapping[str, Any],
+    setting: str = "judge",
+    said: str = "judge.jsonl",
 ) -> Iterator[Judging]:
     """The judge that the settings name. What it has said is kept in the run directory, and not asked for again.
 
     Args:
         serve: see `stages.answering.ask_folder`.
+        seed: of the run.
+        how: it is asked, for provenance.
+        setting, said: see `Judging`.
     """
-    judge = config.judge
-    making = (
-        _of_endpoint(judge.endpoint, run_dir)
-        if judge.endpoint
-        else _of_folder(config, cluster, run_dir, interrupt, serve)
-    )
-    with making as judging:
-        yield Judging(judging.asker, {**judging.who, **_asked_how(config)}, judging.over)
+    with contextlib.ExitStack() as stack:
+        cache = ReplyCache(run_dir.path / said)
+        if judge.endpoint is not None:
+            asker, who, over = stack.enter_context(_of_endpoint(judge.endpoint, cache))
+        else:
+            options = {"seed": seed, "log_file": run_dir.logs / "judge_vllm.log", "interrupt": interrupt}
+            asker, who = stack.enter_context(
+                _of_folder(judge, f"{setting}.model", cluster, run_dir, cache, serve, options)
+            )
+            over = _never
+        yield Judging(asker, {**who, **how}, over, setting, judge.max_failed, said)
+
+
+def _never() -> None:
+    """Our own server is asked until it fails."""
 
 
 @contextmanager
-def _of_endpoint(endpoint: Endpoint, run_dir: RunDir) -> Iterator[Judging]:
+def _of_endpoint(
+    endpoint: Endpoint, cache: ReplyCache
+) -> Iterator[tuple[Asker, Mapping[str, Any], Callable[[], EndpointError | None]]]:
     """A server that is there already."""
     client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
     who = {"endpoint": endpoint.url, "model": endpoint.model, **({"extra": endpoint.extra} if endpoint.extra else {})}
-    with EndpointAsker(client, ReplyCache(run_dir.path / SAID)) as asker:
-        yield Judging(asker, who, lambda: client.over)
+    with EndpointAsker(client, cache) as asker:
+        yield asker, who, lambda: client.over
 
 
 @contextmanager
 def _of_folder(
-    config: MakePreferences, cluster: Cluster, run_dir: RunDir, interrupt: Interrupt, serve: Serve | None
-) -> Iterator[Judging]:
+    judge: JudgedBy,
+    setting: str,
+    cluster: Cluster,
+    run_dir: RunDir,
+    cache: ReplyCache,
+    serve: Serve | None,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[Asker, Mapping[str, Any]]]:
     """A Hugging Face folder, served here from the first question on that was not answered before."""
     from r1mega.data.tokenizer import load_tokenizer
     from r1mega.families.registry import check_tokenizer, read_model
     from r1mega.rollout.asker import FleetAsker
     from r1mega.rollout.served import ServedModel
 
-    folder = config.judge.model
+    folder = judge.model
     assert folder is not None, "the recipe demands it"
     spec, tokenizer = read_model(folder), load_tokenizer(folder)
     check_tokenizer(spec, tokenizer, folder)
-    longest = min(config.judge.max_model_len, spec.max_positions)
-    digest = json.loads((run_dir.path / RUN).read_text())["inputs"]["judge.model"][0]["digest"]
-    served = (serve or ServedModel)(
-        folder, cluster.rollout, max_model_len=longest, seed=config.seed, log_file=run_dir.logs / "judge_vllm.log",
-        interrupt=interrupt,
-    )  # fmt: skip
-    cache = ReplyCache(run_dir.path / SAID)
+    longest = min(judge.max_model_len, spec.max_positions)
+    digest = json.loads((run_dir.path / RUN).read_text())["inputs"][setting][0]["digest"]
+    served = (serve or ServedModel)(folder, cluster.rollout, max_model_len=longest, **options)
     with (
         served as engine,
         FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest) as asker,
     ):
-        yield Judging(asker, {"model": str(folder), "digest": digest}, lambda: None)
-
-
-def _asked_how(config: MakePreferences) -> dict[str, Any]:
-    """How the judge is asked, for provenance; what it is told by its digest."""
-    if config.label == "preference":
-        asked, system = config.pairs, PAIR_FORMS[config.pairs.form][0]
-        how: dict[str, Any] = {"votes": asked.votes, "order": asked.order, "form": asked.form}
-        how["min_gap"] = asked.min_gap
-    else:
-        asked, system = config.safety, SAFETY_SYSTEM
-        how = {"votes": asked.votes}
-    words = told(asked.system, system), asked.prompt
-    return {**how, "temperature": asked.temperature, "words": sha256_of("\0".join(words))}
+        yield asker, {"model": str(folder), "digest": digest}
