@@ -148,7 +148,7 @@ def repeated(token_ids: Sequence[int], text: str) -> float:
 
 
 @dataclass(frozen=True)
-class Sifted:
+class SiftedAnswer:
     """What filters and rule say of an answer."""
 
     measured: Measured
@@ -160,7 +160,7 @@ class Sifted:
 
 def sift(
     filters: Filters, rule: Accuracy, prompt: Prompt, answer: Answer, thought: str, repeated: float
-) -> Sifted | ConfigError:
+) -> SiftedAnswer | ConfigError:
     """Measure an answer, and judge it by rule where it passes. For a worker of `rewards.pool`.
 
     Args:
@@ -171,6 +171,6 @@ def sift(
     target = prompt.target_language
     measured = filters.measure(thought, answer.num_tokens, repeated, "" if unknown(target) else target)
     if (reason := filters.reason(measured)) is not None:
-        return Sifted(measured, reason, None)
+        return SiftedAnswer(measured, reason, None)
     score = score_of("accuracy", rule, prompt, answer, ())
-    return Sifted(measured, None, score) if isinstance(score, Score) else score
+    return SiftedAnswer(measured, None, score) if isinstance(score, Score) else score

@@ -40,8 +40,8 @@ from r1mega.samples import Completion, Prompt, VerdictStatus
 from r1mega.stages.answering import RESUME, Asked, Serve, ask_endpoint, ask_folder
 from r1mega.stages.judging import Judging, judge_all, judged_by
 from r1mega.stages.questions import rejection_prompts, rejection_questions, write_counts
-from r1mega.stages.rejection_counts import Counted, say, why_none
-from r1mega.stages.rejection_rows import Finish, Kept, Provenance, as_they_are, decision_line, select
+from r1mega.stages.rejection_counts import OutcomeCounts, say, why_none
+from r1mega.stages.rejection_rows import Finish, Kept, RowOrigin, as_they_are, decision_line, select
 from r1mega.stages.sampled_answers import BLOCK, sample_in_blocks
 from r1mega.stages.sifting import Decision, Sifting
 
@@ -117,12 +117,12 @@ def run(
 
 def _sample(
     config: Rejection, asked: Asked, run_dir: RunDir, interrupt: Interrupt, pool: Callable[..., Pool], sifted: Path
-) -> tuple[Counted, int]:
+) -> tuple[OutcomeCounts, int]:
     """Answers to every question, each with what is decided of it so far in `sifted`; and how many wait for the judge.
 
     Raises as `sample_in_blocks`.
     """
-    counted, waiting = Counted(), 0
+    counted, waiting = OutcomeCounts(), 0
     under_way = dict[int, Future[list[Decision]]]()
     modules = preloaded(
         {p.verifier for p in asked.prompts}, {"language": Language()} if config.filters.min_language else {}
@@ -176,7 +176,7 @@ def _write(
     interrupt: Interrupt,
     sifted: Path,
     judging: Judging | None,
-    counted: Counted,
+    counted: OutcomeCounts,
     finish: Finish,
 ) -> None:
     """Write rows and decisions, and count them.
@@ -190,7 +190,7 @@ def _write(
     """
     policy = {**asked.of, "start": run_dir.lineage.start, "weight_version": 0, "asked_as": asked.written}
     sampling = {**config.sampling.model_dump(mode="json"), "n": config.answers.per_question, "seed": config.seed}
-    provenance, path = Provenance(policy, sampling), run_dir.path / "rows.jsonl"
+    provenance, path = RowOrigin(policy, sampling), run_dir.path / "rows.jsonl"
     with files.replacing(run_dir.path / "decisions.jsonl") as lines:
         try:
             with files.replacing(path) as rows:
@@ -218,7 +218,7 @@ def _judge(
     block: Sequence[tuple[Prompt, list[Decision]]],
     judging: Judging,
     interrupt: Interrupt,
-    counted: Counted,
+    counted: OutcomeCounts,
 ) -> None:
     """Have those answers judged that wait for it. Raises as `judge_all`."""
     verify = config.verify
@@ -251,7 +251,7 @@ def _judge(
 def _finished(
     config: Rejection,
     block: Sequence[tuple[Prompt, list[Decision]]],
-    provenance: Provenance,
+    provenance: RowOrigin,
     finish: Finish,
 ) -> dict[tuple[str, int], Row]:
     """(question, index of the answer) -> the row that is written of it."""

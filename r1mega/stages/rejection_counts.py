@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Counted:
+class OutcomeCounts:
     """What became of a run's answers."""
 
     outcomes: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
@@ -77,7 +77,7 @@ REMEDIES: Mapping[str, str] = {
 """Outcome -> what is to be done where most answers have it and none is kept."""
 
 
-def say(counted: Counted) -> None:
+def say(counted: OutcomeCounts) -> None:
     """Say what became of the answers."""
     total = counted.total
     log.info("%s answers sampled: %s", f"{total.total():,}", _told(total))
@@ -89,7 +89,7 @@ def say(counted: Counted) -> None:
         log.warning("%s questions have no row", f"{counted.empty:,}")
 
 
-def why_none(counted: Counted, decisions: Path) -> str:
+def why_none(counted: OutcomeCounts, decisions: Path) -> str:
     """What became of the answers, and what to do about it."""
     total = counted.total
     remedies = "; ".join(REMEDIES[name] for name, _ in total.most_common(2) if name in REMEDIES)

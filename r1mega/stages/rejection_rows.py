@@ -62,7 +62,7 @@ def select(decisions: Sequence[Decision], max_kept: int | None, seed: int, quest
 
 
 @dataclass(frozen=True)
-class Provenance:
+class RowOrigin:
     """What all rows of a run have in common."""
 
     policy: Mapping[str, Any]

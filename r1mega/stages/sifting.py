@@ -11,7 +11,7 @@ from r1mega.errors import ConfigError
 from r1mega.evaluation.metrics import FORMATS
 from r1mega.recipe.rejection import Rejection
 from r1mega.rewards import filters
-from r1mega.rewards.filters import Sifted, sift, words
+from r1mega.rewards.filters import SiftedAnswer, sift, words
 from r1mega.rewards.gathering import gathered
 from r1mega.rewards.pool import Pool, TaskOutcome
 from r1mega.rewards.reward import Answer
@@ -116,7 +116,7 @@ class Sifting:
             return decision.drop("failed", outcome.reason)
         if isinstance(outcome.value, ConfigError):
             raise outcome.value
-        sifted: Sifted = outcome.value
+        sifted: SiftedAnswer = outcome.value
         decision.filters = sifted.measured
         if sifted.reason is not None or (score := sifted.score) is None:
             return decision.drop(sifted.reason or "failed")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 Respond = Callable[[Any], None]
 """Handles a request in place of the server; takes the handler, whose `body` is what was sent."""
@@ -81,7 +81,7 @@ class EndpointServer:
         self.http.shutdown()
         self.http.server_close()
 
-    def __enter__(self) -> "EndpointServer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
