@@ -241,6 +241,12 @@ def results_of(prompts: Sequence[Prompt], graded: Sequence[Graded]) -> list[Ques
             )
         )
     return [
-        QuestionResult(prompt.id, digest_of(prompt.question, prompt.truth), tuple(by_question[prompt.id]))
+        QuestionResult(
+            prompt.id,
+            digest_of(prompt.question, prompt.truth),
+            tuple(by_question[prompt.id]),
+            prompt.domain,
+            prompt.source,
+        )
         for prompt in prompts
     ]

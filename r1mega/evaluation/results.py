@@ -1,11 +1,13 @@
 """What an evaluation leaves on disk: one line a question in results.jsonl, and evaluation.json, which says of what.
 
-results.jsonl     {"id": "chain_sum-3f...", "digest": "9c...", "samples": [
+results.jsonl     {"id": "chain_sum-3f...", "digest": "9c...", "domain": "math", "source": "chain_sum",
+                   "samples": [
                     {"status": "scored", "value": 1.0, "parts": {"accuracy": 1.0, "format": 1.0}, "answer": "17",
                      "vote": "17", "tokens": 312, "finish": "stop", "reason": ""}, ...]}
 evaluation.json   {"format": 1, "digests": {"weights": "...", "prompt": "...", "questions": "...", "sampling": "..."},
                    "sampling": {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32768, "samples": 64},
                    "scores": {...},                                                        as `Scores.to_json` says
+                   "columns": {"reasoning": {"domains": ["math"], "sources": []}},         scores by name, of a part
                    "of": {"model": "runs/rl/hf"}}                  or {"endpoint": "https://...", "model": "..."}
 
 `digest` is of what is asked and its truth; `digests.questions` is of all of them, whatever their order. `prompt` is
@@ -62,6 +64,10 @@ class QuestionResult:
     digest: str
     """Of what is asked and its truth."""
     samples: tuple[SampleResult, ...]
+    domain: str = ""
+    """Of the question; "" in the files of an older version, and so is `source`."""
+    source: str = ""
+    """The label of the table of questions that it stands in."""
 
     @property
     def scored(self) -> tuple[SampleResult, ...]:
@@ -85,6 +91,8 @@ class Record:
     scores: Mapping[str, Any]
     of: Mapping[str, str] = field(default_factory=dict[str, str])
     """Whose answers these are, for people: the folder, or endpoint and model."""
+    columns: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict[str, Mapping[str, Sequence[str]]])
+    """Name of a column -> "domains" and "sources" of its questions (`in_column`); none of an older version."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -104,6 +112,20 @@ def digests_of(results: Sequence[QuestionResult], weights: str, prompt: str, sam
         "questions": questions,
         "sampling": digest_of(dict(sampling)),
     }
+
+
+def in_column(results: Iterable[QuestionResult], column: Mapping[str, Sequence[str]]) -> list[QuestionResult]:
+    """The results of a column's questions.
+
+    Args:
+        column: their "domains" and "sources", as `Record.columns` has them; an empty list leaves all in.
+    """
+    domains, sources = column["domains"], column["sources"]
+    return [
+        result
+        for result in results
+        if (not domains or result.domain in domains) and (not sources or result.source in sources)
+    ]
 
 
 def write(folder: Path, results: Iterable[QuestionResult], record: Record) -> None:
@@ -129,7 +151,8 @@ def read(folder: Path) -> tuple[Record, list[QuestionResult]]:
         row = json.loads(record_file.read_text(encoding="utf-8"))
         if row["format"] != FORMAT:
             raise DataError(f"{record_file}: format {row['format']!r}; this version reads {FORMAT}")
-        record = Record(row["digests"], row["sampling"], row["scores"], row.get("of", {}))
+        of, columns = row.get("of", {}), row.get("columns", {})
+        record = Record(row["digests"], row["sampling"], row["scores"], of, columns)
         missing = [name for name in ("weights", *COMPARED) if not isinstance(record.digests.get(name), str)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{record_file}: not the record of an evaluation: {error!r}") from error
@@ -159,4 +182,4 @@ def _question_result(row: Mapping[str, Any]) -> QuestionResult:
     ]
     if any(sample.scored and not 0 <= sample.value <= 1 for sample in samples):
         raise ValueError("a value outside [0, 1]")
-    return QuestionResult(row["id"], row["digest"], tuple(samples))
+    return QuestionResult(row["id"], row["digest"], tuple(samples), row.get("domain", ""), row.get("source", ""))

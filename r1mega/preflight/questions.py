@@ -11,6 +11,8 @@ from r1mega.data.sources.reasoning_gym import questions
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
 from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer
+from r1mega.errors import ConfigError, DataError, WeightMappingError
+from r1mega.families.registry import read_language_model
 from r1mega.families.spec import ModelSpec
 from r1mega.preflight import verdicts
 from r1mega.preflight.data import left_out, names_setting, tokenizer_digest
@@ -42,9 +44,21 @@ def check_tasks(recipe: Pretrain, spec: ModelSpec | None, tokenizer: Path | None
 
 def check_held_out(recipe: Evaluate, spec: ModelSpec | None, tokenizer: Path | None, *, brief: bool) -> None:
     """Whether there are the questions that an evaluation asks, with their tokens if possible, and no stop string
-    holds an end token."""
+    holds an end token; of several models, for each whose folder is there.
 
-    if (here := recipe.seen()) is None:
+    Raises as the first fault does; of several models a ConfigError that lists the faults of all.
+    """
+    there = {name: alone for name, alone in recipe.alone().items() if recipe.models[name].exists()}
+    faults = list[str]()
+    for name, alone in there.items():
+        try:
+            check_served(f"models.{name}", recipe.models[name])
+            check_held_out(alone, read_language_model(recipe.models[name]), recipe.models[name], brief=brief)
+        except (ConfigError, DataError, WeightMappingError) as error:
+            faults.append(str(error) if str(error).startswith("models.") else f"models.{name}: {error}")
+    if faults:
+        raise ConfigError("\n  ".join([f"{len(faults)} of {len(recipe.models)} models cannot be asked", *faults]))
+    if there or (here := recipe.seen()) is None:
         return
     recipe = here
 

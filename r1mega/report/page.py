@@ -123,8 +123,11 @@ def _figures(run_dir: Path, drawn: Sequence[Path]) -> list[dict[str, str]]:
 
 
 def _results(stage: dict[str, Any], lines: Any) -> list[Column]:
-    """The columns of a stage's evaluations: before, and after or so far; none where it has none."""
+    """The columns of a stage's evaluations: before, and after or so far, or one for each model; none where it has
+    none."""
     name = stage["name"]
+    if models := stage["summary"].get("models"):
+        return [(f"{name}: {model}", lines(of, "after")) for model, of in models.items()]
     after = "after" if stage["finished"] else f"so far, step {stage['eval_step']}"
     only = learns_from(stage["kind"]) == "nothing"  # its one evaluation has no before and after
     headings = {"before": f"{name}: before", "after": name if only else f"{name}: {after}"}

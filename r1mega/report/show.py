@@ -32,6 +32,9 @@ def show(run_dir: Path) -> None:
     finished = [stage for stage in stages if read_summary(stage) is not None]
     if finished:
         console.print(summary.table([s for s in finished if (read_summary(s) or {}).get("eval")] or finished))
+    for stage in finished:
+        if (of_models := summary.table_of_models(stage)) is not None:
+            console.print(of_models)
     if (made := preferences.table(finished)) is not None:
         console.print(made)
     for stage in stages:

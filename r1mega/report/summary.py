@@ -76,6 +76,22 @@ def table(run_dirs: Sequence[Path]) -> Table:
     return out
 
 
+def table_of_models(run_dir: Path) -> Table | None:
+    """The models that a finished stage has evaluated side by side; None where it asked no more than one.
+
+    Raises DataError where the summary holds no records of evaluations.
+    """
+    models = (read_summary(run_dir) or {}).get("models")
+    if not isinstance(models, dict):
+        return None
+    out = Table(title=f"{visible(run_dir.name)}: held-out questions", title_justify="left", show_lines=False)
+    out.add_column("", no_wrap=True)
+    for name in models:
+        out.add_column(Text(visible(name)), justify="right")
+    _add_lines(out, [_eval_column(of, "after") for of in models.values()])
+    return out
+
+
 def transcripts(run_dir: Path, console: Console, num: int = 2) -> None:
     """Print `num` answers of the earliest and of the latest samples (rows.early_and_late).
 
@@ -182,6 +198,7 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
         }
         if when == "after":
             lines |= _of_several(summary.get("scores") or {})
+            lines |= _of_columns(summary.get("columns") or {})
         lines |= _not_scored("", result)
     greedy = evals.get(f"greedy_{when}")
     if _is_number(greedy):
@@ -192,6 +209,14 @@ def eval_lines(summary: Row, when: str) -> dict[str, str]:
         lines["greedy lenient"] = _with_interval(result.lenient)
         lines |= _not_scored("greedy ", result)
     return lines
+
+
+def _of_columns(columns: Row) -> dict[str, str]:
+    """Scores of a part of the questions by the column's name; None of one stands for nothing that could be scored."""
+    return {
+        f"pass@1, {visible(name)}": _with_interval(Interval(**of["pass_at_1"])) if of else "none scored"
+        for name, of in columns.items()
+    }
 
 
 def _not_scored(prefix: str, result: EvalResult) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """An engine over another one and a journal: what was asked before is answered from disk, everything else anew."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from r1mega.rollout.engine import Engine, OnAnswer, Request, SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.segment import Key
+from r1mega.runtime.provenance import Lineage
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion
 
@@ -39,27 +42,35 @@ class Comparison:
         self.equal_tokens += int((old != new).argmax()) if (old != new).any() else shorter
 
 
-def open_journal(run_dir: RunDir, replay: Replay) -> Journal:
-    """The run's journal; close it.
+def open_journal(run_dir: RunDir, replay: Replay, *, folder: Path | None = None, start: str = "") -> Journal:
+    """The run's journal, or that of one of several models that it asks; close it.
 
     What is in it of a run that began alike and did the same, this one repeats; any other answers in it are never
     used, whatever they are called. Whoever asks for everything anew needs nothing of an older form.
 
+    Args:
+        folder: where it stands, if not in the run directory itself.
+        start: digest of the weights that answer, if they are not those that the run began as.
+
     Raises: as `Journal`.
     """
-    journal = Journal(run_dir.path / "journal", set_older_aside=replay == "live")
-    found, mine = journal.lineage, run_dir.lineage
+    journal = Journal((folder or run_dir.path) / "journal", set_older_aside=replay == "live")
+
+    def own() -> Lineage:
+        return dataclasses.replace(run_dir.lineage, start=start) if start else run_dir.lineage
+
+    found, mine = journal.lineage, own()
     if found is not None and not mine.repeats(found):
         num = sum(journal.state()["entries"].values())
         kinds = (("model", found.start, mine.start), ("config", found.recipe, mine.recipe))
-        other = " and ".join(what for what, theirs, own in kinds if theirs != own)
+        other = " and ".join(what for what, theirs, ours in kinds if theirs != ours)
         log.warning(
             "%s: holds %d answers of a run of another %s: used are those to the very same prompts of the model as "
             "it was before training, if any; all else is sampled anew", journal.folder, num, other,
         )  # fmt: skip
     elif found is not None:
         run_dir.repeat(found)
-    journal.belong_to(run_dir.lineage)
+    journal.belong_to(own())
     return journal
 
 

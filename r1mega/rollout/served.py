@@ -1,4 +1,8 @@
-"""The rollout server of a model's folder and its client, started when they are first needed."""
+"""The rollout server of a model's folder and its client, started when they are first needed.
+
+One server may answer for several folders in turn that are served alike (`alike.py`): it is started of the first that
+is asked, and given the weights of each other one when that is first asked (`weights.folder`).
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
@@ -21,6 +25,14 @@ log = logging.getLogger(__name__)
 
 Reload = Callable[[Server, int], None]
 """Gives a restarted server the weights of a version (`Fleet`)."""
+
+
+class Give(Protocol):
+    """Gives a running server the weights of another folder (`weights.folder.GiveFolder`)."""
+
+    def prepare(self) -> None: ...
+
+    def __call__(self, server: Server, folder: Path) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,17 @@ class ServedModel:
         seed: int,
         log_file: Path,
         interrupt: Interrupt,
+        give: Give | None = None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             max_model_len: longest prompt + answer, in tokens.
             interrupt: breaks off waiting for the server or its answers.
+            give: gives it other folders' weights, where it is to answer for several (`turn_to`).
         """
-        self._start = partial(Server, model_dir, layout, seed=seed, log_file=log_file)
+        self._model_dir, self._give = model_dir, give
+        self._start = partial(Server, layout=layout, seed=seed, log_file=log_file)
         self._max_model_len = max_model_len
         self._log_file, self._interrupt = log_file, interrupt
         self._server: Server | None = None
@@ -69,8 +84,14 @@ class ServedModel:
         """Start the processes, where they are not, and return while they are starting."""
         if self._server is None:
             log.info("starting the rollout server; its log: %s", self._log_file)
-            self._server = self._start(max_model_len=self._max_model_len)
+            self._server = self._start(self._model_dir, max_model_len=self._max_model_len)
         return self._server
+
+    def turn_to(self, model_dir: Path) -> None:
+        """Answer for another folder from now on. Its weights are given when it is first asked something."""
+        if model_dir != self._model_dir:
+            assert self._give is not None, "made for one folder"
+            self._model_dir, self._client = model_dir, None
 
     def make_room(self, max_model_len: int) -> Lengthened | None:
         """See to it that the server holds prompt and answer of so many tokens.
@@ -103,8 +124,12 @@ class ServedModel:
         """
         if self._client is None:
             server = self.start()
+            if self._give is not None:
+                self._give.prepare()
             with self._interrupt.at_once():
                 server.wait_ready()
+            if self._give is not None and server.model_dir != self._model_dir:
+                self._give(server, self._model_dir)
             self._client = Fleet([server], reload=reload, on_recovery=on_recovery)
         return self._client
 

@@ -84,7 +84,9 @@ class Server:
             raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")
         if not (model_dir / "tokenizer.json").is_file():
             raise RolloutError(f"{model_dir} has no tokenizer.json; save the model's fast tokenizer there")
-        self.model_dir, self.layout, self.log_file, self.host = model_dir, layout, log_file, layout.host
+        self.model_dir = model_dir
+        """What a start begins with; whoever gives it another folder's weights (`weights.folder`) changes it."""
+        self.layout, self.log_file, self.host = layout, log_file, layout.host
         self.world_size = layout.tp
         """Ranks that receive weights."""
         config = json.loads((model_dir / "config.json").read_text())

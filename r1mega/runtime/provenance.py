@@ -8,6 +8,7 @@ the step: the same step of another run is another policy, and the weights at ste
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import secrets
@@ -22,6 +23,8 @@ from r1mega.config.section import Section
 from r1mega.runtime.digests import Digests, digest_of
 
 RUN = "run.json"
+MODELS = "models."
+"""Before the name of each of several models that a stage asks, as a setting."""
 GIT_TIMEOUT_S = 30.0
 """A checkout may lie on a file system that hangs; a run does not need to know its commit."""
 PACKAGES = (
@@ -96,8 +99,16 @@ def inputs_of(recipe: Section, run_dir: Path, digests: Digests) -> Inputs:
     return found
 
 
+def inputs_in(run_dir: Path) -> Inputs:
+    """What the config of an open run directory named when it was begun."""
+    return json.loads((run_dir / RUN).read_text())["inputs"]
+
+
 def start_of(inputs: Inputs) -> str:
-    """Digest of the model that a stage begins as: its weights, or the architecture that random ones are drawn for."""
+    """Digest of the model that a stage begins as: its weights, or the architecture that random ones are drawn for; of
+    several models, one of all of them with their names."""
+    if several := {setting: of[0]["digest"] for setting, of in inputs.items() if setting.startswith(MODELS)}:
+        return digest_of(several)
     named = inputs.get("model.path") or inputs.get("model.config") or [{"digest": ""}]
     return named[0]["digest"]
 
@@ -110,6 +121,8 @@ def _paths(section: Section, prefix: str) -> Iterator[tuple[str, Path]]:
             for free, inner in cast(dict[str, Any], value).items():
                 if isinstance(inner, Section):
                     yield from _paths(inner, f"{prefix}{name}.{free}.")
+                elif isinstance(inner, Path):
+                    yield f"{prefix}{name}.{free}", inner
             continue
         several = isinstance(value, tuple)
         for number, inner in enumerate(value if several else (value,)):

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
@@ -42,9 +43,13 @@ class Asked:
     """How a question is put, with {question} in its place."""
     of: dict[str, str]
     """Whose answers these are, for people."""
-    start: Callable[[Interrupt], Served]
+    start: Callable[..., AbstractContextManager[Any]]
+    """Takes an Interrupt and, of a folder, `room`: for how many tokens of prompt and answer the server is laid out
+    that is to answer for other folders as well (`ServedModel.turn_to`)."""
     one_by_one: bool
     """Whether each answer is asked for, and journalled, by itself."""
+    room: int = 0
+    """Tokens of the longest prompt and answer; 0 of an endpoint, which nobody here lays out."""
 
     def journalled(self, engine: JournalledEngine) -> Engine:
         """What is to be asked, over the journal."""
@@ -66,6 +71,7 @@ def ask_folder(
     from r1mega.data.tokenizer import load_tokenizer
     from r1mega.families.registry import check_tokenizer, read_language_model
     from r1mega.rollout.served import ServedModel
+    from r1mega.weights.folder import GiveFolder
 
     path = config.model.path
     assert path is not None, "the recipe demands it"
@@ -75,18 +81,22 @@ def ask_folder(
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
     form = PromptForm(config.prompt, tokenizer)
     prompts, counts = make_prompts(form, spec)
+    own_room = max(len(p.token_ids) for p in prompts) + config.sampling.max_new_tokens
 
-    def start(interrupt: Interrupt) -> Served:
+    def start(interrupt: Interrupt, room: int = 0) -> Served:
+        give = GiveFolder(address=cluster.address, breakable=interrupt.at_once) if room else None
         return (serve or ServedModel)(
             path,
             cluster.rollout,
-            max_model_len=max(len(p.token_ids) for p in prompts) + config.sampling.max_new_tokens,
+            max_model_len=room or own_room,
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
+            **({"give": give} if give else {}),
         )
 
-    return Asked(prompts, counts, form.write(QUESTION), {"model": str(path)}, start, one_by_one=False)
+    of = {"model": str(path)}
+    return Asked(prompts, counts, form.write(QUESTION), of, start, one_by_one=False, room=own_room)
 
 
 def ask_endpoint(config: Answering, endpoint: AskedEndpoint, asked: AskedQuestions) -> Asked:

@@ -286,7 +286,7 @@ def test_a_figure_of_pairs_is_that_of_the_survivors(figure: Callable[..., Any], 
 
 NO_FIGURES = {
     "transcripts": "lists every answer", "results_of": "lists every answer", "with_votes": "lists every answer",
-    "write": "writes every answer", "digests_of": "of what was asked",
+    "write": "writes every answer", "digests_of": "of what was asked", "in_column": "lists the results of a part",
 }  # fmt: skip
 """Functions of verdicts that make no figure of them, and why."""
 

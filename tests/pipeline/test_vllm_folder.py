@@ -1,0 +1,178 @@
+"""A running server that is given another folder's weights answers as one that was started of that folder.
+
+The oracle is vLLM's own start: after a folder was given, the server is started anew of it, and both must have said
+the same, token for token at T = 1, with log-probabilities to 1e-6. Prompts are longer than a block of the prefix
+cache, so that blocks of other weights would be found.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import MAX_MODEL_LEN, make_model, make_tokenizer, weight_version
+
+from r1mega.buffers import Int32s
+from r1mega.config.cluster import RolloutLayout
+from r1mega.errors import ConfigError, WeightMappingError
+from r1mega.rollout.engine import Request, SamplingParams
+from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.server import Server
+from r1mega.samples import Completion, Prompt
+from r1mega.weights import folder as given_folder
+from r1mega.weights.folder import GiveFolder
+from r1mega.weights.servers import ServerClient
+
+pytestmark = pytest.mark.vllm
+BOUND = 1e-6
+PROMPT_TOKENS = 100
+"""Three blocks of the prefix cache, of 32 tokens each, and some."""
+
+
+def make_qwen2(folder: Path, seed: int) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.05,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def sampled(server: Server) -> list[Completion]:
+    """Sixteen answers to each of eight prompts, at T = 1, from the folder's weights."""
+    draw = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 256, (8, PROMPT_TOKENS), generator=draw).tolist()
+    asked = [Request(Prompt(f"p{i}", "t", "q", "a", Int32s(row)), 16, 1000 * i) for i, row in enumerate(ids)]
+    answers = Fleet([server]).generate(asked, SamplingParams(1.0, 24), version=0)
+    return [completion for group in answers for completion in group]
+
+
+def difference(a: Sequence[Completion], b: Sequence[Completion]) -> float:
+    """The largest |d logp|; infinite where any token is another."""
+    if [c.token_ids for c in a] != [c.token_ids for c in b]:
+        return float("inf")
+    pairs = [(x, y) for c, d in zip(a, b, strict=True) for x, y in zip(c.logp.tolist(), d.logp.tolist(), strict=True)]
+    assert len(pairs) > 2000
+    return max(abs(x - y) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def given(server: Server, model_dir: Path) -> Iterator[Server]:
+    """The shared server with its first folder's weights, which it has again afterwards."""
+    GiveFolder()(server, model_dir)
+    yield server
+    GiveFolder()(server, model_dir)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another folder of the shared server's model."""
+    folder = tmp_path_factory.mktemp("other")
+    make_model(folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(given: Server, model_dir: Path, other: Path) -> dict[str, list[Completion]]:
+    """What the server says of either folder: given, after a start of it, and given back."""
+    said = {"first": sampled(given)}
+    GiveFolder()(given, other)
+    assert given.model_dir == other and weight_version(given) == "0"
+    said["given"] = sampled(given)
+    given.restart("to have the folder's weights from its start")
+    said["started"] = sampled(given)
+    GiveFolder()(given, model_dir)
+    said["given back"] = sampled(given)
+    return said
+
+
+def test_given_weights_answer_as_those_of_a_start(fresh: dict[str, list[Completion]]) -> None:
+    assert difference(fresh["given"], fresh["started"]) <= BOUND
+    assert difference(fresh["given back"], fresh["first"]) <= BOUND
+    assert difference(fresh["given"], fresh["first"]) == float("inf")
+
+
+@pytest.mark.slow
+def test_a_dense_model_with_a_tied_head_is_given_as_well(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_qwen2(first, 0)
+    make_qwen2(second, 1)
+    with Server(first, RolloutLayout(), max_model_len=MAX_MODEL_LEN, seed=0, log_file=tmp_path / "log") as server:
+        server.wait_ready()
+        loaded = sampled(server)
+        GiveFolder()(server, second)
+        given = sampled(server)
+        server.restart("to have the folder's weights from its start")
+        assert difference(given, sampled(server)) <= BOUND
+        GiveFolder()(server, first)
+        assert difference(loaded, sampled(server)) <= BOUND
+
+
+def test_blocks_of_other_weights_are_not_used(
+    fresh: Any, given: Server, model_dir: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the emptied prefix cache the first folder's blocks answer for the second, which this would see."""
+    assert difference(sampled(given), fresh["first"]) <= BOUND
+    monkeypatch.setattr(ServerClient, "reset_prefix_cache", lambda self: None)
+    GiveFolder()(given, other)
+    assert difference(sampled(given), fresh["given"]) > BOUND
+    monkeypatch.undo()
+    GiveFolder()(given, model_dir)
+
+
+def test_two_experts_exchanged_are_seen(
+    fresh: Any, given: Server, model_dir: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tensor of one expert under the other's name: names, shapes, number and bytes are as they should be."""
+
+    class Exchanged(given_folder.FolderWeights):
+        def __iter__(self) -> Iterator[Any]:
+            tensors = {name: tensor.clone() for name, tensor in super().__iter__()}
+            for name in tensors:
+                other_expert = name.replace(".1.mlp.experts.2.", ".1.mlp.experts.3.") if ".experts.2." in name else (
+                    name.replace(".1.mlp.experts.3.", ".1.mlp.experts.2."))  # fmt: skip
+                yield name, tensors[other_expert]
+
+    monkeypatch.setattr(given_folder, "FolderWeights", Exchanged)
+    GiveFolder()(given, other)
+    assert difference(sampled(given), fresh["given"]) > BOUND
+    monkeypatch.undo()
+    GiveFolder()(given, model_dir)
+
+
+def test_a_folder_that_is_not_whole_leaves_the_server_as_it_is(given: Server, other: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(other, torn)
+    tensors = load_file(torn / "model.safetensors")
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    tensors.pop(name)
+    save_file(tensors, torn / "model.safetensors", metadata={"format": "pt"})
+    before = given.model_dir
+    with pytest.raises(WeightMappingError, match=name):
+        GiveFolder()(given, torn)
+    assert given.model_dir == before and weight_version(given) == "0"
+
+
+def test_another_model_is_refused_and_nothing_sent(given: Server, other: Path, tmp_path: Path) -> None:
+    wider = tmp_path / "wider"
+    shutil.copytree(other, wider)
+    config = json.loads((wider / "config.json").read_text())
+    (wider / "config.json").write_text(json.dumps({**config, "routed_scaling_factor": 2.25}))
+    before = given.model_dir
+    with pytest.raises(ConfigError, match=r"moe: .*routed_scaling=2.25(?s:.)*|1 differences"):
+        GiveFolder()(given, wider)
+    assert given.model_dir == before and weight_version(given) == "0"
