@@ -30,7 +30,7 @@ def rows(file: Path, what: str) -> Iterator[tuple[Any, str]]:
                     line = line.removeprefix(BYTE_ORDER_MARK)
                 if line.strip():
                     where = f"{file}, line {number}"
-                    yield _parsed(line, where), where
+                    yield parsed(line, where), where
     except OSError as error:
         raise DataError(f"cannot read {what} from {file}: {error}") from error
 
@@ -108,7 +108,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parsed(line: bytes, where: str) -> Any:
+def parsed(line: bytes, where: str) -> Any:
+    """The JSON value of a line that stands at `where`. Raises DataError, as `rows` does."""
     try:
         return value_of(line)
     except UnicodeDecodeError as error:

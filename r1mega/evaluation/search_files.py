@@ -6,16 +6,10 @@ A block is whole lines of JSONL, or a row group of parquet.
 import io
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from r1mega.data.lines import BYTE_ORDER_MARK
 from r1mega.errors import DataError
@@ -23,13 +17,10 @@ from r1mega.evaluation import parquet_rows
 from r1mega.evaluation.normalise import normalise
 from r1mega.evaluation.overlap import Evaluations, Hit, Place
 from r1mega.evaluation.row_texts import Text, texts_of
-from r1mega.runtime.process import die_with_parent
+from r1mega.runtime.in_order import in_order
 
 BLOCK_BYTES = 2 * 2**20
 """Of a file that a process searches at a time; a longer line is a block by itself."""
-
-_state: dict[str, Any] = {}
-"""What a process of the pool searches for, and in which fields."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +74,7 @@ def searched(data: Data, evaluations: Evaluations) -> Generator[tuple[Block, Sea
         DataError: a file cannot be read; a line is not JSON, or is no object with one of the fields; a process was
             killed.
     """
-    if data.processes <= 1:
-        for block in blocks(data.paths):
-            yield block, search(block, evaluations, data.fields)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    start = evaluations, data.fields, os.getpid()
-    with ProcessPoolExecutor(data.processes, context, _start, start) as pool:
-        under_way = deque[tuple[Block, Future[Searched]]]()
-        try:
-            for block in blocks(data.paths):
-                under_way.append((block, pool.submit(_search, block)))
-                if len(under_way) > 2 * data.processes:
-                    yield _ended(*under_way.popleft())
-            while under_way:
-                yield _ended(*under_way.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from in_order(_search, (evaluations, data.fields), blocks(data.paths), data.processes, _killed)
 
 
 def blocks(paths: Sequence[Path], block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -179,21 +154,12 @@ def _texts(line: bytes, place: str, fields: Sequence[str]) -> list[Text]:
         raise DataError(f"{place}: {error}") from error
 
 
-def _start(evaluations: Evaluations, fields: Sequence[str], parent: int) -> None:
-    die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too
-    _state.update(evaluations=evaluations, fields=fields)
+def _search(state: tuple[Evaluations, Sequence[str]], block: Block) -> Searched:
+    return search(block, *state)
 
 
-def _search(block: Block) -> Searched:
-    return search(block, _state["evaluations"], _state["fields"])
-
-
-def _ended(block: Block, future: "Future[Searched]") -> tuple[Block, Searched]:
-    try:
-        return block, future.result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"{block.file}: a process that searched it was killed, perhaps because memory ran out; run the same "
-            "command again, with fewer --processes"
-        ) from error
+def _killed(block: Block) -> str:
+    return (
+        f"{block.file}: a process that searched it was killed, perhaps because memory ran out; run the same "
+        "command again, with fewer --processes"
+    )

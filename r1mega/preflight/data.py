@@ -18,6 +18,8 @@ LEFT_OUT = {
     "too_long": "too long and dropped", "dropped": "too long and dropped", "truncated": "truncated",
     "empty": "with an empty answer and left out", "no_summary": "with an answer that has no summary and left out",
     "equal": "with two answers that are read alike and left out", "doubles": "read before and left out",
+    "contaminated": "with words of an evaluation and left out", "double": "read before and left out",
+    "enough": "one answer too many to their question and left out",
     "contradicted": "judged the other way round elsewhere and kept",
 }  # fmt: skip
 WEIGHTS = (".safetensors", ".distcp", ".bin", ".pt", ".gguf")

@@ -9,6 +9,7 @@ from r1mega.errors import ConfigError
 from r1mega.layout.device_laws import layout_faults
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
+from r1mega.recipe.mixture import MakeMixture
 from r1mega.recipe.preferences import MakePreferences
 from r1mega.recipe.pretrain import Pretrain
 from r1mega.recipe.recipe import Recipe
@@ -24,6 +25,7 @@ RECIPES: Mapping[str, type[Recipe]] = {
     "evaluate": Evaluate,
     "preferences": MakePreferences,
     "rejection": Rejection,
+    "mixture": MakeMixture,
 }
 """`stage` of a config file -> its recipe."""
 
