@@ -1,4 +1,4 @@
-"""The command line: `r1mega check | run | pipeline | convert | score | make-tests | report | compare |
+"""The command line: `r1mega check | run | pipeline | trace | convert | score | make-tests | report | compare |
 decontaminate | review`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
@@ -24,6 +24,7 @@ from r1mega.conversion import commands
 from r1mega.data import commands as data
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError
 from r1mega.evaluation import commands as evaluation
+from r1mega.pipeline import commands as chains
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
@@ -46,6 +47,7 @@ app.command()(rewards.score)
 app.command()(rewards.make_tests)
 app.command()(evaluation.compare)
 app.command()(evaluation.decontaminate)
+app.command()(chains.trace)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]
