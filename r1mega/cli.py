@@ -164,13 +164,27 @@ def pipeline(
     overrides: Overrides = None,
     resume: Resume = False,
     verify_inputs: VerifyInputs = False,
+    first: Annotated[str | None, typer.Option("--from", help="Run this stage and later ones alone.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Run this stage and earlier ones alone.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Run this stage alone.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; start nothing.")] = False,
+    retries: Annotated[int, typer.Option(help="Start a stage that crashed so many times again.", min=0)] = 0,
 ) -> None:
-    """Run the stages of a pipeline one after the other; --resume passes over those that are done."""
-    from r1mega.pipeline.chain import run_chain
+    """Run the stages of a pipeline one after the other.
+
+    With --resume those that are done are passed over, a stage that was stopped goes on, and one whose settings or
+    inputs are others now begins anew, as does what depends on it.
+    """
+    from r1mega.pipeline.chain import run_chain, tell_plan
+    from r1mega.pipeline.plan import PipelineRun, Selection
 
     directory = run_dir or default_run_dir(config)
-    run_chain(load_pipeline(config), cluster, directory, overrides or [], resume=resume, verify_inputs=verify_inputs)
-    _report_of_done(directory)
+    asked = Selection(first, last, only)
+    chain = PipelineRun(load_pipeline(config), cluster, directory, overrides or [], asked, verify_inputs)
+    if dry_run:
+        tell_plan(chain)
+    elif run_chain(chain, resume=resume, retries=retries):
+        _report_of_done(directory)
 
 
 @app.command()

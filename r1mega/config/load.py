@@ -68,8 +68,12 @@ def read_toml(path: Path) -> dict[str, Node]:
 
 
 def apply_overrides(table: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Write each "a.b=value" into `table`; a number in the path is an index into a list of tables."""
+    """Write each "a.b=value" into `table`; a number in the path is an index into a list of tables.
+
+    Relative paths count from an override's `folder` where it has one (`pipeline.overrides.InFile`).
+    """
     for override in overrides:
+        folder = getattr(override, "folder", Path())
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {override}: expected a.b=value")
@@ -78,9 +82,9 @@ def apply_overrides(table: dict[str, Any], overrides: Iterable[str]) -> None:
         for part in parents:
             place = _step(place, part, override)
         if isinstance(place, list):
-            place[_index(place, last, override)] = _parse_value(text)
+            place[_index(place, last, override)] = _parse_value(text, folder)
         elif isinstance(place, dict):
-            place[last] = _parse_value(text)
+            place[last] = _parse_value(text, folder)
         else:
             raise ConfigError(f"--set {override}: {'.'.join(parents)} is a value, not a table")
 
@@ -99,22 +103,26 @@ def _index(place: list[Node], part: str, override: str) -> int:
     raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(place)}")
 
 
-def _parse_value(text: str) -> Node:
+def _parse_value(text: str, folder: Path) -> Node:
     """A TOML value where it is one, otherwise the text itself."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    return _from_shell(value)
+    return _from_shell(value, folder)
 
 
-def _from_shell(value: Node) -> Node:
+def _from_shell(value: Node, folder: Path) -> Node:
     """The same value, every string in it marked."""
     if isinstance(value, dict):
-        return {name: _from_shell(inner) for name, inner in value.items()}
+        return {name: _from_shell(inner, folder) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_from_shell(inner) for inner in value]
-    return FromShell(value) if isinstance(value, str) else value
+        return [_from_shell(inner, folder) for inner in value]
+    if not isinstance(value, str):
+        return value
+    marked = FromShell(value)
+    marked.folder = folder
+    return marked
 
 
 def validate(section: type[S], table: dict[str, Node], path: Path) -> S:

@@ -24,7 +24,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_given(cls, value: object, info: ValidationInfo) -> object:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        kinds = _kinds_of(cls, str(info.field_name))
         if kinds <= {int, float, types.NoneType} and isinstance(value, bool | str):
             raise ValueError("should be a number, written without quotes")
         if kinds <= {bool, types.NoneType} and not isinstance(value, bool | None):
@@ -35,6 +35,11 @@ class Section(BaseModel):
         """Setting that names a folder -> files in it that matter as well, where a folder's digest says nothing of
         them."""
         return {}
+
+
+@functools.cache
+def _kinds_of(section: type[Section], field: str) -> set[Any]:
+    return _kinds(section.model_fields[field].annotation)
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -88,12 +93,15 @@ class RunSettings(Section):
 class FromShell(str):
     """A value given with `--set`: its relative paths count from the working directory, not from the file."""
 
+    folder: Path = Path()
+    """Where they count from; another one where a pipeline's file has given the value."""
+
 
 def anchored(value: object, info: ValidationInfo) -> object:
     """A relative path counts from the folder of the config file that states it."""
     if isinstance(value, str) and not Path(value).is_absolute():
         context = cast(dict[str, str], info.context or {})
-        base = Path() if isinstance(value, FromShell) else Path(context.get("folder", "."))
+        base = value.folder if isinstance(value, FromShell) else Path(context.get("folder", "."))
         return (base / value).resolve()
     return value
 

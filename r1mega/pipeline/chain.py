@@ -1,30 +1,33 @@
 """A chain of stages: each starts from an earlier one's final weights, in a fresh process.
 
-A stage is done when its summary.json stands; a chain that was stopped goes on with the first stage that is not.
-Before anything runs, every stage is looked at with its overrides and data, so that the last one's mistake does not
-show after the first one's hours. At the end the questions that stages were evaluated on are held against those that
-any stage trained on.
+What is done is found by content (`artefacts`); a chain that was stopped goes on where it was, and a stage whose
+settings or inputs are others than those it ran with is run again from nothing, and then what depends on it. Before
+anything runs, every stage is looked at with its overrides and data, so that the last one's mistake does not show
+after the first one's hours. At the end the questions that stages were evaluated on are held against those that any
+stage trained on.
+
+chain.json   {"wall_seconds": ...}, of all parts of a run so far
 """
 
+import contextlib
 import json
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from r1mega.errors import DataError, R1MegaError, RunDirError
-from r1mega.pipeline.graph import Node, Pipeline, handed_over, look_at_chain, own_overrides
-from r1mega.recipe.load import load
-from r1mega.runtime import files
+from r1mega.pipeline import artefacts
+from r1mega.pipeline.artefacts import State
+from r1mega.pipeline.graph import Pipeline, look_at_chain
+from r1mega.pipeline.overrides import for_shell
+from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
+from r1mega.runtime import files, locks, process
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
-from r1mega.runtime.process import heeded_stop_signals
-from r1mega.runtime.provenance import inputs_of
-from r1mega.runtime.resume import changes
+from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
+
+STATE, LOCK = "chain.json", ".lock"
 
 
 class StageCrashed(Exception):
@@ -33,103 +36,170 @@ class StageCrashed(Exception):
     exit_code = 1
 
 
-def run_chain(
-    pipeline: Pipeline,
-    cluster: str,
-    run_dir: Path,
-    overrides: Sequence[str],
-    *,
-    resume: bool,
-    verify_inputs: bool = False,
-) -> None:
-    """Run what is left of `pipeline` and write its summary.json.
+def tell_plan(chain: PipelineRun) -> None:
+    """Print what `run_chain` would do with each stage, and why; nothing is written or started.
+
+    Raises: as `PipelineRun.plan`.
+    """
+    plans = chain.plan(glance=True)
+    width = max(len(plan.node.name) for plan in plans)
+    for plan in plans:
+        print(f"{plan.node.name:{width}}  {plan.told()}")
+    chain.refuse_what_is_needed(plans)
+
+
+def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
+    """Run what is left of a chain, or of the stages that are asked for; summary.json when all of it is done.
 
     Args:
-        overrides: one that starts with a stage's name and a colon goes to that stage alone ("rl:num_steps=40"), any
-            other to every stage that has its first key.
-        verify_inputs: see `RunDir`; of every stage.
+        retries: how often a stage that crashed is started again, from where it was.
+
+    Returns:
+        Whether the chain is done.
 
     Raises:
         ConfigError: a stage's config with its overrides is wrong; nothing has run.
-        RunDirError: `run_dir` holds a chain already and `resume` is off, holds stages of other configs, or cannot be
-            written.
+        RunDirError: the run directory holds a chain already and `resume` is off, is in use by another chain, or
+            cannot be written; or what is needed of a stage that is not asked for is not there.
         R1MegaError: a stage was given something wrong; its own message has been printed.
         Interrupted: Ctrl-C or SIGTERM; the stage has saved and left.
         DataError: a held-out question was trained on.
     """
-    for seen in look_at_chain(pipeline, cluster, run_dir, overrides):
-        seen.refuse_absent()
+    asked, run_dir = chain.asked.names(chain.pipeline), chain.run_dir
+    looks = look_at_chain(chain.pipeline, chain.cluster, run_dir, chain.overrides)
+    _refuse_used(run_dir, resume=resume)
+    plans = chain.plan()
+    chain.refuse_what_is_needed(plans)
+    for plan, seen in zip(plans, looks, strict=True):
+        if plan.runs == "yes":
+            seen.refuse_absent()
+    with _held(run_dir):
+        _refuse_used(run_dir, resume=resume)  # by a chain that was faster
+        for node in chain.pipeline.stages:
+            if node.name in asked:
+                _bring_to_its_end(chain.of(node), chain, retries)
+        others = chain.plan() if len(asked) < len(plans) else []
+        if left := [plan.node.name for plan in others if not plan.runs_never()]:
+            print(f"not done yet: {', '.join(left)}; continue with --resume", flush=True)
+            return False
+        _summarise(chain.pipeline, run_dir)
+    return True
+
+
+def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        used = any(run_dir.iterdir())
+        used = run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir())
     except OSError as error:
-        raise RunDirError(f"{run_dir}: cannot be used: {error.strerror}; choose another --run-dir") from None
+        raise _unusable(run_dir, error) from None
     if used and not resume:
         raise RunDirError(f"{run_dir}: already holds a run; pass --resume to continue it, or another --run-dir")
-    began = time.monotonic()
-    for node in pipeline.stages:
-        own = [*own_overrides(node, pipeline, overrides), *_handed_over(node, run_dir)]
-        if (run_dir / node.name / "summary.json").is_file():
-            _refuse_other_config(node, cluster, run_dir, own, verify_inputs)
-            print(f"{node.name}: done before", flush=True)
-        else:
-            _run_stage(node, cluster, run_dir, own, verify_inputs)
-    _summarise(pipeline, run_dir, time.monotonic() - began)
 
 
-def _handed_over(node: Node, run_dir: Path) -> list[str]:
-    """What earlier stages decide: the weights to start from, what is read and the time it may take."""
-    handed = handed_over(node, run_dir)
-    if node.same_seconds_as:
-        seconds: Any = json.loads((run_dir / node.same_seconds_as / "summary.json").read_text())["seconds"]
-        handed.append(f"max_seconds={max(seconds, 0.1):.1f}")
-    return handed
-
-
-def _refuse_other_config(node: Node, cluster: str, run_dir: Path, overrides: list[str], verify: bool) -> None:
-    recipe, machine = load(node.config, cluster, overrides)
-    folder = run_dir / node.name
-    inputs = inputs_of(recipe, folder, Digests(folder, verify=verify))
-    if changed := changes(folder, recipe, machine, inputs):
-        lines = [f"{folder}: finished with another config; choose another --run-dir; changed:", *changed]
-        raise RunDirError("\n  ".join(lines))
-
-
-def _run_stage(node: Node, cluster: str, run_dir: Path, overrides: list[str], verify: bool) -> None:
-    command = [sys.executable, "-m", "r1mega.cli", "run", str(node.config), "--cluster", cluster, "--resume"]
-    command += ["--run-dir", str(run_dir / node.name), *(part for o in overrides for part in ("--set", o))]
-    command += ["--verify-inputs"] if verify else []
-    print(f"\n== {node.name}: {node.config.name}", flush=True)
-    # A group of its own, so that a signal reaches the stage once, from here, however it came.
-    process = subprocess.Popen(command, start_new_session=True)
-    received: list[int] = []
-
-    def forward(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        process.send_signal(signum)
-
-    previous = {s: signal.signal(s, forward) for s in heeded_stop_signals()}
+@contextlib.contextmanager
+def _held(run_dir: Path) -> Iterator[None]:
+    """The run directory, for this chain alone."""
     try:
-        code = process.wait()
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+        files.make_folder(run_dir)
+        lock = (run_dir / LOCK).open("w")
+    except OSError as error:
+        raise _unusable(run_dir, error) from None
+    with lock:
+        if not locks.take(lock):
+            raise RunDirError(f"{run_dir}: another chain is running in this directory; wait for it")
+        yield
+
+
+def _unusable(run_dir: Path, error: OSError) -> RunDirError:
+    return RunDirError(f"{run_dir}: cannot be used: {error.strerror}; choose another --run-dir")
+
+
+def _bring_to_its_end(plan: Planned, chain: PipelineRun, retries: int) -> None:
+    """Run a stage, all that is earlier being done, unless it is done itself."""
+    name, folder, standing = plan.node.name, chain.run_dir / plan.node.name, plan.standing
+    if standing.state is State.DONE:
+        print(f"{name}: done before", flush=True)
+        if artefacts.is_recorded(folder):
+            return
+    else:
+        print(f"\n== {name}: {plan.node.config.name}: {plan.told()}", flush=True)
+        (chain.run_dir / "summary.json").unlink(missing_ok=True)
+        if standing.state is State.CHANGED:
+            print(f"{name}: what was there is now {artefacts.set_aside(folder)}", flush=True)
+        else:
+            artefacts.reopen(folder)
+        for left in range(retries, -1, -1):
+            with _counted(chain.run_dir):
+                if _ended(plan, chain, tries_left=left):
+                    break
+    artefacts.record_outputs(folder, plan.recipe, Digests(folder))
+
+
+def _ended(plan: Planned, chain: PipelineRun, *, tries_left: int) -> bool:
+    """Run a stage's process to its end; False where it crashed, and may be tried again."""
+    name = plan.node.name
+    code, received = _run_stage(plan, chain)
     if received:
-        raise Interrupted(received[0], f"stage {node.name} was stopped; continue with --resume")
+        raise Interrupted(received, f"stage {name} was stopped; continue with --resume")
     if code == 2:
-        raise R1MegaError(f"stage {node.name} cannot go on (see above); mend it and continue with --resume")
+        raise R1MegaError(f"stage {name} cannot go on (see above); mend it and continue with --resume")
+    if code and not tries_left:
+        raise StageCrashed(f"stage {name} left with exit code {code}; continue with --resume")
     if code:
-        raise StageCrashed(f"stage {node.name} left with exit code {code}; continue with --resume")
+        print(
+            f"stage {name} left with exit code {code}; started again, {tries_left - 1} more times at most", flush=True
+        )
+    return not code
 
 
-def _summarise(pipeline: Pipeline, run_dir: Path, seconds: float) -> None:
+def _run_stage(plan: Planned, chain: PipelineRun) -> tuple[int, int | None]:
+    """Exit code of a stage's process, 128 + signal where one ended it; and the signal that this one got meanwhile."""
+    command = [
+        sys.executable,
+        "-m",
+        "r1mega.cli",
+        "run",
+        str(plan.node.config),
+        "--cluster",
+        chain.cluster,
+        "--resume",
+    ]
+    overrides = for_shell(plan.overrides, plan.recipe)
+    command += ["--run-dir", str(chain.run_dir / plan.node.name), *(part for o in overrides for part in ("--set", o))]
+    command += ["--verify-inputs"] if chain.verify_inputs else []
+    with collected_signals() as received:
+        # Guarded: it ends with this process, however that ends. A signal reaches it once, from here.
+        stage = process.spawn(command, environment=process.child_environment(), log_file=None, pass_signals=True)
+        sent: set[int] = set()
+        while stage.poll() is None:
+            sent |= hand_on(received, [stage])
+            time.sleep(POLL_S)
+    return exit_code(stage), next(iter([*sent, *received]), None)
+
+
+@contextlib.contextmanager
+def _counted(run_dir: Path) -> Iterator[None]:
+    """Add the time that is spent here to the chain's, also where it is left by an error."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        files.write_json(run_dir / STATE, {"wall_seconds": _wall_seconds(run_dir) + time.monotonic() - began})
+
+
+def _wall_seconds(run_dir: Path) -> float:
+    """Of all stages' processes so far."""
+    file = run_dir / STATE
+    return float(json.loads(file.read_text())["wall_seconds"]) if file.is_file() else 0.0
+
+
+def _summarise(pipeline: Pipeline, run_dir: Path) -> None:
     """summary.json: every stage's, and the check of held-out questions; seconds add up over resumed parts."""
-    file = run_dir / "summary.json"
-    before = json.loads(file.read_text())["wall_seconds"] if file.is_file() else 0.0
-    stages = {node.name: json.loads((run_dir / node.name / "summary.json").read_text()) for node in pipeline.stages}
+    stages = {node.name: read_summary(run_dir / node.name) for node in pipeline.stages}
     num_trained, num_held_out = _check_held_out(run_dir, pipeline)
     questions = {"trained_on": num_trained, "held_out": num_held_out, "overlap": 0}
-    files.write_json(file, {"stages": stages, "questions": questions, "wall_seconds": before + seconds})
+    files.write_json(
+        run_dir / "summary.json", {"stages": stages, "questions": questions, "wall_seconds": _wall_seconds(run_dir)}
+    )
 
 
 def _check_held_out(run_dir: Path, pipeline: Pipeline) -> tuple[int, int]:

@@ -1,16 +1,17 @@
 """A chain of stages: its config, its laws, and what is said of its stages before the first one starts."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from r1mega.config.load import nearest, raise_if_any, read_toml, validate
 from r1mega.config.section import AnchoredPath, Section
 from r1mega.errors import ConfigError
+from r1mega.pipeline.overrides import InFile, toml
 from r1mega.preflight.look import Look, look
-from r1mega.recipe.load import load_recipe
+from r1mega.recipe.load import recipe_of
 
 
 class Node(Section):
@@ -20,6 +21,9 @@ class Node(Section):
     """Name of the stage's run directory inside the pipeline's."""
     config: AnchoredPath
     """The stage config."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of this stage that are others than its config's, spelt as `--set` does: { "num_steps" = 40,
+    "data.files" = ["rows.jsonl"] }. Relative paths count from the pipeline's file. `--set` goes before them."""
     start: str = ""
     """The earlier stage whose final weights this one starts from; empty: the config says."""
     reads: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
@@ -27,6 +31,25 @@ class Node(Section):
     ["pairs/pairs.jsonl"] }, { "judge.model" = "judge/hf" }."""
     same_seconds_as: str = ""
     """The earlier stage whose training seconds bound this one's: a control at equal cost."""
+    _folder: Path = PrivateAttr(default=Path())
+
+    def model_post_init(self, context: Any) -> None:
+        self._folder = Path((context or {}).get("folder", "."))
+
+    def overrides(self) -> list[str]:
+        """`set`, as overrides."""
+        return [InFile.of(setting, value, self._folder) for setting, value in self.set.items()]
+
+    def earlier(self) -> list[str]:
+        """The stages that this one needs something of, each once."""
+        named = [self.start, self.same_seconds_as, *(stage for _, stage, _ in self.files_read())]
+        return list(dict.fromkeys(filter(None, named)))
+
+    def handed(self, stage: str) -> list[str]:
+        """The settings by which an earlier stage decides something in this one."""
+        found = ["model.path"] if stage == self.start else []
+        found += ["max_seconds"] if stage == self.same_seconds_as else []
+        return found + [setting for setting, of, _ in self.files_read() if of == stage]
 
     def files_read(self) -> Iterator[tuple[str, str, str]]:
         """Setting, earlier stage, and what of it, of everything that `reads` names."""
@@ -92,10 +115,7 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
     Raises: as `look`, and ConfigError where an override concerns no stage, or one reads what an earlier one does not
         leave behind.
     """
-    for override in overrides:
-        if not any(own_overrides(node, pipeline, [override]) for node in pipeline.stages):
-            names = ", ".join(node.name for node in pipeline.stages)
-            raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
+    refuse_unmeant(pipeline, overrides)
     looks: dict[str, Look] = {}
     for node in pipeline.stages:
         own = [*own_overrides(node, pipeline, overrides), *handed_over(node, run_dir)]
@@ -116,10 +136,23 @@ def _never_made(node: Node, looks: Mapping[str, Look]) -> Iterator[str]:
             yield f"stages.{node.name}.reads.{setting}: {stage}/{below}: stage {stage} {some}{nearest(below, leaves)}"
 
 
+def refuse_unmeant(pipeline: Pipeline, overrides: Sequence[str]) -> None:
+    """Raises ConfigError where an override concerns no stage."""
+    for override in overrides:
+        if not any(_concerning(node, pipeline, [override]) for node in pipeline.stages):
+            names = ", ".join(node.name for node in pipeline.stages)
+            raise ConfigError(f"--set {override}: no stage of the pipeline ({names}) has such a key")
+
+
 def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
-    """The user's overrides that concern this stage."""
+    """What this stage's settings are otherwise than in its config: by the pipeline's file, then by the user's
+    overrides that concern it."""
+    return [*node.overrides(), *_concerning(node, pipeline, overrides)]
+
+
+def _concerning(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> list[str]:
     names = {n.name for n in pipeline.stages}
-    fields = {*type(load_recipe(node.config)).model_fields, "cluster"}
+    fields = {*recipe_of(read_toml(node.config), node.config).model_fields, "cluster"}
     own: list[str] = []
     for override in overrides:
         name, colon, rest = override.partition(":")
@@ -133,7 +166,7 @@ def own_overrides(node: Node, pipeline: Pipeline, overrides: Sequence[str]) -> l
 def handed_over(node: Node, run_dir: Path) -> list[str]:
     """The overrides that start a stage from an earlier one's final weights, and name what else it reads of them."""
     named = {"model.path": f"{node.start}/hf"} if node.start else {}
-    return [f"{setting}={json.dumps(_within(run_dir, of))}" for setting, of in {**named, **node.reads}.items()]
+    return [f"{setting}={toml(_within(run_dir, of))}" for setting, of in {**named, **node.reads}.items()]
 
 
 def _within(run_dir: Path, named: str | tuple[str, ...]) -> str | list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import apply_overrides, load_cluster, nearest, raise_if_any, read_toml, validate
@@ -39,16 +40,22 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     table = read_toml(path)
     apply_overrides(table, overrides)
+    kind = recipe_of(table, path)
+    raise_if_any(path, kind.outdated(table))
+    recipe = validate(kind, table, path)
+    raise_if_any(path, recipe.faults())
+    return recipe
+
+
+def recipe_of(table: Mapping[str, Any], path: Path) -> type[Recipe]:
+    """The recipe of a config's tables, read from `path`. Raises ConfigError where they are of no stage."""
     stage = table.get("stage")
     if stage is None and "stages" in table:
         raise ConfigError(f"{path}: a pipeline, not a stage; `r1mega pipeline {path}` runs it")
     if not isinstance(stage, str) or stage not in RECIPES:
         near = nearest(str(stage), RECIPES)
         raise ConfigError(f"{path}: stage = {stage!r} is not a stage; choose one of {', '.join(RECIPES)}{near}")
-    raise_if_any(path, RECIPES[stage].outdated(table))
-    recipe = validate(RECIPES[stage], table, path)
-    raise_if_any(path, recipe.faults())
-    return recipe
+    return RECIPES[stage]
 
 
 def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Cluster]:

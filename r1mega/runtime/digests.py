@@ -33,6 +33,8 @@ MAX_KEPT = 20_000
 
 INDEX = "model.safetensors.index.json"
 MEGATRON = ".metadata"
+GLANCED_BYTES = 4 * KEPT_BYTES
+"""The most that a glance hashes in all."""
 COMPANIONS = ("config.json", "generation_config.json", "tokenizer.json")
 """What makes other answers of the same weights: architecture, ends, and how text and tokens become one another."""
 
@@ -42,18 +44,29 @@ def digest_of(*parts: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
 
 
+class NotHashed(Exception):
+    """A file whose digest is not remembered, and which is too large for a glance."""
+
+
 class Digests:
     """Digests of files, remembered in JSON files of this user's and of a run."""
 
     def __init__(
-        self, run_dir: Path | None = None, *, verify: bool = False, beat: Callable[[], None] = lambda: None
+        self,
+        run_dir: Path | None = None,
+        *,
+        verify: bool = False,
+        glance: bool = False,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             run_dir: a run directory, which remembers them too; it may be resumed on a machine with another home.
             verify: hash again what is remembered.
+            glance: answer at once or not at all (`NotHashed`), and write nothing.
             beat: called now and then while files are hashed.
         """
+        self._left = GLANCED_BYTES if glance else None
         self._places = [p / "digests.json" for p in (env.cache_dir(), run_dir) if p is not None]
         self._verify, self._beat = verify, beat
         self._known: dict[str, str] | None = None
@@ -66,6 +79,7 @@ class Digests:
 
         Raises:
             DataError: something in it cannot be read.
+            NotHashed: it takes more than a glance.
         """
         if path.is_file():
             return _of_json(path) if path.suffix == ".json" else self._of_files([path], path.name)[path]
@@ -85,15 +99,27 @@ class Digests:
             marks = {path: _mark(path) for path in paths}
             known = {} if self._verify else self._read()
             found = {path: known[mark.key] for path, mark in marks.items() if mark.key in known}
-            found |= self._hash([path for path in paths if path not in found], marks, title)
+            missing = [path for path in paths if path not in found]
+            self._glance(missing, marks)
+            found |= self._hash(missing, marks, title)
             changed = [path for path in paths if _mark(path) != marks[path]]
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
         if changed:
             raise DataError(f"{changed[0]}: changed while it was read; wait for what writes it, and start again")
+        if self._left is not None:
+            return found
         old = time.time_ns() - SETTLED_NS
         self._keep({m.key: found[p] for p, m in marks.items() if m.bytes >= KEPT_BYTES and m.mtime_ns < old})
         return found
+
+    def _glance(self, paths: Sequence[Path], marks: Mapping[Path, "_Mark"]) -> None:
+        if self._left is None:
+            return
+        large = [path for path in paths if marks[path].bytes >= KEPT_BYTES]
+        self._left -= sum(marks[path].bytes for path in paths)
+        if large or self._left < 0:
+            raise NotHashed(str((large or list(paths))[0]))
 
     def _hash(self, paths: Sequence[Path], marks: Mapping[Path, "_Mark"], title: str) -> dict[Path, str]:
         pieces = [(path, piece) for path in paths for piece in _pieces(path)]

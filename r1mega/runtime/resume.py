@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,37 @@ def recipe_digest(recipe: RunSettings, inputs: Inputs) -> str:
     return digest_of({k: v for k, v in settings.items() if k not in begun_as and not _is_of(k, may_change)})
 
 
+@dataclass(frozen=True)
+class Change:
+    """A setting that is not as it was when a run began, or that names something of other content now."""
+
+    setting: str
+    """As `--set` spells it, those of the cluster file below "cluster."."""
+    said: str
+    """Setting, what it was and what it is, for people."""
+    mark: OnResume | None
+    """What becomes of a run that goes on with it; None: it cannot."""
+    before: Any = None
+    after: Any = None
+
+
 def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -> list[str]:
-    """What differs between a run and a config that is to go on with it, in what alters its results.
+    """What differs between a run and a config that is to go on with it, and may not; a line each.
+
+    Raises:
+        RunDirError: as `changed`.
+    """
+    found = changed(path, recipe, cluster, inputs)
+    refused = [change.said for change in found if change.mark is None]
+    moved = [change for change in found if change.mark is OnResume.ROUNDING]
+    if not refused and moved:
+        relaid = ", ".join(c.said.removeprefix("cluster.trainer.").replace(": ", " ", 1) for c in moved)
+        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, relaid)
+    return refused
+
+
+def changed(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -> list[Change]:
+    """What differs between a run and a config in what its results depend on, rounding included.
 
     Files and folders are compared by content, so that a run whose inputs were moved goes on, and one whose inputs
     were exchanged does not. What is not there any more must be where it was, as seen from the run or as its full
@@ -56,28 +86,33 @@ def changes(path: Path, recipe: RunSettings, cluster: Cluster, inputs: Inputs) -
         raise RunDirError(f"{path}/config.json: cannot be read: {error}") from None
     recorded: Inputs = _recorded_inputs(path)
     before, after = flat(then_stage), flat(recipe.model_dump(mode="json"))
-    may_change, by_tokens = _may_change(recipe, before), marked(type(recipe), OnResume.FILES_BY_TOKENS)
-    refused: list[str] = []
+    free, length = (marked(type(recipe), mark) for mark in (OnResume.FREE, OnResume.LENGTH))
+    by_tokens, fixed = marked(type(recipe), OnResume.FILES_BY_TOKENS), _counts_from_the_end(before)
+    told: list[Change] = []
     then, now = _schedules_whole(before, after), _schedules_whole(after, before)
     for key in dict.fromkeys([*now, *then]):
-        if _is_of(key, may_change):
+        if _is_of(key, free):
             continue
         if key in recorded and key in inputs:
-            refused += [] if _is_of(key, by_tokens) else _changed_content(key, recorded, inputs)
+            mark = OnResume.FILES_BY_TOKENS if _is_of(key, by_tokens) else None
+            told += [Change(key, said, mark) for said in _changed_content(key, recorded, inputs)]
         elif then.get(key) != now.get(key):
-            refused.append(f"{key}: {then.get(key)!r} -> {now.get(key)!r}{_why(key, recipe, before)}")
-    now_layout = cluster.trainer.model_dump()
+            mark = OnResume.LENGTH if _is_of(key, length) and not fixed else None
+            said = f"{key}: {then.get(key)!r} -> {now.get(key)!r}{_why(key, recipe, before) if mark is None else ''}"
+            told.append(Change(key, said, mark, then.get(key), now.get(key)))
+    return told + _changed_layout(then_layout, cluster.trainer.model_dump())
+
+
+def _changed_layout(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     free, rounding = (marked(TrainerLayout, mark) for mark in (OnResume.FREE, OnResume.ROUNDING))
-    moved = sorted(key for key in rounding if then_layout[key] != now_layout[key])
-    refused += [
-        f"cluster.trainer.{key}: {then_layout[key]!r} -> {now_layout[key]!r}"
-        for key in now_layout.keys() - free - rounding
-        if then_layout[key] != now_layout[key]
-    ]
-    if not refused and moved:
-        relaid = ", ".join(f"{key} {then_layout[key]!r} -> {now_layout[key]!r}" for key in moved)
-        log.warning("%s: goes on at another layout, equal up to rounding: %s", path, relaid)
-    return refused
+    return [
+        Change(
+            f"cluster.trainer.{key}", f"cluster.trainer.{key}: {then[key]!r} -> {now[key]!r}",
+            OnResume.ROUNDING if key in rounding else None, then[key], now[key],
+        )
+        for key in sorted(now.keys() - free)
+        if then[key] != now[key]
+    ]  # fmt: skip
 
 
 def _may_change(recipe: RunSettings, settings: dict[str, Any]) -> frozenset[str]:
