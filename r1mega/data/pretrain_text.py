@@ -24,12 +24,15 @@ from r1mega.data.template import (
     Template,
     render_prompt,
 )
+from r1mega.data.tokenizer import EOS
 from r1mega.data.worked_steps import StepLanguage, in_words, with_slips
 from r1mega.errors import ConfigError
 from r1mega.samples import Document
 
 Style = Literal["think", "tags", "steps", "plain"]
 STYLES: tuple[Style, ...] = get_args(Style)
+MOST_EXAMPLES = 2
+"""Before a question."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class TextDocument:
 
     question: str
     prompt: str
-    """The question as the template writes it; no bos."""
+    """The question as the template writes it, behind its examples; no bos."""
     answer: str
     """No eos."""
     style: Style
     task: str
+    shown: tuple[str, ...] = ()
+    """The questions of its examples."""
 
 
 def write_answer(
@@ -81,11 +86,13 @@ def documents(
     template: Template = TINY,
     languages: Sequence[StepLanguage] = (),
     slips: float = 0.0,
+    examples: float = 0.0,
 ) -> list[TextDocument]:
     """`n` documents in shuffled order; shares of tasks and of styles are exact up to rounding.
 
     With `languages`, the worked steps are in words, each step in one of them; `slips` is the share of the steps whose
-    result is wrong.
+    result is wrong. `examples` is the share of the documents whose question stands behind one or two others with
+    right answers in its style, all of them in one language of `languages`, or all in all of them.
 
     No question text of `exclude` (the held-out ones) occurs; others may repeat. Deterministic.
     Raises ConfigError when the style shares do not sum to 1, and as `tasks.questions` does.
@@ -96,16 +103,25 @@ def documents(
     chosen: list[Style] = [style for style, num in zip(STYLES, apportion(n, shares), strict=True) for _ in range(num)]
     random.Random(f"{seed}/styles").shuffle(chosen)
     words = random.Random(f"{seed}/words")
-    return [
-        TextDocument(
-            q.text,
-            render_prompt(template, q.text),
-            write_answer(q, style, languages, words, slips),
-            style,
-            q.verifier,
+    asked = draw(tasks, n, seed, exclude, distinct=False)
+    made: list[TextDocument] = []
+    for q, style in zip(asked, chosen, strict=True):
+        said, shown = languages, list[Question]()
+        if examples and words.random() < examples:
+            said = words.choice([*((one,) for one in languages), languages]) if languages else languages
+            shown = words.choices(asked, k=words.randint(1, MOST_EXAMPLES))
+        before = [render_prompt(template, e.text) + write_answer(e, style, said, words) + EOS for e in shown]
+        made.append(
+            TextDocument(
+                q.text,
+                "".join([*before, render_prompt(template, q.text)]),
+                write_answer(q, style, said, words, slips),
+                style,
+                q.verifier,
+                tuple(e.text for e in shown),
+            )
         )
-        for q, style in zip(draw(tasks, n, seed, exclude, distinct=False), chosen, strict=True)
-    ]
+    return made
 
 
 def tokenize(docs: Sequence[TextDocument], tokenizer: Any, learn: Literal["all", "answers"]) -> list[Document]:

@@ -29,6 +29,9 @@ class PretrainData(Section):
     slips: float = Field(default=0.0, ge=0, lt=1)
     """Share of the worked steps whose result is 1 or 2 off; the steps and the answer behind it follow from it. Such a
     base slips as often when it is sampled at T = 1, and has the skill all the same. For tasks as `step_words`."""
+    examples: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tasks' documents whose question stands behind one or two others, as turns of one conversation and
+    with right answers in its style and its languages: such a base can be prompted with examples."""
     learn: Literal["all", "answers"] = "all"
     """Which tokens are targets. A question's numbers are drawn at random: nothing is to be learnt from predicting
     them, and their gradient is noise."""

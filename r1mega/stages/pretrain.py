@@ -105,13 +105,15 @@ def _corpus(config: Pretrain, run_dir: RunDir) -> tuple[ModelSpec, list[Document
     others = round(data.num_documents * config.text.share) if config.text is not None else 0
     num_tasks = data.num_documents - others
     texts = documents(
-        config.tasks, data.styles, num_tasks, seed, exclude=HELD_OUT, languages=data.step_words, slips=data.slips
-    )
+        config.tasks, data.styles, num_tasks, seed, exclude=HELD_OUT, languages=data.step_words,
+        slips=data.slips, examples=data.examples,
+    )  # fmt: skip
     if config.text is not None:
         texts += constraint_text.documents(config.text, others, seed, exclude=HELD_OUT)
         random.Random(f"{seed}/order of texts").shuffle(texts)
     files.write_jsonl(
-        run_dir.path / "trained_on.jsonl", ({"question": q} for q in sorted({t.question for t in texts}))
+        run_dir.path / "trained_on.jsonl",
+        ({"question": q} for q in sorted({q for t in texts for q in (t.question, *t.shown)})),
     )
     tokenizer = _tokenizer(config, texts, run_dir)
     corpus = tokenize(texts, tokenizer, data.learn)

@@ -114,3 +114,22 @@ def test_a_base_reads_the_slips_that_it_is_asked_for(tmp_path: Path):
         terms = [(re.findall(r"[-+]?\d+", m[1].replace(" ", "")), m[2]) for m in worked if m]
         wrong.append(sum(sum(map(int, asked)) != int(answer) for asked, answer in terms) / len(terms))
     assert wrong[0] == 0 and wrong[1] > 0.5
+
+
+def test_a_base_reads_examples_where_it_is_asked_to_and_lists_their_questions(tmp_path: Path):
+    """By the user's turns of its documents; nothing of an example is learnt, and none is of the held-out side."""
+    stage = load_recipe(
+        CONFIG.parents[1] / "language/0_base.toml",
+        ["data.num_documents=400", "data.vocab_size=320", "data.examples=0.5"],
+    )
+    assert isinstance(stage, Pretrain)
+    to: Any = SimpleNamespace(path=tmp_path, tokenizer=tmp_path / "tokenizer")
+    _, docs = pretrain._corpus(stage, to)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    texts = [tokenizer.decode(doc.token_ids).split("<|user|>")[1:] for doc in docs]
+    assert 0.4 < sum(len(turns) > 1 for turns in texts) / 400 < 0.6
+    learnt = [tokenizer.decode(doc.token_ids[doc.learn_from :]) for doc in docs]
+    assert not any("problem" in text for text in learnt)
+    listed = {json.loads(line)["question"] for line in (tmp_path / "trained_on.jsonl").read_text().splitlines()}
+    assert listed == {turn.split("<|assistant|>")[0] for turns in texts for turn in turns}
+    assert not any(map(is_held_out, listed))

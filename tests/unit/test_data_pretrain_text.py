@@ -74,6 +74,28 @@ def test_with_slips_the_answer_is_what_the_steps_come_to_and_styles_without_step
     assert 0.5 < len(changed) / len(worked) < 1  # each of its steps slips as likely as not
 
 
+def test_examples_stand_before_a_question_in_its_style_and_its_languages():
+    docs = documents(SUMS, MIX, 400, 5, languages=["en", "zh"], slips=0.5, examples=0.4)
+    turns = [[turn.split("<|assistant|>") for turn in doc.prompt.split("<|user|>")[1:]] for doc in docs]
+    for doc, asked in zip(docs, turns, strict=True):
+        assert [question for question, _ in asked] == [*doc.shown, doc.question] and asked[-1][1] == ""
+    shown = [(doc, asked[:-1]) for doc, asked in zip(docs, turns, strict=True) if doc.shown]
+    assert 130 < len(shown) < 190 and {len(examples) for _, examples in shown} == {1, 2}
+    alike = 0
+    for doc, examples in shown:
+        for question, answer in examples:
+            assert answer.endswith("<|eos|>") and answer.startswith("<think>") == doc.answer.startswith("<think>")
+            (terms,) = re.findall(r"(-?\d+(?: [-+] \d+)*) =", question)
+            right = sum(map(int, re.findall(r"[-+]?\d+", terms.replace(" ", ""))))
+            assert re.findall(r"-?\d+", answer)[-1] == str(right), "examples do not slip"
+        said = "".join(answer for _, answer in examples)
+        if doc.style == "think" and ("得" in said) != (" is " in said):
+            alike += 1
+            assert ("得" in doc.answer) == ("得" in said) or len(examples) == 1
+    assert alike > 10
+    assert len({doc.shown for doc in documents(SUMS, MIX, 400, 5)}) == 1, "none unless they are asked for"
+
+
 def test_one_document_of_each_style_to_the_letter():
     docs = documents(SUMS, MIX, 400, 0)
     steps = {doc.answer.partition(". So it is ")[0] for doc in docs if doc.style == "steps"}
