@@ -18,13 +18,13 @@ from r1mega.data.special_tokens import begin
 from r1mega.data.template import (
     ANSWER_CLOSE,
     ANSWER_OPEN,
+    END,
     THINK_CLOSE,
     THINK_OPEN,
     TINY,
     Template,
     render_prompt,
 )
-from r1mega.data.tokenizer import EOS
 from r1mega.data.worked_steps import StepLanguage, in_words, with_slips
 from r1mega.errors import ConfigError
 from r1mega.samples import Document
@@ -110,7 +110,7 @@ def documents(
         if examples and words.random() < examples:
             said = words.choice([*((one,) for one in languages), languages]) if languages else languages
             shown = words.choices(asked, k=words.randint(1, MOST_EXAMPLES))
-        before = [render_prompt(template, e.text) + write_answer(e, style, said, words) + EOS for e in shown]
+        before = [render_prompt(template, e.text) + write_answer(e, style, said, words) + END for e in shown]
         made.append(
             TextDocument(
                 q.text,

@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from r1mega.data.template import TAGS, TINY
+from r1mega.data.template import END, TAGS, TINY
 from r1mega.errors import DataError
 from r1mega.runtime import files
 
 log = logging.getLogger(__name__)
 
-PAD, BOS, EOS, USER, ASSISTANT = SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
+PAD, BOS, EOS, USER, ASSISTANT = SPECIAL = ("<|pad|>", "<|bos|>", END, "<|user|>", "<|assistant|>")
 """Ids 0 to 4, in this order."""
 
 NUM_BYTES = 256
