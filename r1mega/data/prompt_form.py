@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from r1mega.data.chat import text_of
+from r1mega.data.few_shot import Shot
 from r1mega.data.settings import PromptSettings
 from r1mega.data.special_tokens import begin, ends, special_tokens
 from r1mega.data.template import TEMPLATES, THINK_CLOSE, THINK_OPEN
@@ -36,8 +37,11 @@ Render = Callable[[str, Sequence[Sequence[Message]], bool], list[str]]
 class PromptForm:
     """One way of asking a model: (settings, tokenizer) -> prompts and the chat template that makes them."""
 
-    def __init__(self, settings: PromptSettings, tokenizer: Any) -> None:
+    def __init__(self, settings: PromptSettings, tokenizer: Any, shots: Sequence[Shot] = ()) -> None:
         """
+        Args:
+            shots: examples that stand before every question; the chat template is without them.
+
         Raises:
             DataError: a template that is none, is another tokenizer's, or does not write the question or the system
                 turn, each once and as it is; a prefill or system turn that holds tokens which it may not.
@@ -54,7 +58,9 @@ class PromptForm:
         text, opened = _look(own, self.chat_template, settings, render, self._source)
         self.prefill = opened + settings.prefill
         """The beginning of the answer: what the template writes of it, and what the settings add."""
-        self._render, (self._before, _, self._after) = render, text.partition(QUESTION)
+        self._render, self._shown = render, [turn for shot in shots for turn in shot.turns]
+        before, _, self._after = text.partition(QUESTION)
+        self._before = self._before_with(shots) if shots else before
         self._refuse_tokens(settings)
         self._warn(own, settings)
 
@@ -64,7 +70,7 @@ class PromptForm:
 
     def render(self, questions: Sequence[str]) -> list[str]:
         """The prompts of questions, as the template writes them. Raises DataError where it refuses one."""
-        turns: list[list[Message]] = [[{"role": "user", "content": question}] for question in questions]
+        turns = [[*self._shown, {"role": "user", "content": question}] for question in questions]
         return self._render(self.chat_template, turns, True)
 
     def fault_of(self, question: str, rendered: str) -> str | None:
@@ -75,6 +81,33 @@ class PromptForm:
             f"{self._source} does not write it word for word, or something else around it than around other "
             "questions; use a template that does not look into what is asked"
         )
+
+    def _before_with(self, shots: Sequence[Shot]) -> str:
+        """What stands before a question where examples do. Raises DataError where one of them is not written as it
+        is, or what stands behind the question is another than without them."""
+        special = special_tokens(self.tokenizer)
+        for shot in shots:
+            if found := sorted(token for token in special if token in shot.question + shot.response):
+                raise DataError(f"{shot.where}: contains the special token {found[0]}: take it out")
+        (shown,) = self.render([QUESTION])
+        before, found, after = shown.partition(QUESTION)
+        at = 0
+        for shot in shots:
+            for said in (shot.question, shot.response):
+                place = before.find(said.strip(), at)
+                if place < 0:
+                    raise DataError(
+                        f"{shot.where}: {self._source} does not write the example word for word where it stands "
+                        f"before a question: {said.strip()[:60]!r} is missing; many templates leave the thinking of "
+                        "earlier turns out: take a Jinja file that keeps it"
+                    )
+                at = place + len(said.strip())
+        if not found or after != self._after:
+            raise DataError(
+                f"{self._source} writes a question that stands behind examples in another way than one by itself; "
+                "take a Jinja file that does not look at what stands before"
+            )
+        return before
 
     def _refuse_tokens(self, settings: PromptSettings) -> None:
         special = special_tokens(self.tokenizer)

@@ -1,7 +1,7 @@
 """Settings of questions, texts and conversations. Reaches pydantic alone."""
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
@@ -48,6 +48,11 @@ class PromptSettings(Section):
     """A system turn before the question, for chat and Jinja; "": none, and what the template writes of its own."""
     prefill: str = ""
     """What the answer begins with, such as "<think>\\n": written for the model and judged with what it writes."""
+    few_shot: AnchoredPath | None = None
+    """Rejection sampling: a file of examples (rows of `question` and `response`, or conversations of one question),
+    which stand before every question in the template's own form; what is made of the answers does not have them."""
+    num_shots: int = Field(default=1, gt=0)
+    """How many of its examples are shown, drawn by the run's seed."""
 
     @property
     def named(self) -> bool:
@@ -61,12 +66,23 @@ class PromptSettings(Section):
 
     def faults(self) -> list[str]:
         """What is wrong with the settings, before anything is read."""
+        faults = ["prompt.num_shots: has no effect without prompt.few_shot"] if self._counts_nothing else []
         if self.system and self.named:
             return [
+                *faults,
                 f'prompt.system: the template "{self.template}" has no place for a system turn; leave it out, or use '
-                'prompt.template = "chat" or a Jinja file'
+                'prompt.template = "chat" or a Jinja file',
             ]
-        return []
+        return faults
+
+    @property
+    def _counts_nothing(self) -> bool:
+        return self.few_shot is None and self.num_shots != 1
+
+    @property
+    def without_examples(self) -> Self:
+        """These settings but for what stands before a question."""
+        return self.model_copy(update={"few_shot": None, "num_shots": 1})
 
 
 class Evaluation(Section):

@@ -6,6 +6,7 @@ pretraining text. Neither has a place for a system turn. A model's own template,
 (`data.prompt_form`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -61,6 +62,14 @@ TINY = Template("tiny", preamble="", user_open="<|user|>", user_close="", assist
 TEMPLATES = {template.name: template for template in (R1_ZERO, TINY)}
 
 
-def render_prompt(template: Template, question: str) -> str:
-    """One user turn, up to where the model starts to write; no bos token."""
-    return template.preamble + template.user_open + question + template.user_close + template.assistant_open
+def render_prompt(template: Template, question: str, shown: Sequence[tuple[str, str]] = ()) -> str:
+    """One user turn, up to where the model starts to write; no bos token.
+
+    Args:
+        shown: questions and answers that stand before it, each as a turn of its own; no end token stands between
+            them, since the text is for a server whose tokenizer is not known.
+    """
+    before = "".join(
+        template.user_open + asked + template.user_close + template.assistant_open + said for asked, said in shown
+    )
+    return template.preamble + before + template.user_open + question + template.user_close + template.assistant_open

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from r1mega.data.asked_questions import Counts
+from r1mega.data.few_shot import drawn_shots
 from r1mega.data.preference_text import refuse_unaskable
 from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.sources.reasoning_gym import questions
@@ -144,7 +145,7 @@ def _form(recipe: Answering, tokenizer: Path | None) -> PromptForm | None:
         return None
     loaded = load_tokenizer(tokenizer)
     refuse_ends_as_stops(recipe.sampling.stop, loaded, ends(loaded))
-    return PromptForm(recipe.prompt, loaded)
+    return PromptForm(recipe.prompt, loaded, drawn_shots(recipe.prompt, recipe.seed))
 
 
 def _once(recipe: Recipe, tokenizer: Path | None, check: Callable[[], Mapping[str, Mapping[str, Counts]]]) -> None:

@@ -61,7 +61,7 @@ class Answering(Asking):
             )
         if self.endpoint.form == "completions" and (self.endpoint.system, self.endpoint.user) != (None, QUESTION):
             faults.append('endpoint: system and user are of form = "chat"; completions are sent what prompt says')
-        if self.endpoint.form == "chat" and self.prompt != PromptSettings():
+        if self.endpoint.form == "chat" and self.prompt.without_examples != PromptSettings():
             faults.append(
                 'prompt: the server puts a question of form = "chat" into the model\'s own template; take [prompt] '
                 "out and say what is to be said in endpoint.system and endpoint.user, or set endpoint.form = "
@@ -72,7 +72,7 @@ class Answering(Asking):
                 f"prompt.template: {self.prompt.template} is rendered with the model's tokenizer, which an endpoint "
                 'does not give; use endpoint.form = "chat", or "r1_zero" or "tiny"'
             )
-        faults += self.prompt.faults()
+        faults += self.prompt_faults()
         if QUESTION not in self.endpoint.user:
             faults.append(f"endpoint.user: {QUESTION} is not in it, so that every question would be the same")
         return faults + stop_faults(self.sampling.stop) + self.question_faults()

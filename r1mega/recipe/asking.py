@@ -3,7 +3,7 @@
 import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator
 
@@ -65,6 +65,8 @@ class Asking(FromModel):
     """Settings and laws of a stage that asks an engine questions."""
 
     samples = True
+    shows_examples: ClassVar[bool] = False
+    """Whether examples may stand before a question."""
 
     prompt: PromptSettings = PromptSettings()
     """How a question is put to the model."""
@@ -79,7 +81,17 @@ class Asking(FromModel):
                 f"model.path: {path} is a Megatron checkpoint, the engine needs a Hugging Face folder to start "
                 "from; `r1mega convert to-hf` writes it"
             )
-        return faults + self.prompt.faults() + stop_faults(self.sampling.stop) + self.question_faults()
+        return faults + self.prompt_faults() + stop_faults(self.sampling.stop) + self.question_faults()
+
+    def prompt_faults(self) -> list[str]:
+        """What is wrong with how questions are put, before anything is read."""
+        if self.prompt.few_shot is None or self.shows_examples:
+            return self.prompt.faults()
+        return [
+            f"prompt.few_shot: a {self.stage} stage asks without examples, as the model will be asked; they stand "
+            'before the questions of stage = "rejection" alone',
+            *self.prompt.faults(),
+        ]
 
     def question_faults(self) -> list[str]:
         """What is wrong with the tables of questions, before anything is read."""
@@ -103,8 +115,8 @@ class Asking(FromModel):
         }
 
     def inputs(self) -> Sequence[Input]:
-        template = [Input("prompt.template", self.prompt.file)] if self.prompt.file else []
-        return template + [
+        named = {"prompt.template": self.prompt.file, "prompt.few_shot": self.prompt.few_shot}
+        return [Input(setting, path) for setting, path in named.items() if path] + [
             Input(f"{where}.{name}", path)
             for where, source in self.sources().items()
             for name, path in source.inputs()

@@ -74,6 +74,7 @@ class Rejection(Making):
     runs = "r1mega.stages.rejection:run"
     checks_data = "r1mega.preflight.questions:check_rejection_questions"
     learns_from = "nothing"
+    shows_examples = True
 
     stage: Literal["rejection"]
     answers: KeptAnswers = KeptAnswers()

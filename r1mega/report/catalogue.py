@@ -291,6 +291,8 @@ EXPERT_LOAD = "expert_load"
 """File name of the heat map of experts.jsonl."""
 PAIR_GAPS, PAIR_LENGTHS = "pair_gaps", "pair_lengths"
 """File names of the figures of judged.jsonl."""
+OUTCOMES = "outcomes"
+"""File name of what became of a rejection stage's answers."""
 RELIABILITY = "reliability"
 """File name of a reward model's reliability diagram."""
 HACKING = "hacking"
@@ -306,6 +308,9 @@ CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     "apart, or goes by their order.",
     PAIR_LENGTHS: "Dashed, before balancing: chosen to the right of rejected is a judge, or a policy, that favours "
     "long answers. Kept ones should lie on each other, or the reward model learns length.",
+    OUTCOMES: "What rejection sampling keeps, and why it does not keep the rest: each answer has the first reason "
+    "that is true of it. Much that was wrong is a model that is too weak for its questions, or a form that the "
+    "verifier does not read; much that a filter took is a threshold to look at in decisions.jsonl.",
     RELIABILITY: "Of held-out pairs, or answers, that get a probability, the share that is as the model says: on "
     "the dashed line it is as sure as it is right, below it too sure.",
     HACKING: "Trained rewards should pull their truths along. A reward that goes on rising while a truth turns and "

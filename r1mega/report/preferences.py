@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from r1mega.errors import DataError
+from r1mega.report import made
 from r1mega.report.catalogue import PAIR_GAPS, PAIR_LENGTHS
 from r1mega.report.figures import COLORS, new_axes
-from r1mega.report.rows import Row, number, read_rows, read_summary
-from r1mega.report.text import visible
+from r1mega.report.rows import Row, number, read_rows
 
 REASONS = {
     "truncated": "answers left out: cut at the length limit",
@@ -46,16 +45,7 @@ def lines(summary: Row) -> dict[str, str]:
 
 def table(run_dirs: Sequence[Path]) -> Table | None:
     """What finished runs that made preference data came to, side by side; None where none did."""
-    columns = {run_dir: told for run_dir in run_dirs if (told := lines(read_summary(run_dir) or {}))}
-    if not columns:
-        return None
-    out = Table(title="Preference data", title_justify="left", show_lines=False)
-    out.add_column("", no_wrap=True)
-    for run_dir in columns:
-        out.add_column(Text(visible(run_dir.name)), justify="right")
-    for name in dict.fromkeys(name for told in columns.values() for name in told):
-        out.add_row(name, *(told.get(name, "") for told in columns.values()))
-    return out
+    return made.table("Preference data", run_dirs, lines)
 
 
 def draw(run_dir: Path) -> list[Path]:

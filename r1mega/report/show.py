@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, hacking, heatmap, page, preferences, reliability, summary
+from r1mega.report import figures, hacking, heatmap, page, preferences, rejection, reliability, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
@@ -24,7 +24,7 @@ def show(run_dir: Path) -> None:
     stages = stage_dirs(run_dir)
     drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
     drawn += [path for stage in stages for kind in (hacking, heatmap, reliability) if (path := kind.draw(stage))]
-    drawn += [path for stage in stages for path in preferences.draw(stage)]
+    drawn += [path for stage in stages for kind in (preferences, rejection) for path in kind.draw(stage)]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
     written = page.write(run_dir, drawn)
@@ -35,8 +35,9 @@ def show(run_dir: Path) -> None:
     for stage in finished:
         if (of_models := summary.table_of_models(stage)) is not None:
             console.print(of_models)
-    if (made := preferences.table(finished)) is not None:
-        console.print(made)
+    for made in (preferences.table(finished), rejection.table(finished)):
+        if made is not None:
+            console.print(made)
     for stage in stages:
         if stage not in finished:
             console.print(f"{stage}: not finished: no summary.json yet", soft_wrap=True)

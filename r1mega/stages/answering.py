@@ -10,6 +10,7 @@ from typing import Any
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.data.asked_questions import AskedQuestions, Counts
+from r1mega.data.few_shot import drawn_shots
 from r1mega.data.prompt_form import PromptForm
 from r1mega.data.prompts import prompt_of
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
@@ -79,7 +80,7 @@ def ask_folder(
     spec = read_language_model(path)
     check_tokenizer(spec, tokenizer, path)
     refuse_ends_as_stops(config.sampling.stop, tokenizer, ends(tokenizer))  # before the engine starts
-    form = PromptForm(config.prompt, tokenizer)
+    form = PromptForm(config.prompt, tokenizer, drawn_shots(config.prompt, config.seed))
     prompts, counts = make_prompts(form, spec)
     own_room = max(len(p.token_ids) for p in prompts) + config.sampling.max_new_tokens
 
@@ -103,10 +104,15 @@ def ask_endpoint(config: Answering, endpoint: AskedEndpoint, asked: AskedQuestio
     """A server that is there already: it has the tokenizer, and counts the tokens."""
     chat, prefill = endpoint.form == "chat", config.prompt.prefill  # the recipe refuses one where the server writes
 
+    shots = drawn_shots(config.prompt, config.seed)
+
     def put(question: str) -> str:
         if not chat:
-            return render_prompt(TEMPLATES[str(config.prompt.template)], question) + prefill
+            shown = [(shot.question, shot.response) for shot in shots]
+            return render_prompt(TEMPLATES[str(config.prompt.template)], question, shown) + prefill
         turns = [("system", endpoint.system)] if endpoint.system else []
+        for shot in shots:
+            turns += [("user", endpoint.user.replace(QUESTION, shot.question)), ("assistant", shot.response)]
         turns.append(("user", endpoint.user.replace(QUESTION, question)))
         return json.dumps([{"role": role, "content": said} for role, said in turns], ensure_ascii=False)
 

@@ -12,11 +12,13 @@ from r1mega.data.asked_questions import (
     refuse_too_few,
     training_questions,
 )
+from r1mega.data.few_shot import drawn_shots
 from r1mega.data.mixture import Stream, refuse_unfillable, stream_of
 from r1mega.data.prompt_form import PromptForm, look_at
 from r1mega.data.prompts import prompts
 from r1mega.data.question import NO_VERIFIER
 from r1mega.data.special_tokens import ends, refuse_ends_as_stops
+from r1mega.data.split import HELD_OUT, what_is_asked
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import DataError, RewardError, listed
 from r1mega.families.registry import check_tokenizer, read_language_model
@@ -177,6 +179,7 @@ def rejection_questions(config: Rejection) -> AskedQuestions:
     read = training_questions(config.questions, config.seed, verifiers=VERIFIERS)
     _refuse_hopeless(read)
     _refuse_without_sandbox(read)
+    _refuse_asked_examples(config, read)
     judge = config.verify.judge
     unjudged = [read.where[q.id] for q in read.questions if q.verifier == NO_VERIFIER]
     if unjudged and judge is None and config.verify.unjudged == "refuse":
@@ -188,6 +191,19 @@ def rejection_questions(config: Rejection) -> AskedQuestions:
             remedy = "give them one, or leave {truth} out of verify.words.prompt and say in system what is good"
             raise DataError(listed(f"{len(bare)} question(s) without a truth for the judge; {remedy}", bare))
     return read
+
+
+def _refuse_asked_examples(config: Making, read: AskedQuestions) -> None:
+    """Raises DataError where an example that stands before the questions is one of them, or is held out."""
+    asked = {what_is_asked(q.text): read.where[q.id] for q in read.questions}
+    for shot in drawn_shots(config.prompt, config.seed):
+        if (where := asked.get(what_is_asked(shot.question))) is not None:
+            raise DataError(f"{shot.where}: the example asks what {where} asks, and would give it away: take it out")
+        if shot.question in HELD_OUT:
+            raise DataError(
+                f"{shot.where}: the example's question is of the held-out side, which nothing is made of that is "
+                "trained on: take another"
+            )
 
 
 def rejection_prompts(

@@ -207,7 +207,7 @@ def _write(
                     raise _NothingKept
         except _NothingKept:
             path.unlink(missing_ok=True)  # of an earlier run with other settings
-    say(counted)
+    say(counted, config.answers.marks)
     if not counted.total["kept"]:
         raise DataError(why_none(counted, run_dir.path / "decisions.jsonl"))
     log.info("%s rows: %s", f"{counted.total['kept']:,}", path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1mega.data.scope import Marks
 from r1mega.stages.sifting import Decision
 
 log = logging.getLogger(__name__)
@@ -77,14 +78,23 @@ REMEDIES: Mapping[str, str] = {
 """Outcome -> what is to be done where most answers have it and none is kept."""
 
 
-def say(counted: OutcomeCounts) -> None:
-    """Say what became of the answers."""
+def say(counted: OutcomeCounts, marks: Marks) -> None:
+    """Say what became of the answers.
+
+    Args:
+        marks: of their thinking.
+    """
     total = counted.total
     log.info("%s answers sampled: %s", f"{total.total():,}", _told(total))
     if total["failed"]:
         log.warning("%s answers could not be judged through no fault of theirs: left out", f"{total['failed']:,}")
     if counted.unreadable:
         log.warning("%d replies of the judge could not be read and were asked for again", counted.unreadable)
+    if counted.thinking and set(counted.thinking) == {"none"}:
+        log.warning(
+            "no kept answer has any thinking between answers.marks, %r and %r: the filters of thinking had nothing "
+            "to look at", *marks,
+        )  # fmt: skip
     if counted.empty:
         log.warning("%s questions have no row", f"{counted.empty:,}")
 

@@ -1,7 +1,9 @@
 """Rejection sampling at a real HTTP server: which answers are kept, why others are not, and runs broken off."""
 
+import contextlib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ from preference_run import rows
 from rejection_run import IDS, MADE, NUM, SUM, Server, index_of, made, run, say, write
 
 from r1mega.data.signed_rows import is_intact
+from r1mega.errors import DataError
+from r1mega.report import rejection as report
+from r1mega.report import show
 
 QUESTIONS = {id: question for question, id in IDS.items()}
-ROOT = Path(__file__).parents[2]
 ONE_BY_ONE = ("endpoint.concurrency=1", "verify.judge.endpoint.concurrency=1")
 
 
@@ -123,3 +127,39 @@ def test_the_judge_is_asked_of_what_passes_and_no_rule_can_judge(whole: Any):
     asked = Counter(body["model"] for body in server.bodies)
     general = [text for question, of in MADE.items() if question != SUM for _, text in of]
     assert asked["policy"] == NUM and asked["judge"] == len(general) + 2 - 1  # two of them once more each, one double
+
+
+def test_a_run_is_shown_in_the_terminal_and_on_its_page(whole: Any, capsys: pytest.CaptureFixture[str]):
+    folder, _ = whole
+    show.show(folder)
+    said, html = capsys.readouterr().out, (folder / "report.html").read_text()
+    num_wrong = made(folder)["outcomes"]["wrong"]
+    for text in (said, html):
+        assert "Rejection sampling" in text and "answers: mixed languages" in text
+        assert re.search(rf"answers: wrong\D+{num_wrong} \({num_wrong / NUM:.1%}\)", text)
+    assert "No evaluation" not in html and "each answer has the first reason" in html
+    assert [path.name for path in (folder / "figures").iterdir()] == ["outcomes.png"]
+
+
+def test_bars_are_of_every_outcome_and_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    counts = {"math": {"kept": 3, "wrong": 5}, "general": {"kept": 1, "failed": 2}}
+    (tmp_path / "summary.json").write_text(json.dumps({"rejection": {"domains": counts}}))
+    drawn = list[Any]()
+
+    class Axes:
+        def barh(self, names: Any, widths: Any, **how: Any) -> None:
+            drawn.append((names, widths, how["left"], how["label"]))
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(report, "new_axes", lambda *_: contextlib.nullcontext(Axes()))
+    assert [path.name for path in report.draw(tmp_path)] == ["outcomes.png"]
+    assert drawn == [
+        (["failed", "kept", "wrong"], [0, 3, 5], [0, 0, 0], "math"),
+        (["failed", "kept", "wrong"], [2, 1, 0], [0, 3, 5], "general"),
+    ]
+    (tmp_path / "summary.json").write_text(json.dumps({"rejection": {"domains": 3}}))
+    with pytest.raises(DataError, match=r"summary\.json: not the counts of a rejection stage"):
+        report.draw(tmp_path)
+    assert report.draw(tmp_path / "nowhere") == []
