@@ -113,8 +113,6 @@ class Rejection(Making):
                 f"answers.max_kept: {self.answers.max_kept} of answers.per_question = {self.answers.per_question} "
                 "answers are never kept: lower it, or leave it out"
             )
-        if "" in self.answers.marks:
-            faults.append("answers.marks: an empty mark stands everywhere; name what opens and what closes thinking")
         opening, closing = self.answers.marks
         if self.thinking.empty and (opening not in self.thinking.empty or closing not in self.thinking.empty):
             faults.append(f"thinking.empty: has to hold both marks, {opening!r} and {closing!r}")

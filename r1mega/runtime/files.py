@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: written to a temporary name, synced, renamed."""
 
+import glob
 import json
 import os
 import shutil
@@ -45,6 +46,12 @@ def replacing(path: Path) -> Iterator[TextIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what processes that were killed have left of `path` (`replacing`), where no other can be writing it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

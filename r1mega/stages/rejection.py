@@ -191,7 +191,10 @@ def _write(
     policy = {**asked.of, "start": run_dir.lineage.start, "weight_version": 0, "asked_as": asked.written}
     sampling = {**config.sampling.model_dump(mode="json"), "n": config.answers.per_question, "seed": config.seed}
     provenance, path = RowOrigin(policy, sampling), run_dir.path / "rows.jsonl"
-    with files.replacing(run_dir.path / "decisions.jsonl") as lines:
+    decided = run_dir.path / "decisions.jsonl"
+    for left in (path, decided):
+        files.remove_parts(left)
+    with files.replacing(decided) as lines:
         try:
             with files.replacing(path) as rows:
                 for block in _read(sifted, asked.prompts):
@@ -209,7 +212,7 @@ def _write(
             path.unlink(missing_ok=True)  # of an earlier run with other settings
     say(counted, config.answers.marks)
     if not counted.total["kept"]:
-        raise DataError(why_none(counted, run_dir.path / "decisions.jsonl"))
+        raise DataError(why_none(counted, decided))
     log.info("%s rows: %s", f"{counted.total['kept']:,}", path)
 
 

@@ -90,7 +90,7 @@ def say(counted: OutcomeCounts, marks: Marks) -> None:
         log.warning("%s answers could not be judged through no fault of theirs: left out", f"{total['failed']:,}")
     if counted.unreadable:
         log.warning("%d replies of the judge could not be read and were asked for again", counted.unreadable)
-    if counted.thinking and set(counted.thinking) == {"none"}:
+    if counted.thinking["none"] and not counted.thinking["written"]:
         log.warning(
             "no kept answer has any thinking between answers.marks, %r and %r: the filters of thinking had nothing "
             "to look at", *marks,

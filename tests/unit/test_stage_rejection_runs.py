@@ -137,7 +137,7 @@ def test_another_seed_draws_others_of_the_good_ones(server: Server, tmp_path: Pa
     server.say = lambda body: f"<think>I think {body['seed']} times.</think> So it is \\boxed{{1}}."
     drop = ["filters.min_tokens=0", "answers.per_question=4", "answers.max_kept=1", "verify.min_value=0.0"]
     found = set[int]()
-    for seed in range(3):
+    for seed in range(5):
         run(write(tmp_path, server), tmp_path / str(seed), *drop, f"seed={seed}")
         of_sum = [
             row
@@ -146,7 +146,7 @@ def test_another_seed_draws_others_of_the_good_ones(server: Server, tmp_path: Pa
         ]
         assert len(of_sum) == 1
         found.add(of_sum[0]["provenance"]["answer"]["index"])
-        assert made(tmp_path / str(seed))["outcomes"]["kept"] == 3
+        assert made(tmp_path / str(seed))["outcomes"] == {"kept": 1, "enough": 3, "unscorable": 8}
     assert len(found) > 1
 
 
@@ -178,9 +178,6 @@ def test_where_nothing_is_kept_it_says_why_and_what_to_do_and_goes_on_from_there
     server.bodies.clear()
     run(config, tmp_path / "run", "verify.min_value=0.0")
     assert made(tmp_path / "run")["outcomes"] == {"kept": 3, "double": NUM - 3} and not server.bodies
-    with pytest.raises(DataError, match=said):
-        run(config, tmp_path / "run")
-    assert not (tmp_path / "run/rows.jsonl").exists()  # of the settings before
 
 
 def test_a_full_disk_under_the_rows_leaves_none(whole: Any, server: Server, tmp_path: Path, monkeypatch: Any):
@@ -254,7 +251,7 @@ def test_an_example_that_is_asked_or_held_out_is_refused(server: Server, tmp_pat
         ("filters.max_tokens=3", "filters.max_tokens: 3 is less than filters.min_tokens = 5"),
         ("filters.min_tokens=81", "filters.min_tokens: 81 is more than sampling.max_new_tokens = 80"),
         ("filters.language=xx", "does not know 'xx'"),
-        ('answers.marks=["",""]', "answers.marks: an empty mark"),
+        ('answers.marks=["",""]', "answers.marks.0: is empty: give a value"),
         ("thinking.empty=none", "thinking.empty: has to hold both marks, '<think>' and '</think>'"),
         ("verify.words.system=Fair.", "neither system nor prompt names a verdict in double brackets"),
         ("evaluation.every_steps=1", "unknown key"),
@@ -269,7 +266,7 @@ def test_what_is_wrong_with_a_config(override: str, said: str, server: Server, t
 def test_questions_that_nobody_can_judge_are_refused_or_kept_unjudged(server: Server, tmp_path: Path):
     config = write(tmp_path, server, CONFIG[: CONFIG.index("[verify.judge.endpoint]")])
     with pytest.raises(
-        DataError, match=r"2 question\(s\) that no rule can judge: name a judge.*general\.jsonl, line 1"
+        DataError, match=r"(?s)2 question\(s\) that no rule can judge: name a judge.*general\.jsonl, line 1"
     ):
         look(config, LAPTOP)
     run(config, tmp_path / "run", "verify.unjudged=keep")
@@ -283,7 +280,7 @@ def test_questions_without_a_truth_need_other_words(server: Server, tmp_path: Pa
     config = write(tmp_path, server)
     (tmp_path / "general.jsonl").write_text('{"question": "How are you?"}\n')
     with pytest.raises(
-        DataError, match=r"1 question\(s\) without a truth for the judge; give them one, or leave \{truth\}"
+        DataError, match=r"(?s)1 question\(s\) without a truth for the judge; give them one, or leave \{truth\}"
     ):
         look(config, LAPTOP)
     words = ["verify.words.prompt={question} {answer}", "verify.words.system=Is it kind? [[right]] or [[wrong]]"]
