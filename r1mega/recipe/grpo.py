@@ -38,6 +38,7 @@ from r1mega.rewards.language import Language, unknown
 from r1mega.rewards.own import faults as own_faults
 from r1mega.rewards.registry import Rewards, lacks
 from r1mega.rewards.rubric import Rubric
+from r1mega.runtime.resume import counts_from_the_end
 
 
 class RolloutSettings(Section):
@@ -95,7 +96,11 @@ class GRPO(Evaluated, Training):
     """Longest prompt to train on, template included; 0: what the model's positions leave beside
     sampling.max_new_tokens."""
     num_steps: Annotated[int, OnResume.LENGTH] = Field(gt=0)
-    """Optimiser steps (one per mini-batch), the counter of the report's schedules."""
+    """Optimiser steps (one per mini-batch), the counter of the report's schedules; with `max_seconds` also set,
+    whichever comes first ends the stage."""
+    max_seconds: float = Field(default=0.0, ge=0)
+    """End the stage after the rollout in which this much time is up (0: no bound): of sampling, judging, pushes and
+    training, not of evaluations and saves. The learning rate then follows time, not steps."""
     rollout: RolloutSettings
     objective: Objective
     rewards: Rewards = Field(default_factory=lambda: {"accuracy": Accuracy(), "format": Format()})
@@ -179,6 +184,11 @@ class GRPO(Evaluated, Training):
                 f"rollout.num_minibatches = {each}"
             )
         changes = change_faults(self.sampling, self.questions, self.rewards, num_steps=self.num_steps, every=each)
+        if self.max_seconds and (from_the_end := counts_from_the_end(self)):
+            faults.append(
+                f"max_seconds: {from_the_end[0]} counts from the run's last step, which nobody knows where time "
+                "ends the run; use from_step there, or leave max_seconds out"
+            )
         # Where it is not known when something changes, nobody can say what is asked then.
         return faults + (changes or coverage_faults(self.questions, self.rewards, num_steps=self.num_steps))
 

@@ -120,9 +120,18 @@ def _may_change(recipe: RunSettings, settings: dict[str, Any]) -> frozenset[str]
     return free if _counts_from_the_end(settings) else free | marked(type(recipe), OnResume.LENGTH)
 
 
+def counts_from_the_end(recipe: RunSettings) -> list[str]:
+    """The settings that count steps from the run's last one."""
+    return _last_steps(flat(recipe.model_dump(mode="json")))
+
+
+def _last_steps(settings: Mapping[str, Any]) -> list[str]:
+    return [key for key, value in settings.items() if key.endswith(".last_steps") and value is not None]
+
+
 def _counts_from_the_end(settings: Mapping[str, Any]) -> list[str]:
     """The settings by which what was done so far depends on how long the run is."""
-    counting = [key for key, value in settings.items() if key.endswith(".last_steps") and value is not None]
+    counting = _last_steps(settings)
     return counting if settings.get("optimizer.schedule") == "constant" else ["optimizer.schedule", *counting]
 
 

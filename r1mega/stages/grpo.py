@@ -67,7 +67,7 @@ def run(
     scorers: Scorers = NO_SCORERS,
     load: Load = RewardModel,
 ) -> None:
-    """Train to `config.num_steps`, from the run's last checkpoint where there is one. Every rank calls this.
+    """Train for `num_steps` or `max_seconds`, from the run's last checkpoint where there is one. On every rank.
 
     Args:
         build: makes the policy, as `Policy.build` does.
@@ -87,7 +87,8 @@ def run(
     refuse_without_scorer(config, scorers)
     mesh = meshes.start(cluster.trainer, device=cluster.device, seed=config.seed)
     objective, chunk_tokens = config.objective, config.batch.chunk_tokens
-    with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, shown=SHOWN) as run:
+    clock = {"max_seconds": config.max_seconds, "whole": config.rollout.num_minibatches}
+    with TrainingRun(config, run_dir, mesh, num_steps=config.num_steps, **clock, shown=SHOWN) as run:
         part = run.enter(rank_zero(mesh, config, run_dir, run.records))
         # It starts in its own process while this one builds the policy.
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
@@ -193,9 +194,9 @@ class HeldOutEvaluation:
     def due(self, step: int, *, last: bool) -> bool:
         return not self._left.minibatches and (last or step % self._config.evaluation.every_steps == 0)
 
-    def run(self, step: int) -> None:
+    def run(self, step: int, *, last: bool) -> None:
         with self._engine.alone():
-            self._held_out.evaluate(step, greedy=step in (0, self._config.num_steps))
+            self._held_out.evaluate(step, greedy=last or step == 0)
 
 
 def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:

@@ -58,7 +58,7 @@ class Validation:
     def due(self, step: int, *, last: bool) -> bool:
         return last or step % self._every == 0
 
-    def run(self, step: int) -> None:
+    def run(self, step: int, *, last: bool) -> None:
         """Unless a run that this one resumes has done so at this step."""
         if self._mesh.from_first(lambda: self._logged(step)):
             return

@@ -41,7 +41,7 @@ class Measurement(Protocol):
 
     def due(self, step: int, *, last: bool) -> bool: ...
 
-    def run(self, step: int) -> None:
+    def run(self, step: int, *, last: bool) -> None:
         """Measure and log. Every rank calls this. Raises Stopped on every rank where a signal broke it off."""
         ...
 
@@ -57,6 +57,7 @@ class TrainingRun:
         *,
         num_steps: int,
         max_seconds: float | None = None,
+        whole: int = 1,
         shown: Mapping[str, str] | None = None,
     ) -> None:
         """
@@ -64,10 +65,11 @@ class TrainingRun:
             num_steps: optimiser steps of the stage, which the learning rate's schedule counts to.
             max_seconds: of steps, after which the stage ends all the same; the schedule then follows them. 0: no
                 bound; None: a stage that has no clock, whose checkpoints carry none.
+            whole: the clock ends the stage after a multiple of so many steps.
             shown: what stands behind the bar: metric -> its format, those alone that a step has.
         """
         self._config, self._run_dir, self._mesh = config, run_dir, mesh
-        self._num_steps, self._max_seconds = num_steps, max_seconds
+        self._num_steps, self._max_seconds, self._whole = num_steps, max_seconds, whole
         self._shown = shown or {"loss": "loss {:.3f}"}
         self.step = 0
         """Optimiser steps taken."""
@@ -132,7 +134,7 @@ class TrainingRun:
             return
         state = self._saves.resume(self._checkpoint)
         if self._max_seconds is not None:
-            self.seconds = float(state["seconds"])
+            self.seconds = float(state.get("seconds", 0.0))  # none where the stage had no clock yet
         for part in (self.records, *carried):
             part.restore(state, self._checkpoint)
         log.info("resumed from %s", self._checkpoint)
@@ -145,6 +147,11 @@ class TrainingRun:
         steps = self.step / self._num_steps
         return max(steps, self.seconds / self._max_seconds) if self._max_seconds else steps
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is to be taken any more."""
+        return self.step >= self._num_steps or (self.progress >= 1.0 and self.step % self._whole == 0)
+
     def learning_rate(self) -> float:
         """Of the step to be taken now."""
         return learning_rate(self._config.optimizer, self.step, self.progress)
@@ -156,7 +163,7 @@ class TrainingRun:
         self._bar = self.enter(Bar(self._config.stage, total, unit=unit, done=done, silent=not self._mesh.first))
         self._saves.make_up(self.step)
         self._evaluate_if_due()  # at the start, or the one that was broken off
-        while self.progress < 1.0:
+        while not self.is_over:
             taken = self.step
             yield taken
             assert self.step == taken + 1, "a step ends with after_step"
@@ -168,7 +175,7 @@ class TrainingRun:
 
         Args:
             metrics: the step's, for its line of metrics.jsonl.
-            seconds: the step took on this rank.
+            seconds: the step took on this rank, beside those that `metrics` names.
 
         Raises:
             Interrupted: Ctrl-C, SIGTERM or SIGUSR1 came; a checkpoint has been saved.
@@ -176,13 +183,15 @@ class TrainingRun:
         """
         self.step += 1
         # The clock and the signals are the first rank's, so that all ranks end at the same step.
-        seconds, stop = self._mesh.from_first(lambda: (seconds, self.interrupt.received))
-        self.seconds += seconds
-        self.records.step(self.step, {**metrics, "seconds/update": seconds}, self.policy.expert_load)
+        metrics = {**metrics, "seconds/update": seconds}
+        all_seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
+        taken, stop = self._mesh.from_first(lambda: (all_seconds, self.interrupt.received))
+        self.seconds += taken
+        self.records.step(self.step, metrics, self.policy.expert_load)
         assert self._bar is not None
-        self._bar.advance(seconds if self._max_seconds else 1, note=self._note(metrics))
+        self._bar.advance(taken if self._max_seconds else 1, note=self._note(metrics))
         self._check_saves()
-        if self.progress >= 1.0 or stop or self.step % self._config.save.every_steps == 0:
+        if self.is_over or stop or self.step % self._config.save.every_steps == 0:
             self._save()
         self._saves.export_if_due(self.step)
         if stop:
@@ -203,8 +212,8 @@ class TrainingRun:
 
     def _evaluate_if_due(self) -> None:
         evaluation = self._evaluation
-        if evaluation is not None and evaluation.due(self.step, last=self.progress >= 1.0):
-            evaluation.run(self.step)
+        if evaluation is not None and evaluation.due(self.step, last=self.is_over):
+            evaluation.run(self.step, last=self.is_over)
 
     # ---- checkpoints and the end ------------------------------------------------------------------------
 

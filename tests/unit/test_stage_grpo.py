@@ -4,13 +4,18 @@ Every setting of [objective] and its neighbours goes in as a user writes it, and
 metrics.jsonl, is what the report's equations give answer by answer (grpo_by_hand.py): a wire that is cut shows.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from grpo_run import Run, base, check_by_hand, plain
+from grpo_run import Run, base, check_by_hand, config, plain
+from recording import stop_signal
 from recording_engine import Engines
+
+from r1mega.runtime.interrupt import Interrupted
+from r1mega.runtime.progress import Stopwatch
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -142,3 +147,36 @@ def test_what_a_rollout_looked_like(plain: Run):
         assert row["response_length/truncated"] == pytest.approx(2 / 12)
         assert (row["response_length/max"], row["groups/constant"]) == (8, pytest.approx(1 / 3))
         assert row["mismatch/max"] < 1e-6 and row["mismatch/answers_after_tie"] == 0
+
+
+@pytest.mark.parametrize("stopped_at", [None, 3])
+def test_a_run_bounded_by_time_ends_after_the_rollout_in_which_it_is_up(
+    stopped_at: int | None, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A rollout takes 5 s, its log-probabilities 1 and each of its two steps 1, of 9: the second one's first step is
+    past the end, and its last one is taken all the same. Stopped in the midst of it and resumed, it is so as well."""
+
+    def always(seconds: float) -> type[Stopwatch]:
+        return type("Always", (Stopwatch,), {"__exit__": lambda self, *_: setattr(self, "seconds", seconds)})
+
+    monkeypatch.setattr("r1mega.stages.grpo.Stopwatch", always(1.0))
+    monkeypatch.setattr("r1mega.rollout.collect.Stopwatch", always(5.0))
+    changes = {"max_seconds": 9.0, "optimizer": {"lr": 4.0, "schedule": "linear", "min_lr_ratio": 0.1}}
+    run = Run(tmp_path / "run")
+    if stopped_at is not None:
+        with pytest.raises(Interrupted):
+            run.start(base, changes, after_step=lambda taken: stop_signal() if taken == stopped_at else None)
+    run.start(base, changes, resume=stopped_at is not None)
+    rows = run.rows()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    left = [9 / 9, 2 / 9, 1 / 9, 0.0]  # of the time, before each step
+    assert [row["lr"] for row in rows] == pytest.approx([4.0 * (0.1 + 0.9 * share) for share in left])
+    assert [row["step"] for row in run.rows("eval")] == [0, 2, 4]
+    assert [row["step"] for row in run.rows("eval_greedy")] == [0, 4]
+    assert json.loads((tmp_path / "run/summary.json").read_text())["seconds"] == 16.0
+
+
+def test_what_counts_from_the_last_step_is_refused_where_time_ends_the_run(base: Path):
+    settings = config(base, {"rewards": {"accuracy": 1.0, "format": {"weight": 0.25, "last_steps": 2}}})
+    (fault,) = settings.model_copy(update={"max_seconds": 9.0}).faults()
+    assert fault.startswith("max_seconds: rewards.format.last_steps counts from the run's last step")

@@ -82,7 +82,7 @@ class Measured:
     def due(self, step: int, *, last: bool) -> bool:
         return last or step == 3
 
-    def run(self, step: int) -> None:
+    def run(self, step: int, *, last: bool) -> None:
         self.at.append(step)
         if step in self.signals:
             raise Stopped(self.signals.pop(step))
