@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed-$(shell sha256sum $(LOCK) pyproject.toml 2>/dev/null
 SEED ?= 0
 # Seed 0 where the other tiny configs look for their models.
 DEMO = runs/$(if $(filter 0,$(SEED)),tiny/r1_zero/demo,demo-$(SEED))
+PIPELINE = runs/$(if $(filter 0,$(SEED)),tiny/r1/pipeline,pipeline-$(SEED))
 ALL_SCENARIOS = runs/$(if $(filter 0,$(SEED)),tiny/r1/demo,all-scenarios-$(SEED))
 # Two trainer ranks where there are two cores.
 CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
@@ -18,7 +19,7 @@ IN_CI := $(or $(CI),$(R1MEGA_CI))
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo demo-all-scenarios demo-smollm2 tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
+.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,16 +35,21 @@ demo-smollm2: $(STAMP) smollm2  ## GRPO on a real model of 135 million parameter
 	$(BIN)/r1mega run configs/smollm2/1_rl.toml --cluster $(CLUSTER) --run-dir runs/smollm2/1_rl --resume
 	$(BIN)/r1mega report runs/smollm2/1_rl
 
-# Its judge is tools/rule_judge.py: rules of a small constraint language, and no model.
+# The judge of both is tools/rule_judge.py: rules of a small constraint language, and no model.
+pipeline: $(STAMP)  ## all of R1 in small, from the base to the students, and what each stage did; an hour on two cores
+	$(BIN)/python tools/rule_judge.py -- $(BIN)/r1mega pipeline configs/tiny/r1/pipeline.toml --cluster $(CLUSTER) \
+	  --run-dir $(PIPELINE) --set seed=$(SEED) --resume
+
 demo-all-scenarios: $(STAMP)  ## RL in all scenarios: a base, preferences, reward models, RL, before and after; on two cores
 	$(BIN)/python tools/rule_judge.py -- $(BIN)/r1mega pipeline configs/tiny/r1/demo.toml --cluster $(CLUSTER) \
 	  --run-dir $(ALL_SCENARIOS) --set seed=$(SEED) --resume
 	$(BIN)/r1mega compare $(ALL_SCENARIOS)/base_preference $(ALL_SCENARIOS)/rl_preference
 	$(BIN)/r1mega compare --margin 0.03 $(ALL_SCENARIOS)/base_reasoning $(ALL_SCENARIOS)/rl_reasoning
 
-tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, a dense base, one that mixes languages, conversations, a student, reward hacking
+tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, the chain, a dense base, one that mixes languages, conversations, a student, reward hacking
 	$(MAKE) demo SEED=0
 	$(MAKE) demo-all-scenarios SEED=0
+	$(MAKE) pipeline SEED=0
 	$(BIN)/r1mega pipeline configs/tiny/dense/demo.toml --cluster $(CLUSTER) --resume
 	$(BIN)/r1mega pipeline configs/tiny/language/demo.toml --cluster $(CLUSTER) --resume
 	$(BIN)/python tools/make_conversations.py runs/tiny/sft/conversations.jsonl --set min_terms=2 --set max_terms=7 \

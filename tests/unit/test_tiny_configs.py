@@ -12,7 +12,7 @@ from r1mega.pipeline.graph import load_pipeline
 from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem != "demo")
+CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem not in ("demo", "pipeline"))
 
 
 def inputs(config: Path) -> dict[str, Path]:
