@@ -9,6 +9,7 @@ import pytest
 
 from r1mega.config.inputs import default_run_dir, makers, missing, missing_weights
 from r1mega.pipeline.graph import load_pipeline
+from r1mega.recipe.from_model import FromModel
 from r1mega.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,8 @@ CONFIGS = sorted(f for f in (ROOT / "configs/tiny").glob("*/*.toml") if f.stem n
 def inputs(config: Path) -> dict[str, Path]:
     """Setting -> what lies under runs/, from the repository's root."""
     stage = load_recipe(config)
-    named = {"model.path": stage.model.path, **{one.setting: one.path for one in stage.inputs()}}
+    model = stage.model if isinstance(stage, FromModel) else None
+    named = {"model.path": model and model.path, **{one.setting: one.path for one in stage.inputs()}}
     found = {setting: path for setting, path in named.items() if path and path.is_relative_to(ROOT / "runs")}
     return {setting: path.relative_to(ROOT) for setting, path in found.items()}
 
