@@ -157,7 +157,7 @@ def _describe(section: type[Section], item: dict[str, Any]) -> str:
     names, above = _names(section, item["loc"])
     where = ".".join(names)
     if item["type"] == "extra_forbidden":
-        fields = list(above.model_fields)
+        fields = [field.alias or name for name, field in above.model_fields.items()]
         return f"{where}: unknown key{nearest(names[-1], fields)}; valid: {', '.join(fields)}"
     if item["type"] == "missing":
         return f"{where}: missing"

@@ -10,8 +10,12 @@ from r1mega.config.load import nearest, raise_if_any, read_toml, validate
 from r1mega.config.section import AnchoredPath, Section
 from r1mega.errors import ConfigError
 from r1mega.pipeline.overrides import InFile, toml
+from r1mega.pipeline.relations import Relation, faults_with
+from r1mega.pipeline.relations import faults as relation_faults
+from r1mega.pipeline.table import Evaluations, ModelTable
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.load import recipe_of
+from r1mega.recipe.recipe import Recipe
 
 
 class Node(Section):
@@ -63,6 +67,10 @@ class Pipeline(Section):
     """Stages run one after the other, each in a process of its own."""
 
     stages: tuple[Node, ...] = Field(min_length=1)
+    table: ModelTable | None = None
+    """What its evaluations are put together to at the end; None: nothing is."""
+    relations: tuple[Relation, ...] = ()
+    """Claims about the models of the table's evaluations, each judged at the end: tables [[relations]]."""
 
     def faults(self) -> list[str]:
         """Faults of the chain by itself; its stages are looked at when it is about to run."""
@@ -83,7 +91,10 @@ class Pipeline(Section):
             if not node.config.is_file():
                 faults.append(f"stages.{node.name}.config: no file {node.config}")
             seen.add(node.name)
-        return faults
+        names = [node.name for node in self.stages]
+        if self.relations and self.table is None:
+            faults.append("relations: there is no [table], whose evaluations they are judged by")
+        return faults + (self.table.faults(names) if self.table else []) + relation_faults(self.relations)
 
 
 def is_pipeline(path: Path) -> bool:
@@ -125,7 +136,17 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
             node.config, cluster, own, model=start.spec if start else None, made_before=start is not None,
             awaited={(run_dir / stage / below).resolve() for _, stage, below in node.files_read()},
         )  # fmt: skip
+    _refuse_unscored(pipeline, {name: seen.recipe for name, seen in looks.items()})
     return list(looks.values())
+
+
+def _refuse_unscored(pipeline: Pipeline, recipes: Mapping[str, Recipe]) -> None:
+    """Raises ConfigError where table or relations name what no evaluation has."""
+    if pipeline.table is None:
+        return
+    evaluations = Evaluations(pipeline.table, recipes)
+    if faults := evaluations.faults() + faults_with(pipeline.relations, evaluations):
+        raise ConfigError("\n  ".join([f"the pipeline's evaluations: {len(faults)} fault(s)", *faults]))
 
 
 def _never_made(node: Node, looks: Mapping[str, Look]) -> Iterator[str]:

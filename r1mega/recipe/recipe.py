@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,20 @@ from r1mega.config.model import Model
 from r1mega.config.section import RunSettings
 from r1mega.families.spec import Head, ModelSpec
 from r1mega.recipe.memory import Holds, memory_faults
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a stage that evaluates leaves judged, question by question (`evaluation.results`)."""
+
+    models: tuple[str, ...]
+    """Names of the models, each of which has a folder of that name in the run directory; ("",): the one model's
+    results are in the run directory itself."""
+    columns: Mapping[str, Mapping[str, Sequence[str]]]
+    """Name -> "domains" and "sources" of the questions that have a score of their own
+    (`evaluation.results.in_column`)."""
+    asked: Mapping[str, Any]
+    """Settings that have to agree where the models of two such stages are compared question by question."""
 
 
 class Recipe(RunSettings):
@@ -97,6 +112,10 @@ class Recipe(RunSettings):
     def leaves(self) -> Sequence[str]:
         """What later stages may read of a finished run: files and folders by their names in the run directory."""
         return ("hf",) if self.trains else ()
+
+    def scored(self) -> Scored | None:
+        """Whose answers a finished run leaves judged; None where the stage does not evaluate finished models."""
+        return None
 
     def lacks(self) -> Sequence[str]:
         """What the stage cannot start without and this machine's environment lacks, a line each, with what to do."""

@@ -297,6 +297,8 @@ RELIABILITY = "reliability"
 """File name of a reward model's reliability diagram."""
 HACKING = "hacking"
 """File name of trained rewards beside their truths."""
+MODEL_TABLE = "model_table"
+"""File name of a pipeline's figure: the scores of its models."""
 COMPARISON = "rl_and_control"
 """File name of a pipeline's figure: RL beside its control."""
 CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
@@ -315,6 +317,8 @@ CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     "the dashed line it is as sure as it is right, below it too sure.",
     HACKING: "Trained rewards should pull their truths along. A reward that goes on rising while a truth turns and "
     "falls is being hacked, most likely from the truth's peak on; a vertical line is where the run was warned.",
+    MODEL_TABLE: "The scores of the pipeline's models, in the order of its table, with 95% intervals clustered by "
+    "question. Bars that overlap may still differ on the same questions: the relations below the table are paired.",
     COMPARISON: "RL against more of the pretraining it started from, at equal training time: what lies between the "
     "two ends, bars included, is what RL itself brought.",
 }

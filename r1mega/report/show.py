@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, hacking, heatmap, page, preferences, rejection, reliability, summary
+from r1mega.report import figures, hacking, heatmap, outcome, page, preferences, rejection, reliability, summary
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
@@ -27,6 +27,7 @@ def show(run_dir: Path) -> None:
     drawn += [path for stage in stages for kind in (preferences, rejection) for path in kind.draw(stage)]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
+    drawn += outcome.draw(run_dir)
     written = page.write(run_dir, drawn)
     console.print(f"page: {written}", soft_wrap=True)
     finished = [stage for stage in stages if read_summary(stage) is not None]
@@ -44,6 +45,10 @@ def show(run_dir: Path) -> None:
     for stage in stages:
         if any((stage / "samples").glob("*.jsonl")):
             summary.transcripts(stage, console)
+    if (made := outcome.table(run_dir)) is not None:
+        console.print(made)
+    for line in outcome.told(run_dir):
+        console.print(line, soft_wrap=True)
     questions = (read_summary(run_dir) or {}).get("questions")
     if questions:
         held_out, trained_on = questions["held_out"], questions["trained_on"]

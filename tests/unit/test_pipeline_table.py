@@ -1,0 +1,122 @@
+"""What a chain's file says of its table and relations is held against its stages before the first one runs."""
+
+from pathlib import Path
+
+import pytest
+
+from r1mega.errors import ConfigError
+from r1mega.pipeline.graph import load_pipeline, look_at_chain
+from r1mega.recipe.load import load_recipe
+
+ROOT = Path(__file__).parents[2]
+EVALUATE = """
+stage = "evaluate"
+[models]
+base = "/nowhere/base"
+[sampling]
+temperature = 1.0
+top_p = 1.0
+max_new_tokens = 48
+[columns]
+reasoning = { domains = ["math"] }
+[evaluation]
+every_steps = 7
+samples_per_question = 4
+format = "any"
+[[evaluation.questions]]
+kind = "reasoning_gym"
+family = "chain_sum"
+params = { min_terms = 3, max_terms = 4, min_digits = 1, max_digits = 1 }
+num = 40
+"""
+STAGES = """
+[[stages]]
+name = "base"
+config = "{root}/configs/tiny/r1/0_base.toml"
+[[stages]]
+name = "other"
+config = "{root}/configs/tiny/r1/0_base.toml"
+[[stages]]
+name = "eval"
+config = "eval.toml"
+reads = {{ "models.base" = "base/hf", "models.other" = "other/hf" }}
+"""
+TABLE = """
+[table]
+evaluations = "eval"
+rows = { base = "Base" }
+[[relations]]
+claim = "Other is higher"
+all = [{ a = "base", b = "other", column = "reasoning", is = "higher" }]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_root(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+
+def written(folder: Path, table: str) -> Path:
+    (folder / "eval.toml").write_text(EVALUATE)
+    (folder / "chain.toml").write_text(STAGES.format(root=ROOT) + table)
+    return folder / "chain.toml"
+
+
+def look(folder: Path, table: str) -> int:
+    return len(look_at_chain(load_pipeline(written(folder, table)), "laptop", folder / "run", []))
+
+
+def test_a_table_of_models_that_earlier_stages_make(tmp_path: Path):
+    assert look(tmp_path, TABLE) == 3
+    pipeline = load_pipeline(tmp_path / "chain.toml")
+    assert pipeline.table is not None and pipeline.table.label("base") == "Base"
+    assert pipeline.relations[0].all[0].claimed == "higher"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('b = "other"', 'b = "othr"', r"0.all.0.b: no evaluation has a model 'othr' \(did you mean 'other'\?\)"),
+        ('"reasoning", is', '"reason", is', r"relations.0.all.0.column: .* 'reason' \(did you mean 'reasoning'\?\)"),
+        ("base = ", "bse = ", r"rows.bse: no evaluation has a model 'bse' \(did you mean 'base'\?\): base, other"),
+        ('evaluations = "eval"', 'evaluations = "other"', "stage other leaves no judged answers"),
+    ],
+)  # fmt: skip
+def test_what_no_stage_evaluates_is_told_before_the_first_runs(tmp_path: Path, old: str, new: str, said: str):
+    assert TABLE.count(old) == 1
+    with pytest.raises(ConfigError, match=said):
+        look(tmp_path, TABLE.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            TABLE.replace('"eval"', '"evl"', 1),
+            r"chain.toml: 1 fault.*\n.*evaluations: no stage is named 'evl' \(did you",
+        ),
+        (TABLE.replace('"higher" }', '"above" }'), r"relations.0.all.0.is: input should be 'higher'"),
+        (TABLE.replace('b = "other"', 'b = "base"'), r"relations.0.all.0.a and b are both 'base'"),
+        (TABLE[TABLE.index("[[") :], r"relations: there is no \[table\]"),
+    ],
+)
+def test_what_is_wrong_in_the_file_itself_is_told_with_it(tmp_path: Path, table: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        load_pipeline(written(tmp_path, table))
+
+
+def test_an_evaluation_says_what_it_scores(tmp_path: Path):
+    written(tmp_path, TABLE)
+    models = ["models={}", "models.b=/nowhere/b", "models.a=/nowhere/a"]
+    scored = load_recipe(tmp_path / "eval.toml", models).scored()
+    assert scored is not None and scored.models == ("b", "a")
+    assert scored.columns == {"reasoning": {"domains": ["math"], "sources": []}}
+    one = load_recipe(tmp_path / "eval.toml", ["models={}", "model.path=/nowhere/b"]).scored()
+    assert one is not None and one.models == ("",) and one.asked == scored.asked
+    for alike in ("evaluation.format=r1", "seed=4"):  # a format is the template's, and a seed is drawn by all alike
+        same = load_recipe(tmp_path / "eval.toml", [*models, alike]).scored()
+        assert same is not None and same.asked == scored.asked
+    for other in ("evaluation.seed=3", "sampling.temperature=0.5", "evaluation.questions.0.num=41"):
+        different = load_recipe(tmp_path / "eval.toml", [*models, other]).scored()
+        assert different is not None and different.asked != scored.asked
+    assert load_recipe(ROOT / "configs/tiny/r1/0_base.toml").scored() is None
