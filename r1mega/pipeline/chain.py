@@ -13,15 +13,17 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.pipeline import artefacts
 from r1mega.pipeline.artefacts import State
 from r1mega.pipeline.graph import Pipeline, look_at_chain
+from r1mega.pipeline.outcome import outcome_of
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
+from r1mega.recipe.recipe import Recipe
 from r1mega.runtime import files, locks, process
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
@@ -82,7 +84,7 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
         if left := [plan.node.name for plan in others if not plan.runs_never()]:
             print(f"not done yet: {', '.join(left)}; continue with --resume", flush=True)
             return False
-        _summarise(chain.pipeline, run_dir)
+        _summarise(chain.pipeline, run_dir, {plan.node.name: plan.recipe for plan in plans})
     return True
 
 
@@ -160,7 +162,7 @@ def _run_stage(plan: Planned, chain: PipelineRun) -> tuple[int, int | None]:
         "run",
         str(plan.node.config),
         "--cluster",
-        chain.cluster,
+        plan.node.on(chain.cluster),
         "--resume",
     ]
     overrides = for_shell(plan.overrides, plan.recipe)
@@ -192,14 +194,16 @@ def _wall_seconds(run_dir: Path) -> float:
     return float(json.loads(file.read_text())["wall_seconds"]) if file.is_file() else 0.0
 
 
-def _summarise(pipeline: Pipeline, run_dir: Path) -> None:
-    """summary.json: every stage's, and the check of held-out questions; seconds add up over resumed parts."""
+def _summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe]) -> None:
+    """summary.json: every stage's, table and relations, and the check of held-out questions; seconds add up over
+    resumed parts."""
     stages = {node.name: read_summary(run_dir / node.name) for node in pipeline.stages}
     num_trained, num_held_out = _check_held_out(run_dir, pipeline)
     questions = {"trained_on": num_trained, "held_out": num_held_out, "overlap": 0}
-    files.write_json(
-        run_dir / "summary.json", {"stages": stages, "questions": questions, "wall_seconds": _wall_seconds(run_dir)}
-    )
+    summary = {"stages": stages, "questions": questions, "wall_seconds": _wall_seconds(run_dir)}
+    if pipeline.table is not None:
+        summary |= outcome_of(pipeline.table, pipeline.relations, run_dir, recipes)
+    files.write_json(run_dir / "summary.json", summary)
 
 
 def _check_held_out(run_dir: Path, pipeline: Pipeline) -> tuple[int, int]:

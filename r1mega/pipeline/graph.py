@@ -28,6 +28,8 @@ class Node(Section):
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of this stage that are others than its config's, spelt as `--set` does: { "num_steps" = 40,
     "data.files" = ["rows.jsonl"] }. Relative paths count from the pipeline's file. `--set` goes before them."""
+    cluster: str = ""
+    """The cluster file that it runs on, where that is another than the chain's."""
     start: str = ""
     """The earlier stage whose final weights this one starts from; empty: the config says."""
     reads: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
@@ -39,6 +41,10 @@ class Node(Section):
 
     def model_post_init(self, context: Any) -> None:
         self._folder = Path((context or {}).get("folder", "."))
+
+    def on(self, cluster: str) -> str:
+        """The cluster file that it runs on, where the chain's is `cluster`."""
+        return self.cluster or cluster
 
     def overrides(self) -> list[str]:
         """`set`, as overrides."""
@@ -133,7 +139,7 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
         start = looks.get(node.start)
         raise_if_any(node.config, list(_never_made(node, looks)))
         looks[node.name] = look(
-            node.config, cluster, own, model=start.spec if start else None, made_before=start is not None,
+            node.config, node.on(cluster), own, model=start.spec if start else None, made_before=start is not None,
             awaited={(run_dir / stage / below).resolve() for _, stage, below in node.files_read()},
         )  # fmt: skip
     _refuse_unscored(pipeline, {name: seen.recipe for name, seen in looks.items()})

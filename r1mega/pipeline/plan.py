@@ -119,7 +119,7 @@ class PipelineRun:
     def of(self, node: Node, *, waits_for: Collection[str] = (), asked: bool = True, glance: bool = False) -> Planned:
         """Of one stage."""
         own = [*own_overrides(node, self.pipeline, self.overrides), *self._handed_over(node, waits_for)]
-        recipe, machine = load(node.config, self.cluster, own)
+        recipe, machine = load(node.config, node.on(self.cluster), own)
         folder = self.run_dir / node.name
         digests = Glance(folder) if glance else Digests(folder, verify=self.verify_inputs)
         to_come = [setting for name in waits_for for setting in node.handed(name)]

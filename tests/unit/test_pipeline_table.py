@@ -1,12 +1,18 @@
 """What a chain's file says of its table and relations is held against its stages before the first one runs."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from evaluated_chains import write_chain
 
 from r1mega.errors import ConfigError
+from r1mega.pipeline import chain
 from r1mega.pipeline.graph import load_pipeline, look_at_chain
+from r1mega.pipeline.plan import PipelineRun, Planned
 from r1mega.recipe.load import load_recipe
+from r1mega.report.show import show
 
 ROOT = Path(__file__).parents[2]
 EVALUATE = """
@@ -120,3 +126,64 @@ def test_an_evaluation_says_what_it_scores(tmp_path: Path):
         different = load_recipe(tmp_path / "eval.toml", [*models, other]).scored()
         assert different is not None and different.asked != scored.asked
     assert load_recipe(ROOT / "configs/tiny/r1/0_base.toml").scored() is None
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages whose processes are replaced: each leaves a summary, and the evaluation answers of both models."""
+    names: list[str] = []
+
+    def run_stage(plan: Planned, of: PipelineRun) -> tuple[int, None]:
+        names.append(plan.node.name)
+        folder = of.run_dir / plan.node.name
+        folder.mkdir(parents=True)
+        if plan.node.name == "eval":
+            write_chain(of.run_dir, {"base": {"math": [1] * 40}, "other": {"math": [3] * 40}})
+        (folder / "summary.json").write_text(json.dumps({"stage": "evaluate", "seconds": 2.0}))
+        return 0, None
+
+    monkeypatch.setattr(chain, "_run_stage", run_stage)
+    return names
+
+
+def test_a_finished_chain_has_its_table_and_says_what_holds(
+    tmp_path: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
+):
+    pipeline = load_pipeline(written(tmp_path, TABLE))
+    assert chain.run_chain(PipelineRun(pipeline, "laptop", tmp_path / "run"), resume=False)
+    assert ran == ["base", "other", "eval"]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert [row["label"] for row in summary["table"]["rows"]] == ["Base"]  # as the table says
+    assert summary["table"]["rows"][0]["cells"]["reasoning"]["mean"] == 0.25
+    assert summary["relations"][0]["outcome"] == "HOLDS"
+    assert summary["relations"][0]["parts"][0]["difference"]["mean"] == 0.5
+    show(tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "25.0%" in printed and "HOLDS: Other is higher" in printed
+
+
+def test_a_chain_without_a_table_has_none(tmp_path: Path, ran: list[str]):
+    pipeline = load_pipeline(written(tmp_path, ""))
+    assert chain.run_chain(PipelineRun(pipeline, "laptop", tmp_path / "run"), resume=False)
+    assert not {"table", "relations"} & json.loads((tmp_path / "run/summary.json").read_text()).keys()
+
+
+def test_a_stage_may_run_on_machines_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written(tmp_path, TABLE)
+    file = tmp_path / "chain.toml"
+    file.write_text(file.read_text().replace('name = "other"\n', 'name = "other"\ncluster = "laptop2"\n', 1))
+    pipeline = load_pipeline(file)
+    looks = look_at_chain(pipeline, "laptop", tmp_path / "run", [])
+    assert [seen.num_ranks for seen in looks] == [1, 2, 1]
+    plans = PipelineRun(pipeline, "laptop", tmp_path / "run").plan()
+    assert [plan.machine.trainer.ranks for plan in plans] == [1, 2, 1]
+    commands: list[list[str]] = []
+
+    def spawn(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(poll=lambda: 0, returncode=0, args=command)
+
+    monkeypatch.setattr(chain.process, "spawn", spawn)
+    for plan in plans:
+        chain._run_stage(plan, PipelineRun(pipeline, "laptop", tmp_path / "run"))
+    assert [command[command.index("--cluster") + 1] for command in commands] == ["laptop", "laptop2", "laptop"]
