@@ -20,7 +20,6 @@ from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.pipeline import artefacts
 from r1mega.pipeline.artefacts import State
 from r1mega.pipeline.graph import Pipeline, look_at_chain
-from r1mega.pipeline.outcome import outcome_of
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
 from r1mega.recipe.recipe import Recipe
@@ -202,6 +201,8 @@ def _summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe])
     questions = {"trained_on": num_trained, "held_out": num_held_out, "overlap": 0}
     summary = {"stages": stages, "questions": questions, "wall_seconds": _wall_seconds(run_dir)}
     if pipeline.table is not None:
+        from r1mega.pipeline.outcome import outcome_of  # with numpy, which a dry run does without
+
         summary |= outcome_of(pipeline.table, pipeline.relations, run_dir, recipes)
     files.write_json(run_dir / "summary.json", summary)
 
