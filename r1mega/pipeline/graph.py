@@ -12,7 +12,7 @@ from r1mega.errors import ConfigError
 from r1mega.pipeline.overrides import InFile, toml
 from r1mega.pipeline.relations import Relation, faults_with
 from r1mega.pipeline.relations import faults as relation_faults
-from r1mega.pipeline.table import Evaluations, ModelTable
+from r1mega.pipeline.table import ModelScores, ModelTable
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.load import recipe_of
 from r1mega.recipe.recipe import Recipe
@@ -150,7 +150,7 @@ def _refuse_unscored(pipeline: Pipeline, recipes: Mapping[str, Recipe]) -> None:
     """Raises ConfigError where table or relations name what no evaluation has."""
     if pipeline.table is None:
         return
-    evaluations = Evaluations(pipeline.table, recipes)
+    evaluations = ModelScores(pipeline.table, recipes)
     if faults := evaluations.faults() + faults_with(pipeline.relations, evaluations):
         raise ConfigError("\n  ".join([f"the pipeline's evaluations: {len(faults)} fault(s)", *faults]))
 

@@ -26,8 +26,8 @@ from r1mega.errors import DataError
 from r1mega.evaluation.compare import Outcome, PairedComparison, compare
 from r1mega.evaluation.results import QuestionResult, Record, in_column, read
 from r1mega.evaluation.scores import score
-from r1mega.pipeline.relations import Part, Relation
-from r1mega.pipeline.table import Evaluations, ModelTable
+from r1mega.pipeline.relations import Relation, RelationPart
+from r1mega.pipeline.table import ModelScores, ModelTable
 from r1mega.recipe.recipe import Recipe
 
 HOLDS, FAILS, NOT_JUDGED = "HOLDS", "DOES NOT HOLD", "NOT JUDGED"
@@ -38,36 +38,36 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answers:
+class JudgedAnswers:
     """One model's judged answers to a column's questions."""
 
     record: Record
     results: Sequence[QuestionResult]
 
 
-class Evaluated:
+class JudgedModels:
     """The judged answers of a chain's evaluations, by model and column."""
 
-    def __init__(self, answers: Mapping[tuple[str, str], Answers]) -> None:
+    def __init__(self, answers: Mapping[tuple[str, str], JudgedAnswers]) -> None:
         self._answers = answers
         self.models = list(dict.fromkeys(model for model, _ in answers))
         self.columns = list(dict.fromkeys(column for _, column in answers))
 
     @classmethod
-    def of(cls, run_dir: Path, evaluations: Evaluations) -> "Evaluated":
+    def of(cls, run_dir: Path, evaluations: ModelScores) -> "JudgedModels":
         """What a chain's evaluations have left in its run directory.
 
         Raises:
             DataError: one of them left no evaluation, or one that cannot be read.
         """
-        answers: dict[tuple[str, str], Answers] = {}
+        answers: dict[tuple[str, str], JudgedAnswers] = {}
         for model, folder, columns in evaluations.folders():
             record, results = read(run_dir / folder)
             for column, questions in columns.items():
-                answers[model, column] = Answers(record, in_column(results, questions))
+                answers[model, column] = JudgedAnswers(record, in_column(results, questions))
         return cls(answers)
 
-    def get(self, model: str, column: str) -> Answers | None:
+    def get(self, model: str, column: str) -> JudgedAnswers | None:
         """A model's answers in a column; None where it has none."""
         return self._answers.get((model, column))
 
@@ -80,16 +80,16 @@ def outcome_of(
     Args:
         recipes: of its stages, by their names.
 
-    Raises: as `Evaluated.of`.
+    Raises: as `JudgedModels.of`.
     """
-    evaluated = Evaluated.of(run_dir, Evaluations(table, recipes))
+    evaluated = JudgedModels.of(run_dir, ModelScores(table, recipes))
     return {
         "table": _filled(table, evaluated),
         "relations": [judged(relation, evaluated) for relation in relations],
     }
 
 
-def _filled(table: ModelTable, evaluated: Evaluated) -> Json:
+def _filled(table: ModelTable, evaluated: JudgedModels) -> Json:
     columns = list(table.columns) or evaluated.columns
     rows: list[Json] = []
     for model in list(table.rows) or evaluated.models:
@@ -113,7 +113,7 @@ def _cell(results: Sequence[QuestionResult]) -> Json:
     }
 
 
-def judged(relation: Relation, evaluated: Evaluated) -> Json:
+def judged(relation: Relation, evaluated: JudgedModels) -> Json:
     """A relation with its parts, each with the comparison that decides it, or why there is none."""
     parts = [_judged_part(part, evaluated) for part in relation.all]
     is_reversed = any(part["reversed"] for part in parts)
@@ -126,7 +126,7 @@ def judged(relation: Relation, evaluated: Evaluated) -> Json:
     return {"claim": relation.claim, "outcome": outcome, "reversed": is_reversed, "parts": parts}
 
 
-def _judged_part(part: Part, evaluated: Evaluated) -> Json:
+def _judged_part(part: RelationPart, evaluated: JudgedModels) -> Json:
     told: Json = {**part.model_dump(by_alias=True), "holds": False, "reversed": False}
     try:
         a, b = (_wanted(evaluated, model, part.column) for model in (part.a, part.b))
@@ -147,7 +147,7 @@ def _judged_part(part: Part, evaluated: Evaluated) -> Json:
     }
 
 
-def verdict(part: Part, found: PairedComparison) -> tuple[bool, bool]:
+def verdict(part: RelationPart, found: PairedComparison) -> tuple[bool, bool]:
     """Whether a part holds, and whether it is reversed, by a comparison at its margin."""
     better, worse = found.outcome is Outcome.BETTER, found.outcome is Outcome.WORSE
     if part.claimed == "not_lower":
@@ -155,14 +155,14 @@ def verdict(part: Part, found: PairedComparison) -> tuple[bool, bool]:
     return (better, worse) if part.claimed == "higher" else (worse, better)
 
 
-def _wanted(evaluated: Evaluated, model: str, column: str) -> Answers:
+def _wanted(evaluated: JudgedModels, model: str, column: str) -> JudgedAnswers:
     answers = evaluated.get(model, column)
     if answers is None:
         raise DataError(f"no evaluation has a score of model {model!r} in column {column!r}")
     return answers
 
 
-def _refuse_other_questions(a: Answers, b: Answers) -> None:
+def _refuse_other_questions(a: JudgedAnswers, b: JudgedAnswers) -> None:
     """Raises DataError where two models were not asked the same questions, or were sampled otherwise."""
     one, other = ({result.id: result.digest for result in of.results} for of in (a, b))
     if one != other:
@@ -173,6 +173,6 @@ def _refuse_other_questions(a: Answers, b: Answers) -> None:
         raise DataError(f"the two were not sampled alike: {', '.join(different)}")
 
 
-def _other_settings(a: Answers, b: Answers, names: Sequence[str]) -> list[str]:
+def _other_settings(a: JudgedAnswers, b: JudgedAnswers, names: Sequence[str]) -> list[str]:
     found = [(name, a.record.sampling.get(name), b.record.sampling.get(name)) for name in names]
     return [f"sampling.{name} = {one!r} and {other!r}" for name, one, other in found if one != other]

@@ -15,10 +15,10 @@ from typing import Literal
 from pydantic import Field
 
 from r1mega.config.section import Section
-from r1mega.pipeline.table import Evaluations
+from r1mega.pipeline.table import ModelScores
 
 
-class Part(Section):
+class RelationPart(Section):
     """How one model's score in a column stands to another's."""
 
     a: str
@@ -46,7 +46,7 @@ class Relation(Section):
 
     claim: str
     """In a sentence, as it is printed."""
-    all: tuple[Part, ...] = Field(min_length=1)
+    all: tuple[RelationPart, ...] = Field(min_length=1)
     """The claim holds where all of these do."""
 
 
@@ -64,7 +64,7 @@ def faults(relations: Sequence[Relation]) -> list[str]:
     ]
 
 
-def faults_with(relations: Sequence[Relation], evaluations: Evaluations) -> list[str]:
+def faults_with(relations: Sequence[Relation], evaluations: ModelScores) -> list[str]:
     """What claims name that the chain's evaluations do not have, or ask otherwise of one model than of the other."""
     found: list[str] = []
     for i, relation in enumerate(relations):

@@ -31,7 +31,7 @@ class ModelTable(Section):
         return (self.evaluations,) if isinstance(self.evaluations, str) else self.evaluations
 
     def faults(self, stages: Sequence[str]) -> list[str]:
-        """Evaluations that are no stage of a chain, given its stages' names."""
+        """ModelScores that are no stage of a chain, given its stages' names."""
         faults = [
             f"table.evaluations: no stage is named {name!r}{nearest(name, stages)}"
             for name in self.stages
@@ -53,7 +53,7 @@ class ModelTable(Section):
         return self.columns.get(column, column)
 
 
-class Evaluations:
+class ModelScores:
     """Which stage has each score of each model: what a chain's evaluations will leave, by their settings."""
 
     def __init__(self, table: ModelTable, recipes: Mapping[str, Recipe]) -> None:

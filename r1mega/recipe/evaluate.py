@@ -18,7 +18,7 @@ from r1mega.families.registry import read_language_model
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.answering import Answering
 from r1mega.recipe.asking import Evaluated, stop_faults
-from r1mega.recipe.recipe import Scored
+from r1mega.recipe.recipe import ScoredModels
 
 TAKEN = ("checkpoints", "hf", "hf_steps", "samples", "figures", "wandb", "logs", "journal", "tokenizer")
 """Folders of a run directory, which no model may be called."""
@@ -57,13 +57,13 @@ class Evaluate(Answering, Evaluated):
         chat = self.endpoint is not None and self.endpoint.form == "chat"
         return self.evaluation.format or ("any" if chat else "r1_zero")
 
-    def scored(self) -> Scored:
+    def scored(self) -> ScoredModels:
         asked = {
             "sampling": self.sampling.model_dump(mode="json"),
             "evaluation": self.evaluation.model_dump(mode="json", exclude={"format", "every_steps"}),
         }
         columns = {name: column.model_dump(mode="json") for name, column in self.columns.items()}
-        return Scored(tuple(self.models) or ("",), columns, asked)
+        return ScoredModels(tuple(self.models) or ("",), columns, asked)
 
     def alone(self) -> Mapping[str, "Evaluate"]:
         """Name -> this recipe with that one of `models` as its [model]."""

@@ -15,7 +15,7 @@ from r1mega.recipe.memory import Holds, memory_faults
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredModels:
     """What a stage that evaluates leaves judged, question by question (`evaluation.results`)."""
 
     models: tuple[str, ...]
@@ -113,7 +113,7 @@ class Recipe(RunSettings):
         """What later stages may read of a finished run: files and folders by their names in the run directory."""
         return ("hf",) if self.trains else ()
 
-    def scored(self) -> Scored | None:
+    def scored(self) -> ScoredModels | None:
         """Whose answers a finished run leaves judged; None where the stage does not evaluate finished models."""
         return None
 

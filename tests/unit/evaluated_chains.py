@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r1mega.evaluation.results import QuestionResult, Record, SampleResult, digests_of, write
-from r1mega.recipe.recipe import Scored
+from r1mega.recipe.recipe import ScoredModels
 from r1mega.samples import VerdictStatus
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "samples": 4, "format": "any"}
@@ -49,9 +49,9 @@ class Recipes:
     """A stage, by its recipe, as far as tables ask it."""
 
     def __init__(self, *models: str, columns: Mapping[str, Any] = COLUMNS, asked: Any = None) -> None:
-        self._scored = Scored(models, columns, {"asked": asked}) if models else None
+        self._scored = ScoredModels(models, columns, {"asked": asked}) if models else None
 
-    def scored(self) -> Scored | None:
+    def scored(self) -> ScoredModels | None:
         return self._scored
 
 

@@ -9,9 +9,9 @@ from evaluated_chains import COLUMNS, Recipes, answered, plain_bootstrap, result
 
 from r1mega.config.load import raise_if_any, validate
 from r1mega.errors import ConfigError, DataError
-from r1mega.pipeline.outcome import Evaluated, judged, outcome_of
+from r1mega.pipeline.outcome import JudgedModels, judged, outcome_of
 from r1mega.pipeline.relations import Relation, faults, faults_with
-from r1mega.pipeline.table import Evaluations, ModelTable
+from r1mega.pipeline.table import ModelScores, ModelTable
 
 TABLE = ModelTable(evaluations="eval")
 ONE = {"reasoning": COLUMNS["reasoning"]}
@@ -178,7 +178,7 @@ def test_a_stage_that_evaluates_one_model_calls_it_by_its_own_name(tmp_path: Pat
 
 def test_judged_reads_nothing_anew(chain: Path):
     recipes: Any = {"eval": Recipes("a", "b")}
-    evaluated = Evaluated.of(chain, Evaluations(TABLE, recipes))
+    evaluated = JudgedModels.of(chain, ModelScores(TABLE, recipes))
     (chain / "eval/a/results.jsonl").unlink()
     assert judged(relation({"is": "higher"}), evaluated)["outcome"] == "HOLDS"
 
@@ -188,7 +188,7 @@ def test_judged_reads_nothing_anew(chain: Path):
 
 def said(table: dict[str, Any], relations: list[Relation], **recipes: Recipes) -> list[str]:
     made = ModelTable.model_validate(table)
-    evaluations = Evaluations(made, recipes)  # type: ignore[arg-type]
+    evaluations = ModelScores(made, recipes)  # type: ignore[arg-type]
     return evaluations.faults() + faults_with(relations, evaluations)
 
 
