@@ -115,7 +115,8 @@ def check_rejection_questions(
 ) -> None:
     """Whether there are the questions whose good answers become conversations, and each can be judged; the rest as
     `check_preference_questions`."""
-    _check_judge("verify.judge.model", recipe.verify.judge)
+    for setting, asked in recipe.asked_beside().items():
+        _check_judge(f"{setting}.model", asked)
     if (here := recipe.seen()) is None:
         return
     recipe = here
@@ -132,7 +133,7 @@ def check_rejection_questions(
 
 
 def _check_judge(setting: str, judge: JudgedBy | None) -> None:
-    """Whether a judge's folder, where it is there, can be served and asked."""
+    """Whether the folder of a model that judges or rewrites, where it is there, can be served and asked."""
     if judge is not None and judge.model is not None and judge.model.exists():
         check_served(setting, judge.model)
         refuse_unaskable(load_tokenizer(judge.model))

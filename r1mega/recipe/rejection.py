@@ -14,6 +14,7 @@ from r1mega.data.settings import AnswerFormat
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe.answering import Making
 from r1mega.recipe.judged_by import JudgedBy
+from r1mega.recipe.rewrite import Rewrite
 from r1mega.rewards.accuracy import Accuracy
 from r1mega.rewards.filters import Filters
 from r1mega.rewards.judge import AnswerWords
@@ -81,6 +82,8 @@ class Rejection(Making):
     verify: Verify = Verify()
     filters: Filters = Filters()
     thinking: Thinking = Thinking()
+    rewrite: Rewrite | None = None
+    """How kept answers are made readable; left out: they are written as they were sampled."""
 
     @property
     def answer_format(self) -> AnswerFormat:
@@ -116,20 +119,35 @@ class Rejection(Making):
         opening, closing = self.answers.marks
         if self.thinking.empty and (opening not in self.thinking.empty or closing not in self.thinking.empty):
             faults.append(f"thinking.empty: has to hold both marks, {opening!r} and {closing!r}")
+        return faults + self._rewrite_faults()
+
+    def _rewrite_faults(self) -> list[str]:
+        rewrite, judge = self.rewrite, self.verify.judge
+        faults = rewrite.faults("rewrite") if rewrite else []
+        if rewrite and rewrite.model and judge and judge.model:
+            faults.append(
+                "rewrite.model: what it writes is judged again, so that this folder and verify.judge.model would be "
+                "served at once; give one of the two an endpoint"
+            )
         return faults
 
+    def asked_beside(self) -> dict[str, JudgedBy]:
+        """Setting -> the models that are asked once the answers are there."""
+        asked = {"verify.judge": self.verify.judge, "rewrite": self.rewrite}
+        return {setting: one for setting, one in asked.items() if one is not None}
+
     def inputs(self) -> Sequence[Input]:
-        judge = self.verify.judge
-        return [*super().inputs(), *(judge.inputs("verify.judge") if judge else ())]
+        return [*super().inputs(), *(one for name, of in self.asked_beside().items() for one in of.inputs(name))]
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        faults, judge = super().faults_on(machine, spec), self.verify.judge
-        found = judge.faults_on("verify.judge", self.stage, self.holds(), machine) if judge else []
-        return faults + [fault for fault in found if fault.removeprefix("verify.judge.model: ") not in faults]
+        faults = super().faults_on(machine, spec)
+        for name, of in self.asked_beside().items():
+            found = of.faults_on(name, self.stage, self.holds(), machine)
+            faults += [fault for fault in found if fault.removeprefix(f"{name}.model: ") not in faults]
+        return faults
 
     def lacks(self) -> Sequence[str]:
-        judge = self.verify.judge
-        return [*super().lacks(), *(judge.lacks("verify.judge") if judge else ())]
+        return [*super().lacks(), *(one for name, of in self.asked_beside().items() for one in of.lacks(name))]
 
     def leaves(self) -> Sequence[str]:
-        return ("rows.jsonl",)
+        return ("rows.jsonl", *(self.rewrite.leaves() if self.rewrite else ()))

@@ -10,14 +10,14 @@ summary. Whether the answer is still right is not for the rewriter to say: whoev
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from pydantic import Field, field_validator
 
 from r1mega.config.section import Section
-from r1mega.data.scope import THOUGHT, Marks
+from r1mega.data.scope import THOUGHT
 from r1mega.data.template import THINK_CLOSE, THINK_OPEN
 from r1mega.endpoint.replies import CUT
 from r1mega.rewards.asker import Asker, Drawn, Heard, drawn_seeds, heard
@@ -112,7 +112,14 @@ class Rewritten:
 
 
 def rewrite(
-    asker: Asker, question: str, thought: str, answer: str, words: RewriteWords, *, seed: int, marks: Marks = THOUGHT
+    asker: Asker,
+    question: str,
+    thought: str,
+    answer: str,
+    words: RewriteWords,
+    *,
+    seed: int,
+    marks: Sequence[str] = THOUGHT,
 ) -> Future[Rewritten]:
     """Have a model write an answer anew. Unscorable where its replies cannot be read, failed where none is to be had.
 
@@ -142,7 +149,7 @@ def _rewritten(heard: Heard[tuple[str, str]]) -> Rewritten:
     return Rewritten(VerdictStatus.UNSCORABLE, reason=reason, unreadable=heard.unreadable)
 
 
-def reader(marks: Marks) -> Callable[[str], tuple[str, str] | None]:
+def reader(marks: Sequence[str]) -> Callable[[str], tuple[str, str] | None]:
     """Reads reasoning and summary out of a reply; None where they are not both there, once and in this order, where
     the reply was cut, or where a part holds a mark of the thinking or a frame of what was sent.
 

@@ -53,6 +53,7 @@ class FleetAsker:
         max_model_len: int,
         cache: ReplyCache | None = None,
         judge: str = "",
+        name: str = "judge",
     ) -> None:
         """Nothing is asked yet.
 
@@ -62,14 +63,18 @@ class FleetAsker:
             max_model_len: of question and answer, tokens, as the engine was started.
             cache: of what was said before; None: one in memory.
             judge: who answers, for the cache: what is known by content of the model's folder.
+            name: what it is called, for people.
 
         Raises:
             DataError: the tokenizer has no chat template, or one that does not write a user's turn.
         """
         self._engine, self._tokenizer, self._max_model_len, self._judge = engine, tokenizer, max_model_len, judge
+        self._name = name
         self.cache = cache if cache is not None else ReplyCache()
-        self.asked = self.cached = self.cut = 0
-        """Questions so far; those answered out of the cache or by another's answer; answers cut at max_tokens."""
+        self.asked = self.cached = self.cut = self.tokens = 0
+        """Questions so far; those answered out of the cache or by another's answer; answers cut at max_tokens; tokens
+        of what was asked and answered."""
+        self._figured: dict[str, int] = {}
         self._waiting: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._under_way: dict[str, _Question] = {}
@@ -101,11 +106,11 @@ class FleetAsker:
         with self._lock:
             self.asked += 1
             if self._closed:
-                return _refused(f"the judge {ENDING}")
+                return _refused(f"the {self._name} {ENDING}")
             if (length := len(ids) + max_tokens) > self._max_model_len:
                 return _refused(
-                    f"the judge's question and max_tokens = {max_tokens} come to {length:,} tokens, and its engine "
-                    f"takes {self._max_model_len:,}"
+                    f"the {self._name}'s question and max_tokens = {max_tokens} come to {length:,} tokens, and its "
+                    f"engine takes {self._max_model_len:,}"
                 )
             question = _Question(self._key(ids, seed, params), _request(ids, seed), params)
             if (kept := self.cache.get(question.key)) is not None:
@@ -118,7 +123,7 @@ class FleetAsker:
             self._under_way[question.key] = question
             self._waiting.put(question)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
             return question.said
 
@@ -161,21 +166,22 @@ class FleetAsker:
 
         try:
             if self._closed:
-                raise EndpointError(f"the judge {ENDING}")
+                raise EndpointError(f"the {self._name} {ENDING}")
             requests = [question.request for question in wave]
             self._engine.generate(requests, wave[0].params, version=0, on_answer=take)
         except BaseException as error:  # nobody may wait for ever
-            lost = error if isinstance(error, EndpointError) else EndpointError(f"the judge's engine: {error}")
+            lost = error if isinstance(error, EndpointError) else EndpointError(f"the {self._name}'s engine: {error}")
             for question in wave:
                 self._end(question, lost)
 
     def _finish(self, question: _Question, completion: Completion) -> None:
         text = completion.text + (CUT if completion.truncated else "")
         self.cut += completion.truncated
+        self.tokens += len(question.request.prompt.token_ids) + completion.num_tokens
         try:
             self.cache.put(question.key, text)
         except OSError as error:
-            self._end(question, EndpointError(f"what the judge says cannot be kept: {error}"))
+            self._end(question, EndpointError(f"what the {self._name} says cannot be kept: {error}"))
             return
         with self._lock:
             self._under_way.pop(question.key, None)
@@ -188,6 +194,12 @@ class FleetAsker:
         if not question.said.done():
             question.said.set_exception(error)
 
+    def take_figures(self) -> dict[str, int]:
+        """What has become of questions since the last call."""
+        now = {"asked": self.asked, "cached": self.cached, "cut": self.cut, "tokens": self.tokens}
+        before, self._figured = self._figured, now
+        return {name: num - before.get(name, 0) for name, num in now.items()}
+
     def close(self) -> None:
         """Give up what waits. What the engine is at ends with the engine, whoever ends that."""
         with self._lock:
@@ -195,7 +207,7 @@ class FleetAsker:
             given_up = list(self._under_way.values())
             self._waiting.put(None)
         for question in given_up:
-            self._end(question, EndpointError(f"the judge {ENDING}"))
+            self._end(question, EndpointError(f"the {self._name} {ENDING}"))
         if self._thread is not None and not given_up:
             self._thread.join(CLOSE_S)
         self.cache.close()
@@ -209,8 +221,8 @@ class FleetAsker:
         self.close()
         if self.asked:
             log.info(
-                "our own judge: %d questions, %d of them answered before, %d answers cut at max_tokens",
-                self.asked, self.cached, self.cut,
+                "our own %s: %d questions, %d of them answered before, %d answers cut at max_tokens",
+                self._name, self.asked, self.cached, self.cut,
             )  # fmt: skip
 
 

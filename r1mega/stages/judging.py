@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from r1mega.config.cluster import Cluster
 from r1mega.endpoint.asker import EndpointAsker
@@ -25,6 +25,9 @@ from r1mega.runtime.provenance import RUN
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import VerdictStatus
 from r1mega.stages.answering import Serve
+
+if TYPE_CHECKING:
+    from r1mega.rollout.asker import FleetAsker
 
 AT_ONCE = 512
 """Judgements under way: all of them at once would hold every conversation with the judge in memory."""
@@ -60,6 +63,10 @@ class Judging:
     """Share of the latest judgements that may fail through no fault of the answers."""
     said: str = "judge.jsonl"
     """In the run directory: what it has said, by content."""
+    figures: Callable[[], Mapping[str, int]] = dict[str, int]
+    """What it was asked since the last call: questions, those answered before, tokens, attempts made again."""
+    makes: str = "judgement"
+    """What it is asked for, one of them."""
 
 
 def judge_all(
@@ -104,18 +111,20 @@ def judge_all(
             )  # what is under way is waited for: it is paid for
             if ended is None and sum(latest) > judging.max_failed * LATEST:
                 raise EndpointLostError(
-                    f"{sum(latest)} of the latest {LATEST} judgements failed through no fault of the answers, more "
-                    f"than {judging.setting}.max_failed = {judging.max_failed:g} lets pass: {verdict.reason}"
+                    f"{sum(latest)} of the latest {LATEST} {judging.makes}s failed through no fault of the answers, "
+                    f"more than {judging.setting}.max_failed = {judging.max_failed:g} lets pass: {verdict.reason}"
                 )
             if len(found) == LATEST < len(candidates) and (why := why_none(found.values(), judging.said)):
-                raise DataError(f"none of the first {LATEST} judgements can be used, and no more is asked; {why}")
+                raise DataError(
+                    f"none of the first {LATEST} {judging.makes}s can be used, and no more is asked; {why}"
+                )
     if ended is not None:
         raise ended
     lost = [verdict.reason for verdict in found.values() if verdict.status is VerdictStatus.FAILED]
     if lost and why_none(found.values(), judging.said):
         raise EndpointLostError(
-            f"no judgement can be used, and {len(lost)} of {len(found)} failed through no fault of the answers: "
-            f"{lost[0]}"
+            f"no {judging.makes} can be used, and {len(lost)} of {len(found)} failed through no fault of the "
+            f"answers: {lost[0]}"
         )
     return [found[index] for index in range(len(candidates))]
 
@@ -130,8 +139,8 @@ def why_none(verdicts: Collection[AnyVerdict], said: str) -> str:
     if not reasons or any(verdict.status is VerdictStatus.SCORED for verdict in verdicts):
         return ""
     return (
-        f"one of them: {reasons[0]}. What the judge says is in {said}; the same command with another judge, system, "
-        "max_tokens or max_characters goes on from the answers, and without that file the same judge is asked anew"
+        f"one of them: {reasons[0]}. What was said is in {said}; the same command with another model, system, "
+        "max_tokens or max_characters goes on from the answers, and without that file the same one is asked anew"
     )
 
 
@@ -147,26 +156,31 @@ def judged_by(
     how: Mapping[str, Any],
     setting: str = "judge",
     said: str = "judge.jsonl",
+    makes: str = "judgement",
+    name: str = "judge",
 ) -> Iterator[Judging]:
-    """The judge that the settings name. What it has said is kept in the run directory, and not asked for again.
+    """The model that the settings name. What it has said is kept in the run directory, and not asked for again.
 
     Args:
         serve: see `stages.answering.ask_folder`.
         seed: of the run.
         how: it is asked, for provenance.
-        setting, said: see `Judging`.
+        setting, said, makes: see `Judging`.
+        name: of the model, for people and logs.
     """
     with contextlib.ExitStack() as stack:
         cache = ReplyCache(run_dir.path / said)
         if judge.endpoint is not None:
             asker, who, over = stack.enter_context(_of_endpoint(judge.endpoint, cache))
         else:
-            options = {"seed": seed, "log_file": run_dir.logs / "judge_vllm.log", "interrupt": interrupt}
+            options = {"seed": seed, "log_file": run_dir.logs / f"{name}_vllm.log", "interrupt": interrupt}
             asker, who = stack.enter_context(
-                _of_folder(judge, f"{setting}.model", cluster, run_dir, cache, serve, options)
+                _of_folder(judge, f"{setting}.model", name, cluster, run_dir, cache, serve, options)
             )
             over = _never
-        yield Judging(asker, {**who, **how}, over, setting, judge.max_failed, said)
+        yield Judging(
+            asker, {**who, **how}, over, setting, judge.max_failed, said, figures=asker.take_figures, makes=makes
+        )
 
 
 def _never() -> None:
@@ -176,7 +190,7 @@ def _never() -> None:
 @contextmanager
 def _of_endpoint(
     endpoint: Endpoint, cache: ReplyCache
-) -> Iterator[tuple[Asker, Mapping[str, Any], Callable[[], EndpointError | None]]]:
+) -> Iterator[tuple[EndpointAsker, Mapping[str, Any], Callable[[], EndpointError | None]]]:
     """A server that is there already."""
     client = Client(endpoint, env.secret(endpoint.api_key_env) if endpoint.api_key_env else None)
     who = {"endpoint": endpoint.url, "model": endpoint.model, **({"extra": endpoint.extra} if endpoint.extra else {})}
@@ -188,12 +202,13 @@ def _of_endpoint(
 def _of_folder(
     judge: JudgedBy,
     setting: str,
+    name: str,
     cluster: Cluster,
     run_dir: RunDir,
     cache: ReplyCache,
     serve: Serve | None,
     options: Mapping[str, Any],
-) -> Iterator[tuple[Asker, Mapping[str, Any]]]:
+) -> Iterator[tuple["FleetAsker", Mapping[str, Any]]]:
     """A Hugging Face folder, served here from the first question on that was not answered before."""
     from r1mega.data.tokenizer import load_tokenizer
     from r1mega.families.registry import check_tokenizer, read_model
@@ -209,6 +224,6 @@ def _of_folder(
     served = (serve or ServedModel)(folder, cluster.rollout, max_model_len=longest, **options)
     with (
         served as engine,
-        FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest) as asker,
+        FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest, name=name) as asker,
     ):
         yield asker, {"model": str(folder), "digest": digest}

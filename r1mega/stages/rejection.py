@@ -5,6 +5,7 @@ right and can be read becomes conversations to train on.
     sift      while others are sampled: cut ones, formless ones, filters, the rule; in processes with hard deadlines
     judge     what no rule can judge, kept by content as it comes
     select    equal answers of a question once, and of the others as many as it may keep
+    rewrite   made readable and verified again, where that is asked for (`stages.rewriting`)
     write     rows.jsonl, each row with where it comes from; decisions.jsonl; summary.json
 
 However many questions there are, the answers of one block alone are in memory: between sampling and judging those
@@ -17,7 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from r1mega.stages.judging import Judging, judge_all, judged_by
 from r1mega.stages.questions import rejection_prompts, rejection_questions, write_counts
 from r1mega.stages.rejection_counts import OutcomeCounts, say, why_none
 from r1mega.stages.rejection_rows import Finish, Kept, RowOrigin, as_they_are, decision_line, select
+from r1mega.stages.rewriting import ORIGINALS, RewriteTally, rewriting
 from r1mega.stages.sampled_answers import BLOCK, sample_in_blocks
 from r1mega.stages.sifting import Decision, Sifting
 
@@ -79,21 +81,31 @@ def run(
     else:
         asked = ask_endpoint(config, config.endpoint, rejection_questions(config))
     write_counts({"questions": asked.counts}, run_dir)
+    (run_dir.path / ORIGINALS).unlink(missing_ok=True)  # of an earlier run with other settings
     sifted = run_dir.path / SIFTED
     with Interrupt() as interrupt, Stopwatch() as watch:
         try:
             counted, waiting = _sample(config, asked, run_dir, interrupt, pool, sifted)
-            judge = config.verify.judge if waiting else None
+            judge, rewritten = config.verify.judge if waiting else None, RewriteTally()
             how = _asked_how(config)
-            with (
-                judged_by(
-                    judge, cluster, run_dir, interrupt, serve, seed=config.seed, how=how, setting="verify.judge",
-                    said=SAID,
-                )
-                if judge is not None
-                else nullcontext()
-            ) as judging:  # fmt: skip
-                _write(config, asked, run_dir, interrupt, sifted, judging, counted, as_they_are)
+            with ExitStack() as stack:
+                judging, finish = None, as_they_are
+                if judge is not None:
+                    judging = stack.enter_context(
+                        judged_by(
+                            judge, cluster, run_dir, interrupt, serve, seed=config.seed, how=how,
+                            setting="verify.judge", said=SAID,
+                        )
+                    )  # fmt: skip
+                if config.rewrite is not None:
+                    again = partial(_judge, config, judging=judging, interrupt=interrupt, counted=counted)
+                    workers = partial(pool, preloaded=_modules(config, asked))
+                    finish = stack.enter_context(
+                        rewriting(
+                            config, config.rewrite, cluster, run_dir, interrupt, serve, workers, again, rewritten
+                        )
+                    )
+                _write(config, asked, run_dir, interrupt, sifted, judging, counted, finish)
         except StopNow:
             assert interrupt.received is not None
             raise Interrupted(interrupt.received, RESUME) from None
@@ -107,7 +119,11 @@ def run(
         "seconds": watch.seconds,
         "steps": 0,
         "replayed_answers": counted.replayed,
-        "rejection": {**counted.to_json(), "judge": judged},
+        "rejection": {
+            **counted.to_json(),
+            "judge": judged,
+            "rewrite": rewritten.to_json() if config.rewrite else None,
+        },
     }
     files.write_json(run_dir.path / "summary.json", summary)
 
@@ -124,10 +140,7 @@ def _sample(
     """
     counted, waiting = OutcomeCounts(), 0
     under_way = dict[int, Future[list[Decision]]]()
-    modules = preloaded(
-        {p.verifier for p in asked.prompts}, {"language": Language()} if config.filters.min_language else {}
-    )
-    with pool(preloaded=modules) as workers, sifted.open("w", encoding="utf-8") as file:
+    with pool(preloaded=_modules(config, asked)) as workers, sifted.open("w", encoding="utf-8") as file:
         sifting = Sifting(config, workers)
 
         def take(place: int, completions: tuple[Completion, ...]) -> None:
@@ -147,6 +160,12 @@ def _sample(
             config, asked, run_dir, interrupt, num=config.answers.per_question, what="rejection", take=take, end=end
         )
     return counted, waiting
+
+
+def _modules(config: Rejection, asked: Asked) -> tuple[str, ...]:
+    """What the processes import in which filters and rules are asked."""
+    rewards = {"language": Language()} if config.filters.min_language else {}
+    return preloaded({prompt.verifier for prompt in asked.prompts}, rewards)
 
 
 def _read(sifted: Path, prompts: Sequence[Prompt]) -> Iterator[list[tuple[Prompt, list[Decision]]]]:
@@ -198,8 +217,7 @@ def _write(
         try:
             with files.replacing(path) as rows:
                 for block in _read(sifted, asked.prompts):
-                    if judging is not None:
-                        _judge(config, block, judging, interrupt, counted)
+                    _judge(config, block, judging, interrupt, counted)
                     written = _finished(config, block, provenance, finish)
                     rows.writelines(json.dumps(row) + "\n" for row in written.values())
                     for prompt, some in block:
@@ -219,13 +237,17 @@ def _write(
 def _judge(
     config: Rejection,
     block: Sequence[tuple[Prompt, list[Decision]]],
-    judging: Judging,
+    judging: Judging | None,
     interrupt: Interrupt,
     counted: OutcomeCounts,
 ) -> None:
     """Have those answers judged that wait for it. Raises as `judge_all`."""
     verify = config.verify
     waiting = [(prompt, one) for prompt, some in block for one in some if one.outcome is None and not one.verdict]
+    if judging is None or not waiting:
+        for _, decision in waiting:
+            decision.drop("unscorable", "the rule that judged it before it was rewritten can do so no more")
+        return
 
     def submit(one: tuple[Prompt, Decision]) -> Future[AnswerVerdict]:
         prompt, decision = one
@@ -266,9 +288,7 @@ def _finished(
     ]
     written: dict[tuple[str, int], Row] = {}
     for one, made in zip(kept, finish(kept), strict=True):
-        if isinstance(made, str):
-            one.decision.drop(made)
-        else:
+        if made is not None:
             written[one.prompt.id, one.decision.index] = made
     return written
 

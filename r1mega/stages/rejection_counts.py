@@ -74,6 +74,9 @@ REMEDIES: Mapping[str, str] = {
     "wrong": "ask easier questions, a better model, or for more answers (answers.per_question)",
     "unscorable": "give the questions a truth, or name a judge (verify.judge)",
     "failed": "mend what judges; the reasons stand in decisions.jsonl",
+    "rewrite_unreadable": "what the model said is in rewrites.jsonl; raise rewrite.max_tokens, or take another model",
+    "rewrite_filtered": "rewrite.template and rewrite.format have to fit, and the filters what it writes",
+    "rewrite_wrong": "the final answer has to stand in the rewritten one as its verifier looks for it",
 }
 """Outcome -> what is to be done where most answers have it and none is kept."""
 
@@ -105,8 +108,8 @@ def why_none(counted: OutcomeCounts, decisions: Path) -> str:
     remedies = "; ".join(REMEDIES[name] for name, _ in total.most_common(2) if name in REMEDIES)
     return (
         f"none of {total.total():,} answers is kept ({_told(total)}): {remedies or 'ask more questions'}. "
-        f"{decisions} says it of each; what was sampled is kept, and the same command with other settings of verify "
-        "or filters goes on from it"
+        f"{decisions} says it of each; what was sampled is kept, and the same command with other settings of "
+        "verify, filters or rewrite goes on from it"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from r1mega.data.signed_rows import Row, signed
 from r1mega.samples import Prompt
-from r1mega.stages.sifting import Decision, Outcome
+from r1mega.stages.sifting import Decision
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Kept:
     row: Row
 
 
-Finish = Callable[[Sequence[Kept]], Sequence[Row | Outcome]]
-"""Takes kept answers, of any number of questions, and says of each in their order which row is written, or why none
-is. What is done to rows before they are written is done here."""
+Finish = Callable[[Sequence[Kept]], Sequence[Row | None]]
+"""Takes kept answers, of any number of questions, and says of each in their order which row is written; None where
+none is, which its decision then says. What is done to rows before they are written is done here."""
 
 
-def as_they_are(kept: Sequence[Kept]) -> Sequence[Row | Outcome]:
+def as_they_are(kept: Sequence[Kept]) -> Sequence[Row | None]:
     """Every row as its answer was sampled."""
     return [one.row for one in kept]
 

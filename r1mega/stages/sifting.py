@@ -5,7 +5,8 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from r1mega.data.scope import parted, scoped, without_thought
+from r1mega.data.scope import Marks, parted, scoped, without_thought
+from r1mega.data.settings import AnswerFormat
 from r1mega.data.signed_rows import sha256_of
 from r1mega.errors import ConfigError
 from r1mega.evaluation.metrics import FORMATS
@@ -20,13 +21,16 @@ from r1mega.samples import Completion, Prompt, VerdictStatus
 Outcome = Literal[
     "kept", "truncated", "no_summary", "unformatted", "too_short", "too_long", "repetition", "long_paragraph",
     "code_block", "mixed_languages", "wrong", "unscorable", "failed", "double", "enough",
+    "rewrite_unreadable", "rewrite_failed", "rewrite_filtered", "rewrite_wrong", "rewrite_unscorable",
+    "rewrite_double",
 ]  # fmt: skip
 """What becomes of an answer, in the order in which it is asked: every answer has the first that is true of it.
 
 truncated: cut at the length limit. no_summary: its thinking never ends, or nothing is behind it. unformatted: not in
 the format that is asked for. Then the filters (`rewards.filters`), then rule and judge. wrong: worth less than
 `verify.min_value`. unscorable: neither rule nor judge can judge it. failed: judging broke, through no fault of the
-answer. double: written word for word as one of the question before it. enough: the question has its rows already.
+answer. double: written word for word as one of the question before it. enough: the question has its rows already. The
+others are of right answers of which no rewritten one can be used (`stages.rewriting`).
 """
 Thought = Literal["written", "left_out", "none"]
 """Whether an answer's thinking is in its row, was taken out of it, or was never there."""
@@ -72,21 +76,27 @@ class Decision:
 class Sifting:
     """Decides on answers as they come, in a pool of processes with hard deadlines."""
 
-    def __init__(self, config: Rejection, pool: Pool) -> None:
+    def __init__(
+        self, config: Rejection, pool: Pool, required: AnswerFormat | None = None, marks: Marks | None = None
+    ) -> None:
+        """required, marks: what an answer has to look like, and what is around its thinking; None: as the recipe
+        says of sampled ones."""
+        self._marks = marks or config.answers.marks
         self._config, self._pool, self._rule = config, pool, config.rule
-        self._formatted = FORMATS[config.answer_format]
+        self._required = required or config.answer_format
+        self._formatted = FORMATS[self._required]
 
     def decide(self, prompt: Prompt, completion: Completion) -> Future[Decision]:
         """What becomes of an answer. At once; the future comes later, and raises ConfigError where the question names
         something that there is not."""
-        text, marks = prompt.prefill + completion.text, self._config.answers.marks
+        text, marks = prompt.prefill + completion.text, self._marks
         decision = Decision(completion.index, completion.seed, completion.num_tokens, sha256_of(text))
         if completion.truncated:
             return _settled(decision.drop("truncated"))
         if scoped(text, "summary", marks) is None:
             return _settled(decision.drop("no_summary"))
         if not self._formatted(text):
-            return _settled(decision.drop("unformatted", f"not in the format {self._config.answer_format}"))
+            return _settled(decision.drop("unformatted", f"not in the format {self._required}"))
         thinking = self._config.thinking
         simple = prompt.domain in thinking.domains and words(prompt.question) <= thinking.simple_words
         decision.text = without_thought(text, marks, thinking.empty) if simple else text
