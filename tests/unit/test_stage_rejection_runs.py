@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,19 @@ def test_another_seed_draws_others_of_the_good_ones(server: Server, tmp_path: Pa
         found.add(of_sum[0]["provenance"]["answer"]["index"])
         assert made(tmp_path / str(seed))["outcomes"] == {"kept": 1, "enough": 3, "unscorable": 8}
     assert len(found) > 1
+
+
+def test_over_a_copied_journal_other_filters_ask_nobody(server: Server, tmp_path: Path):
+    config = write(tmp_path, server)
+    run(config, tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    shutil.copytree(tmp_path / "first/journal", tmp_path / "second/journal")
+    shutil.copy(tmp_path / "first/judgements.jsonl", tmp_path / "second")
+    server.bodies.clear()
+    run(config, tmp_path / "second", "filters.code_blocks=keep", "filters.min_language=0", "answers.max_kept=15")
+    of = {name: made(tmp_path / name)["outcomes"] for name in ("first", "second")}
+    assert not server.bodies and of["first"]["kept"] == 5 and of["second"]["kept"] == 8
+    assert (of["first"]["code_block"], of["second"].get("code_block")) == (1, None)
 
 
 def test_a_dead_judge_stops_the_run_and_what_it_said_is_kept(whole: Any, server: Server, tmp_path: Path):
