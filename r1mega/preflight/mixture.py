@@ -19,11 +19,15 @@ def check_mixture(recipe: MakeMixture, spec: ModelSpec | None, tokenizer: Path |
     """
     if brief:
         return
+    from r1mega.stages.mixture_card import earlier_stages, looked_into
+
     named = [one.path for one in recipe.inputs()]
     settings = recipe.model_dump(mode="json", exclude={"processes"})
-    key = verdicts.key("mixture", settings, verdicts.digest(named))
+    files = [file for table in recipe.data for file in table.files]
+    key = verdicts.key("mixture", settings, verdicts.digest([*named, *looked_into(files)]))
     if verdicts.known(key):
         return
+    earlier_stages(files)
     from r1mega.stages.mixture_choice import choose, counts
     from r1mega.stages.mixture_reading import see
 

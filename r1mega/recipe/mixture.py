@@ -10,6 +10,7 @@ from pydantic import Field
 from r1mega.config.inputs import Input
 from r1mega.config.section import AnchoredPath, OnResume, Section
 from r1mega.data.question import Domain
+from r1mega.data.review import Undecided
 from r1mega.data.row_source import JSONL, PARQUET
 from r1mega.recipe.recipe import Recipe
 
@@ -53,6 +54,12 @@ class MakeMixture(Recipe):
     """Tables [[data]]. Of two rows that say the same, that of the earlier table is kept."""
     max_per_question: int = Field(default=0, ge=0)
     """Different answers to one question that are kept at most, drawn by the seed; 0: no bound."""
+    review: tuple[AnchoredPath, ...] = ()
+    """Queues of `r1mega review export` with people's decisions, which are applied to the rows that they are about: an
+    edited row is a new one, a rejected one is left out."""
+    undecided: Undecided = "refuse"
+    """What becomes of lines of a queue without a decision. refuse: the stage stops and names them; keep: the row
+    stays as it is; drop: it is left out."""
     decontaminate: Decontamination | None = None
     processes: Annotated[int, OnResume.FREE] = Field(default=0, ge=0)
     """That read and look at rows; 0: one a core."""
@@ -72,6 +79,8 @@ class MakeMixture(Recipe):
             for i, table in enumerate(self.data)
             if table.num is not None and table.share is not None
         ]
+        if self.undecided != "refuse" and not self.review:
+            faults.append("undecided: has no effect without review (queues with people's decisions): take it out")
         return faults + self._file_faults()
 
     def _file_faults(self) -> list[str]:
@@ -97,6 +106,7 @@ class MakeMixture(Recipe):
     def inputs(self) -> Sequence[Input]:
         named = [(f"data.{i}.files", file) for i, table in enumerate(self.data) for file in table.files]
         named += [("decontaminate.files", file) for file in self.decontaminate.files] if self.decontaminate else []
+        named += [("review", file) for file in self.review]
         return [Input(setting, file) for setting, file in named]
 
     def leaves(self) -> Sequence[str]:

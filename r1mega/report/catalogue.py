@@ -293,6 +293,8 @@ PAIR_GAPS, PAIR_LENGTHS = "pair_gaps", "pair_lengths"
 """File names of the figures of judged.jsonl."""
 OUTCOMES = "outcomes"
 """File name of what became of a rejection stage's answers."""
+SET_DOMAINS, SET_LENGTHS = "set_domains", "set_lengths"
+"""File names of the figures of a set that was put together."""
 RELIABILITY = "reliability"
 """File name of a reward model's reliability diagram."""
 HACKING = "hacking"
@@ -313,6 +315,10 @@ CAPTIONS = {figure.file: figure.caption for figure in FIGURES} | {
     OUTCOMES: "What rejection sampling keeps, and why it does not keep the rest: each answer has the first reason "
     "that is true of it. Much that was wrong is a model that is too weak for its questions, or a form that the "
     "verifier does not read; much that a filter took is a threshold to look at in decisions.jsonl.",
+    SET_DOMAINS: "Which domains the set's rows are of, beside the report's 800K: a share far from the report's is "
+    "meant, or a source gave less than it should.",
+    SET_LENGTHS: "How long answers are, by domain. A domain cut off sharply on the right met a length limit; two "
+    "humps in one are answers with and without a chain of thought.",
     RELIABILITY: "Of held-out pairs, or answers, that get a probability, the share that is as the model says: on "
     "the dashed line it is as sure as it is right, below it too sure.",
     HACKING: "Trained rewards should pull their truths along. A reward that goes on rising while a truth turns and "

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from r1mega.report import outcome, preferences, rejection, summary
+from r1mega.report import data_cards, outcome, preferences, rejection, summary
 from r1mega.report.catalogue import CAPTIONS
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary
 from r1mega.report.runs import learns_from, parts, plain, provenance, samples, stage_dirs
@@ -61,6 +61,7 @@ def write(run_dir: Path, drawn: Sequence[Path]) -> Path:
         figures=_figures(run_dir, drawn) if pipeline else [],
         results=_lines([column for stage in stages for column in _results(stage, _evaluation)]),
         styles=_lines([column for stage in stages for column in _results(stage, summary.style_lines)]),
+        sets=_lines([(s["name"], told) for s in stages if (told := data_cards.lines(s["summary"]))]),
         pairs=_lines([(s["name"], told) for s in stages if (told := preferences.lines(s["summary"]))]),
         rejected=_lines([(s["name"], told) for s in stages if (told := rejection.lines(s["summary"]))]),
         costs=_costs(stages),

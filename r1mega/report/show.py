@@ -4,7 +4,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1mega.report import figures, hacking, heatmap, outcome, page, preferences, rejection, reliability, summary
+from r1mega.report import (
+    data_cards,
+    figures,
+    hacking,
+    heatmap,
+    outcome,
+    page,
+    preferences,
+    rejection,
+    reliability,
+    summary,
+)
 from r1mega.report.catalogue import COMPARISON
 from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
@@ -24,7 +35,7 @@ def show(run_dir: Path) -> None:
     stages = stage_dirs(run_dir)
     drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
     drawn += [path for stage in stages for kind in (hacking, heatmap, reliability) if (path := kind.draw(stage))]
-    drawn += [path for stage in stages for kind in (preferences, rejection) for path in kind.draw(stage)]
+    drawn += [path for stage in stages for kind in (preferences, rejection, data_cards) for path in kind.draw(stage)]
     if len(stages) > 1:
         drawn += _comparison(run_dir, stages)
     drawn += outcome.draw(run_dir)
@@ -36,7 +47,7 @@ def show(run_dir: Path) -> None:
     for stage in finished:
         if (of_models := summary.table_of_models(stage)) is not None:
             console.print(of_models)
-    for made in (preferences.table(finished), rejection.table(finished)):
+    for made in (preferences.table(finished), rejection.table(finished), data_cards.table(finished)):
         if made is not None:
             console.print(made)
     for stage in stages:

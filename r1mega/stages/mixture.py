@@ -25,19 +25,22 @@ from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.provenance import RUN, inputs_of
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir
-from r1mega.stages.mixture_card import DECISIONS, as_markdown, card_of
+from r1mega.stages.mixture_card import DECISIONS, as_markdown, card_of, earlier_stages
 from r1mega.stages.mixture_choice import OUTCOMES, Outcomes, choose, counts, told
 from r1mega.stages.mixture_reading import Seen, see
 from r1mega.stages.mixture_writing import write
 
 log = logging.getLogger(__name__)
 
+SUMMED_UP = ("rows", "questions", "domains", "report", "lengths", "thinking", "outcomes")
+"""Parts of the card that summary.json has as well."""
 WORK = ".mixture.tmp"
 """A folder of the run directory that is there while the stage runs."""
 
 
 def run(config: MakeMixture, cluster: Cluster, run_dir: RunDir) -> None:
-    """Write conversations.jsonl, card.json and card.md, decisions.jsonl, contaminated.jsonl, and summary.json.
+    """Write conversations.jsonl, card.json and card.md, decisions.jsonl, contaminated.jsonl and
+    rejected.jsonl, and summary.json.
 
     Raises:
         DataError: a file that cannot be read, or changed while it was read; a row that is refused; a table that is to
@@ -68,22 +71,24 @@ def run(config: MakeMixture, cluster: Cluster, run_dir: RunDir) -> None:
 
 def _mix(config: MakeMixture, run_dir: RunDir, work: Path) -> dict[str, Any]:
     spool, made = work / "spool.jsonl", work / "conversations.jsonl"
+    earlier = earlier_stages([file for table in config.data for file in table.files])
     look, seen = see(config, spool)
     outcomes, order = choose(config, seen.rows)
     left_out = told(counts(outcomes))
     log.info("%s rows read, %s go into the set; left out: %s", f"{len(outcomes):,}", f"{len(order):,}", left_out)
     write(look, seen, order, spool, made)
     _refuse_changed(config, run_dir)
-    told_of = card_of(config, look, seen, outcomes, order)
+    told_of = card_of(config, look, seen, outcomes, order, earlier)
     folder = run_dir.path
     made.replace(folder / made.name)
     files.sync(folder)
+    files.write_jsonl(folder / "rejected.jsonl", seen.rejected)
     files.write_jsonl(folder / "contaminated.jsonl", (hit.to_json() for hit in seen.hits))
     _write_decisions(seen, outcomes, folder)
     files.write_json(folder / "card.json", told_of)
     files.write_text(folder / "card.md", as_markdown(told_of))
     log.info("%s: %s, what is in it", folder / made.name, folder / "card.md")
-    return {"rows": len(order), "read": len(outcomes), "outcomes": counts(outcomes), "domains": told_of["domains"]}
+    return {name: told_of[name] for name in SUMMED_UP}
 
 
 def _refuse_changed(config: MakeMixture, run_dir: RunDir) -> None:

@@ -30,13 +30,15 @@ SHOWN = 30
 Card = dict[str, Any]
 
 
-def card_of(config: MakeMixture, look: Looking, seen: Seen, outcomes: Outcomes, order: Places) -> Card:
+def card_of(
+    config: MakeMixture, look: Looking, seen: Seen, outcomes: Outcomes, order: Places, earlier: Sequence[Card]
+) -> Card:
     """The card of the rows at these places.
 
-    Raises:
-        DataError: what an earlier stage wrote beside its rows cannot be read.
+    Args:
+        earlier: of `earlier_stages`.
     """
-    rows, earlier = seen.rows[order], _earlier(seen.files)
+    rows = seen.rows[order]
     card: Card = {
         "rows": len(rows),
         "questions": len(np.unique(rows["question"])),
@@ -49,10 +51,11 @@ def card_of(config: MakeMixture, look: Looking, seen: Seen, outcomes: Outcomes, 
         "verdicts": _named(seen, rows, "verdict"),
         "rewritten": _named(seen, rows, "rewrite", without=""),
         "reviewed": _named(seen, rows, "review", without=""),
+        "review": dict(seen.review),
         "imported": int(rows["imported"].sum()),
         "tables": [_table(config, seen, outcomes, i) for i in range(len(config.data))],
         "outcomes": counts(outcomes),
-        "earlier": earlier,
+        "earlier": list(earlier),
         "decontamination": _decontamination(config, look, seen, outcomes),
         "seed": config.seed,
         "max_per_question": config.max_per_question,
@@ -103,7 +106,7 @@ def _thinking(rows: Rows) -> dict[str, int]:
 def _named(seen: Seen, rows: Rows, field: str, without: str | None = None) -> dict[str, int]:
     """Name -> rows, the largest first."""
     places, numbers = np.unique(rows[field], return_counts=True)
-    found = {seen.names[place]: int(number) for place, number in zip(places, numbers, strict=True)}
+    found = {str(seen.names[place]): int(num) for place, num in zip(places, numbers, strict=True)}
     largest_first = sorted(found.items(), key=lambda one: (-one[1], one[0]))
     return {name: num for name, num in largest_first if name != without}
 
@@ -136,13 +139,16 @@ def _decontamination(config: MakeMixture, look: Looking, seen: Seen, outcomes: O
 # ---- what earlier stages left out ----------------------------------------------------------------------------------
 
 
-def _earlier(files: Sequence[Path]) -> list[Card]:
-    """What each stage that left a file had before it, by domain and outcome; of a mixture its earlier ones too."""
+def earlier_stages(files: Sequence[Path]) -> list[Card]:
+    """What each stage that left a file had before it, by domain and outcome; of a mixture its earlier ones too.
+
+    Raises:
+        DataError: what one wrote beside its rows cannot be read.
+    """
     found: dict[str, Card] = {}
     for folder in dict.fromkeys(file.resolve().parent for file in files):
-        if not (folder / DECISIONS).is_file():
+        if not _left(folder):
             continue
-        summary = _object(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
         of_domain: dict[str, Counter[str]] = {}
         for domain, outcome in _decided(folder / DECISIONS):
             of_domain.setdefault(domain, Counter())[outcome] += 1
@@ -151,10 +157,22 @@ def _earlier(files: Sequence[Path]) -> list[Card]:
             found.setdefault(one["run"], one)
         found[str(folder)] = {
             "run": str(folder),
-            "stage": summary.get("stage"),
+            "stage": _object(folder / SUMMARY).get("stage"),
             "domains": {domain: dict(outcomes.most_common()) for domain, outcomes in sorted(of_domain.items())},
         }
     return list(found.values())
+
+
+def looked_into(files: Sequence[Path]) -> list[Path]:
+    """All that `earlier_stages` reads."""
+    folders = dict.fromkeys(file.resolve().parent for file in files)
+    told = (folder / name for folder in folders if _left(folder) for name in (DECISIONS, SUMMARY, CARD))
+    return [file for file in told if file.is_file()]
+
+
+def _left(folder: Path) -> bool:
+    """Whether a finished stage has left there what became of its rows."""
+    return (folder / DECISIONS).is_file() and (folder / SUMMARY).is_file() and "stage" in _object(folder / SUMMARY)
 
 
 def _decided(file: Path) -> Iterator[tuple[str, str]]:
@@ -200,9 +218,8 @@ def _not_known(card: Card, files: Sequence[Path]) -> Iterator[str]:
         yield f"What people would say of {num:,} rows: none of them was reviewed."
     if card["decontamination"] is None:
         yield "Whether rows share words with an evaluation: the stage was given none ([decontaminate])."
-    alone = [file for file in files if not (file.parent / DECISIONS).is_file()]
-    for file in alone:
-        yield f"What was left out before {file.name} was written: no {DECISIONS} lies beside it."
+    for file in (file for file in files if not _left(file.resolve().parent)):
+        yield f"What was left out before {file.name} was written: no stage has left its {DECISIONS} beside it."
 
 
 # ---- for people ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 Every row has one outcome, the first of these that is true of it:
 
+    rejected       people rejected it
+    undecided      it was to be decided on, and was not
     held_out       it asks a question of the held-out side, which no stage trains on
     contaminated   it shares words with an evaluation
     double         an earlier row says the same
@@ -20,10 +22,11 @@ from numpy.typing import NDArray
 
 from r1mega.errors import DataError
 from r1mega.recipe.mixture import MakeMixture, MixedData
-from r1mega.stages.mixture_reading import Rows
+from r1mega.stages.mixture_reading import REVIEWED, Rows
 
-OUTCOMES = ("kept", "held_out", "contaminated", "double", "enough", "not_drawn")
+OUTCOMES = ("kept", "rejected", "undecided", "held_out", "contaminated", "double", "enough", "not_drawn")
 TOLD = {
+    "rejected": "were rejected by people", "undecided": "were not decided on",
     "held_out": "ask a question of the held-out side", "contaminated": "share words with an evaluation",
     "double": "say what an earlier row says", "enough": "are one answer too many to their question",
     "not_drawn": "were not drawn",
@@ -44,6 +47,9 @@ def choose(config: MakeMixture, rows: Rows) -> tuple[Outcomes, Places]:
     outcomes = np.zeros(len(rows), np.uint8)
     outcomes[rows["contaminated"]] = OUTCOMES.index("contaminated")
     outcomes[rows["held_out"]] = OUTCOMES.index("held_out")
+    for number, name in enumerate(REVIEWED):
+        if name:
+            outcomes[rows["left_out"] == number] = OUTCOMES.index(name)
     left = np.flatnonzero(outcomes == 0)
     first = np.unique(rows["pair"][left], return_index=True)[1]
     outcomes[np.delete(left, first)] = OUTCOMES.index("double")

@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from r1mega.data import lines
 from r1mega.data.lines import BYTE_ORDER_MARK
 from r1mega.data.mixed_rows import DOMAINS, LOOKED_AT, THINKING, MixedRow, mixed_row
+from r1mega.data.signed_rows import Row
 from r1mega.data.tokenised import asks_held_out
 from r1mega.errors import DataError
 from r1mega.evaluation import parquet_rows
@@ -32,6 +33,7 @@ from r1mega.evaluation.search_files import Block, blocks, read
 from r1mega.recipe.mixture import MakeMixture
 from r1mega.runtime.in_order import in_order
 from r1mega.runtime.progress import Bar
+from r1mega.stages.mixture_review import Reviewing
 
 MB = 10**6
 POOL_BYTES = 64 * MB
@@ -43,13 +45,16 @@ ROW = np.dtype(
         ("start", "u8"), ("length", "u8"), ("raw", "S16"),  # of its bytes, in its file or in the spool
         ("sha256", "S32"), ("question", "S16"), ("pair", "S16"),
         ("draw", "u8"), ("order", "u8"), ("pick", "u8"),  # by the seed and its sha256, each a draw of its own
-        ("unchanged", "?"), ("imported", "?"), ("held_out", "?"), ("contaminated", "?"),
+        ("unchanged", "?"), ("spooled", "?"), ("imported", "?"),
+        ("left_out", "u1"), ("held_out", "?"), ("contaminated", "?"),
         ("domain", "u1"), ("thinking", "i1"), ("tokens", "i8"), ("characters", "u8"),
         ("source", "u4"), ("policy", "u4"), ("verdict", "u4"), ("rewrite", "u4"), ("review", "u4"),
     ]
 )  # fmt: skip
-"""What is kept of a row; `thinking` is a place in `THINKING`, -1 not known; `tokens` -1 not known; the last five are
-places in `Seen.names`."""
+"""What is kept of a row. `left_out` is a place in `REVIEWED`, `thinking` in `THINKING`, the last five in
+`Seen.names`; `thinking` and `tokens` that are not known are -1."""
+REVIEWED = ("", "rejected", "undecided")
+"""Why people's decisions leave a row out; "": they do not."""
 NAMED = ("source", "policy", "verdict", "rewrite", "review")
 Rows = NDArray[Any]
 """[rows] of ROW."""
@@ -63,6 +68,8 @@ class Looking:
     domains: Sequence[str]
     """Of each table, for rows without provenance; "": it says none."""
     evaluations: Evaluations | None
+    reviewed: frozenset[str]
+    """Rows that people have decided on, by their sha256."""
 
     def row(self, value: Any, file: Path, table: int, line: int) -> MixedRow:
         """As it may go into the set. Raises DataError, as `mixed_row`."""
@@ -89,6 +96,8 @@ class _Looked:
     hits: Sequence[Hit]
     spooled: bytes
     """Of parquet: the rows as lines, which their starts and lengths count in."""
+    reviewed: Sequence[tuple[int, Row]]
+    """Places and rows that people have decided on."""
 
 
 @dataclass
@@ -101,6 +110,10 @@ class Seen:
     """What is named in rows: sources, and policies, verdicts, rewriters and reviews as JSON."""
     hits: Sequence[Hit]
     """What rows share with evaluations."""
+    rejected: Sequence[Row]
+    """Those that people's decisions leave out."""
+    review: Mapping[str, Any]
+    """How many decisions of which kind, and whose."""
 
 
 def place_of(file: Path, line: int) -> str:
@@ -108,23 +121,26 @@ def place_of(file: Path, line: int) -> str:
     return f"{file}, {'row' if parquet_rows.is_parquet(file) else 'line'} {line}"
 
 
-def look_of(config: MakeMixture) -> Looking:
+def _looking(config: MakeMixture, reviewed: frozenset[str]) -> Looking:
     """What a mixture's rows are looked at for. Raises DataError where there is nothing to decontaminate against."""
     against = config.decontaminate
     evaluations = against and Evaluations.read(against.files, (), against.words, against.boilerplate)
-    return Looking(config.seed, [table.domain or "" for table in config.data], evaluations)
+    return Looking(config.seed, [table.domain or "" for table in config.data], evaluations, reviewed)
 
 
 def see(config: MakeMixture, spool: Path | None) -> tuple[Looking, Seen]:
     """Read all rows of a mixture once.
 
     Args:
-        spool: a file that is written with the rows of parquet; None: no second pass follows.
+        spool: a file that is written with the rows of parquet and those that people edited; None: no second pass
+            follows.
 
     Raises:
         DataError: a file cannot be read, has no rows, or has a row that `mixed_row` refuses; file and line are named.
+            People's decisions do not fit the rows.
     """
-    look, files = look_of(config), [file for table in config.data for file in table.files]
+    reviewing = Reviewing(config)
+    look, files = _looking(config, reviewing.about), [file for table in config.data for file in table.files]
     tables = [i for i, table in enumerate(config.data) for _ in table.files]
     total = _num_bytes(files)
     found, hits, names = list[Rows](), list[Hit](), dict[str, int]()
@@ -135,14 +151,14 @@ def see(config: MakeMixture, spool: Path | None) -> tuple[Looking, Seen]:
     )
     processes = (config.processes or len(os.sched_getaffinity(0))) if total > POOL_BYTES else 1
     with (
-        spool.open("wb") if spool is not None else contextlib.nullcontext() as spooled,
+        spool.open("wb") if spool is not None else io.BytesIO() as spooled,
         Bar("reading", max(1, total // MB), unit="MB", silent=total < POOL_BYTES) as bar,
         contextlib.closing(in_order(_look, (look, spool is not None), pieces, processes, _killed)) as looked,
     ):
         num_bytes = 0
         for piece, some in looked:
             found.append(_placed(some, names, spooled))
-            hits += some.hits
+            hits += _reviewed(found[-1], some, piece, look, reviewing, names, spooled)
             num_bytes += piece.block.length
             if more := num_bytes // MB - bar.done:
                 bar.advance(more)
@@ -152,7 +168,7 @@ def see(config: MakeMixture, spool: Path | None) -> tuple[Looking, Seen]:
             f"data.{tables[number]}.files: {files[number]}: no rows in it: the stage that writes it made none, or it "
             "is the wrong file; leave it out, or name another"
         )
-    return look, Seen(files, rows, list(names), hits)
+    return look, Seen(files, rows, list(names), hits, *reviewing.finish())
 
 
 def _num_bytes(files: Sequence[Path]) -> int:
@@ -162,17 +178,43 @@ def _num_bytes(files: Sequence[Path]) -> int:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _placed(some: _Looked, names: dict[str, int], spooled: IO[bytes] | None) -> Rows:
+def _placed(some: _Looked, names: dict[str, int], spooled: IO[bytes]) -> Rows:
     """A block's rows, with the names and the spool of all blocks."""
     rows = some.rows
     known = np.array([names.setdefault(name, len(names)) for name in some.names], np.uint32)
     for name in NAMED if len(rows) else ():
         rows[name] = known[rows[name]]
     if some.spooled:
-        assert spooled is not None
         rows["start"] += spooled.tell()
+        rows["spooled"] = True
         spooled.write(some.spooled)
     return rows
+
+
+def _reviewed(
+    rows: Rows,
+    some: _Looked,
+    piece: _TableBlock,
+    look: Looking,
+    reviewing: Reviewing,
+    names: dict[str, int],
+    spooled: IO[bytes],
+) -> Sequence[Hit]:
+    """Apply decisions to a block's `rows`; what its rows then share with evaluations."""
+    hits = list(some.hits)
+    for place, row in some.reviewed:
+        number = int(rows["line"][place])
+
+        def remade(made: MixedRow, line: bytes, place: int = place, number: int = number) -> None:
+            making = _Making(look, piece)
+            making.add(made, number, 0, line)
+            anew = making.made(line)
+            rows[place] = _placed(anew, names, spooled)[0]
+            hits[:] = [*(hit for hit in hits if hit.place.line != number), *anew.hits]
+
+        why = reviewing.decide(row, place_of(piece.block.file, number), remade)
+        rows["left_out"][place] = REVIEWED.index(why)
+    return hits
 
 
 def _killed(piece: _TableBlock) -> str:
@@ -195,11 +237,18 @@ class _Making:
     names: dict[str, int] = field(default_factory=dict[str, int])
     places: list[Place] = field(default_factory=list[Place])
     texts: list[str] = field(default_factory=list[str])
+    reviewed: list[tuple[int, Row]] = field(default_factory=list[tuple[int, Row]])
 
-    def add(self, value: Any, line: int, start: int, raw: bytes) -> None:
+    def read(self, value: Any, line: int, start: int, raw: bytes) -> None:
         """A row that is `raw`, at `start`."""
-        file, table = self.piece.block.file, self.piece.table
-        row = self.look.row(value, file, table, line)
+        row = self.look.row(value, self.piece.block.file, self.piece.table, line)
+        if row.sha256 in self.look.reviewed:
+            self.reviewed.append((len(self.rows), row.row))
+        self.add(row, line, start, raw)
+
+    def add(self, row: MixedRow, line: int, start: int, raw: bytes) -> None:
+        """A row whose bytes are `raw`, at `start`."""
+        file = self.piece.block.file
         if self.look.evaluations is not None:
             for name, text in texts_of({"messages": row.row["messages"]}):
                 self.places.append(Place(str(file), line, name))
@@ -208,10 +257,10 @@ class _Making:
         drawn = hashlib.sha256(f"{self.look.seed}/".encode() + digest).digest()
         self.rows.append(
             (
-                table, self.piece.file, line, start, len(raw), xxhash.xxh3_128_digest(raw),
+                self.piece.table, self.piece.file, line, start, len(raw), xxhash.xxh3_128_digest(raw),
                 digest, row.question_key, row.pair_key,
                 *(int.from_bytes(drawn[at : at + 8], "big") for at in (0, 8, 16)),
-                row.unchanged, "imported" in provenance, asks_held_out(row.conversation), False,
+                row.unchanged, False, "imported" in provenance, 0, asks_held_out(row.conversation), False,
                 DOMAINS.index(row.domain), THINKING.index(row.thinking) if row.thinking else -1,
                 -1 if row.tokens is None else row.tokens, row.characters,
                 self._name(str(provenance["question"].get("source", ""))),
@@ -229,7 +278,7 @@ class _Making:
         if self.look.evaluations is not None:
             hits = self.look.evaluations.hits(self.places, self.texts)
             rows["contaminated"] = np.isin(rows["line"], [hit.place.line for hit in hits])
-        return _Looked(rows, list(self.names), hits, spooled)
+        return _Looked(rows, list(self.names), hits, spooled, self.reviewed)
 
 
 def _look(state: tuple[Looking, bool], piece: _TableBlock) -> _Looked:
@@ -238,7 +287,7 @@ def _look(state: tuple[Looking, bool], piece: _TableBlock) -> _Looked:
     if parquet_rows.is_parquet(piece.block.file):
         return making.made(_look_at_group(making, spools))
     for value, line, start, raw in _lines(piece.block):
-        making.add(value, line, start, raw)
+        making.read(value, line, start, raw)
     return making.made()
 
 
@@ -261,7 +310,7 @@ def _look_at_group(making: _Making, spools: bool) -> bytes:
         for number, row in enumerate(some, block.first_line):
             value = {name: part for name, part in row.items() if part is not None}
             raw = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n"
-            making.add(json.loads(raw), number, spooled.tell(), raw)
+            making.read(json.loads(raw), number, spooled.tell(), raw)
             spooled.write(raw if spools else b"")
         block = Block(block.file, block.start, block.length, block.first_line + len(some))
     return spooled.getvalue()

@@ -9,7 +9,6 @@ import xxhash
 from r1mega.data import lines
 from r1mega.data.signed_rows import SHA256
 from r1mega.errors import DataError
-from r1mega.evaluation.parquet_rows import is_parquet
 from r1mega.runtime import files
 from r1mega.runtime.progress import Bar
 from r1mega.stages.mixture_choice import Places
@@ -24,7 +23,7 @@ def write(look: Looking, seen: Seen, order: Places, spool: Path, out: Path) -> N
     """A file of the rows at these places, synced.
 
     Args:
-        spool: the rows of parquet, as the first pass wrote them.
+        spool: the rows of parquet, and those that people edited, as the first pass wrote them.
 
     Raises:
         DataError: a row is not what it was when it was read first.
@@ -60,7 +59,7 @@ class _Again:
         """A row as it goes into the set. Raises DataError where it is not what was read before."""
         row = self._seen.rows[place]
         file, number = self._seen.files[row["file"]], int(row["line"])
-        raw = self._read(file, int(row["start"]), int(row["length"]))
+        raw = self._read(self._spool if row["spooled"] else file, int(row["start"]), int(row["length"]))
         if xxhash.xxh3_128_digest(raw).rstrip(b"\0") != row["raw"]:
             raise DataError(
                 f"{place_of(file, number)}: changed while it was read; wait for what writes the file, and start again"
@@ -71,8 +70,7 @@ class _Again:
         assert bytes.fromhex(made[SHA256]).rstrip(b"\0") == row["sha256"], "a row follows from its bytes"
         return json.dumps(made, ensure_ascii=False).encode() + b"\n"
 
-    def _read(self, file: Path, start: int, length: int) -> bytes:
-        path = self._spool if is_parquet(file) else file
+    def _read(self, path: Path, start: int, length: int) -> bytes:
         if path not in self._open:
             if len(self._open) >= OPEN_FILES:
                 self.__exit__()
