@@ -20,6 +20,7 @@ from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.pipeline import artefacts
 from r1mega.pipeline.artefacts import State
 from r1mega.pipeline.graph import Pipeline, look_at_chain
+from r1mega.pipeline.kept import Keeping
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
 from r1mega.recipe.recipe import Recipe
@@ -74,10 +75,11 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
     for plan, seen in zip(plans, looks, strict=True):
         if plan.runs == "yes":
             seen.refuse_absent()
-    with _held(run_dir):
+    with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept:
         _refuse_used(run_dir, resume=resume)  # by a chain that was faster
-        for node in chain.pipeline.stages:
+        for number, node in enumerate(chain.pipeline.stages):
             if node.name in asked:
+                kept.before(plan.recipe for plan in plans[number:] if plan.runs != "no")
                 _bring_to_its_end(chain.of(node), chain, retries)
         others = chain.plan() if len(asked) < len(plans) else []
         if left := [plan.node.name for plan in others if not plan.runs_never()]:

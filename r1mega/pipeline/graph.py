@@ -9,6 +9,7 @@ from pydantic import Field, PrivateAttr
 from r1mega.config.load import nearest, raise_if_any, read_toml, validate
 from r1mega.config.section import AnchoredPath, Section
 from r1mega.errors import ConfigError
+from r1mega.pipeline.kept import ServerOfChain
 from r1mega.pipeline.overrides import InFile, toml
 from r1mega.pipeline.relations import Relation, faults_with
 from r1mega.pipeline.relations import faults as relation_faults
@@ -77,6 +78,8 @@ class Pipeline(Section):
     """What its evaluations are put together to at the end; None: nothing is."""
     relations: tuple[Relation, ...] = ()
     """Claims about the models of the table's evaluations, each judged at the end: tables [[relations]]."""
+    server: ServerOfChain = ServerOfChain()
+    """How its stages hand a rollout server on."""
 
     def faults(self) -> list[str]:
         """Faults of the chain by itself; its stages are looked at when it is about to run."""

@@ -38,6 +38,11 @@ def served_as(folder: Path) -> Mapping[str, Any]:
     }
 
 
+def kind_of(folder: Path) -> str:
+    """Digest of `served_as`, for a record."""
+    return digest_of(dict(served_as(folder)))
+
+
 def differences(running: Path, folder: Path) -> list[str]:
     """One line for each thing in which a folder is served otherwise than the one that a server was started of.
 

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
+from r1mega.rollout.kept import begin
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.server import Server
 from r1mega.runtime.interrupt import Interrupt
@@ -60,16 +61,19 @@ class ServedModel:
         log_file: Path,
         interrupt: Interrupt,
         give: Give | None = None,
+        several: bool = False,
     ) -> None:
         """Nothing is started yet.
 
         Args:
             max_model_len: longest prompt + answer, in tokens.
             interrupt: breaks off waiting for the server or its answers.
-            give: gives it other folders' weights, where it is to answer for several (`turn_to`).
+            give: gives it a folder's weights. With it, a server that an earlier stage of a chain has left is taken
+                where there is one (`kept.begin`), and the model may `turn_to` other folders.
+            several: it will.
         """
-        self._model_dir, self._give = model_dir, give
-        self._start = partial(Server, layout=layout, seed=seed, log_file=log_file)
+        self._model_dir, self._give, self._several = model_dir, give, several
+        self._start = partial(begin if give else Server, layout=layout, seed=seed, log_file=log_file)
         self._max_model_len = max_model_len
         self._log_file, self._interrupt = log_file, interrupt
         self._server: Server | None = None
@@ -83,8 +87,12 @@ class ServedModel:
     def start(self) -> Server:
         """Start the processes, where they are not, and return while they are starting."""
         if self._server is None:
-            log.info("starting the rollout server; its log: %s", self._log_file)
-            self._server = self._start(self._model_dir, max_model_len=self._max_model_len)
+            self._server = server = self._start(self._model_dir, max_model_len=self._max_model_len)
+            if self._give is not None and server.foreign:
+                log.info("the rollout server is an earlier stage's; its log: %s", server.log_file)
+            else:
+                log_file = self._log_file if self._give is None else server.log_file
+                log.info("starting the rollout server; its log: %s", log_file)
         return self._server
 
     def turn_to(self, model_dir: Path) -> None:
@@ -106,7 +114,7 @@ class ServedModel:
         if max_model_len <= self._max_model_len:
             return None
         before, self._max_model_len = self._max_model_len, max_model_len
-        if self._server is None:
+        if self._server is None or (self._give is not None and max_model_len <= self._server.max_model_len):
             return None
         log.info("the rollout server is started anew for %d tokens, where it had room for %d", max_model_len, before)
         with self._interrupt.at_once():
@@ -124,12 +132,14 @@ class ServedModel:
         """
         if self._client is None:
             server = self.start()
-            if self._give is not None:
+            if self._give is not None and (self._several or server.foreign):
                 self._give.prepare()
             with self._interrupt.at_once():
                 server.wait_ready()
-            if self._give is not None and server.model_dir != self._model_dir:
-                self._give(server, self._model_dir)
+            # Whoever has a `reload` pushes weights of its own before anything is asked.
+            gives = self._give if reload is None else None
+            if gives is not None and (server.foreign or server.model_dir != self._model_dir):
+                gives(server, self._model_dir)
             self._client = Fleet([server], reload=reload, on_recovery=on_recovery)
         return self._client
 

@@ -93,7 +93,9 @@ class Server:
         self.vocab_size: int = config["vocab_size"]
         self.incarnation = 0
         """Starts so far: what was told to an earlier one, such as weights, is gone."""
-        self._max_model_len, self._seed = max_model_len, seed
+        self.foreign = False
+        """Whether its weights are none of `model_dir`'s yet; whoever gives it those says so (`rollout.kept`)."""
+        self.max_model_len, self._seed = max_model_len, seed
         self._mla = all(config.get(key) == value for key, value in kernels.MLA.items())
         self._ended_for_good = False
         self._processes = threading.RLock()  # stop() may come while a restart runs in another thread
@@ -116,13 +118,17 @@ class Server:
             self.port = self._choose_port()
             self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
             self._started = time.monotonic()
-            self._process = process.spawn(
-                [*self.layout.launch, *self._command()], environment=self._environment(), log_file=self.log_file
-            )
+            self._process = self._spawn()
             self.pid = self._process.pid
             """Of the group that all processes of the server on this host are in."""
             self.incarnation += 1
-            atexit.register(self.stop)
+            self.foreign = False
+
+    def _spawn(self) -> process.Spawned:
+        atexit.register(self.stop)
+        return process.spawn(
+            [*self.layout.launch, *self._command()], environment=self._environment(), log_file=self.log_file
+        )
 
     def restart(self, reason: str) -> float:
         """Kill the server, which may be frozen, and start it anew with the same arguments and the first weights.
@@ -145,7 +151,7 @@ class Server:
 
     def lengthen(self, max_model_len: int) -> float:
         """`restart` with room for longer sequences: of `max_model_len` tokens, prompt and answer together."""
-        self._max_model_len = max_model_len
+        self.max_model_len = max_model_len
         return self.restart(f"its answers may be longer from now on, and with their prompts {max_model_len} tokens")
 
     def _choose_port(self) -> int:
@@ -173,7 +179,7 @@ class Server:
 
     def _command(self) -> list[str]:
         """Command line of the server."""
-        layout, max_model_len = self.layout, self._max_model_len
+        layout, max_model_len = self.layout, self.max_model_len
         values = {
             "model": self.model_dir,
             "served-model-name": "policy",

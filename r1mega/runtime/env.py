@@ -37,6 +37,9 @@ class Launch:
 OURS = "R1MEGA_SET"
 """Names of the variables that this process has set for itself; runtime/process.py keeps them from its children."""
 
+KEPT = "R1MEGA_KEPT_SERVER"
+"""How a chain's stages hand a server on, as JSON."""
+
 
 def use_interface(name: str) -> None:
     """Let gloo and NCCL speak over a network interface, each unless the user has chosen one for it."""
@@ -60,6 +63,20 @@ def bypass_proxy(host: str) -> None:
         hosts = [h for h in os.environ.get(name, "").split(",") if h]
         if host not in hosts:
             os.environ[name] = ",".join([*hosts, host])
+
+
+def keep_server(how: str | None) -> None:
+    """Tell the processes that are started from here on how they hand a server on (`rollout.kept`); None: they do
+    not."""
+    if how is None:
+        os.environ.pop(KEPT, None)
+    else:
+        os.environ[KEPT] = how
+
+
+def kept_server() -> str | None:
+    """What a chain's process has told this one with `keep_server`."""
+    return os.environ.get(KEPT) or None
 
 
 def cache_dir() -> Path:

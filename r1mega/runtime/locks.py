@@ -1,5 +1,6 @@
 """Locks that say who uses a folder, where its file system has any."""
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -32,3 +33,11 @@ def take(file: IO[Any]) -> bool:
             file.name, error.strerror,
         )  # fmt: skip
     return True
+
+
+def release(file: IO[Any]) -> None:
+    """Let go of a lock, also where a child that was forked meanwhile has the file open."""
+    if not file.closed:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()

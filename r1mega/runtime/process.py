@@ -2,8 +2,10 @@
 
 `spawn` puts a guard between parent and command: a process that leads a new process group, starts the command
 in it and ends the whole group when the parent is gone. The guard watches its parent's id, which works
-whichever thread started it and whatever the parent forked since (PR_SET_PDEATHSIG and pipes do not). Run as
-`python -m r1mega.runtime.process [--pass-signals] PARENT_PID COMMAND...`; imports the standard library alone.
+whichever thread started it and whatever the parent forked since (PR_SET_PDEATHSIG and pipes do not). Where another
+process is to be its owner, the guard watches that one, by id and start. Run as
+`python -m r1mega.runtime.process [--pass-signals] PARENT_PID COMMAND...`, or with PID:START of an owner in place of
+PARENT_PID; imports the standard library alone.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple, Protocol
 
 PORTS = range(10000, 20000)
 """Where a free port is looked for."""
@@ -31,6 +34,66 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What asks a run to save and leave: a user, a scheduler, and Slurm before a time limit."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PASS_SIGNALS = "--pass-signals"
+
+
+class Identity(NamedTuple):
+    """A process that no later one of the same number is taken for."""
+
+    pid: int
+    started: int
+    """In clock ticks since the machine's start."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Identity | None":
+        """None where no such process runs; one that has ended and was not waited for does not."""
+        try:
+            line = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        # Its name stands in parentheses before, and may hold anything.
+        state, *fields = line.rpartition(")")[2].split()
+        return None if state in "ZX" else cls(pid, int(fields[18]))
+
+    def runs(self) -> bool:
+        return Identity.of(self.pid) == self
+
+
+class Spawned(Protocol):
+    """What leads a group that `spawn` started: the process that it returned, or `Adopted`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+class Adopted:
+    """The guard of a group that another process spawned, which may be gone; as `subprocess.Popen` of a child."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity, self.pid = identity, identity.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """1 once it has ended: how is its parent's to know."""
+        return None if self._identity.runs() else 1
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired([str(self.pid)], timeout or 0.0)
+            time.sleep(0.02)
+        return code
 
 
 def settle_signals() -> None:
@@ -110,6 +173,7 @@ def spawn(
     log_file: Path | None,
     pass_signals: bool = False,
     talk: bool = False,
+    owner: Identity | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a command under a guard; the pid is its process group's id, and the exit code the command's.
 
@@ -118,15 +182,17 @@ def spawn(
         pass_signals: the guard hands each of STOP_SIGNALS that it gets to the command, and to nothing else of the
             group: `send_signal` then reaches the command as if it had been started without a guard.
         talk: its stdin and stdout are pipes, unbuffered, and only what it writes on stderr goes to `log_file`.
+        owner: who the command ends with, in place of this process, which may leave before.
     """
     flags = [_PASS_SIGNALS] if pass_signals else []
+    watched = f"{owner.pid}:{owner.started}" if owner else str(os.getpid())
     with contextlib.ExitStack() as stack:
         log = None
         if log_file is not None:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             log = stack.enter_context(log_file.open("ab"))
         return subprocess.Popen(
-            [sys.executable, "-m", "r1mega.runtime.process", *flags, str(os.getpid()), *command],
+            [sys.executable, "-m", "r1mega.runtime.process", *flags, watched, *command],
             env=dict(environment),
             stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=subprocess.PIPE if talk else log,
@@ -147,7 +213,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def stop_group(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
+def stop_group(process: Spawned, *, grace_s: float) -> None:
     """End a group that `spawn` started: SIGTERM, up to `grace_s` seconds, then SIGKILL for what is left of it."""
     _signal_group(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -165,8 +231,12 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
 
 
-def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
-    """Run `command` until it ends or `parent` is gone, then end what it left; the exit code is the command's."""
+def _guard(parent: int | Identity, command: Sequence[str], *, pass_signals: bool) -> int:
+    """Run `command` until it ends or `parent` is gone, then end what it left; the exit code is the command's.
+
+    Args:
+        parent: by its number, of which the kernel says when it is gone; or any process, which is looked for.
+    """
     settle_signals()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become children of the guard
     child: subprocess.Popen[bytes] | None = None
@@ -188,7 +258,7 @@ def _guard(parent: int, command: Sequence[str], *, pass_signals: bool) -> int:
     for signum in early:
         handle(signum, None)
     code = None
-    while code is None and os.getppid() == parent:
+    while code is None and (os.getppid() == parent if isinstance(parent, int) else parent.runs()):
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = child.wait(timeout=POLL_S)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -216,5 +286,7 @@ def _group_ended(deadline: float) -> bool:
 if __name__ == "__main__":
     _arguments = sys.argv[1:]
     _passing = _arguments[0] == _PASS_SIGNALS
-    _parent, *_command = _arguments[_passing:]
-    sys.exit(_guard(int(_parent), _command, pass_signals=_passing))
+    _watched, *_command = _arguments[_passing:]
+    _pid, _, _started = _watched.partition(":")
+    _parent = Identity(int(_pid), int(_started)) if _started else int(_pid)
+    sys.exit(_guard(_parent, _command, pass_signals=_passing))

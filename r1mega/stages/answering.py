@@ -85,7 +85,6 @@ def ask_folder(
     own_room = max(len(p.token_ids) for p in prompts) + config.sampling.max_new_tokens
 
     def start(interrupt: Interrupt, room: int = 0) -> Served:
-        give = GiveFolder(address=cluster.address, breakable=interrupt.at_once) if room else None
         return (serve or ServedModel)(
             path,
             cluster.rollout,
@@ -93,7 +92,8 @@ def ask_folder(
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
-            **({"give": give} if give else {}),
+            give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
+            several=bool(room),
         )
 
     of = {"model": str(path)}

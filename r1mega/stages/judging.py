@@ -214,6 +214,7 @@ def _of_folder(
     from r1mega.families.registry import check_tokenizer, read_model
     from r1mega.rollout.asker import FleetAsker
     from r1mega.rollout.served import ServedModel
+    from r1mega.weights.folder import GiveFolder
 
     folder = judge.model
     assert folder is not None, "the recipe demands it"
@@ -221,7 +222,8 @@ def _of_folder(
     check_tokenizer(spec, tokenizer, folder)
     longest = min(judge.max_model_len, spec.max_positions)
     digest = json.loads((run_dir.path / RUN).read_text())["inputs"][setting][0]["digest"]
-    served = (serve or ServedModel)(folder, cluster.rollout, max_model_len=longest, **options)
+    give = GiveFolder(address=cluster.address, breakable=options["interrupt"].at_once)
+    served = (serve or ServedModel)(folder, cluster.rollout, max_model_len=longest, give=give, **options)
     with (
         served as engine,
         FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest, name=name) as asker,

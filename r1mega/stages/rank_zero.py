@@ -31,6 +31,7 @@ from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.questions import Questions, make_questions
 from r1mega.stages.records import Records
 from r1mega.trainer.mesh import Mesh
+from r1mega.weights.folder import GiveFolder
 from r1mega.weights.live_engine import Follower, LiveEngine
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class RankZero:
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
+            give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
         )
         if config.rollout.replay == "live" or self.journal.newest_version() < step:
             model.start()

@@ -104,7 +104,7 @@ class GiveFolder:
             WeightMappingError: the folder is no whole one of its model; nothing has been sent.
             RolloutError: as `Pusher.push`.
         """
-        if different := differences(server.model_dir, folder):
+        if server.model_dir != folder and (different := differences(server.model_dir, folder)):
             raise ConfigError(
                 listed(
                     f"{folder}: not served as {server.model_dir} is, whose server is to take its weights "
@@ -119,6 +119,7 @@ class GiveFolder:
             report = pusher.push(0)
         finally:
             pusher.close()
+        server.foreign = False
         for recovery in report.recoveries:
             recovery.tell()
         log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, report.seconds)

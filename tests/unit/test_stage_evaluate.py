@@ -29,6 +29,7 @@ from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
 from r1mega.stages.questions import ask
+from r1mega.weights.folder import GiveFolder
 
 __all__ = ["base"]  # a fixture
 
@@ -226,6 +227,7 @@ def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any,
     drawn = [r.seed + i for r in sampled for i in range(r.n)]
     assert len(set(drawn)) == len(drawn) == 6
     assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
+    assert isinstance(engine.made["give"], GiveFolder)  # with which it takes a server that a chain has kept
     assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
     assert engine.did == ["asked 2", "asked 2", "stopped"]
 

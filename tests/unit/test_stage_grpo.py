@@ -16,6 +16,7 @@ from recording_engine import Engines
 
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.progress import Stopwatch
+from r1mega.weights.folder import GiveFolder
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -137,6 +138,7 @@ def test_the_policy_is_built_as_the_config_says(plain: Run, base: Path, tmp_path
     assert (built["mtp"], built["mtp_loss_weight"]) == ("detached", 0.03)
     assert (built["expert_bias_rate"], built["seed"]) == (0.02, 5)
     assert run.engines.options[0]["seed"] == 5
+    assert isinstance(run.engines.options[0]["give"], GiveFolder)  # it takes a server that a chain has kept
 
 
 def test_what_a_rollout_looked_like(plain: Run):
