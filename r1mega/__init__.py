@@ -7,6 +7,7 @@ The report's pipeline, and where each part of it lives:
     2.2 R1-Zero            r1_zero/1_rl.toml           stages/grpo.py       rollout, rewards, algos, trainer, weights
     2.3 cold start         r1/1_cold_start.toml        stages/sft.py        data, trainer
         reasoning RL       r1/2_reasoning_rl.toml      stages/grpo.py
+        kept answers       (docs/guides/rejection.md)  stages/rejection.py  rollout, rewards, endpoint
         the 800K samples   r1/4_sft_800k.toml          stages/sft.py
         preferences        r1/helpful_pairs.toml       stages/preferences.py   rollout, rewards (a judge), endpoint
         reward models      r1/helpful_rm.toml          stages/reward_model.py  data, trainer

@@ -119,7 +119,7 @@ def run(
         "seconds": watch.seconds,
         "steps": 0,
         "replayed_answers": counted.replayed,
-        "rejection": {
+        config.stage: {
             **counted.to_json(),
             "judge": judged,
             "rewrite": rewritten.to_json() if config.rewrite else None,

@@ -37,7 +37,7 @@ def test_every_stage_asks_for_what_its_cluster_file_has(cluster: str, monkeypatc
     for config in STAGES:
         stage, machine = load(config, cluster)
         kind = "supervised" if stage.stage in ("pretrain", "sft", "reward_model") else stage.stage
-        kind = "evaluate" if kind in ("preferences", "rejection") else kind  # no trainer either
+        kind = "evaluate" if kind in ("preferences", "rejection", "mixture") else kind  # no trainer either
         nodes, tasks, cpus, gpus = ASKED[cluster][kind]
         if not (stage.trains or stage.serves):  # an endpoint answers, or nothing does: one process on any node
             nodes, gpus = 1, 0
