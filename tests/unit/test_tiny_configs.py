@@ -9,6 +9,7 @@ import pytest
 
 from r1mega.config.inputs import default_run_dir, makers, missing, missing_weights
 from r1mega.pipeline.graph import load_pipeline
+from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.from_model import FromModel
 from r1mega.recipe.load import load_recipe
 
@@ -82,3 +83,21 @@ def test_check_names_the_command(tmp_path: Path):
 def test_a_later_stages_weights_are_made_and_not_downloaded():
     config = ROOT / "configs/r1/2_reasoning_rl.toml"
     assert set(inputs(config).values()) == made(makers(config)["model.path"])
+
+
+def test_the_chain_is_the_reports_from_base_to_students_and_makes_six_claims():
+    """By the models' names that its evaluation, its table and its claims all use; `look_at_chain` refuses others."""
+    chain = load_pipeline(ROOT / "configs/tiny/r1/pipeline.toml")
+    evaluated = load_recipe(ROOT / "configs/tiny/r1/6_eval.toml")
+    assert isinstance(evaluated, Evaluate) and chain.table is not None
+    assert list(evaluated.models) == list(chain.table.rows)
+    assert {node.name for node in chain.stages} > set(evaluated.models)
+    assert [len(claim.all) for claim in chain.relations] == [2, 1, 1, 2, 1, 2]
+    starts = {node.name: node.start for node in chain.stages}
+    assert [starts[name] for name in ("r1_zero", "dev1", "dev3")] == ["base"] * 3
+    assert (starts["dev2"], starts["r1"], starts["qwen"], starts["llama"]) == (
+        "dev1",
+        "dev3",
+        "qwen_base",
+        "llama_base",
+    )
