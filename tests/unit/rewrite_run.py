@@ -36,7 +36,8 @@ HERS = "<think>\nI remember that it was her.\n</think>\n\nMary Shelley"
 def say(body: dict[str, Any]) -> str:
     if body["model"] != "rewriter":
         return answer_or_judge(body)
-    return next(text for key, text in REPLIES.items() if key in body["messages"][-1]["content"])
+    shown = body["messages"][-1]["content"]
+    return next((text for key, text in REPLIES.items() if key in shown), "I would rather not.")
 
 
 def before_rewrite(server: Server, num: int) -> int:

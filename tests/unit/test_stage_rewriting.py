@@ -152,6 +152,16 @@ def test_an_original_is_written_where_the_setting_says_so(server: Server, tmp_pa
         assert decided["reason"].startswith(f"as it was sampled: {KEPT[key_of(key)]}")
 
 
+def test_a_row_has_the_verdict_of_what_stands_in_it(server: Server, tmp_path: Path):
+    """Where wrong answers are kept as well."""
+    run(write(tmp_path, server, CONFIG + REWRITE), tmp_path / "run", *ALL, "verify.min_value=0")
+    before = {
+        row["sha256"]: row["provenance"]["verdict"]["value"] for row in rows(tmp_path / "run", "originals.jsonl")
+    }
+    (row,) = (r for r in rows(tmp_path / "run", "rows.jsonl") if "I add nought." in r["messages"][1]["content"])
+    assert row["provenance"]["verdict"]["value"] == 0.0 and before[row["provenance"]["from"][0]] == 1.0
+
+
 def test_equal_rewrites_of_one_question_are_written_once(server: Server, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setitem(REPLIES, "Nought adds", REPLIES["One plus nought"])
     run(write(tmp_path, server, CONFIG + REWRITE), tmp_path / "run", *ALL)
