@@ -1,4 +1,4 @@
-# Two commands do all their set-up: `make demo` and `make test`. Python 3.11 and make are all they need.
+# Three commands do all their set-up: `make demo`, `make pipeline` and `make test`. Python 3.11 and make are all they need.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin

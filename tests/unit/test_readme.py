@@ -47,6 +47,7 @@ ADDED = {
         for stage, few in (("base", FEW_STEPS), ("rl", FEW_ANSWERS))
         for override in ("wandb.mode=disabled", *few)
     ),
+    "r1mega pipeline configs/tiny/r1/pipeline.toml --cluster laptop2 --dry-run": "",
     "python tools/make_conversations.py runs/conversations.jsonl --set min_terms=2 --set max_terms=7": "--num 200",
     "r1mega run configs/tiny/sft/1_qwen2.toml --set model.path=runs/hf "
     """--set data.files="['runs/conversations.jsonl']" """.rstrip(): sets(
