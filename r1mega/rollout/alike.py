@@ -1,12 +1,13 @@
 """Which folders one server can answer for in turn: all but their weights is the same to it.
 
-What counts is what the server computes and reads: the architecture, how weights are stored, the tokenizer, in which
-it looks for stop strings, and the one limit that it takes from generation_config.json. What it is told with every
-request (the ends of an answer) or leaves out (MTP layers) does not.
+What counts is what the server computes and reads: the architecture, whether weights are quantized, the tokenizer, in
+which it looks for stop strings, and the one limit that it takes from generation_config.json. What it is told with
+every request (the ends of an answer) or leaves out (MTP layers) does not.
 """
 
 import dataclasses
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def served_as(folder: Path) -> Mapping[str, Any]:
     tokenizer = {k: v for k, v in _fields(folder / "tokenizer_config.json").items() if k != "chat_template"}
     return {
         **{name: getattr(spec, name) for name in fields},
-        "quantized": read_config(folder)[1],
+        # An engine computes with 8 bits then, and takes no pushed weights: such a folder is like none, nor itself.
+        "quantized": secrets.token_hex(8) if read_config(folder)[1] else "",
         "tokenizer.json": digest_of(_fields(folder / "tokenizer.json")),
         "tokenizer_config.json": digest_of(tokenizer),
         "generation_config.max_new_tokens": _fields(folder / "generation_config.json").get("max_new_tokens"),

@@ -35,7 +35,7 @@ class FolderWeights:
     """A re-iterable stream of (Hugging Face name, tensor) of a folder, in the order of its family's table.
 
     Has the shape of vLLM's `WeightSource`. Tensors are windows into the mapped files, of the dtype in which they are
-    stored (FP8 blocks as bf16), and good until the next one is asked for. MTP layers, which engines skip, are left
+    stored, and good until the next one is asked for. MTP layers, which engines skip, are left
     out; a head that the table names a second time is sent under both names, whether or not the folder repeats it.
     """
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rotation
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import MAX_MODEL_LEN, make_model, make_tokenizer, weight_version
@@ -38,6 +39,8 @@ from r1mega.weights.servers import ServerClient
 pytestmark = pytest.mark.vllm
 BOUND = 4e-6
 """Of answers asked for together: a few fp32 roundings, as between one server's batches."""
+TURNS = rotation.rows("a dense model's folders given to a server", rotating=range(3), take=1)
+"""Its two starts take most of a minute: it has its turn with every third commit."""
 PROMPT_TOKENS = 100
 """Three blocks of the prefix cache, of 32 tokens each, and some."""
 
@@ -72,10 +75,10 @@ class Said:
 
 
 def sampled(engine: Engine) -> Said:
-    """One answer to each of eight prompts, then sixteen more to each."""
+    """One answer to each of four prompts, then sixteen more to each."""
     draw = torch.Generator().manual_seed(5)
     prompts = [Prompt(f"p{i}", "t", "q", "a", Int32s(row)) for i, row in enumerate(
-        torch.randint(0, 256, (8, PROMPT_TOKENS), generator=draw).tolist())]  # fmt: skip
+        torch.randint(0, 256, (4, PROMPT_TOKENS), generator=draw).tolist())]  # fmt: skip
 
     def ask(requests: list[Request]) -> list[Completion]:
         answers = engine.generate(requests, SamplingParams(1.0, 24), version=0)
@@ -92,7 +95,7 @@ def difference(a: Said, b: Said) -> float:
     if tokens_a != tokens_b or [c.logp for c in a.alone] != [c.logp for c in b.alone]:
         return float("inf")
     logp_a, logp_b = (torch.tensor([x for c in said.together for x in c.logp.tolist()]) for said in (a, b))
-    assert len(logp_a) > 2000
+    assert len(logp_a) > 1000
     return (logp_a - logp_b).abs().max().item()
 
 
@@ -169,7 +172,8 @@ def test_a_kept_server_answers_as_one_that_was_started(fresh: dict[str, Said]) -
 
 
 @pytest.mark.slow
-def test_a_dense_model_with_a_tied_head_is_given_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turn", [turn for turn in TURNS if turn == 0])
+def test_a_dense_model_with_a_tied_head_is_given_as_well(turn: int, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     make_qwen2(first, 0)
     make_qwen2(second, 1)
