@@ -52,15 +52,16 @@ class MixedRow:
     def domain(self) -> str:
         return self.provenance["question"]["domain"]
 
-    @property
-    def question_key(self) -> bytes:
-        """16 bytes: of all that stands before the last answer, in whatever spaces and Unicode form it is written."""
-        return self._key(self.conversation.messages[:-1])
-
-    @property
-    def pair_key(self) -> bytes:
-        """16 bytes: of that and the last answer, in the same way."""
-        return self._key(self.conversation.messages)
+    def keys(self) -> tuple[bytes, bytes]:
+        """16 bytes each, the same in whatever spaces and Unicode form a row is written: of all that stands before the
+        last answer, and of that and the answer."""
+        said, before = hashlib.sha256(), b""
+        for turn in self.conversation.messages:
+            before = said.digest()
+            text = what_is_asked(turn["content"]).encode("utf-8", "surrogatepass")
+            said.update(f"{turn['role']} {len(text)} ".encode())
+            said.update(text)
+        return before[:16], said.digest()[:16]
 
     @property
     def characters(self) -> int:
@@ -80,11 +81,6 @@ class MixedRow:
         """Whether a chain of thought was written before the answer; None where that is not known."""
         found = self.provenance.get("thinking")
         return found if found in THINKING else None
-
-    @staticmethod
-    def _key(messages: tuple[Mapping[str, str], ...]) -> bytes:
-        said = json.dumps([[turn["role"], what_is_asked(turn["content"])] for turn in messages])
-        return hashlib.sha256(said.encode()).digest()[:16]
 
 
 def mixed_row(value: Any, file: str, line: int, where: str, domain: str) -> MixedRow:

@@ -258,7 +258,7 @@ class _Making:
         self.rows.append(
             (
                 self.piece.table, self.piece.file, line, start, len(raw), xxhash.xxh3_128_digest(raw),
-                digest, row.question_key, row.pair_key,
+                digest, *row.keys(),
                 *(int.from_bytes(drawn[at : at + 8], "big") for at in (0, 8, 16)),
                 row.unchanged, False, "imported" in provenance, 0, asks_held_out(row.conversation), False,
                 DOMAINS.index(row.domain), THINKING.index(row.thinking) if row.thinking else -1,
