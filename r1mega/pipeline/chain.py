@@ -11,7 +11,6 @@ chain.json   {"wall_seconds": ...}, of all parts of a run so far
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +22,9 @@ from r1mega.pipeline.graph import Pipeline, look_at_chain
 from r1mega.pipeline.kept import Keeping
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
+from r1mega.pipeline.starting import Starts
 from r1mega.recipe.recipe import Recipe
-from r1mega.runtime import files, locks, process
+from r1mega.runtime import files, locks
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
@@ -75,12 +75,12 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
     for plan, seen in zip(plans, looks, strict=True):
         if plan.runs == "yes":
             seen.refuse_absent()
-    with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept:
+    with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept, Starts(plans) as starts:
         _refuse_used(run_dir, resume=resume)  # by a chain that was faster
         for number, node in enumerate(chain.pipeline.stages):
             if node.name in asked:
                 kept.before(plan.recipe for plan in plans[number:] if plan.runs != "no")
-                _bring_to_its_end(chain.of(node), chain, retries)
+                _bring_to_its_end(chain.of(node), chain, starts, retries)
         others = chain.plan() if len(asked) < len(plans) else []
         if left := [plan.node.name for plan in others if not plan.runs_never()]:
             print(f"not done yet: {', '.join(left)}; continue with --resume", flush=True)
@@ -116,7 +116,7 @@ def _unusable(run_dir: Path, error: OSError) -> RunDirError:
     return RunDirError(f"{run_dir}: cannot be used: {error.strerror}; choose another --run-dir")
 
 
-def _bring_to_its_end(plan: Planned, chain: PipelineRun, retries: int) -> None:
+def _bring_to_its_end(plan: Planned, chain: PipelineRun, starts: Starts, retries: int) -> None:
     """Run a stage, all that is earlier being done, unless it is done itself."""
     name, folder, standing = plan.node.name, chain.run_dir / plan.node.name, plan.standing
     if standing.state is State.DONE:
@@ -132,15 +132,15 @@ def _bring_to_its_end(plan: Planned, chain: PipelineRun, retries: int) -> None:
             artefacts.reopen(folder)
         for left in range(retries, -1, -1):
             with _counted(chain.run_dir):
-                if _ended(plan, chain, tries_left=left):
+                if _ended(plan, chain, starts, tries_left=left):
                     break
     artefacts.record_outputs(folder, plan.recipe, Digests(folder))
 
 
-def _ended(plan: Planned, chain: PipelineRun, *, tries_left: int) -> bool:
+def _ended(plan: Planned, chain: PipelineRun, starts: Starts, *, tries_left: int) -> bool:
     """Run a stage's process to its end; False where it crashed, and may be tried again."""
     name = plan.node.name
-    code, received = _run_stage(plan, chain)
+    code, received = _run_stage(plan, chain, starts)
     if received:
         raise Interrupted(received, f"stage {name} was stopped; continue with --resume")
     if code == 2:
@@ -154,24 +154,14 @@ def _ended(plan: Planned, chain: PipelineRun, *, tries_left: int) -> bool:
     return not code
 
 
-def _run_stage(plan: Planned, chain: PipelineRun) -> tuple[int, int | None]:
+def _run_stage(plan: Planned, chain: PipelineRun, starts: Starts) -> tuple[int, int | None]:
     """Exit code of a stage's process, 128 + signal where one ended it; and the signal that this one got meanwhile."""
-    command = [
-        sys.executable,
-        "-m",
-        "r1mega.cli",
-        "run",
-        str(plan.node.config),
-        "--cluster",
-        plan.node.on(chain.cluster),
-        "--resume",
-    ]
+    arguments = ["run", str(plan.node.config), "--cluster", plan.node.on(chain.cluster), "--resume"]
     overrides = for_shell(plan.overrides, plan.recipe)
-    command += ["--run-dir", str(chain.run_dir / plan.node.name), *(part for o in overrides for part in ("--set", o))]
-    command += ["--verify-inputs"] if chain.verify_inputs else []
+    arguments += ["--run-dir", str(chain.run_dir / plan.node.name), *(x for o in overrides for x in ("--set", o))]
+    arguments += ["--verify-inputs"] if chain.verify_inputs else []
     with collected_signals() as received:
-        # Guarded: it ends with this process, however that ends. A signal reaches it once, from here.
-        stage = process.spawn(command, environment=process.child_environment(), log_file=None, pass_signals=True)
+        stage = starts.start(plan, arguments)
         sent: set[int] = set()
         while stage.poll() is None:
             sent |= hand_on(received, [stage])

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from r1mega.errors import R1MegaError, RanksLostError
 from r1mega.runtime import process
@@ -26,6 +27,17 @@ TERM_GRACE_S = 3.0
 LOG_LINES = 20
 _CONSEQUENCES = (RanksLostError.exit_code, 128 + signal.SIGABRT)
 """How a rank leaves that has lost another one; SIGABRT is what gloo's threads make of it. As in slurm/rank.sh."""
+
+
+class Child(Protocol):
+    """A process that was started here, as subprocess.Popen shows it."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
 
 
 def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int:
@@ -106,7 +118,7 @@ def collected_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def hand_on(received: list[int], children: Sequence[subprocess.Popen[bytes]]) -> set[int]:
+def hand_on(received: list[int], children: Sequence[Child]) -> set[int]:
     """Send the signals collected so far to every child that runs, and take them off the list."""
     sent: set[int] = set()
     while received:
@@ -117,7 +129,7 @@ def hand_on(received: list[int], children: Sequence[subprocess.Popen[bytes]]) ->
     return sent
 
 
-def exit_code(child: subprocess.Popen[bytes]) -> int:
+def exit_code(child: Child) -> int:
     """The exit code of a child that has ended, as a shell counts it: 128 + signal where one ended it."""
     assert child.returncode is not None
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import warm
 
+from r1mega.runtime.preloaded import Preloaded, PreloadError
+
 REPORT = """
 import json, os, pathlib, resource, signal, sys
 if sys.orig_argv[1:3] == ["-m", "r1mega.cli"]:
@@ -87,16 +89,16 @@ def test_its_end_is_that_of_a_process(tmp_path: Path):
 
 
 def test_an_environment_that_imports_may_have_read_is_refused():
-    with pytest.raises(AssertionError, match=r"\['OMP_NUM_THREADS'\] may be read while modules are imported"):
+    with pytest.raises(PreloadError, match=r"\['OMP_NUM_THREADS'\] may be read while modules are imported"):
         warm.run("check", "nowhere.toml", environment={**os.environ, "OMP_NUM_THREADS": "7"})
 
 
 def test_none_outlives_the_tests(tmp_path: Path):
     """However they end: the warm process notices that its socket is closed."""
-    other = warm.Warm(imports=())
+    other = Preloaded((), os.environ)
     with (tmp_path / "output").open("w") as output:
         arguments = ("run", "configs/tiny/r1_zero/0_base.toml", "--run-dir", str(tmp_path / "run"))
-        process = other.start(arguments, None, output, output)
+        process = other.start(arguments, os.environ, warm.ROOT, output, output)
     other.close()
     end = time.monotonic() + 600
     while Path(f"/proc/{process.pid}").exists():

@@ -193,7 +193,7 @@ class SmallChain:
         chains.run_chain(self.chain(*overrides, asked=asked), resume=True)
         return list(self.ran)
 
-    def _run_stage(self, plan: Planned, chain: PipelineRun) -> tuple[int, None]:
+    def _run_stage(self, plan: Planned, chain: PipelineRun, starts: object) -> tuple[int, None]:
         self.ran.append(plan.node.name)
         folder = chain.run_dir / plan.node.name
         directory = RunDir(folder, plan.recipe, plan.machine, resume=True)

@@ -196,8 +196,8 @@ def test_a_stage_that_goes_on_is_in_the_same_directory_and_counts_as_half_done_m
     replace("stages/rl.toml", "num_steps = 4", "num_steps = 6")(done)
     recorder = chains._run_stage
 
-    def killed(plan, chain):
-        recorder(plan, chain)
+    def killed(plan, chain, starts):
+        recorder(plan, chain, starts)
         (done.run_dir / "rl/summary.json").unlink()
         raise KeyboardInterrupt
 

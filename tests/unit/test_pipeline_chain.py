@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from r1mega.errors import ConfigError, DataError, R1MegaError, RunDirError
-from r1mega.pipeline import chain
+from r1mega.pipeline import chain, starting
 from r1mega.pipeline.graph import Pipeline, load_pipeline
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun
@@ -37,7 +37,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Records what would run; every stage leaves a summary and its questions at once."""
     ran: list[tuple[str, list[str]]] = []
 
-    def run_stage(plan, of):
+    def run_stage(plan, of, starts):
         ran.append((plan.node.name, plan.overrides))
         folder = of.run_dir / plan.node.name
         (folder / "checkpoints/step_1").mkdir(parents=True)
@@ -121,7 +121,8 @@ def command(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Makes every stage run this Python code instead of the program; `chain` in it is the chain's process."""
     spawn = process.spawn
     code = f"chain = {os.getpid()}\n{code}"
-    monkeypatch.setattr(chain.process, "spawn", lambda _, **how: spawn([sys.executable, "-c", code], **how))
+    monkeypatch.setattr(starting, "can_be_forked", lambda plan: False)
+    monkeypatch.setattr(process, "spawn", lambda _, **how: spawn([sys.executable, "-c", code], **how))
 
 
 @pytest.mark.parametrize(("code", "error"), [(2, R1MegaError), (1, chain.StageCrashed), (137, chain.StageCrashed)])
@@ -188,9 +189,10 @@ def test_a_stage_ends_with_a_chain_that_is_killed(tmp_path: Path):
         f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\ntime.sleep(300)\n"
     )
     program = (
-        "import pathlib, sys\nfrom r1mega.pipeline import chain\nfrom r1mega.pipeline.graph import load_pipeline\n"
+        "import pathlib, sys\nfrom r1mega.pipeline import chain, starting\n"
+        "from r1mega.pipeline.graph import load_pipeline\n"
         "from r1mega.pipeline.plan import PipelineRun\nfrom r1mega.runtime import process\n"
-        "spawn = process.spawn\n"
+        "spawn, starting.can_be_forked = process.spawn, lambda plan: False\n"
         f"process.spawn = lambda _, **how: spawn([sys.executable, '-c', {stage!r}], **how)\n"
         f"pipeline = load_pipeline(pathlib.Path({str(DEMO)!r}))\n"
         f"chain.run_chain(PipelineRun(pipeline, 'laptop', pathlib.Path({str(tmp_path / 'run')!r})), resume=False)\n"
