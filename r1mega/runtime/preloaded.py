@@ -168,7 +168,9 @@ class Preloaded:
         return json.loads(data)
 
     def _said(self) -> str:
-        """The end of what it has written."""
+        """The end of what it has written, which it does last."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(process.GRACE_S)
         self._log.seek(0)
         return self._log.read()[-3000:].strip()
 
