@@ -116,14 +116,14 @@ class WantedRows:
         if (trained := Trained.read(stage)) is not None:
             found: dict[Path, dict[int, str] | None] = {}
             datasets: list[str] = []
+            files = {place: _file(stage, place) for place in {place for _, place, _ in trained.rows}}
             for digest, place, number in trained.rows:
-                name, _, unit = place.rpartition(", ")
-                if Path(name).suffix in (JSONL, ".parquet"):
-                    of_file = found.setdefault(stage.moved(Path(name)), {})
+                if (file := files[place]) is None:
+                    datasets.append(f"{place} {number}")
+                else:
+                    of_file = found.setdefault(file, {})
                     assert of_file is not None
                     of_file[number] = digest
-                else:
-                    datasets.append(f"{name}, {unit} {number}")
             return cls("trained on", found, stage, datasets)
         if written := [stage.path / name for name in WRITTEN[:-1] if (stage.path / name).is_file()]:
             return cls("written", dict.fromkeys(written), stage)
@@ -202,6 +202,12 @@ class WantedRows:
             place = f"{file}, row {number}"
             fault = f"{file} is not there any more, or not what it was"
             yield TracedRow("", place, plain=True) if same else _broken(place, OTHER_FILE, fault)
+
+
+def _file(stage: StageFolder, place: str) -> Path | None:
+    """Where the file of a place "FILE, line" is now; None of a dataset."""
+    path = Path(place.rpartition(", ")[0])
+    return stage.moved(path) if path.suffix in (JSONL, ".parquet") else None
 
 
 def _broken(place: str, kind: str, what: str) -> TracedRow:

@@ -14,7 +14,8 @@ from r1mega.rollout.segment import Key
 
 HEAD = b', "answers": ['
 """Ends what a line says of its request. Within a JSON string its quotation marks would have backslashes."""
-TEXT = re.compile(rb'"text": ("(?:[^"\\]|\\.)*+")')
+TEXT = b'"text": '
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 
 
 class JournalEntry(NamedTuple):
@@ -30,10 +31,14 @@ class JournalEntry(NamedTuple):
 
     def texts(self) -> list[str] | None:
         """[n] texts of the answers; None where they cannot be read."""
-        try:
-            found = [json.loads(text) for text in TEXT.findall(self.answers)]
-        except ValueError:
-            return None
+        found, at = list[str](), -1
+        while (at := self.answers.find(TEXT, at + 1)) >= 0:
+            if (said := STRING.match(self.answers, at + len(TEXT))) is None:
+                return None
+            try:
+                found.append(json.loads(said[0]))
+            except ValueError:
+                return None
         return found if len(found) == self.key.n else None
 
 
