@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1mega.data.signed_rows import SHA256, Row, digest_of
+from r1mega.data.signed_rows import SHA256, Row, digest_of, sha256_of
 from r1mega.errors import DataError
 from r1mega.pipeline.checkpoints import Checkpoints
 from r1mega.pipeline.rollouts import Claim, Journals, claims_of
@@ -58,9 +58,9 @@ class TracedRow:
     """What people decided on it: "accepted", "edited"."""
     rewritten: bool = False
     before: tuple[str, str] = ("", "")
-    """Digests of what it says was there before: the text of the answer, and the messages."""
+    """Digests of what it says was there before: the answer that was written anew, the messages that were edited."""
     own: tuple[str, str] = ("", "")
-    """The same of itself, for rows that are made of it."""
+    """The same of itself, where another row was made of it."""
     faults: list[TraceFault] = field(default_factory=list[TraceFault])
 
     @property
@@ -95,7 +95,7 @@ class Tracer:
             return known
         found = _read(row, own, now, place)
         if parent:
-            found.own = found.own[0], digest_of({"messages": row.get("messages")})
+            found.own = _said(row), digest_of({"messages": row.get("messages")})
         self._all.append(found)
         if known is None or now == own:
             self._rows[own] = found
@@ -152,7 +152,7 @@ class Tracer:
                 yield TraceFault(CIRCLE, row.place, digest)
             elif (parent := self._rows.get(digest)) is None:
                 yield TraceFault(MISSING_PARENT, row.place, f"it was made of row {digest}, which no file here has")
-            else:
+            elif not parent.changed:
                 for said, is_, what in zip(row.before, parent.own, ("answer", "messages"), strict=True):
                     if said and is_ and said != is_:
                         told = f"it tells another {what} from before than {parent.place} has"
@@ -219,7 +219,6 @@ def _read(row: Row, own: str, now: str, place: str) -> TracedRow:
     try:
         found.parents = tuple(of["from"]) if "from" in of else ()
         found.review, found.rewritten = str(of.get("review", {}).get("decision", "")), "rewrite" in of
-        found.own = str(of.get("answer", {}).get("text_sha256", "")), ""
         found.before = _before(row, of)
         if (raw := of.get("imported")) is not None:
             found.imported = str(raw["file"]), int(raw["line"]), str(raw["sha256"])
@@ -231,6 +230,12 @@ def _read(row: Row, own: str, now: str, place: str) -> TracedRow:
     if not (found.claims or found.parents or found.imported):
         found.faults.append(TraceFault(NO_ORIGIN, place, "its provenance names no answer, no row and no file"))
     return found
+
+
+def _said(row: Row) -> str:
+    """SHA-256 of a row's last turn; "" where it has none."""
+    turns: Any = row.get("messages")
+    return sha256_of(turns[-1]["content"]) if turns else ""
 
 
 def _before(row: Row, of: Mapping[str, Any]) -> tuple[str, str]:
