@@ -8,6 +8,7 @@ answered whole or not at all.
 
 import asyncio
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -25,11 +26,15 @@ from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
 from r1mega.samples import Completion
 
+log = logging.getLogger(__name__)
+
 _BACKLOG = 2
 """Sequences sent to a server per sequence that it can run: the next ones must already wait there."""
 _COMPLETIONS = "/v1/completions"
 _KEEPALIVE_S = 2.0
 """Less than vLLM's 5 s: a request on a connection that the server is closing would look like its death."""
+_DROPPED = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
+"""A connection that ended before its answer did."""
 _POLL_S = 1.0
 """Between two looks at a server's health."""
 
@@ -218,7 +223,7 @@ async def _call(
         RolloutError: the server refuses the request itself (4xx).
     """
     try:
-        response = await http.request(verb, route, json=body)
+        response = await _sent(server, http, verb, route, body, asked)
     except httpx.HTTPError as error:
         state = "it still runs" if server.alive() else "its process has ended"
         setting = "request_timeout_s" if route == _COMPLETIONS else "health_timeout_s"
@@ -238,6 +243,30 @@ async def _call(
     if response.status_code != httpx.codes.OK or not isinstance(answer, dict):
         raise _Failed(f"{said}. Its log: {server.log_file}")
     return answer
+
+
+async def _sent(
+    server: Server, http: httpx.AsyncClient, verb: str, route: str, body: Any, asked: str
+) -> httpx.Response:
+    """What comes back. Asked once more, on a new connection, where a server that still runs has dropped this one.
+
+    On a busy machine a request can be held up for longer than the server keeps an idle connection, and so meet one
+    that is being closed. A restart would take a minute, and the same request has the same answer.
+
+    Raises:
+        HTTPError: no answer.
+    """
+    try:
+        return await http.request(verb, route, json=body)
+    except _DROPPED as error:
+        if not server.alive():
+            raise
+        log.warning(
+            "%s dropped the connection (%s) over which it was asked for %s: asked again over a new one", server.url,
+            type(error).__name__, asked,
+        )  # fmt: skip
+        async with _client(server, http.timeout.read or server.layout.request_timeout_s) as new:
+            return await new.request(verb, route, json=body)
 
 
 async def _until(event: asyncio.Event, endless: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -116,6 +116,40 @@ def test_a_fault_costs_nothing_but_time(rig: Rig, name: str) -> None:
     assert rig.servers[0].reasons == [recovery.reason] and rig.servers[0].url != recovery.url
 
 
+@pytest.mark.parametrize("drop", [half, reset])
+@pytest.mark.parametrize("path", ["/v1/completions", "/health", "/weight_info"])
+def test_a_dropped_connection_is_no_death(rig: Rig, drop: Callable[[Any], None], path: str, caplog) -> None:
+    """Whatever was asked over it is asked once more, and nothing is restarted."""
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    dropped = list[str]()
+
+    def once(handler: Any) -> bool:
+        if handler.path != path or dropped:
+            return False
+        dropped.append(path)
+        if not hasattr(handler, "body"):
+            handler.body = {"prompt": [0], "stop_token_ids": [0], "n": 1}
+        drop(handler)
+        return True
+
+    server.fault = once
+    rig.check(rig.generate())
+    assert dropped == [path]
+    assert not rig.recoveries and not server.reasons
+    (said,) = [record.getMessage() for record in caplog.records if "dropped the connection" in record.getMessage()]
+    assert server.url in said and "asked again over a new one" in said
+
+
+def test_one_that_drops_connections_again_and_again_is_restarted(rig: Rig) -> None:
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    server.fault = on_completions(reset)
+    rig.check(rig.generate())
+    (recovery,) = rig.recoveries
+    assert "no answer" in recovery.reason
+
+
 def test_a_dead_engine_is_noticed_by_the_servers_health(rig: Rig) -> None:
     rig.servers.pop().shut()
     (server,) = rig.servers
@@ -268,7 +302,7 @@ def test_other_errors_and_other_numbers_of_one(tmp_path: Path) -> None:
 
 
 def test_one_answer_between_two_failures_starts_the_count_anew(rig: Rig) -> None:
-    """A server that dies at every fourth request still gets through any number of them."""
+    """A server that fails at every fourth request still gets through any number of them."""
     rig.servers.pop().shut()
     (server,) = rig.servers
     server.layout = server.layout.model_copy(update={"max_num_seqs": 1})  # few at once, so that some get through
@@ -278,7 +312,7 @@ def test_one_answer_between_two_failures_starts_the_count_anew(rig: Rig) -> None
         nonlocal asked
         asked += handler.path == "/v1/completions"
         if handler.path == "/v1/completions" and asked % 4 == 0:
-            reset(handler)
+            status(500)(handler)
             return True
         return False
 
