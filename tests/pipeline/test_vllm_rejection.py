@@ -11,8 +11,10 @@ import pytest
 from tiny_model import weight_version
 
 from r1mega.config.cluster import Cluster
+from r1mega.data.question import question_id
 from r1mega.data.scope import scoped
 from r1mega.data.signed_rows import is_intact
+from r1mega.data.split import HELD_OUT
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.recipe.load import load_recipe
 from r1mega.recipe.rejection import Rejection
@@ -58,6 +60,7 @@ min_tokens = 3
 min_language = 0
 """
 TEMPLATE = "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
+QUESTIONS = [f"Question {i}, and what of it?" for i in range(NUM)]
 SHOT = "[user]Is it?[assistant]It is."
 
 
@@ -77,7 +80,7 @@ class AtTheServer:
 
 @pytest.fixture
 def ran(server: Any, model_dir: Path, tmp_path: Path) -> Iterator[tuple[Path, AtTheServer]]:
-    rows = ({"question": f"Question {i}, and what of it?"} for i in range(NUM))
+    rows = ({"question": question} for question in QUESTIONS)
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "own.jinja").write_text(TEMPLATE)
     (tmp_path / "shots.jsonl").write_text('{"question": "Is it?", "response": "It is."}\n')
@@ -113,11 +116,10 @@ def expected(at: AtTheServer, tokenizer: Any, questions: dict[str, str]) -> dict
 def test_every_answer_is_the_fleets_and_has_its_outcome(ran: tuple[Path, AtTheServer], model_dir: Path):
     folder, at = ran
     decided, rows = read(folder, "decisions.jsonl"), read(folder, "rows.jsonl")
-    questions = {row["provenance"]["question"]["id"]: row["messages"][0]["content"] for row in rows}
-    known = [row for row in decided if row["question"] in questions]
-    fleet = expected(at, load_tokenizer(model_dir), questions)
-    assert len(known) == len(fleet) == N * len(questions) and len(questions) > 2
-    for row in known:
+    asked = [text for text in QUESTIONS if text not in HELD_OUT]
+    fleet = expected(at, load_tokenizer(model_dir), {question_id("none", text): text for text in asked})
+    assert len(decided) == len(fleet) == N * len(asked) and len(asked) > 2
+    for row in decided:
         answer = fleet[row["question"], row["index"]]
         assert row["tokens"] == len(answer.token_ids)
         assert row["text_sha256"] == hashlib.sha256(answer.text.encode()).hexdigest()
