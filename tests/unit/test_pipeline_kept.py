@@ -39,7 +39,7 @@ def left_by_a_stage(keeper: Keeper) -> subprocess.Popen[bytes]:
 
 
 def run(demo: Pipeline, run_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
-    def ended(plan: Any, chain: Any, *, tries_left: int) -> bool:
+    def ended(plan: Any, chain: Any, starts: Any, *, tries_left: int) -> bool:
         stage(plan.node.name)
         return True
 

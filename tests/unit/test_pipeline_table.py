@@ -8,7 +8,7 @@ import pytest
 from evaluated_chains import write_chain
 
 from r1mega.errors import ConfigError
-from r1mega.pipeline import chain
+from r1mega.pipeline import chain, starting
 from r1mega.pipeline.graph import load_pipeline, look_at_chain
 from r1mega.pipeline.plan import PipelineRun, Planned
 from r1mega.recipe.load import load_recipe
@@ -133,7 +133,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages whose processes are replaced: each leaves a summary, and the evaluation answers of both models."""
     names: list[str] = []
 
-    def run_stage(plan: Planned, of: PipelineRun) -> tuple[int, None]:
+    def run_stage(plan: Planned, of: PipelineRun, starts: object) -> tuple[int, None]:
         names.append(plan.node.name)
         folder = of.run_dir / plan.node.name
         folder.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_a_stage_may_run_on_machines_of_its_own(tmp_path: Path, monkeypatch: pyt
         commands.append(command)
         return SimpleNamespace(poll=lambda: 0, returncode=0, args=command)
 
-    monkeypatch.setattr(chain.process, "spawn", spawn)
+    monkeypatch.setattr(starting.process, "spawn", spawn)
     for plan in plans:
-        chain._run_stage(plan, PipelineRun(pipeline, "laptop", tmp_path / "run"))
+        chain._run_stage(plan, PipelineRun(pipeline, "laptop", tmp_path / "run"), starting.Starts([]))
     assert [command[command.index("--cluster") + 1] for command in commands] == ["laptop", "laptop2", "laptop"]
