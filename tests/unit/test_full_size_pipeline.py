@@ -1,5 +1,6 @@
 """The full-size chain has no fault in any stage but that rollout servers do not run on GPUs yet."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from r1mega.families.spec import ModelSpec, Row
 from r1mega.pipeline.graph import load_pipeline, look_at_chain
 from r1mega.recipe import asking, judged_by
+from r1mega.rewards.format import is_reasoned
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,3 +39,16 @@ def test_every_stage_passes_on_its_machines_but_for_engines_on_gpus(monkeypatch:
     wanted = {"dev2": 512, "qwen_1_5b": 8, "qwen_14b": 16, "llama_70b": 64, "sft_data": 1, "eval": 1}
     assert {name: ranks[name] for name in wanted} == wanted
     assert pipeline.table is not None and len(pipeline.table.rows) == 12 and len(pipeline.relations) == 4
+
+
+def test_the_examples_of_few_shot_prompting_are_what_is_asked_for():
+    """A long thought in its tags, and a summary behind it with the right answer in a box."""
+    file = ROOT / "configs/questions/examples/long_thoughts.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert all(is_reasoned(row["response"]) for row in rows)
+    thoughts = [row["response"].partition("</think>")[0] for row in rows]
+    assert all(len(thought.split()) > 120 for thought in thoughts)
+    boxes = ("\\boxed{60}", "\\boxed{72}", "\\boxed{12{:}10}")
+    assert [box in row["response"].partition("</think>")[2] for box, row in zip(boxes, rows, strict=True)] == [
+        True
+    ] * 3
