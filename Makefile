@@ -36,7 +36,7 @@ demo-smollm2: $(STAMP) smollm2  ## GRPO on a real model of 135 million parameter
 	$(BIN)/r1mega report runs/smollm2/1_rl
 
 # The judge of both is tools/rule_judge.py: rules of a small constraint language, and no model.
-pipeline: $(STAMP)  ## all of R1 in small, from the base to the students, and what each stage did; an hour on two cores
+pipeline: $(STAMP)  ## all of R1 in small, from the base to the students, and what each stage did; on two cores
 	$(BIN)/python tools/rule_judge.py -- $(BIN)/r1mega pipeline configs/tiny/r1/pipeline.toml --cluster $(CLUSTER) \
 	  --run-dir $(PIPELINE) --set seed=$(SEED) --resume
 
