@@ -18,7 +18,7 @@ from pathlib import Path
 from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.pipeline import artefacts
 from r1mega.pipeline.artefacts import State
-from r1mega.pipeline.graph import Pipeline, look_at_chain
+from r1mega.pipeline.graph import Pipeline, look_at_chain, refuse_unfit, refuse_unmeant
 from r1mega.pipeline.kept import Keeping
 from r1mega.pipeline.overrides import for_shell
 from r1mega.pipeline.plan import PipelineRun, Planned, read_summary
@@ -41,9 +41,11 @@ class StageCrashed(Exception):
 def tell_plan(chain: PipelineRun) -> None:
     """Print what `run_chain` would do with each stage, and why; nothing is written or started.
 
-    Raises: as `PipelineRun.plan`.
+    Raises: as `PipelineRun.plan`; and ConfigError as `refuse_unmeant` and `refuse_unfit`.
     """
+    refuse_unmeant(chain.pipeline, chain.overrides)
     plans = chain.plan(glance=True)
+    refuse_unfit(chain.pipeline, {plan.node.name: plan.recipe for plan in plans})
     width = max(len(plan.node.name) for plan in plans)
     for plan in plans:
         print(f"{plan.node.name:{width}}  {plan.told()}")

@@ -139,14 +139,27 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
     looks: dict[str, Look] = {}
     for node in pipeline.stages:
         own = [*own_overrides(node, pipeline, overrides), *handed_over(node, run_dir)]
+        own += ["max_seconds=1"] if node.same_seconds_as else []  # how many is known when that stage has ended
         start = looks.get(node.start)
-        raise_if_any(node.config, list(_never_made(node, looks)))
+        raise_if_any(node.config, list(_never_made(node, {name: seen.recipe for name, seen in looks.items()})))
         looks[node.name] = look(
             node.config, node.on(cluster), own, model=start.spec if start else None, made_before=start is not None,
             awaited={(run_dir / stage / below).resolve() for _, stage, below in node.files_read()},
         )  # fmt: skip
     _refuse_unscored(pipeline, {name: seen.recipe for name, seen in looks.items()})
     return list(looks.values())
+
+
+def refuse_unfit(pipeline: Pipeline, recipes: Mapping[str, Recipe]) -> None:
+    """Raises ConfigError where stages, by their settings alone, do not fit each other: one reads what an earlier one
+    does not leave behind, or table or relations name what no evaluation has.
+
+    Args:
+        recipes: of its stages, by their names.
+    """
+    for node in pipeline.stages:
+        raise_if_any(node.config, list(_never_made(node, recipes)))
+    _refuse_unscored(pipeline, recipes)
 
 
 def _refuse_unscored(pipeline: Pipeline, recipes: Mapping[str, Recipe]) -> None:
@@ -158,12 +171,19 @@ def _refuse_unscored(pipeline: Pipeline, recipes: Mapping[str, Recipe]) -> None:
         raise ConfigError("\n  ".join([f"the pipeline's evaluations: {len(faults)} fault(s)", *faults]))
 
 
-def _never_made(node: Node, looks: Mapping[str, Look]) -> Iterator[str]:
-    for setting, stage, below in node.files_read():
-        leaves = looks[stage].recipe.leaves()
+def _never_made(node: Node, recipes: Mapping[str, Recipe]) -> Iterator[str]:
+    """What a stage needs of earlier ones that these do not leave behind, or that it has no setting for."""
+    needed = [(f"reads.{setting}", stage, below) for setting, stage, below in node.files_read()]
+    for what, stage, below in [*([("start", node.start, "hf")] if node.start else []), *needed]:
+        leaves = recipes[stage].leaves()
         if below not in leaves:
             some = f"leaves {', '.join(leaves)} behind" if leaves else "leaves nothing behind that a stage reads"
-            yield f"stages.{node.name}.reads.{setting}: {stage}/{below}: stage {stage} {some}{nearest(below, leaves)}"
+            yield f"stages.{node.name}.{what}: {stage}/{below}: stage {stage} {some}{nearest(below, leaves)}"
+    if node.same_seconds_as and "max_seconds" not in recipe_of(read_toml(node.config), node.config).model_fields:
+        yield (
+            f"stages.{node.name}.same_seconds_as: its config has no max_seconds, which this would set: it bounds "
+            "stages that train"
+        )
 
 
 def refuse_unmeant(pipeline: Pipeline, overrides: Sequence[str]) -> None:

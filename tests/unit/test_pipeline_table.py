@@ -72,6 +72,10 @@ def look(folder: Path, table: str) -> int:
     return len(look_at_chain(load_pipeline(written(folder, table)), "laptop", folder / "run", []))
 
 
+def dry_run(folder: Path, *overrides: str) -> None:
+    chain.tell_plan(PipelineRun(load_pipeline(folder / "chain.toml"), "laptop", folder / "run", overrides))
+
+
 def test_a_table_of_models_that_earlier_stages_make(tmp_path: Path):
     assert look(tmp_path, TABLE) == 3
     pipeline = load_pipeline(tmp_path / "chain.toml")
@@ -92,6 +96,51 @@ def test_what_no_stage_evaluates_is_told_before_the_first_runs(tmp_path: Path, o
     assert TABLE.count(old) == 1
     with pytest.raises(ConfigError, match=said):
         look(tmp_path, TABLE.replace(old, new))
+    with pytest.raises(ConfigError, match=said):
+        dry_run(tmp_path)
+
+
+SET = """
+[[stages]]
+name = "set"
+config = "set.toml"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "override", "said"),
+    [
+        (
+            f'{SET}[[stages]]\nname = "sft"\nconfig = "{ROOT}/configs/tiny/r1/1_cold_start.toml"\nstart = "set"\n',
+            "seed=1",
+            "stages.sft.start: set/hf: stage set leaves conversations.jsonl behind",
+        ),
+        (
+            f'{SET}reads = {{ "data.0.files" = ["base/rows.jsonl"] }}',
+            "seed=1",
+            "base/rows.jsonl: stage base leaves hf",
+        ),
+        (f'{SET}same_seconds_as = "base"', "seed=1", "set.same_seconds_as: its config has no max_seconds"),
+        ("", "sede=1", "--set sede=1: no stage of the pipeline"),
+    ],
+)
+def test_what_no_stage_can_give_another_is_told_before_the_first_runs_and_by_a_dry_run(
+    tmp_path: Path, more: str, override: str, said: str
+):
+    (tmp_path / "set.toml").write_text('stage = "mixture"\n[[data]]\nfiles = ["rows.jsonl"]\n')
+    pipeline = load_pipeline(written(tmp_path, more))
+    with pytest.raises(ConfigError, match=said):
+        look_at_chain(pipeline, "laptop", tmp_path / "run", [override])
+    with pytest.raises(ConfigError, match=said):
+        dry_run(tmp_path, override)
+
+
+def test_a_bound_of_seconds_is_looked_at_before_they_are_known(tmp_path: Path):
+    """One that no schedule of the stage can have would otherwise be refused once the earlier stage has ended."""
+    rl = ROOT / "configs/tiny/r1/5_all_scenarios_rl.toml"
+    more = f'[[stages]]\nname = "rl"\nconfig = "{rl}"\nsame_seconds_as = "base"\n'
+    with pytest.raises(ConfigError, match=r"max_seconds: .* counts from the run's last step"):
+        look(tmp_path, more)
 
 
 @pytest.mark.parametrize(
