@@ -83,11 +83,7 @@ def layout_for(spec: ModelSpec, layout: TrainerLayout) -> TrainerLayout:
     changes: dict[str, object] = {"pipeline": "", "recompute": Recompute()}
     if spec.moe is None:
         changes |= {"ep": 1, "etp": None, "dispatcher": None}
-    plain = layout.model_copy(update=changes)
-    if layout.pp * layout.vpp == 1 or spec.num_layers < layout.pp * layout.vpp:
-        return plain
-    # In letters, since Megatron divides by itself only what comes out even.
-    return plain.model_copy(update={"pipeline": "|".join(stage_contents(spec, plain))})
+    return layout.model_copy(update=changes)
 
 
 def stages(row: Row, spec: ModelSpec, layout: TrainerLayout) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Placement: the ranks' pieces tile every tensor, at full size too, and ranks are counted as Megatron counts them."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from published import DEEPSEEK_V3, LLAMA31_8B, LLAMA33_70B, QWEN25_05B, QWEN25_32B, SMOLLM2_135M
@@ -22,6 +23,7 @@ def read(hf):
         (DEEPSEEK_V3, {}),
         (DEEPSEEK_V3, {"pp": 16, "dp": 64, "ep": 64}),
         (DEEPSEEK_V3, {"tp": 8, "pp": 8, "dp": 4, "ep": 32, "etp": 1}),
+        (DEEPSEEK_V3, {"tp": 8, "pp": 8, "vpp": 2, "dp": 8, "ep": 64, "etp": 1}),
         (DEEPSEEK_V3, {"pp": 16, "vpp": 2, "dp": 4, "ep": 64, "tp": 16, "pipeline": "Et*3|(tt|)*29m|L"}),
         (DEEPSEEK_V3, {"tp": 4, "pp": 4, "dp": 2, "ep": 2, "etp": 4}),
         (QWEN25_32B, {"tp": 8, "pp": 4, "dp": 2}),
@@ -124,6 +126,37 @@ def test_virtual_stages_that_do_not_come_out_even_are_as_equal_as_can_be():
     norms = [at[f"decoder.layers.{i}.input_layernorm.weight"][0] for i in range(61)]
     assert [norms.count(rank) for rank in range(8)] == [8, 8, 8, 8, 8, 7, 7, 7]
     assert norms[:5] == [0, 0, 0, 0, 1] and norms[32:36] == [0] * 4 and norms[-3:] == [7] * 3
+
+
+@pytest.mark.parametrize(
+    ("hf", "layout"),
+    [
+        (DEEPSEEK_V3, {"pp": 8, "vpp": 2}),
+        (DEEPSEEK_V3, {"pp": 8}),
+        (DEEPSEEK_V3, {"pp": 16, "vpp": 2, "pipeline": "Et*3|(tt|)*29m|L"}),
+        (LLAMA33_70B, {"pp": 3, "vpp": 5}),
+        (SMOLLM2_135M, {"pp": 4, "vpp": 2}),
+    ],
+)
+def test_megatron_builds_each_layer_where_it_is_placed(mesh, monkeypatch, hf, layout):
+    """Whatever comes out even: Megatron's own reading of the configuration that it is given."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer.enums import LayerType
+
+    from r1mega.trainer.network.model import megatron_config
+
+    spec, layout = read(hf), TrainerLayout(**layout)
+    built = megatron_config(spec, layout, expert_bias_rate=0.0).pipeline_model_parallel_layout
+    monkeypatch.setattr(parallel_state, "get_virtual_pipeline_model_parallel_world_size", lambda: layout.vpp)
+    at = {
+        layer: (rank,)
+        for rank in range(layout.pp)
+        for chunk in range(layout.vpp)
+        for layer in built.get_layer_id_list(LayerType.decoder, chunk, rank)
+    }
+    a_row = read(SMOLLM2_135M).tensors()[0]
+    rows = [replace(a_row, megatron=f"decoder.layers.{i}.mlp.linear_fc2.weight") for i in range(spec.num_layers)]
+    assert at == {i: stages(row, spec, layout) for i, row in enumerate(rows)}
 
 
 @pytest.mark.parametrize(
