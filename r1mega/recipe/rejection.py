@@ -96,6 +96,10 @@ class Rejection(Making):
         """What judges answers by rule."""
         return Accuracy(code=self.verify.code)
 
+    @property
+    def serves(self) -> bool:
+        return super().serves or any(one.model is not None for one in self.asked_beside().values())
+
     def faults(self) -> list[str]:
         faults, judge = super().faults() + self.filters.faults(), self.verify.judge
         if judge is not None:
@@ -116,10 +120,23 @@ class Rejection(Making):
                 f"answers.max_kept: {self.answers.max_kept} of answers.per_question = {self.answers.per_question} "
                 "answers are never kept: lower it, or leave it out"
             )
-        opening, closing = self.answers.marks
-        if self.thinking.empty and (opening not in self.thinking.empty or closing not in self.thinking.empty):
+        return faults + self._thinking_faults() + self._rewrite_faults()
+
+    def _thinking_faults(self) -> list[str]:
+        thinking, (opening, closing), faults = self.thinking, self.answers.marks, list[str]()
+        if thinking.empty and (opening not in thinking.empty or closing not in thinking.empty):
             faults.append(f"thinking.empty: has to hold both marks, {opening!r} and {closing!r}")
-        return faults + self._rewrite_faults()
+        known = list(dict.fromkeys(source.domain for source in self.questions))
+        if not thinking.domains and thinking != Thinking():
+            faults.append(
+                "thinking: simple_words and empty have no effect without thinking.domains: name the domains whose "
+                f"simple prompts are answered without thinking, of {', '.join(known)}, or take them out"
+            )
+        return faults + [
+            f"thinking.domains: no table of [[questions]] is of {domain!r}: {', '.join(known)}"
+            for domain in thinking.domains
+            if domain not in known
+        ]
 
     def _rewrite_faults(self) -> list[str]:
         rewrite, judge = self.rewrite, self.verify.judge

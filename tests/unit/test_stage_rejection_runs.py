@@ -267,6 +267,8 @@ def test_an_example_that_is_asked_or_held_out_is_refused(server: Server, tmp_pat
         ("filters.language=xx", "does not know 'xx'"),
         ('answers.marks=["",""]', "answers.marks.0: is empty: give a value"),
         ("thinking.empty=none", "thinking.empty: has to hold both marks, '<think>' and '</think>'"),
+        ("thinking.domains=['code']", "thinking.domains: no table of [[questions]] is of 'code': math, general"),
+        ("thinking.domains=[]", "thinking: simple_words and empty have no effect without thinking.domains"),
         ("verify.words.system=Fair.", "neither system nor prompt names a verdict in double brackets"),
         ("evaluation.every_steps=1", "unknown key"),
     ],

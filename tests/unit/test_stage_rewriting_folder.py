@@ -114,6 +114,14 @@ def test_a_folder_rewrites_and_goes_on_after_a_signal(server: Server, folder: Pa
     assert rewritten["model"] == str(folder) and len(rewritten["digest"]) == 32
 
 
+def test_a_stage_serves_what_judges_or_rewrites_beside_an_endpoint(server: Server, folder: Path, tmp_path: Path):
+    """So that its memory, its GPUs and the server of its chain are counted with."""
+    judged = CONFIG.partition("[verify.judge.endpoint]")[0] + f'[verify.judge]\nmodel = "{folder}"\n'
+    for text, serves in ((CONFIG, False), (CONFIG + table(folder), True), (judged, True)):
+        recipe = load_recipe(write(tmp_path, server, text))
+        assert (recipe.serves, recipe.holds().engine) == (serves, serves)
+
+
 def test_a_look_at_a_folder_that_rewrites(server: Server, folder: Path, tmp_path: Path):
     config = write(tmp_path, server, CONFIG + table(folder))
     assert look(config, LAPTOP).absent == () and server.bodies == []
