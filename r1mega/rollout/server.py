@@ -224,6 +224,7 @@ class Server:
             HF_HUB_OFFLINE="1",
             VLLM_NO_USAGE_STATS="1",
             VLLM_ENABLE_V1_MULTIPROCESSING="0",  # or the CPU platform overrides "uni", for threads that we set here
+            VLLM_MAX_STOP_STRINGS=str(2**31 - 1),  # as many as the settings say; vLLM refuses more than 4 by itself
             VLLM_SERVER_DEV_MODE="1",  # opens the weight-sync and cache routes
             VLLM_HOST_IP="127.0.0.1",  # for its processes among themselves, which are on one host, whatever its name
             GLOO_SOCKET_IFNAME="lo",

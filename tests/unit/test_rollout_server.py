@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -128,6 +129,19 @@ def test_stop_is_quick_and_may_be_repeated(model_dir: Path, monkeypatch: pytest.
     with start(model_dir) as server:
         server.stop()
     assert not server.alive()
+
+
+def test_any_number_of_stop_strings_is_taken(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM reads its environment, in a file that needs nothing else of it."""
+    runs(monkeypatch, FOR_EVER)
+    name, vllm = "VLLM_MAX_STOP_STRINGS", importlib.util.find_spec("vllm")
+    assert vllm is not None and vllm.origin is not None
+    limit = runpy.run_path(str(Path(vllm.origin).with_name("envs.py")))["environment_variables"][name]
+    monkeypatch.delenv(name, raising=False)
+    assert limit() < 26
+    with start(model_dir) as server:
+        monkeypatch.setenv(name, server._environment()[name])
+    assert limit() > 100_000
 
 
 def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
