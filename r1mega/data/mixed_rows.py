@@ -25,6 +25,8 @@ DOMAINS: tuple[str, ...] = get_args(Domain)
 PROVENANCE = "provenance"
 LOOKED_AT = (*FIELDS, PROVENANCE, SHA256)
 """Fields of a row that are looked at; a table's other columns are not read."""
+MOST_TOKENS = 2**31
+"""Of an answer; a row that says of more says nothing."""
 Thinking = Literal["written", "left_out", "none"]
 THINKING: tuple[str, ...] = get_args(Thinking)
 
@@ -74,7 +76,8 @@ class MixedRow:
     def tokens(self) -> int | None:
         """Of the answer as it was sampled; None where nobody counted them."""
         tokens = _of(self.provenance, "answer").get("tokens")
-        return tokens if isinstance(tokens, int) else None
+        counted = isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < MOST_TOKENS
+        return tokens if counted else None
 
     @property
     def thinking(self) -> Thinking | None:

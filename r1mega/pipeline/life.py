@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from r1mega.data.signed_rows import SHA256, Row, digest_of
 from r1mega.errors import DataError, RunDirError
@@ -93,6 +93,16 @@ def _by_prefix(prefix: str, files: RowFiles, folder: Path) -> RowPlace:
     return next(whole, places[0])
 
 
+def _object(part: Any) -> Mapping[str, Any]:
+    """A part of a row's provenance; nothing where it is of another form, which `trace` says of the row."""
+    return cast(Mapping[str, Any], part) if isinstance(part, Mapping) else {}
+
+
+def _listed(part: Any) -> Sequence[Any]:
+    """The same of a list."""
+    return cast(Sequence[Any], part) if isinstance(part, list) else ()
+
+
 @dataclass
 class _Chain:
     """Where a row is looked for."""
@@ -122,13 +132,13 @@ class _Chain:
 
     def _told(self, traced: TracedRow, row: Row) -> Life:
         """A row and what it was made of."""
-        of: Mapping[str, Any] = row.get("provenance") or {}
-        names = list(of.get("answers", {})) or [""]
+        of = _object(row.get("provenance"))
+        names = list(_object(of.get("answers"))) or [""]
         told: Life = {"sha256": traced.digest, "place": traced.place, "intact": not traced.changed}
         told |= {name: row[name] for name in ("messages", "prompt", "chosen", "rejected", "response") if name in row}
         told |= {name: row[name] for name in ("gap", "safe", "votes") if name in row}
         told |= {name: x for name, x in of.items() if name not in ("answer", "answers", "policy", "sampling", "from")}
-        told["asked_as"] = of.get("policy", {}).get("asked_as", "")
+        told["asked_as"] = _object(of.get("policy")).get("asked_as", "")
         told["rollouts"] = [self._rollout(*one) for one in zip(names, traced.claims, strict=False)]
         starts = dict.fromkeys(claim.start for claim in traced.claims)
         told["checkpoints"] = [self._checkpoint(start) for start in starts]
@@ -172,7 +182,7 @@ class _Chain:
                 also.append(other)
                 if (now := digest_of(found)) != own:
                     changed.append(TraceFault(CHANGED, str(other), f"it was {own}, and its content is {now}"))
-            elif own in (found.get("provenance") or {}).get("from", ()):
+            elif own in _listed(_object(found.get("provenance")).get("from")):
                 became.append({"sha256": found.get(SHA256), "place": str(other)})
         return also, became, changed
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from r1mega.pipeline.trace_all import TraceCounts
 
@@ -64,15 +64,15 @@ def _row(life: Mapping[str, Any]) -> tuple[str, list[Branch]]:
     if question := life.get("question"):
         found.append((f"question {_fields(question)}", ()))
     found += [(f"{name}: {_fields(life[name])}", ()) for name in ("verdict", "judge", "thinking") if life.get(name)]
-    if filters := life.get("filters"):
+    if filters := _object(life.get("filters")):
         found.append(("filters", [(f"{name}: {_short(value)}", ()) for name, value in filters.items()]))
-    if review := life.get("review"):
+    if review := _object(life.get("review")):
         before = [(f"before: {turn['role']}: {_short(turn['content'])}", ()) for turn in review.get("original") or ()]
-        found.append((f"{review.get('decision')} by {review.get('reviewer')}", before))
+        found.append((f"{review.get('decision')} by {review.get('reviewer') or 'somebody without a name'}", before))
     if (rewrite := life.get("rewrite")) and not review:
         found.append((f"written anew: {_fields(rewrite)}", ()))
-    if imported := life.get("imported"):
-        found.append((f"imported from {imported['file']}, line {imported['line']}", ()))
+    if imported := _object(life.get("imported")):
+        found.append((f"imported from {imported.get('file')}, line {imported.get('line')}", ()))
     found += [_row(parent) for parent in life["from"]]
     found += [_rollout(rollout, life) for rollout in life["rollouts"]]
     return head, found + [_checkpoint(of) for of in life["checkpoints"]]
@@ -113,6 +113,11 @@ def _lines(branch: Branch, before: str = "", below: str = "") -> Iterator[str]:
 def _here(place: str) -> str:
     """A path, or what begins with one, as it is seen from here."""
     return place.removeprefix(f"{Path.cwd()}/")
+
+
+def _object(part: Any) -> Mapping[str, Any]:
+    """What a row says, where it has the form that stages write; nothing otherwise."""
+    return cast(Mapping[str, Any], part) if isinstance(part, Mapping) else {}
 
 
 def _fields(of: Any) -> str:

@@ -16,6 +16,7 @@ from r1mega.pipeline.run_folders import StageFolder
 WRITTEN = ("conversations.jsonl", "rows.jsonl", "pairs.jsonl", "labelled.jsonl", "originals.jsonl")
 """Under which names stages write rows; the last ones are those from before they were written anew."""
 JSONL = ".jsonl"
+DIGEST = re.compile("[0-9a-f]{64}")
 OWN = re.compile(rb'"sha256": ?"([0-9a-f]{64})"\}\s*\Z')
 """A row's own digest, which stands behind its other fields."""
 
@@ -63,7 +64,7 @@ class RowFiles:
                 for place, line in lines_of(file):
                     if own := own_digest(line):
                         self._index.setdefault(bytes.fromhex(own), (number, place.line, place.offset))
-        found = self._index.get(bytes.fromhex(digest)) if len(digest) == 64 else None
+        found = self._index.get(bytes.fromhex(digest)) if DIGEST.fullmatch(digest) else None
         return found and RowPlace(self.files[found[0]], *found[1:])
 
     def row(self, place: RowPlace) -> Row:
@@ -112,7 +113,7 @@ def own_digest(line: bytes) -> str:
     except (ValueError, RecursionError):
         return ""
     own: Any = row.get(SHA256, "") if isinstance(row, dict) else ""
-    return own if isinstance(own, str) and re.fullmatch("[0-9a-f]{64}", own) else ""
+    return own if isinstance(own, str) and DIGEST.fullmatch(own) else ""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from r1mega.data.signed_rows import SHA256, Row, digest_of, sha256_of
 from r1mega.errors import DataError
@@ -217,7 +217,7 @@ def _read(row: Row, own: str, now: str, place: str) -> TracedRow:
         found.plain = True
         return found
     try:
-        found.parents = tuple(of["from"]) if "from" in of else ()
+        found.parents = _parents(of.get("from", []))
         found.review, found.rewritten = str(of.get("review", {}).get("decision", "")), "rewrite" in of
         found.before = _before(row, of)
         if (raw := of.get("imported")) is not None:
@@ -230,6 +230,13 @@ def _read(row: Row, own: str, now: str, place: str) -> TracedRow:
     if not (found.claims or found.parents or found.imported):
         found.faults.append(TraceFault(NO_ORIGIN, place, "its provenance names no answer, no row and no file"))
     return found
+
+
+def _parents(named: Any) -> tuple[str, ...]:
+    """The digests in a row's `from`. Raises ValueError where these are none."""
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in cast(list[Any], named)):
+        raise ValueError(f"from is {named!r}, and no list of rows' sha256")
+    return tuple(cast(list[str], named))
 
 
 def _said(row: Row) -> str:

@@ -4,10 +4,12 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mixture_run import card, mixed, plain, sampled, write
 
+from r1mega.data.mixed_rows import mixed_row
 from r1mega.errors import DataError
 from r1mega.stages.mixture_card import REPORT, REPORT_TOTAL
 
@@ -126,3 +128,9 @@ def test_a_run_without_a_card_has_no_figures(tmp_path: Path):
     from r1mega.report import data_cards
 
     assert data_cards.draw(tmp_path) == [] and data_cards.table([tmp_path]) is None
+
+
+@pytest.mark.parametrize("tokens", [True, -1, 10**30, "7"])
+def test_a_length_that_is_none_is_not_known(tokens: Any):
+    row = mixed_row(sampled("M", "x", tokens=tokens), "rows.jsonl", 1, "rows.jsonl, line 1", "")
+    assert row.tokens is None

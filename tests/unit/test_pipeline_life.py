@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain_by_hand import read_jsonl, train_on, write_chain, write_jsonl
+from chain_by_hand import read_jsonl, signed, train_on, write_chain, write_jsonl
 
 from r1mega import cli
 
@@ -174,6 +174,21 @@ def test_rows_without_a_digest_of_their_own_are_held_against_what_was_written_do
 def test_what_cannot_be_read_is_said_in_one_message(chain: Path, trace: Any, arguments: tuple[str, ...], words: str):
     code, told, error = trace(*arguments)
     assert code == 2 and told == "" and words in error.replace(f"{Path.cwd()}/", ""), error
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        "somebody", {"from": 3}, {"from": [3]}, {"from": "3"}, {"from": ["z" * 64]}, {"review": 3, "from": []},
+        {"imported": 3}, {"imported": {}}, {"answers": 3, "policy": 3, "filters": 3, "from": ["0" * 64]},
+    ],
+)  # fmt: skip
+def test_a_row_whose_provenance_has_no_form_does_not_resolve(chain: Path, trace: Any, provenance: Any):
+    """Somebody's own, signed as rows are."""
+    row = signed({"messages": read_jsonl(chain / SAMPLED / "rows.jsonl")[0]["messages"], "provenance": provenance})
+    code, told, error = trace(str(write_jsonl(chain / "own.jsonl", [row])) + ":1", "--in", "runs/r1")
+    assert code == 1 and "does not resolve" in told and error == ""
+    assert any(kind in told for kind in ("row without an origin", "missing parent"))
 
 
 def test_it_reaches_no_engine_and_no_trainer(chain: Path):
