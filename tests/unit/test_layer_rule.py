@@ -48,3 +48,10 @@ def test_architecture_says_what_every_room_has():
     listed = text.partition("## Rooms of the package")[2].partition("## ")[0]
     named = {room for room in ROOMS if f"\n  {room}/ " in listed or f"\n  {room}.py " in listed}
     assert named == ROOMS
+
+
+def test_architecture_names_every_guide_once():
+    folders = (ROOT / "docs/architecture.md").read_text().partition("## Rooms of the package")[0]
+    listed = folders.partition("guides/ (")[2].partition("; tests do")[0].split()
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs/guides").glob("*.md"))
+    assert folders.count("\ndocs/ ") == 1
