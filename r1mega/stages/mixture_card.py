@@ -214,6 +214,8 @@ def _not_known(card: Card, files: Sequence[Path]) -> Iterator[str]:
         yield f"Whether {num:,} answers have a chain of thought: they are imported, and no tags mark one."
     if num := card["verdicts"].get("none", 0) + card["verdicts"].get("", 0):
         yield f"Whether {num:,} answers are right: no rule and no judge has looked at them."
+    if num := card["reviewed"].get("edited", 0):
+        yield f"Whether {num:,} answers are right as people edited them: the verdicts are of what stood there before."
     if num := total - sum(card["reviewed"].values()):
         yield f"What people would say of {num:,} rows: none of them was reviewed."
     if card["decontamination"] is None:

@@ -43,6 +43,8 @@ def test_decisions_are_applied_and_counted(tmp_path: Path):
     assert told["reviewed"] == {"edited": 2, "accepted": 1}
     assert told["review"]["reviewers"] == {"ann": {"accepted": 1, "edited": 2, "rejected": 1, "undecided": 1}}
     assert "What people would say of 1 rows: none of them was reviewed." in told["not_known"]
+    verdicts = "Whether 2 answers are right as people edited them: the verdicts are of what stood there before."
+    assert verdicts in told["not_known"]
     assert [said([row]) for row in read(run_dir / "rejected.jsonl")] == [[("Q2", "A2")], [("Q5", "A5")]]
 
 
