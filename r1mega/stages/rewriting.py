@@ -124,7 +124,9 @@ def rewriting(
                 )
             )  # fmt: skip
         tally.by, tally.who = settings.by, dict(asking.who if asking else how)
-        sifting = Sifting(config, stack.enter_context(pool()), settings.format, settings.marks)
+        lengths = {"min_tokens": 0, "max_tokens": 0}  # of the sampled answer; nobody has counted this one's
+        again = config.model_copy(update={"filters": config.filters.model_copy(update=lengths)})
+        sifting = Sifting(again, stack.enter_context(pool()), settings.format, settings.marks)
         originals = stack.enter_context(files.replacing(run_dir.path / ORIGINALS))
         yield _Rewriting(config, settings, asking, sifting, judge, interrupt, originals, tally)
         if asking is not None:

@@ -90,6 +90,7 @@ def test_a_rewritten_row_names_the_row_before_and_is_verified_by_itself(whole: A
         assert {name: of[name] for name in same} == {name: before[origin]["provenance"][name] for name in same}
     assert found[FIRST]["provenance"]["verdict"] == {"by": "rule:math", "value": 1.0}
     assert found[FIRST]["provenance"]["filters"]["paragraph_words"] == 4  # not 5, as before
+    assert "tokens" not in found[FIRST]["provenance"]["filters"]  # which would be those of the answer before
     verdict = found[HERS]["provenance"]["verdict"]
     assert (verdict["by"], verdict["value"], verdict["votes"]) == ("judge", 1.0, [1.0])
     rest = [row for text, row in found.items() if text not in (FIRST, HERS)]
