@@ -23,7 +23,7 @@ from r1mega.evaluation.compare import refuse_different
 from r1mega.preflight.data import check_data
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.load import load_recipe
-from r1mega.rollout import served
+from r1mega.rollout import kept
 from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
@@ -143,6 +143,8 @@ def test_answers_of_other_settings_are_not_used(evaluated: Any, base: Path, tmp_
 class OverHttp(FakeServer):
     """As `ServedModel` starts it; asked through the real client."""
 
+    foreign = False
+
     def wait_ready(self) -> None: ...
 
     def stop(self) -> None:
@@ -165,7 +167,7 @@ def test_settings_of_sampling_go_from_a_file_into_the_requests(
     """)
     config, server = load_recipe(tmp_path / "eval.toml"), OverHttp(base)
     server.vocab_size = 288
-    monkeypatch.setattr(served, "Server", lambda *_, **__: server)
+    monkeypatch.setattr(kept, "Server", lambda *_, **__: server)
     assert isinstance(config, Evaluate)
     run_dir = RunDir(tmp_path / "run", config, CLUSTER, resume=False)
     try:

@@ -117,7 +117,7 @@ def test_the_server_starts_at_once_unless_the_journal_goes_on(replay: str, newes
     questions: Any = SimpleNamespace(longest=5)
     journal: Any = SimpleNamespace(newest_version=lambda: newest)
     recipe = config(base, {"rollout": {"replay": replay}})
-    run_dir, nothing = SimpleNamespace(logs=base), SimpleNamespace()
+    run_dir, nothing = SimpleNamespace(logs=base), SimpleNamespace(at_once=None)
     part = RankZero(questions, journal, nothing)  # type: ignore[arg-type]
     found = part.served(lambda *_, **__: server, recipe, CLUSTER, run_dir, nothing, step=2)  # type: ignore[arg-type]
     assert found is server and bool(started) == starts
