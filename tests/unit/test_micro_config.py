@@ -15,6 +15,12 @@ def test_its_stages_are_those_of_the_tiny_chain():
     assert found == expected
 
 
+def test_its_table_is_that_of_the_tiny_chain_and_its_relations_claim_the_same():
+    micro, tiny = load_pipeline(MICRO), load_pipeline(ROOT / "configs/tiny/r1/pipeline.toml")
+    assert micro.table is not None and micro.table == tiny.table
+    assert micro.relations and [one.claim for one in micro.relations] == [one.claim for one in tiny.relations]
+
+
 def test_each_of_them_can_start(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
