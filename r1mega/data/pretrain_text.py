@@ -108,7 +108,8 @@ def documents(
     for q, style in zip(asked, chosen, strict=True):
         said, shown = languages, list[Question]()
         if examples and words.random() < examples:
-            said = words.choice([*((one,) for one in languages), languages]) if languages else languages
+            ways: list[Sequence[StepLanguage]] = [*([one] for one in languages), languages]
+            said = words.choice(ways) if languages else languages
             shown = words.choices(asked, k=words.randint(1, MOST_EXAMPLES))
         before = [render_prompt(template, e.text) + write_answer(e, style, said, words) + END for e in shown]
         made.append(
