@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from r1mega.data.asked_questions import Counts
 from r1mega.data.few_shot import drawn_shots
@@ -102,10 +103,7 @@ def check_preference_questions(
     def check() -> Mapping[str, Mapping[str, Counts]]:
         from r1mega.stages.questions import preference_prompts, preference_questions
 
-        form = _form(recipe, tokenizer)
-        if form is None or spec is None:
-            return {"questions": preference_questions(recipe).counts}
-        return {"questions": preference_prompts(recipe, form, spec)[1]}
+        return _counted(recipe, spec, tokenizer, preference_questions, preference_prompts)
 
     _once(recipe, tokenizer, check)
 
@@ -124,12 +122,23 @@ def check_rejection_questions(
     def check() -> Mapping[str, Mapping[str, Counts]]:
         from r1mega.stages.questions import rejection_prompts, rejection_questions
 
-        form = _form(recipe, tokenizer)
-        if form is None or spec is None:
-            return {"questions": rejection_questions(recipe).counts}
-        return {"questions": rejection_prompts(recipe, form, spec)[1]}
+        return _counted(recipe, spec, tokenizer, rejection_questions, rejection_prompts)
 
     _once(recipe, tokenizer, check)
+
+
+def _counted(
+    recipe: Answering,
+    spec: ModelSpec | None,
+    tokenizer: Path | None,
+    read: Callable[..., Any],
+    put: Callable[..., Any],
+) -> Mapping[str, Mapping[str, Counts]]:
+    """What became of the questions of each source: read, and put to the model where it is known."""
+    form = _form(recipe, tokenizer)
+    if form is None or spec is None:
+        return {"questions": read(recipe).counts}
+    return {"questions": put(recipe, form, spec)[1]}
 
 
 def _check_judge(setting: str, judge: JudgedBy | None) -> None:
