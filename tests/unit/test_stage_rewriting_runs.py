@@ -136,7 +136,7 @@ def test_one_answer_that_the_server_refuses_is_counted_as_failed(server: Server,
 
 def test_where_nothing_is_left_the_outcomes_and_what_to_do_are_said(server: Server, tmp_path: Path):
     server.say = lambda body: "No." if body["model"] == "rewriter" else answer_or_judge(body)
-    config = write(tmp_path, server, (CONFIG + REWRITE).replace('domains = ["general"]', ""))
+    config = write(tmp_path, server, (CONFIG + REWRITE).replace('domains = ["general"]\nsimple_words = 1', ""))
     with pytest.raises(DataError, match=r"none of 45 answers is kept \(.*rewrite unreadable"):
         run(config, tmp_path / "run", *ALL)
     assert not (tmp_path / "run/rows.jsonl").exists() and (tmp_path / "run/decisions.jsonl").exists()
