@@ -112,13 +112,40 @@ class TrainerLayout(Section):
 
 
 class RolloutLayout(Section):
-    """The engine's processes."""
+    """The engine's processes: `servers` servers alike, each of tp x dp ranks that hold one model."""
 
+    servers: int = Field(default=1, gt=0)
+    """Independent servers, each with the whole model; requests go to whichever is free."""
     tp: int = Field(default=1, gt=0)
+    """Tensor parallel: ranks of a server that share each matrix."""
+    dp: int = Field(default=1, gt=0)
+    """Data parallel within a server: copies of attention, between which its requests are divided; for mixtures of
+    experts, whose experts the copies share with `expert_parallel`. Dense models take more `servers`."""
+    expert_parallel: bool = False
+    """Whether whole experts are spread over a server's tp x dp ranks; otherwise each expert is cut over them."""
     threads: int = Field(default=1, gt=0)
+    """Threads of each rank's CPU kernels."""
     dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of weights and activations; the head and the router compute in fp32 on CUDA, as the trainer's do."""
     kv_cache_gib: float = Field(default=0.5, gt=0)
+    """Memory of each rank for keys and values."""
     max_num_seqs: int = Field(default=256, gt=0)
+    """Answers that a data-parallel copy computes at once."""
+    max_num_batched_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of one step on CUDA, prompts in chunks included; None: vLLM's choice. On the CPU it follows from the
+    longest request."""
+    cuda_graphs: bool = True
+    """Whether steps are captured as CUDA graphs and compiled; off starts sooner and samples slower."""
+    moe_backend: str = Field(default="triton", pattern=r"^[a-z_]+$")
+    """Kernels of experts on CUDA, by vLLM's name. triton keeps weights as they are pushed, so that pushes need no
+    repacking."""
+    gpus: tuple[int, ...] = ()
+    """GPUs of this node that servers take, where the trainer's first rank starts them: none of the trainer's unless
+    colocated. Empty: those behind the trainer's."""
+    python: str = ""
+    """Interpreter of the engine's own environment on CUDA (requirements/gpu-engine.lock); empty: the trainer's."""
+    compile_cache: str = ""
+    """Folder on a node's own disk in which compiled kernels and graphs outlast the server; empty: vLLM's own."""
     host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9._:%-]+$")
     """Name or address where the server listens, as the trainer reaches it."""
     port: int = Field(default=0, ge=0, le=65535)
@@ -132,6 +159,21 @@ class RolloutLayout(Section):
     """A server whose /health stays silent for so long is taken for dead, and restarted."""
     max_restarts: int = Field(default=3, ge=0)
     """Restarts of a server in a row, without one answered request, before the run gives up."""
+
+
+class WeightsLayout(Section):
+    """How weights reach the engine."""
+
+    transport: Literal["gloo", "nccl", "ipc"] | None = None
+    """gloo: through host memory; nccl: broadcast from GPU to GPU; ipc: handed over within a GPU, where trainer and
+    engine share them. None: gloo on cpu, ipc where colocated, otherwise nccl."""
+    bucket_mib: int = Field(default=1024, gt=0)
+    """Most of one message, but where a single tensor is larger; on gloo at most 64."""
+    verify: int = Field(default=20, ge=0)
+    """The first push and each so-manieth is proven: what the engine holds against what was sent, by checksums. 0:
+    none is."""
+    fp8: bool = False
+    """Whether matrices travel as 8-bit codes with a scale for 128 x 128 values, and so stay in the engine (CUDA)."""
 
 
 class Cluster(Section):
@@ -150,5 +192,19 @@ class Cluster(Section):
     """GPUs of a node, for Slurm: how many nodes to ask for, and which of them is whose (config/slurm.py)."""
     address: str = ""
     """The host of trainer rank 0 as rollout servers reach it. Empty: its address on the route to `rollout.host`."""
+    placement: Literal["cpu", "disaggregated", "colocated"] | None = None
+    """Who computes where. cpu: trainer and engine take turns on the same cores. disaggregated: GPUs of their own.
+    colocated: the same GPUs, in turns, the other's memory put aside. None: cpu on cpu, otherwise disaggregated."""
     trainer: TrainerLayout = TrainerLayout()
     rollout: RolloutLayout = RolloutLayout()
+    weights: WeightsLayout = WeightsLayout()
+
+    @property
+    def placed(self) -> Literal["cpu", "disaggregated", "colocated"]:
+        """`placement`, resolved."""
+        return self.placement or ("cpu" if self.device == "cpu" else "disaggregated")
+
+    @property
+    def transport(self) -> Literal["gloo", "nccl", "ipc"]:
+        """`weights.transport`, resolved."""
+        return self.weights.transport or {"cpu": "gloo", "colocated": "ipc", "disaggregated": "nccl"}[self.placed]
