@@ -113,7 +113,7 @@ class _Chain:
 
     def life(self, place: RowPlace) -> Life:
         row = self.files.row(place)
-        traced = self.tracer.add(row, str(place))
+        traced = self.tracer.add(row, str(place), signed=place.file in self.files.signed)
         self.tracer.resolve(keep=True)
         also, became, changed = self._mentions(row, place)
         faults = [*self.tracer.faults(traced), *changed]

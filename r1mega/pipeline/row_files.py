@@ -43,7 +43,9 @@ class RowFiles:
         Args:
             more: files besides.
         """
-        written = (stage.path / name for stage in stages for name in WRITTEN)
+        written = [(stage.path / name).resolve() for stage in stages for name in WRITTEN]
+        self.signed = frozenset(written)
+        """Those that stages wrote, in which every row is signed and says where it comes from."""
         read = (of.path for stage in stages for of in stage.inputs() if of.path.suffix == JSONL)
         found = (file.resolve() for file in (*more, *written, *read) if file.is_file())
         self.files = list(dict.fromkeys(found))

@@ -81,12 +81,13 @@ class Tracer:
         self._rows: dict[str, TracedRow] = {}
         """By digest; of copies one that was not changed, if there is one."""
 
-    def add(self, row: Row, place: str, *, digest: str = "", parent: bool = False) -> TracedRow:
+    def add(self, row: Row, place: str, *, digest: str = "", parent: bool = False, signed: bool = False) -> TracedRow:
         """Take a row up, to be resolved with others.
 
         Args:
             digest: of its content, where that is known already.
             parent: another row was made of it.
+            signed: it stands in a file in which every row says where it comes from (`RowFiles.signed`).
         """
         now = digest or digest_of(row)
         own = str(row.get(SHA256) or now)
@@ -94,6 +95,9 @@ class Tracer:
         if known is not None and now == own and not known.changed:
             return known
         found = _read(row, own, now, place)
+        if found.plain and signed:
+            what = "it says nothing of where it comes from, and the stage that wrote this file says so of every row"
+            found.faults.append(TraceFault(NO_ORIGIN, place, what))
         if parent:
             found.own = _said(row), digest_of({"messages": row.get("messages")})
         self._all.append(found)

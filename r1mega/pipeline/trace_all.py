@@ -171,7 +171,7 @@ class WantedRows:
             now = digest_of(row)
             if numbers is None or left.get(place.line) == now:
                 left.pop(place.line, None)
-                yield tracer.add(row, str(place), digest=now)
+                yield tracer.add(row, str(place), digest=now, signed=file.resolve() in files.signed)
             else:
                 others[now] = place
                 if now not in known:  # or it is a row that stood elsewhere
@@ -181,7 +181,9 @@ class WantedRows:
             self.notes.append(f"{file}: {len(moved)} rows stand at other lines than when they were trained on")
         for number, was in left.items():
             if number in moved:
-                yield tracer.add(files.row(moved[number]), str(moved[number]), digest=was)
+                yield tracer.add(
+                    files.row(moved[number]), str(moved[number]), digest=was, signed=file.resolve() in files.signed
+                )
             elif number in there:
                 what = f"{was} was trained on; {there[number]}"
                 yield _broken(f"{file}, line {number}", CHANGED, what)

@@ -121,6 +121,21 @@ def test_a_byte_of_any_row_is_found(chain: Path, at: int):
     assert found.broken[0][0].endswith(f"conversations.jsonl, line {first}")
 
 
+def test_a_row_that_was_stripped_of_its_origin_is_no_imported_one(chain: Path):
+    """In a file that a stage wrote, where every row is signed."""
+    file = chain / "data/conversations.jsonl"
+    was = file.read_bytes()
+    lines = was.splitlines(keepends=True)
+    row = {name: value for name, value in json.loads(lines[1]).items() if name not in ("provenance", "sha256")}
+    file.write_bytes(b"".join([lines[0], json.dumps(row).encode() + b"\n", *lines[2:]]))
+    try:
+        found = traced(chain, "data")
+    finally:
+        file.write_bytes(was)
+    assert (found.num_broken, list(found.faults)) == (1, ["row without an origin"])
+    assert found.broken[0][0].endswith("conversations.jsonl, line 2")
+
+
 def test_preference_pairs_and_marks_resolve_to_both_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is judged of an answer is its summary, of a marked one all of it."""
     monkeypatch.setenv("A_KEY", "secret")
