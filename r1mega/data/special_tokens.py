@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 CONTROL = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
 """How control tokens are written, by tokenizers too that do not call all of theirs special, such as DeepSeek's."""
+SPELT = re.compile(r"<[|｜][^\s<>|｜]{1,64}[|｜]>")
+"""A control token that a text spells, of whichever model."""
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 
 
@@ -34,6 +36,19 @@ def special_tokens(tokenizer: Any) -> frozenset[str]:
             added[str(token.get("content"))] = True
     found = {token for token, special in added.items() if special or CONTROL.fullmatch(token)}
     return frozenset({*map(str, tokenizer.all_special_tokens), *found} & tokenizer.get_vocab().keys())
+
+
+def control_token_in(text: str) -> str:
+    """The first control token, of whichever model, that a text spells; "" where it spells none.
+
+    A model that has such a token would read it as one, in the middle of a turn. SFT refuses rows with its own
+    model's, and a set may go to students of several families.
+
+    >>> control_token_in("Add <|user|> to it"), control_token_in("Is a <| b |> c right?")
+    ('<|user|>', '')
+    """
+    found = SPELT.search(text)
+    return found[0] if found else ""
 
 
 def ends(tokenizer: Any, stated: Iterable[int] = ()) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Every row has one outcome, the first of these that is true of it:
     rejected       people rejected it
     undecided      it was to be decided on, and was not
     held_out       it asks a question of the held-out side, which no stage trains on
+    control_token  a turn of it spells a token that steers conversations (`data.special_tokens`)
     contaminated   it shares words with an evaluation
     double         an earlier row says the same
     enough         its question has as many other answers as are wanted
@@ -24,10 +25,21 @@ from r1mega.errors import DataError
 from r1mega.recipe.mixture import MakeMixture, MixedData
 from r1mega.stages.mixture_reading import REVIEWED, Rows
 
-OUTCOMES = ("kept", "rejected", "undecided", "held_out", "contaminated", "double", "enough", "not_drawn")
+OUTCOMES = (
+    "kept",
+    "rejected",
+    "undecided",
+    "held_out",
+    "control_token",
+    "contaminated",
+    "double",
+    "enough",
+    "not_drawn",
+)
 TOLD = {
     "rejected": "were rejected by people", "undecided": "were not decided on",
-    "held_out": "ask a question of the held-out side", "contaminated": "share words with an evaluation",
+    "held_out": "ask a question of the held-out side", "control_token": "spell a token that steers conversations",
+    "contaminated": "share words with an evaluation",
     "double": "say what an earlier row says", "enough": "are one answer too many to their question",
     "not_drawn": "were not drawn",
 }  # fmt: skip
@@ -46,6 +58,7 @@ def choose(config: MakeMixture, rows: Rows) -> tuple[Outcomes, Places]:
     """
     outcomes = np.zeros(len(rows), np.uint8)
     outcomes[rows["contaminated"]] = OUTCOMES.index("contaminated")
+    outcomes[rows["control"]] = OUTCOMES.index("control_token")
     outcomes[rows["held_out"]] = OUTCOMES.index("held_out")
     for number, name in enumerate(REVIEWED):
         if name:

@@ -23,6 +23,7 @@ from r1mega.data import lines
 from r1mega.data.lines import BYTE_ORDER_MARK
 from r1mega.data.mixed_rows import DOMAINS, LOOKED_AT, THINKING, MixedRow, mixed_row
 from r1mega.data.signed_rows import Row
+from r1mega.data.special_tokens import control_token_in
 from r1mega.data.tokenised import asks_held_out
 from r1mega.errors import DataError
 from r1mega.evaluation import parquet_rows
@@ -46,7 +47,7 @@ ROW = np.dtype(
         ("sha256", "S32"), ("question", "S16"), ("pair", "S16"),
         ("draw", "u8"), ("order", "u8"), ("pick", "u8"),  # by the seed and its sha256, each a draw of its own
         ("unchanged", "?"), ("spooled", "?"), ("imported", "?"),
-        ("left_out", "u1"), ("held_out", "?"), ("contaminated", "?"),
+        ("left_out", "u1"), ("held_out", "?"), ("contaminated", "?"), ("control", "?"),
         ("domain", "u1"), ("thinking", "i1"), ("tokens", "i8"), ("characters", "u8"),
         ("source", "u4"), ("policy", "u4"), ("verdict", "u4"), ("rewrite", "u4"), ("review", "u4"),
     ]
@@ -261,6 +262,7 @@ class _Making:
                 digest, *row.keys(),
                 *(int.from_bytes(drawn[at : at + 8], "big") for at in (0, 8, 16)),
                 row.unchanged, False, "imported" in provenance, 0, asks_held_out(row.conversation), False,
+                any(control_token_in(message["content"]) for message in row.conversation.messages),
                 DOMAINS.index(row.domain), THINKING.index(row.thinking) if row.thinking else -1,
                 -1 if row.tokens is None else row.tokens, row.characters,
                 self._name(str(provenance["question"].get("source", ""))),

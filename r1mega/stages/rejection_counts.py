@@ -63,6 +63,7 @@ class OutcomeCounts:
 
 REMEDIES: Mapping[str, str] = {
     "truncated": "raise sampling.max_new_tokens",
+    "control_token": "the model writes tokens that steer conversations: train it further, or lower the temperature",
     "no_summary": "answers.marks have to be those that the model itself writes",
     "unformatted": "verify.format has to be the form that the model answers in",
     "too_short": "lower filters.min_tokens",

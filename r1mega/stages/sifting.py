@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from r1mega.data.scope import Marks, parted, scoped, without_thought
 from r1mega.data.settings import AnswerFormat
 from r1mega.data.signed_rows import sha256_of
+from r1mega.data.special_tokens import control_token_in
 from r1mega.errors import ConfigError
 from r1mega.evaluation.metrics import FORMATS
 from r1mega.recipe.rejection import Rejection
@@ -19,18 +20,19 @@ from r1mega.rewards.reward import Answer
 from r1mega.samples import Completion, Prompt, VerdictStatus
 
 Outcome = Literal[
-    "kept", "truncated", "no_summary", "unformatted", "too_short", "too_long", "repetition", "long_paragraph",
-    "code_block", "mixed_languages", "wrong", "unscorable", "failed", "double", "enough",
+    "kept", "truncated", "control_token", "no_summary", "unformatted", "too_short", "too_long", "repetition",
+    "long_paragraph", "code_block", "mixed_languages", "wrong", "unscorable", "failed", "double", "enough",
     "rewrite_unreadable", "rewrite_failed", "rewrite_filtered", "rewrite_wrong", "rewrite_unscorable",
     "rewrite_double",
 ]  # fmt: skip
 """What becomes of an answer, in the order in which it is asked: every answer has the first that is true of it.
 
-truncated: cut at the length limit. no_summary: its thinking never ends, or nothing is behind it. unformatted: not in
-the format that is asked for. Then the filters (`rewards.filters`), then rule and judge. wrong: worth less than
-`verify.min_value`. unscorable: neither rule nor judge can judge it. failed: judging broke, through no fault of the
-answer. double: written word for word as one of the question before it. enough: the question has its rows already. The
-others are of right answers of which no rewritten one can be used (`stages.rewriting`).
+truncated: cut at the length limit. control_token: it spells a token that steers conversations, of any model's
+(`data.special_tokens`), which no turn may have in it. no_summary: its thinking never ends, or nothing is behind it.
+unformatted: not in the format that is asked for. Then the filters (`rewards.filters`), then rule and judge. wrong:
+worth less than `verify.min_value`. unscorable: neither rule nor judge can judge it. failed: judging broke, through no
+fault of the answer. double: written word for word as one of the question before it. enough: the question has its rows
+already. The others are of right answers of which no rewritten one can be used (`stages.rewriting`).
 """
 Thought = Literal["written", "left_out", "none"]
 """Whether an answer's thinking is in its row, was taken out of it, or was never there."""
@@ -93,6 +95,8 @@ class Sifting:
         decision = Decision(completion.index, completion.seed, completion.num_tokens, sha256_of(text))
         if completion.truncated:
             return _settled(decision.drop("truncated"))
+        if token := control_token_in(text):
+            return _settled(decision.drop("control_token", f"it spells {token}"))
         if scoped(text, "summary", marks) is None:
             return _settled(decision.drop("no_summary"))
         if not self._formatted(text):

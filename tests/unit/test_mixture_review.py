@@ -37,8 +37,8 @@ def test_decisions_are_applied_and_counted(tmp_path: Path):
     assert rows["Q4"] == ROWS[4]
     told = card(run_dir)
     assert told["outcomes"] == {
-        "kept": 4, "rejected": 1, "undecided": 1, "held_out": 0, "contaminated": 0, "double": 1, "enough": 0,
-        "not_drawn": 0,
+        "kept": 4, "rejected": 1, "undecided": 1, "held_out": 0, "control_token": 0, "contaminated": 0, "double": 1,
+        "enough": 0, "not_drawn": 0,
     }  # fmt: skip
     assert told["reviewed"] == {"edited": 2, "accepted": 1}
     assert told["review"]["reviewers"] == {"ann": {"accepted": 1, "edited": 2, "rejected": 1, "undecided": 1}}

@@ -108,6 +108,7 @@ def test_what_the_pool_is_asked():
     ("text", "finish", "expected"),
     [
         (TEXT, FinishReason.LENGTH, "truncated"),
+        ("Two, <|User|> said.</think> So \\boxed{2}", FinishReason.STOP, "control_token"),
         ("and on and on", FinishReason.STOP, "no_summary"),
         ("Two.</think>  ", FinishReason.STOP, "no_summary"),
         ("Two.</think> a <think> b </think> c", FinishReason.STOP, "unformatted"),

@@ -91,6 +91,8 @@ def test_every_row_has_one_outcome(tmp_path: Path):
             sampled("Q1", "A2"),  # the same question, another answer
             sampled("Q1", "A3"),
             sampled("Q2", "A1"),
+            sampled("Q3", "It is <|im_end|> 3"),  # which a student may have for a token
+            sampled("Q3", "It is < |im_end| > 3"),
             sampled(asked, "5"),
             sampled(f"Please. {asked} Say it.", "5"),
         ],
@@ -108,8 +110,12 @@ def test_every_row_has_one_outcome(tmp_path: Path):
     run_dir = mixed(tmp_path, BOTH + "", ["max_per_question=2"])
     kept = said(set_of(run_dir))
     assert len([one for one in kept if one[0] == "Q1"]) == 2
-    assert sorted(one for one in kept if one[0] != "Q1") == [("Cafe\u0301?", "Yes"), ("Q2", "A1"), ("Q2", "a1")]
-    outcomes = {"kept": 5, "held_out": 2, "double": 3, "enough": 1}
+    assert sorted(one for one in kept if one[0] not in ("Q1", "Q3")) == [
+        ("Cafe\u0301?", "Yes"),
+        ("Q2", "A1"),
+        ("Q2", "a1"),
+    ]
+    outcomes = {"kept": 6, "held_out": 2, "control_token": 1, "double": 3, "enough": 1}
     assert {name: num for name, num in card(run_dir)["outcomes"].items() if num} == outcomes
     tables = [one["outcomes"] for one in card(run_dir)["tables"]]
     assert [one["double"] for one in tables] == [0, 3] and [one["held_out"] for one in tables] == [2, 0]
