@@ -31,8 +31,6 @@ Reload = Callable[[Server, int], None]
 class Give(Protocol):
     """Gives a running server the weights of another folder (`weights.folder.GiveFolder`)."""
 
-    def prepare(self) -> None: ...
-
     def __call__(self, server: Server, folder: Path) -> object: ...
 
 
@@ -61,7 +59,6 @@ class ServedModel:
         log_file: Path,
         interrupt: Interrupt,
         give: Give | None = None,
-        several: bool = False,
     ) -> None:
         """Nothing is started yet.
 
@@ -70,9 +67,8 @@ class ServedModel:
             interrupt: breaks off waiting for the server or its answers.
             give: gives it a folder's weights. With it, a server that an earlier stage of a chain has left is taken
                 where there is one (`kept.begin`), and the model may `turn_to` other folders.
-            several: it will.
         """
-        self._model_dir, self._give, self._several = model_dir, give, several
+        self._model_dir, self._give = model_dir, give
         self._start = partial(begin if give else Server, layout=layout, seed=seed, log_file=log_file)
         self._max_model_len = max_model_len
         self._log_file, self._interrupt = log_file, interrupt
@@ -132,8 +128,6 @@ class ServedModel:
         """
         if self._client is None:
             server = self.start()
-            if self._give is not None and (self._several or server.foreign):
-                self._give.prepare()
             with self._interrupt.at_once():
                 server.wait_ready()
             # Whoever has a `reload` pushes weights of its own before anything is asked.

@@ -33,7 +33,7 @@ from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
 
 log = logging.getLogger(__name__)
 
-WORKER_EXTENSION = "r1mega.weights.gloo.WorkerExtension"
+WORKER_EXTENSION = "r1mega.weights.worker.WorkerExtension"
 """Imported by name in each vLLM worker: it registers the weight-transfer backend there."""
 WEIGHT_BACKEND = "gloo"
 STOP_GRACE_S = 10.0

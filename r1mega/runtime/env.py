@@ -57,14 +57,6 @@ def gloo_interfaces() -> list[str]:
     return [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
 
 
-def bypass_proxy(host: str) -> None:
-    """Make HTTP clients that obey HTTP_PROXY reach `host` directly, in this process and its children."""
-    for name in ("no_proxy", "NO_PROXY"):
-        hosts = [h for h in os.environ.get(name, "").split(",") if h]
-        if host not in hosts:
-            os.environ[name] = ",".join([*hosts, host])
-
-
 def keep_server(how: str | None) -> None:
     """Tell the processes that are started from here on how they hand a server on (`rollout.kept`); None: they do
     not."""

@@ -93,7 +93,6 @@ def ask_folder(
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
             give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
-            several=bool(room),
         )
 
     of = {"model": str(path)}

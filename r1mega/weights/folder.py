@@ -1,7 +1,6 @@
 """A Hugging Face folder's weights into a running server of the same model: no start, and answers as after one.
 
     give = GiveFolder()
-    give.prepare()              # imports vLLM (seconds): call it while the server starts
     give(server, folder)        # the server now answers as one that was started of `folder`
 
 The folder is streamed from the mapped file through the push that a trainer's weights take (`push.py`): the same
@@ -91,10 +90,6 @@ class GiveFolder:
             pusher: as `Pusher`.
         """
         self._address, self._breakable, self._pusher = address, breakable, pusher
-
-    def prepare(self) -> None:
-        """Import what pushing needs, which is most of the first push's time."""
-        from r1mega.weights import gloo  # noqa: F401
 
     def __call__(self, server: Server, folder: Path) -> PushReport:
         """Return once the server, which must be ready, answers with the folder's weights, as version 0.

@@ -94,7 +94,6 @@ def live_engine(
 
     engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery, room, on_lengthened)
     try:
-        engine.prepare()
         yield engine
     finally:
         engine.close()
@@ -149,11 +148,6 @@ class LiveEngine:
         self._version = -1
         self.push_seconds = 0.0
         """Of all pushes so far."""
-
-    def prepare(self) -> None:
-        """What takes long and can be done while servers start: the imports that pushing needs."""
-        if servers := self._served.servers:
-            self._pusher_of(servers).prepare()
 
     def generate(
         self,

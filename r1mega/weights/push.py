@@ -1,13 +1,12 @@
 """The live push: the trainer's weights into every vLLM server, through vLLM's own weight-transfer API.
 
     pusher = Pusher(source, [server])
-    pusher.prepare()            # imports vLLM (seconds): call it while the servers start
     report = pusher.push(version)
 
 `source` has `metadata()` -> [(name, dtype, shape)] and iterates over (name, tensor), Hugging Face names both,
-in the same order. The pusher lives in the trainer's first rank. Where reading the source is a collective of all
-ranks, `announce` calls the others to it: once for each pass over the source, and each pass goes to its end,
-whatever becomes of the servers.
+in the same order. The pusher lives in the trainer's first rank, and knows vLLM by its routes alone: no transport
+imports it. Where reading the source is a collective of all ranks, `announce` calls the others to it: once for each
+pass over the source, and each pass goes to its end, whatever becomes of the servers.
 """
 
 import socket
@@ -17,22 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from r1mega.errors import RanksLostError, RolloutError
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
-from r1mega.runtime import env, network
+from r1mega.runtime import network
+from r1mega.weights.sender import Link, PushedWeights, Sender
 from r1mega.weights.servers import ServerClient, Watch, unhealthy
 from r1mega.weights.stream import SourceError
-
-
-class PushedWeights(Protocol):
-    """What can be pushed; see the module."""
-
-    def metadata(self) -> Sequence[tuple[str, Any, Sequence[int]]]: ...
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -42,32 +34,20 @@ class PushReport:
     seconds: float
     bytes: int
     num_tensors: int
-    crc: int
-    """CRC-32 of the bytes sent, padding between tensors included."""
+    crc: int | None
+    """CRC-32 of the bytes sent, padding between tensors included; None where they did not pass through the host."""
     recoveries: tuple[Recovery, ...]
     """Servers that failed on the way and were brought back."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """Where the sender listens, for whom, and how long either side waits for the other."""
+def _gloo(link: Link, client: ServerClient) -> Sender:
+    from r1mega.weights.gloo import GlooSender
 
-    address: str
-    """Of this host, on the route to the servers."""
-    name: str
-    """The address, or another name of this host that the servers know it by."""
-    num_workers: int
-    timeout_s: float
+    return GlooSender(link, client)
 
 
-def _gloo(link: Link) -> Any:
-    from r1mega.weights import gloo
-
-    return gloo.GlooTrainerInitInfo(link.address, link.name, link.num_workers, link.timeout_s, rank=0)
-
-
-BACKENDS: dict[str, Callable[[Link], Any]] = {"gloo": _gloo}
-"""Name -> what tells vLLM's factory to make that backend's sender; the servers must run the same."""
+BACKENDS: dict[str, Callable[[Link, ServerClient], Sender]] = {"gloo": _gloo}
+"""Transport -> what connects its sender with the workers; the servers must be started for the same."""
 
 
 class Pusher:
@@ -80,6 +60,7 @@ class Pusher:
         *,
         announce: Callable[[], None] = lambda: None,
         backend: str = "gloo",
+        bucket_mib: int = 1024,
         address: str = "",
         timeout_s: float | None = None,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -89,6 +70,7 @@ class Pusher:
         Args:
             servers: to keep at the source's weights; started, ready by the first push.
             announce: called before each pass over the source, in the thread that pushes.
+            backend, bucket_mib: the cluster file's `transport` and `weights.bucket_mib`.
             address: of this host, or a name of it, as the servers reach it; empty: the one on the route to them.
             timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
                 where not given, since a server that is gone or frozen is noticed by its health before.
@@ -99,18 +81,14 @@ class Pusher:
         self._breakable = breakable
         self._address = address
         self._timeout_s = timeout_s or 2 * max(server.layout.health_timeout_s for server in self._servers)
-        self._init_info = BACKENDS[backend]
-        self._engine: Any = None
+        self._connect_sender, self._bucket_bytes = BACKENDS[backend], bucket_mib * 2**20
+        self._sender: Sender | None = None
         self._client: ServerClient | None = None
         self._connected_to: tuple[tuple[Server, int], ...] = ()
         self._restarts = Restarts()
         # One push at a time: recovery may push from the thread of a request while the stage pushes from its own, and
         # engine, connection and the source's collectives are one for all.
         self._lock = threading.Lock()
-
-    def prepare(self) -> None:
-        """Import what pushing needs, which is most of the first push's time."""
-        self._init_info(Link("127.0.0.1", "127.0.0.1", 1, self._timeout_s))
 
     def push(self, version: int, servers: Sequence[Server] | None = None) -> PushReport:
         """Replace the weights of all servers, or of some; returns once all of them sample from the new ones.
@@ -130,7 +108,8 @@ class Pusher:
                 recoveries += self._bring_back(*failed)
             for server in targets:
                 self._restarts.succeeded(server)
-            sent = self._engine.tally
+            assert self._sender is not None
+            sent = self._sender.sent
         return PushReport(time.perf_counter() - begin, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries))
 
     def _try(self, version: int, servers: Sequence[Server]) -> tuple[Sequence[Server], str] | None:
@@ -167,24 +146,18 @@ class Pusher:
             self.close()
             self._client, self._connected_to = ServerClient(servers, self._timeout_s), wanted
         self._client.watch, self._client.refused = watch, set()
-        if self._engine is None:
-            for server in servers:
-                env.bypass_proxy(server.host)  # vLLM's client would ask a proxy for it
-            from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-
-            self._engine = WeightTransferTrainerFactory.trainer_init(
-                self._init_info(self._link(servers)), client=self._client
-            )
+        if self._sender is None:
+            self._sender = self._connect_sender(self._link(servers), self._client)
         return self._client
 
     def _send(self) -> None:
         """One pass over the source, to its end even where sending fails: other ranks read along."""
+        assert self._sender is not None
         with _blamed():
             self._announce()
         reading = _Pass(self._source)
-        self._engine.source = reading
         try:
-            self._engine.send_weights()
+            self._sender.send(reading)
         except Exception:
             reading.finish()
             raise
@@ -210,13 +183,13 @@ class Pusher:
     def _link(self, servers: Sequence[Server]) -> Link:
         address = _address_towards([server.host for server in servers])
         num_workers = sum(server.world_size for server in servers)
-        return Link(address, self._address or address, num_workers, self._timeout_s)
+        return Link(address, self._address or address, num_workers, self._timeout_s, self._bucket_bytes)
 
     def close(self) -> None:
         """Leave the group; the next push connects again."""
-        if self._engine is not None:
-            self._engine.shutdown()
-        self._engine = self._client = None
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = self._client = None
 
 
 def _address_towards(hosts: Sequence[str]) -> str:
@@ -248,29 +221,27 @@ def _blamed() -> Iterator[None]:
 
 
 class _Pass:
-    """One pass over a source, with vLLM's own metadata type."""
+    """One pass over a source, whose errors are its own."""
 
     def __init__(self, source: PushedWeights) -> None:
         self._source = source
-        self._stream: Iterator[tuple[str, Any]] | None = None
+        self._stream: Iterator[Any] | None = None
 
-    def metadata(self) -> list[Any]:
-        from vllm.distributed.weight_transfer import ParamMeta
-
+    def metadata(self) -> Sequence[tuple[str, Any, Sequence[int]]]:
         with _blamed():
-            return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._source.metadata()]
+            return self._source.metadata()
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> tuple[str, Any]:
+    def __next__(self) -> Any:
         with _blamed():
             if self._stream is None:
                 self._stream = iter(self._source)
-            pair = next(self._stream, None)
-        if pair is None:
+            item = next(self._stream, None)
+        if item is None:
             raise StopIteration
-        return pair
+        return item
 
     def finish(self) -> None:
         """Read what has not been read."""

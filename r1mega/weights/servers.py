@@ -7,6 +7,8 @@ from itertools import accumulate
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from r1mega.errors import RolloutError
 from r1mega.rollout.server import Server
 
@@ -55,7 +57,7 @@ def unhealthy(servers: Sequence[Server]) -> list[Server]:
 
 
 class ServerClient:
-    """vLLM's HTTP client for several servers at once, with the routes that it lacks.
+    """vLLM's routes for taking weights, on several servers at once.
 
     Every call raises RuntimeError at the first error of a server or of the watch, without waiting for the other
     servers, and RolloutError where a server refuses what it is asked (4xx).
@@ -63,74 +65,83 @@ class ServerClient:
 
     def __init__(self, servers: Sequence[Server], timeout_s: float) -> None:
         """timeout_s: for each answer but that to `update_weights`, which takes as long as the weights do."""
-        from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient as Client
-
         self.watch = Watch(())
         """Set by each push."""
         self.refused: set[Server] = set()
         """Those whose answers were errors."""
-        self._clients = {Client(server.url, timeout=timeout_s): server for server in servers}
-        self._patient = {c: Client(c.base_url, timeout=None) for c in self._clients}  # pyright: ignore[reportArgumentType]
-        self._timeout_s = timeout_s
+        self._servers, self._timeout_s = tuple(servers), timeout_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Each server's workers follow those of the servers before it."""
-        sizes = [server.world_size for server in self._clients.values()]
-        ranks = dict(zip(self._clients, accumulate(sizes, initial=init_info["rank_offset"]), strict=False))
-        self._all(lambda c: c.init_weight_transfer_engine({**init_info, "rank_offset": ranks[c]}))
+        """Each server's workers follow those of the servers before it, from `rank_offset` on where that is said."""
+        told = dict.fromkeys(self._servers, init_info)
+        if "rank_offset" in init_info:
+            sizes = [server.world_size for server in self._servers]
+            ranks = zip(self._servers, accumulate(sizes, initial=init_info["rank_offset"]), strict=False)
+            told = {server: {**init_info, "rank_offset": rank} for server, rank in ranks}
+        self._all(lambda s: self._call(s, "init_weight_transfer_engine", {"init_info": told[s]}))
 
     def start_weight_update(self) -> None:
-        self._all(lambda c: c.start_weight_update())
+        self._all(lambda s: self._call(s, "start_weight_update"))
 
-    def update_weights(self, update_info: Any) -> None:
-        self._all(lambda c: self._patient[c].update_weights(update_info))
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._all(lambda s: self._call(s, "update_weights", {"update_info": update_info}, patient=True))
 
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all(lambda c: c.finish_weight_update(weight_version))
+    def finish_weight_update(self) -> None:
+        self._all(lambda s: self._call(s, "finish_weight_update"))
 
     def reset_prefix_cache(self) -> None:
         self._all(self._reset_prefix_cache)
 
-    def _reset_prefix_cache(self, client: Any) -> None:
-        if not self._call(client, "post", "reset_prefix_cache").get("success"):
+    def _reset_prefix_cache(self, server: Server) -> None:
+        if not self._call(server, "reset_prefix_cache").get("success"):
             raise RuntimeError("its prefix cache cannot be emptied: requests still run")
 
     def set_version(self, version: str) -> None:
-        self._all(lambda c: self._call(c, "post", "update_weight_version", {"new_version": version}))
+        self._all(lambda s: self._call(s, "update_weight_version", {"new_version": version}))
 
     def check_version(self, version: str) -> None:
-        self._all(lambda c: self._check_version(c, version))
+        self._all(lambda s: self._check_version(s, version))
 
-    def _check_version(self, client: Any, version: str) -> None:
-        found = self._call(client, "get", "weight_info").get("weight_version")
+    def _check_version(self, server: Server, version: str) -> None:
+        found = self._call(server, "weight_info", verb="GET").get("weight_version")
         if found != version:
             raise RuntimeError(f"its weights are of version {found!r} after the push of {version!r}")
 
-    def _call(self, client: Any, verb: str, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        import requests
+    def on_workers(self, method: str, *args: str) -> dict[Server, list[Any]]:
+        """What a method of `weights.worker.WorkerExtension` returns in each worker of each server."""
+        body = {"method": method, "args": list(args)}
+        found: dict[Server, list[Any]] = {}
+        self._all(lambda s: found.update({s: self._call(s, "collective_rpc", body)["results"]}))
+        return found
 
-        answer = requests.request(verb, f"{client.base_url}/{route}", json=body, timeout=self._timeout_s)
-        answer.raise_for_status()
-        return answer.json()
+    def _call(
+        self, server: Server, route: str, body: Any = None, *, verb: str = "POST", patient: bool = False
+    ) -> dict[str, Any]:
+        timeout_s = None if patient else self._timeout_s
+        # Plain http, past any proxy: reading the certificates would take longer than the calls.
+        with httpx.Client(base_url=server.url, timeout=timeout_s, trust_env=False, verify=False) as http:
+            answer = http.request(verb, f"/{route}", json=body)
+        if answer.is_error:
+            what = f"/{route}: {answer.status_code} {answer.text[:2000]}".strip()
+            # Restarting a server that was asked something wrong would change nothing.
+            raise RolloutError(what) if answer.is_client_error else RuntimeError(what)
+        return answer.json() if answer.content else {}
 
-    def _all(self, call: Callable[[Any], object]) -> None:
+    def _all(self, call: Callable[[Server], object]) -> None:
         """Call every server at once; the first error, with its server and what it answered, is raised."""
-        executor = ThreadPoolExecutor(len(self._clients))
-        calls = {executor.submit(call, client): client for client in self._clients}
+        executor = ThreadPoolExecutor(len(self._servers))
+        calls = {executor.submit(call, server): server for server in self._servers}
         executor.shutdown(wait=False)  # a call to a frozen server ends when that is killed
         pending = set(calls)
         while pending:
             done, pending = wait(pending, timeout=0.05, return_when=FIRST_EXCEPTION)
             for answer in done:
                 if error := answer.exception():
-                    self.refused.add(self._clients[calls[answer]])
-                    raise _told(calls[answer].base_url, error) from error
+                    self.refused.add(calls[answer])
+                    raise _told(calls[answer].url, error) from error
             self.watch.check()
 
 
 def _told(url: str, error: BaseException) -> Exception:
-    """A server's error with what it answered; RolloutError where restarting it would change nothing."""
-    response = getattr(error, "response", None)
-    what = f"{url}: {error} {getattr(response, 'text', '')[:2000]}".strip()
-    refused = response is not None and 400 <= response.status_code < 500
-    return RolloutError(what) if refused else RuntimeError(what)
+    what = f"{url}: {str(error) or type(error).__name__}"
+    return RolloutError(what) if isinstance(error, RolloutError) else RuntimeError(what)

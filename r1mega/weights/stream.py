@@ -6,7 +6,7 @@ Both sides compute the same buckets from the metadata alone. Imports torch alone
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,15 @@ class Param(NamedTuple):
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+
+def described(params: Sequence[Param]) -> dict[str, Any]:
+    """The stream's metadata as vLLM's routes take it, in JSON's types and in the order of the stream."""
+    return {
+        "names": [param.name for param in params],
+        "dtype_names": [str(param.dtype).removeprefix("torch.") for param in params],
+        "shapes": [list(param.shape) for param in params],
+    }
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ def engine(folder: Path, _: str) -> None:
         folder / "random", RolloutLayout(), max_model_len=256, seed=0, log_file=folder / "vllm.log"
     ) as server:
         pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
-        pusher.prepare()
         server.wait_ready()
         found = {}
         for version in (0, 1):

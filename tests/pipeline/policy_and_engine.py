@@ -106,7 +106,6 @@ def look_at(policy, server: Server, tokenizer) -> dict[str, Any]:
 
     found = []
     pusher = Pusher(PolicySource(policy, include_mtp=False), [server])
-    pusher.prepare()
     server.wait_ready()
     fleet = Fleet([server])
     for version in range(3):
@@ -122,7 +121,9 @@ def look_at(policy, server: Server, tokenizer) -> dict[str, Any]:
     httpx.post(f"{server.url}/collective_rpc", json=body, timeout=300).raise_for_status()
     pusher.push(3)
     pusher.close()
-    return {"found": found, "stale": stale, "without_tied_head_shim": complaint(policy, fleet, tokenizer, 3)}
+    of_vllm = sorted(name for name in sys.modules if name.partition(".")[0] == "vllm")
+    without = complaint(policy, fleet, tokenizer, 3)
+    return {"found": found, "stale": stale, "without_tied_head_shim": without, "of_vllm": of_vllm}
 
 
 def main(folder: Path, models: list[str]) -> None:

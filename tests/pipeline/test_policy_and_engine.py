@@ -78,6 +78,10 @@ def test_the_process_ends_in_order(results, result):
     assert results[1].returncode == 0, results[1].stderr[-3000:]
 
 
+def test_a_trainer_that_pushes_imports_nothing_of_vllm(result):
+    assert result["of_vllm"] == []
+
+
 def test_policy_and_engine_agree_before_and_after_pushes(result):
     rows = result["found"]
     places = [(row["version"], row["temperature"]) for row in rows]

@@ -86,8 +86,6 @@ class RecordingPusher:
     ) -> None:
         self._source, self._servers, self._announce, self._seconds = source, servers, announce, seconds
 
-    def prepare(self) -> None: ...
-
     def close(self) -> None: ...
 
     def push(self, version: int) -> Any:

@@ -83,7 +83,7 @@ class Rig:
     def pusher(self, source: Any, servers: Sequence[Any], **options: Any) -> Any:
         assert source is self and options["address"] == "here"
         self.announce = options["announce"]
-        return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"), prepare=lambda: None)
+        return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"))
 
     def push(self, version: int, servers: Sequence[Any] | None = None) -> Any:
         self.announce()

@@ -238,10 +238,7 @@ class Given:
     """What gives a folder's weights, of which it writes down the folders."""
 
     def __init__(self) -> None:
-        self.prepared, self.folders = 0, list[Path]()
-
-    def prepare(self) -> None:
-        self.prepared += 1
+        self.folders = list[Path]()
 
     def __call__(self, server: Server, folder: Path) -> None:
         self.folders.append(folder)
@@ -262,11 +259,11 @@ def test_a_folders_weights_are_given_before_anything_is_asked(chain: Chain):
     give = Given()
     with served(chain, give) as first:
         first.client()
-        assert give.folders == [] and give.prepared == 0  # it was started of the folder
+        assert give.folders == []  # it was started of the folder
     with served(chain, give) as second:
         second.client()
         second.client()
-    assert give.folders == [chain.model] and give.prepared == 1
+    assert give.folders == [chain.model]
     assert second.servers[0].pid == first.servers[0].pid
 
 

@@ -14,6 +14,7 @@ from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RanksLostError, RolloutError
 from r1mega.weights import push
 from r1mega.weights.push import Pusher, PushReport
+from r1mega.weights.sender import Sent
 from r1mega.weights.servers import Watch
 from r1mega.weights.stream import SourceError
 
@@ -91,16 +92,15 @@ class Rig:
             reset_prefix_cache=lambda: self.told.append("reset"),
         )
 
-        def send_weights() -> None:
+        def send(source: Any) -> None:
             self.told.append("weights")
-            self.send(engine.source, client)
+            self.send(source, client)
 
-        def shutdown() -> None:
+        def close() -> None:
             self.closed += 1
 
-        tally = SimpleNamespace(num_bytes=24, num_tensors=6, crc=7)
-        engine = SimpleNamespace(send_weights=send_weights, shutdown=shutdown, tally=tally, source=None)
-        self.pusher._engine, self.pusher._client = engine, client
+        sender: Any = SimpleNamespace(send=send, close=close, sent=Sent(6, 24, 7))
+        self.pusher._sender, self.pusher._client = sender, client
         return client
 
     def once(self, fail: Callable[[Any, Any], None]) -> None:

@@ -1,0 +1,72 @@
+"""The group over which the gloo transport sends, for both of its ends. Imports torch alone."""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+
+from r1mega.weights.stream import Tally
+
+LARGEST_BUCKET_BYTES = 64 * 2**20
+"""Most of one broadcast; larger ones are no faster, and both sides hold them."""
+
+
+class Wire:
+    """A gloo group of one sender (rank 0) and the workers, apart from any default group of either side."""
+
+    def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float, address: str) -> None:
+        """address: of this host, as the others reach it."""
+        options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
+        options._timeout = timedelta(seconds=timeout_s)
+        # The default device listens on whatever this host's name resolves to, which may be nothing at all.
+        options._devices = [ProcessGroupGloo.create_device(hostname=address)]
+        self._pg: Any = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
+        self._store = store  # the sender's store must live as long as the group
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+
+    def broadcast(self, buffer: torch.Tensor, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Send rank 0's buffer, [num_bytes] uint8, to all."""
+        options = BroadcastOptions()
+        options.rootRank = options.rootTensor = 0
+        self._wait(self._pg.broadcast([buffer], options), given_up, "a chunk of weights")
+
+    def compare(self, tally: Tally, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Exchange tallies; every rank must have seen what the sender sent.
+
+        Raises:
+            RuntimeError: naming each rank that saw something else.
+        """
+        mine = tally.as_tensor()
+        seen = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self._wait(self._pg.allgather([seen], [mine]), given_up, "the checksums")
+        sent, *received = [tuple(t.tolist()) for t in seen]
+        wrong = [f"worker {i} received {r}" for i, r in enumerate(received) if r != sent]
+        if wrong:
+            raise RuntimeError(f"(tensors, bytes, CRC-32) of this push: sent {sent}, but {'; '.join(wrong)}")
+
+    def _wait(self, work: Any, given_up: Callable[[], bool], what: str) -> None:
+        # Polled rather than waited for: gloo's wait cannot be ended from outside when the other side gives up.
+        deadline = time.monotonic() + self.timeout_s
+        while not work.is_completed():
+            if given_up():
+                raise RuntimeError(f"the other side gave up while rank {self.rank} waited for {what}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {self.rank} waited {self.timeout_s:g} s for {what}")
+            time.sleep(0.0005)
+        work.wait()
+
+    def close(self) -> None:
+        """Leave the group; who still waits for this rank gets an error at once."""
+        if self._pg is None:
+            return
+        group, self._pg = [self._pg], None
+        group[0].abort()  # alone it leaves gloo's sockets open, and the other side waiting: the group must go as well
+        # With a frozen rank in the group that takes until this rank's wait for it times out or the frozen one is
+        # killed, which is what comes next; so it is not waited for.
+        leaving = threading.Thread(target=group.clear)
+        leaving.start()
+        leaving.join(1.0)
