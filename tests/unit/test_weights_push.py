@@ -54,7 +54,7 @@ class Rig:
         """What the servers were told, in order; "weights" is a pass over the source."""
         self.found = lambda version: version
         """The version that the servers say they have."""
-        self.send: Callable[[Any, Any], None] = lambda source, client: [*source] and None
+        self.send: Callable[[Any, Any], object] = lambda source, client: [*source]
         self.at: Callable[[int], None] = lambda i: None
         self.pusher = Pusher(self, self.servers, announce=self.announce)
         monkeypatch.setattr(Pusher, "_connect", self.connect)
@@ -84,7 +84,7 @@ class Rig:
             if (found := self.found(version)) != version:
                 raise RuntimeError(f"version {found}")
 
-        client = SimpleNamespace(
+        client: Any = SimpleNamespace(
             watch=watch,
             refused=set(),
             set_version=set_version,
@@ -103,7 +103,7 @@ class Rig:
         self.pusher._sender, self.pusher._client = sender, client
         return client
 
-    def once(self, fail: Callable[[Any, Any], None]) -> None:
+    def once(self, fail: Callable[[Any, Any], object]) -> None:
         """The first pass goes wrong this way, the next ones well."""
         well = self.send
 
