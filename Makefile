@@ -14,12 +14,24 @@ CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
 BENCH_OUT ?= runs/bench/logprob_cpu.json
 SMOLLM2 := $(VENV)/smollm2
 IN_CI := $(or $(CI),$(R1MEGA_CI))
+# On NVIDIA GPUs the trainer and vLLM's servers have an environment each; rollout.python of a cluster file names the
+# second one's interpreter.
+PYTHON_GPU ?= python3.12
+TRAINER := .venv-gpu-trainer
+ENGINE := .venv-gpu-engine
+PY312 := .venv-py312
+stamp_of = $(1)/.installed-$(shell sha256sum requirements/$(2) pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+TRAINER_STAMP := $(call stamp_of,$(TRAINER),gpu-trainer.lock)
+ENGINE_STAMP := $(call stamp_of,$(ENGINE),gpu-engine.lock)
+PY312_STAMP := $(call stamp_of,$(PY312),gpu-trainer.lock)
+CUDA_HOME ?= /usr/local/cuda
+MAX_JOBS ?= $(shell nproc)
 # pip would compile a file at a time. What is not compiled, every process of a server compiles again, at every start,
 # where PYTHONDONTWRITEBYTECODE is set. Some packages hold files of other Pythons, which cannot be compiled.
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak mutate smollm2 bench lint format env system-deps lock clean
+.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak test-py312 mutate smollm2 bench lint format env env-gpu env-gpu-trainer env-gpu-engine system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -67,7 +79,12 @@ test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a rea
 
 test-soak: $(STAMP) smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
 	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
+	if $(PYTHON_GPU) --version >/dev/null 2>&1; then $(MAKE) test-py312; else echo "no $(PYTHON_GPU): test-py312 is left out"; fi
 	$(MAKE) mutate
+
+# Without vLLM, as the trainer's environment is; its tests are skipped.
+test-py312: $(PY312_STAMP)  ## the unit tests with the GPU trainer's Python, torch and locked packages, on CPUs
+	$(PY312)/bin/python -m pytest tests/unit $(PYTEST)
 
 mutate: $(STAMP)  ## plant the faults of tools/mutants one at a time: does a test notice? to docs/measurements/mutants.json
 	$(BIN)/python tools/mutate.py $(MUTANTS)
@@ -86,6 +103,56 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 env: $(STAMP)  ## the environment alone
+
+env-gpu: env-gpu-trainer env-gpu-engine  ## both environments of a GPU machine: Python 3.12, a CUDA 13 toolkit, g++
+
+# Which of a lock's packages: all but transformer-engine-torch, or that one alone. It is compiled against the torch that
+# stands there, so it comes last.
+but_te := awk '/^[^ ]/ { te = /^transformer-engine-torch==/ } !te'
+te_only := awk '/^[^ ]/ { te = /^transformer-engine-torch==/ } te'
+is_312 = $(1) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "a GPU environment needs Python 3.12: make PYTHON_GPU=...")'
+pip_of = $(1)/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-deps
+
+# Headers of cuDNN and NCCL are those of torch's own packages. Unless it is forced to build, its setup takes a binary of
+# somebody's from the network, which no lock has.
+env-gpu-trainer: NVIDIA = $(CURDIR)/$(TRAINER)/lib/python3.12/site-packages/nvidia
+env-gpu-trainer: $(TRAINER_STAMP)
+$(TRAINER_STAMP): requirements/gpu-trainer.lock pyproject.toml
+	$(call is_312,$(PYTHON_GPU))
+	test -x $(CUDA_HOME)/bin/nvcc || { echo "env-gpu: no CUDA toolkit in $(CUDA_HOME): make CUDA_HOME=..." >&2; exit 2; }
+	test -x $(TRAINER)/bin/python || $(PYTHON_GPU) -m venv $(TRAINER)
+	$(but_te) requirements/gpu-trainer.lock > $(TRAINER)/wheels.lock
+	$(te_only) requirements/gpu-trainer.lock > $(TRAINER)/source.lock
+	$(call pip_of,$(TRAINER)) --require-hashes -r $(TRAINER)/wheels.lock
+	NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch CUDA_HOME=$(CUDA_HOME) MAX_JOBS=$(MAX_JOBS) \
+	  CPATH=$(CUDA_HOME)/include/cccl:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include \
+	  $(call pip_of,$(TRAINER)) --no-build-isolation --require-hashes -r $(TRAINER)/source.lock
+	$(call pip_of,$(TRAINER)) --no-build-isolation -e .
+	$(TRAINER)/bin/python -m compileall -qq -j 0 $(TRAINER)/lib || true
+	rm -f $(TRAINER)/.installed-*
+	touch $@
+
+# vLLM with its own pins, and r1mega, whose classes its workers load.
+env-gpu-engine: $(ENGINE_STAMP)
+$(ENGINE_STAMP): requirements/gpu-engine.lock pyproject.toml
+	$(call is_312,$(PYTHON_GPU))
+	test -x $(ENGINE)/bin/python || $(PYTHON_GPU) -m venv $(ENGINE)
+	$(call pip_of,$(ENGINE)) --require-hashes -r requirements/gpu-engine.lock
+	$(call pip_of,$(ENGINE)) --no-build-isolation -e .
+	$(ENGINE)/bin/python -m compileall -qq -j 0 $(ENGINE)/lib || true
+	rm -f $(ENGINE)/.installed-*
+	touch $@
+
+# The trainer's lock without Transformer Engine, which has nothing to run on.
+$(PY312_STAMP): requirements/gpu-trainer.lock pyproject.toml
+	$(call is_312,$(PYTHON_GPU))
+	test -x $(PY312)/bin/python || $(PYTHON_GPU) -m venv $(PY312)
+	awk '/^[^ ]/ { te = /^transformer-engine/ } !te' requirements/gpu-trainer.lock > $(PY312)/wheels.lock
+	$(call pip_of,$(PY312)) --require-hashes -r $(PY312)/wheels.lock
+	$(call pip_of,$(PY312)) --no-build-isolation -e .
+	$(PY312)/bin/python -m compileall -qq -j 0 $(PY312)/lib || true
+	rm -f $(PY312)/.installed-*
+	touch $@
 
 # A real model of 135 million parameters. Tests that need it are skipped where it cannot be had, and fail in CI.
 smollm2: $(SMOLLM2)/.installed
@@ -121,8 +188,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	rm -f $(VENV)/.installed-*
 	touch $@
 
-lock:  ## resolve the dependencies in pyproject.toml (needs uv); UPGRADE=1 takes the newest of all
-	UPGRADE=$(UPGRADE) tools/lock.sh
+lock: $(STAMP)  ## resolve the dependencies in pyproject.toml (needs uv); UPGRADE=1 takes the newest, LOCKS="gpu-engine" one
+	UPGRADE=$(UPGRADE) tools/lock.sh $(LOCKS)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

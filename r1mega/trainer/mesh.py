@@ -204,7 +204,7 @@ def _device(layout: TrainerLayout, device: str) -> torch.device:
         )
         raise ConfigError(
             f"cluster.device = {device!r}, but PyTorch {torch.__version__} has no CUDA device here: {why}. Choose a "
-            "cluster file with device = 'cpu', or install requirements/gpu.lock on a machine with an NVIDIA GPU"
+            "cluster file with device = 'cpu', or run `make env-gpu` on a machine with an NVIDIA GPU"
         )
     launch = env.launch()
     local, there = (launch.local_rank if launch else 0), torch.cuda.device_count()

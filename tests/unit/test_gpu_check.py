@@ -179,11 +179,11 @@ def test_a_thinned_wheel_is_the_same_bytes_every_time(tools, tmp_path):
     assert b"drop" not in data
 
 
-def test_the_lock_names_one_file_of_each_package_that_the_gpu_lock_has_too(tools):
-    """By hash: what is brought is what an installed GPU environment has, but for Python's 3.12."""
+def test_the_lock_names_one_file_of_each_package_that_the_trainers_lock_has_too(tools):
+    """By hash: what is brought is what an installed GPU environment has."""
     carry = tools("carry")
     ours, theirs = (
-        carry.locked((ROOT / "requirements" / f"{name}.lock").read_text()) for name in ("gpu-check", "gpu")
+        carry.locked((ROOT / "requirements" / f"{name}.lock").read_text()) for name in ("gpu-check", "gpu-trainer")
     )
     assert len(ours) == 14
     for name, line in ours.items():
