@@ -52,7 +52,8 @@ class Objective(Section):
     expert_bias: Literal["frozen", "update"] = "frozen"
     """Whether the router's load-balancing bias moves at each optimiser step in RL."""
     expert_bias_rate: float = Field(default=0.001, ge=0)
-    importance: Literal["none", "truncated"] = "none"
+    importance: Literal["none", "truncated"] | None = None
     """Correction from engine to trainer: truncated multiplies each token's loss by
-    min(pi_old / pi_behaviour, importance_cap) (TIS)."""
+    min(pi_old / pi_behaviour, importance_cap) (TIS). None: truncated where trainer or engine compute in bf16 or fp8,
+    none where both compute in fp32; config.json has which it is."""
     importance_cap: float = Field(default=2.0, gt=0)

@@ -1,6 +1,7 @@
 """Where a stage runs: ranks, precision, memory, the engine's processes, as a cluster file states them.
 
-Layout only, never science: no setting here changes what is learnt, beyond rounding.
+Layout only, never science: no setting here changes what is learnt, beyond rounding and what corrects for it
+(`objective.importance`, where that is left to the machine).
 """
 
 from typing import Annotated, Literal
@@ -203,6 +204,18 @@ class Cluster(Section):
     def placed(self) -> Literal["cpu", "disaggregated", "colocated"]:
         """`placement`, resolved."""
         return self.placement or ("cpu" if self.device == "cpu" else "disaggregated")
+
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        """The settings, with their values, by which trainer or engine compute in less than fp32. None of them: both
+        give a token the same log-probability up to fp32's rounding."""
+        found = {
+            "trainer.dtype": (self.trainer.dtype, "fp32"),
+            "trainer.precision.fp8": (self.trainer.precision.fp8, "none"),
+            "rollout.dtype": (self.rollout.dtype, "fp32"),
+            "weights.fp8": (self.weights.fp8, False),
+        }
+        return tuple(f"cluster.{name} = {value}" for name, (value, exact) in found.items() if value != exact)
 
     @property
     def transport(self) -> Literal["gloo", "nccl", "ipc"]:

@@ -91,15 +91,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "rollout": sum(r["rollout/tokens"] for r in first_lines) / phases["rollout"],
             "train": sum(r["tokens"] for r in train) / phases["update"],
         },
-        "mismatch": {
-            "mean": sum(r["mismatch/mean"] for r in train) / len(train),
-            "max": max(r["mismatch/max"] for r in train),
-            "max_untied": max(r["mismatch/max_untied"] for r in train),
-            **{
-                name: sum(r.get(f"mismatch/{name}", 0.0) for r in first_lines)
-                for name in ("answers", "answers_after_tie")
-            },
-        },
+        "mismatch": _mismatch(train, first_lines),
         "eval": {
             "before": evals["eval"][0],
             "after": evals["eval"][-1],
@@ -107,6 +99,27 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "greedy_after": evals["eval_greedy"][-1],
         },
     }
+
+
+def _mismatch(train: Sequence[Mapping[str, Any]], first_lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Engine against trainer: means and largest figures over a run's lines, sums over its rollouts; each as far as
+    lines have it (diagnostics/mismatch.py, rounded_mismatch.py)."""
+
+    def of(name: str) -> list[float]:
+        return [r[f"mismatch/{name}"] for r in train if f"mismatch/{name}" in r]
+
+    means = {name: sum(found) / len(found) for name in ("mean", "kl") if (found := of(name))}
+    largest = {name: max(found) for name in ("max", "max_untied", "p999") if (found := of(name))}
+    counts = ["answers"] if "kl" in means else ["answers", "answers_after_tie"]
+    sums = {name: sum(r.get(f"mismatch/{name}", 0.0) for r in first_lines) for name in counts}
+    if "kl" in means:
+        tokens = [(r["mismatch/tokens"], r["mismatch/far"]) for r in first_lines]
+        largest["kl_largest"] = max(of("kl"))
+        sums |= {
+            "tokens_compared": sum(n for n, _ in tokens),
+            "tokens_far": float(round(sum(n * f for n, f in tokens))),
+        }
+    return {**means, **largest, **sums}
 
 
 def transcripts(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:

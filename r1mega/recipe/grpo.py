@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -15,12 +15,13 @@ from r1mega.data.sources.constraints import ConstraintPrompts
 from r1mega.data.sources.reasoning_gym import MadeQuestions
 from r1mega.data.sources.registry import Sources
 from r1mega.data.sources.source import QuestionSource
-from r1mega.diagnostics.settings import Hacking
+from r1mega.diagnostics.settings import Hacking, Mismatch
 from r1mega.families.spec import ModelSpec
 from r1mega.recipe import reward_models
 from r1mega.recipe.asking import Evaluated, Sampling
 from r1mega.recipe.hacking import hacking_faults
 from r1mega.recipe.memory import Holds
+from r1mega.recipe.mismatch import mismatch_faults
 from r1mega.recipe.reward_models import reward_model_faults, reward_model_layout_faults
 from r1mega.recipe.schedules import (
     ScheduledSampling,
@@ -69,15 +70,6 @@ class RolloutSettings(Section):
     false_negatives: Annotated[float, OnResume.FREE] = Field(default=0.05, ge=0, lt=1)
     """Share of right answers taken for wrong, of which every rollout logs what it would cost of the gradient's signal
     (`signal_lost/assumed`). Changes nothing that is learnt."""
-
-
-class Mismatch(Section):
-    """Bound on |logp(vLLM) - logp(Megatron)| of sampled tokens; past it the run stops."""
-
-    max_abs: float = Field(default=1e-4, gt=0)
-    tie_margin: float = Field(default=5e-6, ge=0)
-    """Lead, in the router's scores, below which its choice of experts counts as a tie that rounding may decide
-    either way; an answer after a tie is exempt from the bound. 0 exempts none."""
 
 
 class GRPO(Evaluated, Training):
@@ -210,11 +202,18 @@ class GRPO(Evaluated, Training):
     def longest(self) -> tuple[int, str]:
         return self.sampling.longest + 1, "sampling.max_new_tokens"  # a prompt has one token at least
 
+    def resolved(self, machine: Cluster) -> Self:
+        if self.objective.importance is not None:
+            return self
+        importance = {"importance": "truncated" if machine.roundings else "none"}
+        return self.model_copy(update={"objective": self.objective.model_copy(update=importance)})
+
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        faults = reward_model_layout_faults(self.rewards, machine.trainer, self.batch)
+        layout = reward_model_layout_faults(self.rewards, machine.trainer, self.batch)
         # What a reward model takes of a rank follows from a layout that fits it.
-        fitting = self.model_copy(update={"rewards": {}}) if faults else self
-        return faults + super(GRPO, fitting).faults_on(machine, spec)
+        fitting = self.model_copy(update={"rewards": {}}) if layout else self
+        faults = mismatch_faults(self.mismatch, machine.roundings)
+        return faults + layout + super(GRPO, fitting).faults_on(machine, spec)
 
     def holds(self) -> Holds:
         return dataclasses.replace(

@@ -61,6 +61,8 @@ def recipe_of(table: Mapping[str, Any], path: Path) -> type[Recipe]:
 def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Recipe, Cluster]:
     """Recipe and machine, each by itself without fault; `Recipe.faults_on` holds one against the other.
 
+    What the recipe leaves to the machine is filled in (`Recipe.resolved`).
+
     An override that starts with `cluster.` goes to the cluster file, every other to the stage config.
 
     Raises:
@@ -70,4 +72,4 @@ def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Recip
     machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
     recipe = load_recipe(path, [o for o in overrides if not o.startswith(prefix)])
     raise_if_any(path, layout_faults(machine))
-    return recipe, machine
+    return recipe.resolved(machine), machine

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import Input
@@ -83,6 +83,10 @@ class Recipe(RunSettings):
             spec: the model, as `adapted` has made it, where anything is known of it.
         """
         return [] if spec is None else memory_faults(self.holds(), machine, spec)
+
+    def resolved(self, machine: Cluster) -> Self:
+        """These settings, those filled in that were left to the machine."""
+        return self
 
     def faults_of_code(self) -> list[str]:
         """Faults of the user's own code that settings name; it is run to find them, in a process of its own."""

@@ -169,11 +169,22 @@ FIGURES = (
         (
             Curve("mismatch/max", "largest of any token"),
             Curve("mismatch/max_untied", "largest without a tie of the router"),
+            Curve("mismatch/p999", "99.9th percentile of tokens"),
             Curve("mismatch/mean", "mean over tokens"),
         ),
-        "Flat at the rounding of the number format: a rise means that the two halves no longer hold the same "
-        "weights; past mismatch.max_abs the run stops.",
+        "Flat at the rounding of the number format: a rise means that the two halves no longer compute the same. "
+        "Past mismatch.max_abs (both in fp32) or mismatch.mean (either in bf16 or fp8) the run stops.",
         log=True,
+    ),
+    Figure(
+        "mismatch_kl",
+        "Engine against trainer, where either rounds below fp32",
+        "nats per token",
+        (
+            Curve("mismatch/kl", "KL(engine || trainer)"),
+            Curve("mismatch/kl_change", "its line's rise over mismatch.window rollouts"),
+        ),
+        "Flat, and past mismatch.kl the run stops; a rise comes before training comes apart.",
     ),
     Figure(
         "loss",

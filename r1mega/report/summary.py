@@ -44,6 +44,8 @@ COUNTS = {
     "longer_better/pairs": "held out: pairs whose longer answer is better",
     "answers": "mismatch: answers compared",
     "answers_after_tie": "mismatch: of them after a tie",
+    "tokens_compared": "mismatch: tokens compared",
+    "tokens_far": "mismatch: of them more than 1 nat apart",
     "dropped choices": "experts, all steps: dropped choices",
 }
 """Parts that are counts, of something else than the figures beside them."""
@@ -134,6 +136,7 @@ def so_far(run_dir: Path) -> Row:
         },
         "mismatch": {
             "max": max(series(train, "train", "step", "mismatch/max")[1], default=None),
+            "kl_largest": max(series(train, "train", "step", "mismatch/kl")[1], default=None),
             "answers": _total(sampled, "mismatch/answers") or None,
         },
         "experts": load_balance.summarise(train),

@@ -33,6 +33,7 @@ from r1mega.rollout.served import ServedModel
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Group, Sample
+from r1mega.stages.comparing import compared_by
 from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.rank_zero import rank_zero, usable
 from r1mega.stages.records import Carried
@@ -41,7 +42,7 @@ from r1mega.stages.scorers import Load, Scorers, Scoring, refuse_without_scorer,
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
-from r1mega.trainer.rescore import attach_logprobs, engine_mismatch
+from r1mega.trainer.rescore import attach_logprobs
 from r1mega.trainer.reward_model import RewardModel
 from r1mega.trainer.scatter import MiniBatches, checkpoint_files, from_checkpoint, scatter
 from r1mega.weights import hf_io
@@ -79,7 +80,7 @@ def run(
 
     Raises:
         ConfigError: a reward is to be given by a model that has no scorer.
-        MismatchError: engine and trainer disagree on sampled tokens by more than `mismatch.max_abs`.
+        MismatchError: engine and trainer disagree on sampled tokens by more than [mismatch] allows.
         RolloutError: the engine cannot start or answer, or a rollout leaves too little to learn from.
         RewardError: more verdicts have failed than `rollout.max_failed` allows.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been saved.
@@ -101,9 +102,10 @@ def run(
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
         scoring = Scoring(config, mesh, policy, failures, run_dir.samples, scorers_of(config, mesh, scorers, load))
         left, hacking = LeftToLearn(config, mesh, source), part.hacking(config)
+        compared = compared_by(config, cluster, policy, run.records)
         run.begin(
             policy, first_weights=lambda: _first_weights(config, policy), tokenizer=run_dir.tokenizer,
-            carried=[left, hacking],
+            carried=[left, hacking, compared],
             evaluation=HeldOutEvaluation(config, engine, held_out, left),
         )  # fmt: skip
         for step in run.steps():
@@ -120,8 +122,8 @@ def run(
                 with Stopwatch() as watch:
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
                 seconds = {"rollout": rollout.seconds - pushed, "push": pushed, **taken, "logprobs": watch.seconds}
-                compared = engine_mismatch(policy, shares, **dict(config.mismatch))
-                left.fill(shares, {**rollout.metrics, **judged, **hacking.see(step, groups)}, seconds, compared)
+                apart = compared.compare(step, shares)
+                left.fill(shares, {**rollout.metrics, **judged, **hacking.see(step, groups)}, seconds, apart)
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from r1mega.buffers import Float32s
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
+from r1mega.diagnostics.rounded_mismatch import measure_spread, spread
 from r1mega.samples import NO_LOGP, Document, Sample
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches
@@ -45,6 +46,12 @@ def engine_mismatch(
         margins = [Float32s(m.numpy()) for m in policy.routing_margins([_document(s) for s in past])]
     parts = mesh.gather_over_data(measure(samples, margins, max_abs=max_abs))
     return mismatch(parts, max_abs=max_abs, tie_margin=tie_margin)
+
+
+def engine_spread(policy: Policy, minibatches: MiniBatches) -> dict[str, float]:
+    """Engine against trainer where either rounds below fp32, on every sampled token of all ranks; arguments and
+    collective as of `engine_mismatch`, figures and errors as of `spread` (diagnostics/rounded_mismatch.py)."""
+    return spread(policy.mesh.gather_over_data(measure_spread([s for m in minibatches for s in m])))
 
 
 def _document(sample: Sample) -> Document:

@@ -55,14 +55,15 @@ class Run:
 
     folder: Path
     engines: Engines = field(default_factory=Engines)
+    cluster: Cluster = CLUSTER
     policies: list[RecordingPolicy] = field(default_factory=list)
 
     def start(self, base: Path, changes: dict[str, Any], *, resume: bool = False, **policy: Any) -> "Run":
         """`changes` are sections or values of `SETTINGS`; what is in `policy` goes to the policy."""
         from r1mega.stages import grpo
 
-        self.config = config(base, changes)
-        run_dir = RunDir(self.folder, self.config, CLUSTER, resume=resume)
+        self.config = config(base, changes).resolved(self.cluster)
+        run_dir = RunDir(self.folder, self.config, self.cluster, resume=resume)
 
         def build(*arguments: Any, **settings: Any) -> Any:
             self.policies.append(RecordingPolicy(*arguments, **settings, **policy))
@@ -71,7 +72,7 @@ class Run:
         try:
             answers: Any = {"serve": self.engines.make, "pusher": self.engines.pusher, "pool": this_process_pool}
             with recording.recorded_saves():
-                grpo.run(self.config, CLUSTER, run_dir, build=build, **answers)
+                grpo.run(self.config, self.cluster, run_dir, build=build, **answers)
         finally:
             run_dir.close()
         return self

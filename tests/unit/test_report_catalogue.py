@@ -9,9 +9,11 @@ from grpo_run import CLUSTER, Run, base, plain
 from recording import RecordingPolicy, recorded_saves
 
 from r1mega.algos.preference import pairwise_loss, shares
-from r1mega.buffers import Int32s
+from r1mega.buffers import Float32s, Int32s
 from r1mega.diagnostics.load_balance import metrics
 from r1mega.diagnostics.preferences import of_pairs
+from r1mega.diagnostics.rounded_mismatch import KLWatch, measure_spread, spread
+from r1mega.diagnostics.settings import Mismatch
 from r1mega.recipe.sft import SFT
 from r1mega.report.catalogue import FIGURES
 from r1mega.rewards.accuracy import Accuracy
@@ -22,7 +24,7 @@ from r1mega.rewards.registry import REWARDS
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.runtime.run_dir import RunDir
-from r1mega.samples import ExpertLoad, Group, LayerLoad, Prompt, Verdict, VerdictStatus
+from r1mega.samples import ExpertLoad, Group, LayerLoad, Prompt, Sample, Verdict, VerdictStatus
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -63,6 +65,11 @@ def test_every_curve_is_of_a_metric_that_is_logged(plain: Run, validated: list[d
     # No endpoint gives these runs a reward.
     with connected({"judge": Judge(endpoint=RewardEndpoint(url="http://judge/v1", model="m"))}, None) as callers:
         logged |= {("train", name) for name in callers.take_figures()}
+    # Both sides of these runs compute in fp32.
+    sample = Sample(Int32s([1]), Int32s([2]), 0.0, behaviour_logp=Float32s([-1.0]), old_logp=Float32s([-1.0]))
+    watch = KLWatch(Mismatch(window=12), rollouts=12)
+    rising = [watch.see(kl)[0] for kl in range(12)][-1]
+    logged |= {("train", name) for name in (*spread([measure_spread([sample])]), *rising)}
     # A reward model's steps and validations.
     fields = {"weight": torch.ones(4), "margin": torch.zeros(4), "tokens": torch.tensor([1.0, 2.0, 2.0, 1.0])}
     found = pairwise_loss(torch.ones(4), fields, torch.tensor([0, 0, 1, 1]))[1]
