@@ -12,7 +12,7 @@ import pkgutil
 import random
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def choices() -> dict[str, Sequence[Any]]:
     found = {}
     for name, field in Objective.model_fields.items():
         annotation = field.annotation
-        while get_origin(annotation) is Annotated:
+        while get_origin(annotation) in (Annotated, Union):  # what may be left out has its names first
             annotation = get_args(annotation)[0]
         if get_origin(annotation) is Literal:
             found[name] = get_args(annotation)
