@@ -102,9 +102,10 @@ def _on_cpu(holds: Holds, machine: Cluster, spec: ModelSpec) -> tuple[list[_Part
             what = f"a rank's {rank.params / 1e9:,.3g}B parameters of a reward model in fp32, 4 bytes each"
             parts.append(_Part(what, rank.weights, copies))
     if holds.engine and not machine.rollout.launch:
-        number = num_parameters(spec.tensors(), mtp=False)
-        what = f"the engine's {number / 1e9:,.3g}B parameters in {machine.rollout.dtype} and its cache"
-        parts.append(_Part(what, number * BYTES[machine.rollout.dtype] + machine.rollout.kv_cache_gib * GIB))
+        engine, number = machine.rollout, num_parameters(spec.tensors(), mtp=False)
+        what = f"the engine's {number / 1e9:,.3g}B parameters in {engine.dtype} and its cache"
+        size = number * BYTES[engine.dtype] + engine.tp * engine.dp * engine.kv_cache_gib * GIB
+        parts.append(_Part(what, size, engine.servers))
     return parts, machine.memory_gib or machine_memory_gib() or math.inf
 
 

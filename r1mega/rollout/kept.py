@@ -1,4 +1,4 @@
-"""A server that a chain's stages hand on: each finds the one before's running and gives it its own weights.
+"""Servers that a chain's stages hand on: each finds the one before's running and gives them its own weights.
 
 Who owns what, downwards in time:
 
@@ -7,7 +7,7 @@ Who owns what, downwards in time:
     keeping(): tells its children
     its own identity, and a folder
     runs stage 1 ----------------> begin(): nothing is recorded
-                                    takes the folder's lock
+                                    takes the server's lock
                                     spawns ------------------------->  guard watches the CHAIN
                                     records it in server.json
                                    asks; stop(): lets go of the lock   goes on
@@ -22,7 +22,10 @@ Who owns what, downwards in time:
     end(): ends it ------------------------------------------------->  ends
     or is gone, however                                                sees that, and ends
 
-The server is owned by the chain alone, which never speaks to it; a stage has it for as long as it holds the lock,
+Several servers of a stage are handed on together, each with a lock, a record and a log of its own. A later stage that
+wants another number of them ends those that it has no place for.
+
+A server is owned by the chain alone, which never speaks to it; a stage has it for as long as it holds the lock,
 and may end it and start another in its place, as it does with one that is dead or frozen. What is recorded is no
 promise: a stage takes a server whose guard runs and which answers, and its weights are of no version until that stage
 has given it its own. So answers are those of a server that was started by the stage.
@@ -30,7 +33,7 @@ has given it its own. So answers are those of a server that was started by the s
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -41,13 +44,14 @@ from r1mega.config.cluster import RolloutLayout
 from r1mega.families.registry import read_language_model
 from r1mega.rollout.alike import kind_of
 from r1mega.rollout.server import STOP_GRACE_S, Server
+from r1mega.rollout.several import begin_all, marked, marks
 from r1mega.runtime import env, files, locks, process
 from r1mega.runtime.process import Adopted, Identity
 
 log = logging.getLogger(__name__)
 
 RECORD, LOCK, LOG = "server.json", ".lock", "vllm.log"
-OF_THE_ASKER = ("start_timeout_s", "request_timeout_s", "health_timeout_s", "max_restarts")
+OF_THE_ASKER = ("servers", "start_timeout_s", "request_timeout_s", "health_timeout_s", "max_restarts")
 """Settings of a layout that a running server knows nothing of."""
 NO_VERSION = "left by an earlier stage"
 """Of weights, until the stage that has taken the server has given it its own."""
@@ -75,53 +79,99 @@ class Keeper:
         keeper = cls(Identity(pid, started), Path(folder), room)
         return keeper if keeper.owner.runs() else None
 
-    def record(self) -> Mapping[str, Any] | None:
-        """What is recorded of a server whose guard runs."""
+    def recorded(self) -> list[str]:
+        """The marks of all servers that are recorded (`several.marks`), whether or not they run."""
+        first, last = RECORD.split(".")
+        return [file.stem.removeprefix(first) for file in sorted(self.folder.glob(f"{first}*.{last}"))]
+
+    def record(self, mark: str = "") -> Mapping[str, Any] | None:
+        """What is recorded of the server of a mark, where its guard runs."""
         try:
-            found = json.loads((self.folder / RECORD).read_text())
+            found = json.loads(marked(self.folder / RECORD, mark).read_text())
         except (OSError, ValueError):
             return None
         return found if Identity(*found["guard"]).runs() else None
 
-    def end(self) -> None:
-        """End the server that is recorded, where one runs."""
-        found = self.record()
-        (self.folder / RECORD).unlink(missing_ok=True)
+    def end(self, *others_than: str) -> None:
+        """End the servers that are recorded, where they run, but for those of these marks."""
+        for mark in self.recorded():
+            if mark not in others_than:
+                self.end_one(mark)
+
+    def end_one(self, mark: str) -> None:
+        """End the server that is recorded under a mark, where one runs."""
+        found = self.record(mark)
+        marked(self.folder / RECORD, mark).unlink(missing_ok=True)
         if found is not None:
             process.stop_group(Adopted(Identity(*found["guard"])), grace_s=STOP_GRACE_S)
 
 
-def begin(model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path) -> Server:
-    """A server for a stage: one that an earlier one has left, where it is laid out as this one asks; else a new one.
+def begin_own(
+    model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
+) -> tuple[Server, ...]:
+    """`layout.servers` servers that end with the stage. Arguments and Raises: see `Server`."""
 
-    Outside a chain that keeps its server, while another server of this stage is the kept one, and where a launcher
-    starts servers elsewhere, it is a `Server` like any other. Arguments and Raises: see there.
+    def start(mark: str, layout: RolloutLayout) -> Server:
+        return Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=marked(log_file, mark))
+
+    return begin_all(start, layout)
+
+
+def begin(
+    model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
+) -> tuple[Server, ...]:
+    """Servers for a stage: those an earlier one has left, where they are laid out as this one asks; else new ones.
+
+    Outside a chain that keeps its servers, while other servers of this stage are the kept ones, and where a launcher
+    starts servers elsewhere, they are as of `begin_own`. Arguments and Raises: see there.
     """
     keeper = Keeper.told()
-    if keeper is not None and not layout.launch:
-        files.make_folder(keeper.folder)
-        lock = (keeper.folder / LOCK).open("w")
-        if locks.take(lock):
-            try:
-                return KeptServer(keeper, lock, model_dir, layout, max_model_len=max_model_len, seed=seed)
-            except BaseException:
-                locks.release(lock)
-                raise
-        lock.close()
-    return Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=log_file)
+    held = None if keeper is None or layout.launch else _taken(keeper, layout.servers)
+    if keeper is None or held is None:
+        return begin_own(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=log_file)
+    keeper.end(*held)
+
+    def start(mark: str, layout: RolloutLayout) -> Server:
+        return KeptServer(keeper, mark, held[mark], model_dir, layout, max_model_len=max_model_len, seed=seed)
+
+    return begin_all(start, layout, cleanup=lambda: _let_go(held.values()))
+
+
+def _taken(keeper: Keeper, number: int) -> dict[str, IO[str]] | None:
+    """The locks of so many servers, by their marks; None where not all can be had."""
+    files.make_folder(keeper.folder)
+    locked: dict[str, IO[str]] = {mark: (keeper.folder / f"{LOCK}{mark}").open("w") for mark in marks(number)}
+    if all(locks.take(lock) for lock in locked.values()):
+        return locked
+    _let_go(locked.values())
+    return None
+
+
+def _let_go(locked: Iterable[IO[str]]) -> None:
+    for lock in locked:
+        locks.release(lock)
 
 
 class KeptServer(Server):
     """A server that goes on when its stage has ended; see the module."""
 
     def __init__(
-        self, keeper: Keeper, lock: IO[str], model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int
+        self,
+        keeper: Keeper,
+        mark: str,
+        lock: IO[str],
+        model_dir: Path,
+        layout: RolloutLayout,
+        *,
+        max_model_len: int,
+        seed: int,
     ) -> None:
-        """lock: of the keeper's folder, which is held."""
-        self._keeper, self._lock, self._ready = keeper, lock, False
+        """lock: of the mark's server, which is held."""
+        self._keeper, self._mark, self._lock, self._ready = keeper, mark, lock, False
+        self._file = marked(keeper.folder / RECORD, mark)
         room = max(max_model_len, min(keeper.room, read_language_model(model_dir).max_positions))
         self._wanted, self._laid_out = max_model_len, {"kind": kind_of(model_dir), "layout": _seen_by_server(layout)}
-        super().__init__(model_dir, layout, max_model_len=room, seed=seed, log_file=keeper.folder / LOG)
+        super().__init__(model_dir, layout, max_model_len=room, seed=seed, log_file=marked(keeper.folder / LOG, mark))
 
     def start(self) -> None:
         """Take the server that was left, at the first start; else start one, and record it."""
@@ -130,7 +180,7 @@ class KeptServer(Server):
             super().start()
             identity = Identity.of(self.pid)
             if identity is not None:
-                files.write_json(self._keeper.folder / RECORD, self._record(identity))
+                files.write_json(self._file, self._record(identity))
             return
         self.port, self.max_model_len = left["port"], left["max_model_len"]
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
@@ -140,7 +190,7 @@ class KeptServer(Server):
 
     def _left(self) -> Mapping[str, Any] | None:
         """What is recorded of a server that fits; one that does not is ended."""
-        found = self._keeper.record()
+        found = self._keeper.record(self._mark)
         if found is None:
             return None
         differing = [name for name, value in self._laid_out.items() if found[name] != value]
@@ -151,7 +201,7 @@ class KeptServer(Server):
             " and ".join(differing) if differing else f"room for {found['max_model_len']} tokens, not {self._wanted}"
         )
         log.info("the server of an earlier stage is ended: another %s", why)
-        self._keeper.end()
+        self._keeper.end_one(self._mark)
         return None
 
     def _record(self, guard: Identity) -> dict[str, Any]:
@@ -189,7 +239,7 @@ class KeptServer(Server):
         return super().restart(reason)
 
     def _end(self, *, grace_s: float) -> None:
-        (self._keeper.folder / RECORD).unlink(missing_ok=True)
+        self._file.unlink(missing_ok=True)
         if not (isinstance(self._process, Adopted) and self._process.returncode is not None):
             super()._end(grace_s=grace_s)
 

@@ -1,7 +1,7 @@
-"""The rollout server of a model's folder and its client, started when they are first needed.
+"""The rollout servers of a model's folder and their client, started when they are first needed.
 
-One server may answer for several folders in turn that are served alike (`alike.py`): it is started of the first that
-is asked, and given the weights of each other one when that is first asked (`weights.folder`).
+They may answer for several folders in turn that are served alike (`alike.py`): they are started of the first that is
+asked, and given the weights of each other one when that is first asked (`weights.folder`).
 """
 
 import logging
@@ -15,9 +15,10 @@ from typing import Protocol, Self
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
-from r1mega.rollout.kept import begin
+from r1mega.rollout.kept import begin, begin_own
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.server import Server
+from r1mega.rollout.several import at_once
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.samples import Completion
@@ -29,25 +30,26 @@ Reload = Callable[[Server, int], None]
 
 
 class Give(Protocol):
-    """Gives a running server the weights of another folder (`weights.folder.GiveFolder`)."""
+    """Gives running servers the weights of another folder (`weights.folder.GiveFolder`)."""
 
-    def __call__(self, server: Server, folder: Path) -> object: ...
+    def __call__(self, servers: Sequence[Server], folder: Path) -> object: ...
 
 
 @dataclass(frozen=True)
 class Lengthened:
-    """A server that was started anew for longer sequences."""
+    """Servers that were started anew for longer sequences."""
 
     before: int
-    """Tokens of prompt and answer for which it had room."""
+    """Tokens of prompt and answer for which they had room."""
     max_model_len: int
-    """Those for which it has now."""
+    """Those for which they have now."""
     seconds: float
-    """Until it was ready."""
+    """Until all of them were ready."""
 
 
 class ServedModel:
-    """One server of a folder's own weights. An `Engine` of version 0; whoever pushes to it asks for its `client`."""
+    """Servers of a folder's own weights, `layout.servers` of them. An `Engine` of version 0; whoever pushes to them
+    asks for their `client`."""
 
     def __init__(
         self,
@@ -64,32 +66,27 @@ class ServedModel:
 
         Args:
             max_model_len: longest prompt + answer, in tokens.
-            interrupt: breaks off waiting for the server or its answers.
-            give: gives it a folder's weights. With it, a server that an earlier stage of a chain has left is taken
-                where there is one (`kept.begin`), and the model may `turn_to` other folders.
+            seed: of every server; answers depend on their requests' own seeds alone.
+            log_file: of one server; several have one each (`several.marked`).
+            interrupt: breaks off waiting for the servers or their answers.
+            give: gives them a folder's weights. With it, servers that an earlier stage of a chain has left are taken
+                where there are such (`kept.begin`), and the model may `turn_to` other folders.
         """
         self._model_dir, self._give = model_dir, give
-        self._start = partial(begin if give else Server, layout=layout, seed=seed, log_file=log_file)
-        self._max_model_len = max_model_len
-        self._log_file, self._interrupt = log_file, interrupt
-        self._server: Server | None = None
+        self._start = partial(begin if give else begin_own, layout=layout, seed=seed, log_file=log_file)
+        self._max_model_len, self._interrupt = max_model_len, interrupt
+        self.servers: tuple[Server, ...] = ()
+        """Those that were started."""
         self._client: Fleet | None = None
 
-    @property
-    def servers(self) -> tuple[Server, ...]:
-        """Those that were started."""
-        return (self._server,) if self._server is not None else ()
-
-    def start(self) -> Server:
+    def start(self) -> Sequence[Server]:
         """Start the processes, where they are not, and return while they are starting."""
-        if self._server is None:
-            self._server = server = self._start(self._model_dir, max_model_len=self._max_model_len)
-            if self._give is not None and server.foreign:
-                log.info("the rollout server is an earlier stage's; its log: %s", server.log_file)
-            else:
-                log_file = self._log_file if self._give is None else server.log_file
-                log.info("starting the rollout server; its log: %s", log_file)
-        return self._server
+        if not self.servers:
+            self.servers = self._start(self._model_dir, max_model_len=self._max_model_len)
+            for server in self.servers:
+                what = "is an earlier stage's" if server.foreign else "is starting"
+                log.info("the rollout server at %s %s; its log: %s", server.url, what, server.log_file)
+        return self.servers
 
     def turn_to(self, model_dir: Path) -> None:
         """Answer for another folder from now on. Its weights are given when it is first asked something."""
@@ -98,43 +95,48 @@ class ServedModel:
             self._model_dir, self._client = model_dir, None
 
     def make_room(self, max_model_len: int) -> Lengthened | None:
-        """See to it that the server holds prompt and answer of so many tokens.
+        """See to it that the servers hold prompt and answer of so many tokens.
 
-        Returns: what it took where a server that was started for fewer had to be started anew; its weights are then
+        Returns: what it took where servers that were started for fewer had to be started anew; their weights are then
         the folder's own again.
 
         Raises:
-            RolloutError: it does not start.
-            StopNow: a signal came while it started.
+            RolloutError: one does not start.
+            StopNow: a signal came while they started.
         """
         if max_model_len <= self._max_model_len:
             return None
         before, self._max_model_len = self._max_model_len, max_model_len
-        if self._server is None or (self._give is not None and max_model_len <= self._server.max_model_len):
+        if all(max_model_len <= server.max_model_len for server in self.servers):
             return None
-        log.info("the rollout server is started anew for %d tokens, where it had room for %d", max_model_len, before)
+        log.info(
+            "started anew for %d tokens, where there was room for %d: %s", max_model_len, before,
+            ", ".join(f"the rollout server at {server.url}" for server in self.servers),
+        )  # fmt: skip
         with self._interrupt.at_once():
-            return Lengthened(before, max_model_len, self._server.lengthen(max_model_len))
+            seconds = at_once(self.servers, lambda server: server.lengthen(max_model_len))
+        return Lengthened(before, max_model_len, max(seconds))
 
     def client(self, reload: Reload | None = None, on_recovery: Callable[[Recovery], None] = Recovery.tell) -> Fleet:
-        """What asks the server, once it can answer; started where it was not.
+        """What asks the servers, once they can answer; started where they were not.
 
         Args:
             reload, on_recovery: see `Fleet`; of the first call alone.
 
         Raises:
-            RolloutError: it does not start.
-            StopNow: a signal came while it started.
+            RolloutError: one does not start.
+            StopNow: a signal came while they started.
         """
         if self._client is None:
-            server = self.start()
+            servers = self.start()
             with self._interrupt.at_once():
-                server.wait_ready()
+                for server in servers:  # which start side by side
+                    server.wait_ready()
             # Whoever has a `reload` pushes weights of its own before anything is asked.
-            gives = self._give if reload is None else None
-            if gives is not None and (server.foreign or server.model_dir != self._model_dir):
-                gives(server, self._model_dir)
-            self._client = Fleet([server], reload=reload, on_recovery=on_recovery)
+            others = [server for server in servers if server.foreign or server.model_dir != self._model_dir]
+            if self._give is not None and reload is None and others:
+                self._give(others, self._model_dir)
+            self._client = Fleet(servers, reload=reload, on_recovery=on_recovery)
         return self._client
 
     def generate(
@@ -151,7 +153,7 @@ class ServedModel:
             return client.generate(requests, params, version=version, on_answer=on_answer)
 
     def peak_rss_gib(self) -> float:
-        """Of the server's processes on this host; 0 where none was started."""
+        """Of the servers' processes on this host together; 0 where none was started."""
         return sum(peak_rss_gib(server.pid, tree=True) for server in self.servers)
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
-"""A Hugging Face folder's weights into a running server of the same model: no start, and answers as after one.
+"""A Hugging Face folder's weights into running servers of the same model: no start, and answers as after one.
 
     give = GiveFolder()
-    give(server, folder)        # the server now answers as one that was started of `folder`
+    give([server], folder)      # the server now answers as one that was started of `folder`
 
 The folder is streamed from the mapped file through the push that a trainer's weights take (`push.py`): the same
 buckets, the same tallies compared, the prefix cache emptied, the version read back. Its weights are version 0, as
@@ -11,7 +11,7 @@ fails in the middle, or later, comes back with the weights that it is believed t
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -91,31 +91,34 @@ class GiveFolder:
         """
         self._address, self._breakable, self._pusher = address, breakable, pusher
 
-    def __call__(self, server: Server, folder: Path) -> PushReport:
-        """Return once the server, which must be ready, answers with the folder's weights, as version 0.
+    def __call__(self, servers: Sequence[Server], folder: Path) -> PushReport:
+        """Return once the servers, which must be ready, answer with the folder's weights, as version 0.
 
         Raises:
             ConfigError: the folder is of a model that is served otherwise; nothing has been sent.
             WeightMappingError: the folder is no whole one of its model; nothing has been sent.
             RolloutError: as `Pusher.push`.
         """
-        if server.model_dir != folder and (different := differences(server.model_dir, folder)):
-            raise ConfigError(
-                listed(
-                    f"{folder}: not served as {server.model_dir} is, whose server is to take its weights "
-                    f"({len(different)} differences); start a server of its own",
-                    different,
+        for running in sorted({server.model_dir for server in servers} - {folder}):
+            if different := differences(running, folder):
+                raise ConfigError(
+                    listed(
+                        f"{folder}: not served as {running} is, whose server is to take its weights "
+                        f"({len(different)} differences); start a server of its own",
+                        different,
+                    )
                 )
-            )
         weights = FolderWeights(folder)
-        server.model_dir = folder
-        pusher = self._pusher(weights, [server], address=self._address, breakable=self._breakable)
+        for server in servers:
+            server.model_dir = folder
+        pusher = self._pusher(weights, servers, address=self._address, breakable=self._breakable)
         try:
             report = pusher.push(0)
         finally:
             pusher.close()
-        server.foreign = False
         for recovery in report.recoveries:
             recovery.tell()
-        log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, report.seconds)
+        for server in servers:
+            server.foreign = False
+            log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, report.seconds)
         return report

@@ -102,9 +102,9 @@ def difference(a: Said, b: Said) -> float:
 @pytest.fixture(scope="module")
 def given(server: Server, model_dir: Path) -> Iterator[Server]:
     """The shared server with its first folder's weights, which it has again afterwards."""
-    GiveFolder()(server, model_dir)
+    GiveFolder()([server], model_dir)
     yield server
-    GiveFolder()(server, model_dir)
+    GiveFolder()([server], model_dir)
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +145,10 @@ def stage(folder: Path, *, room: int, seed: int) -> tuple[int, Said]:
 def fresh(given: Server, model_dir: Path, other: Path, chain: Keeper) -> dict[str, Said]:
     """What is said of either folder: by the shared server, and by one that three stages hand on."""
     said = {"first": sampled(Fleet([given]))}
-    GiveFolder()(given, other)
+    GiveFolder()([given], other)
     assert given.model_dir == other and weight_version(given) == "0"
     said["given"] = sampled(Fleet([given]))
-    GiveFolder()(given, model_dir)
+    GiveFolder()([given], model_dir)
     said["given back"] = sampled(Fleet([given]))
     (first, said["started"]), (second, said["handed on"]), (third, said["handed on again"]) = (
         stage(other, room=160, seed=0), stage(model_dir, room=200, seed=1), stage(other, room=180, seed=2),
@@ -180,11 +180,11 @@ def test_a_dense_model_with_a_tied_head_is_given_as_well(turn: int, tmp_path: Pa
     with Server(first, RolloutLayout(), max_model_len=MAX_MODEL_LEN, seed=0, log_file=tmp_path / "log") as server:
         server.wait_ready()
         loaded = sampled(Fleet([server]))
-        GiveFolder()(server, second)
+        GiveFolder()([server], second)
         given = sampled(Fleet([server]))
         server.restart("to have the folder's weights from its start")
         assert difference(given, sampled(Fleet([server]))) <= BOUND
-        GiveFolder()(server, first)
+        GiveFolder()([server], first)
         assert difference(loaded, sampled(Fleet([server]))) <= BOUND
 
 
@@ -194,10 +194,10 @@ def test_blocks_of_other_weights_are_not_used(
     """Without the emptied prefix cache the first folder's blocks answer for the second, which this would see."""
     assert difference(sampled(Fleet([given])), fresh["first"]) <= BOUND
     monkeypatch.setattr(ServerClient, "reset_prefix_cache", lambda self: None)
-    GiveFolder()(given, other)
+    GiveFolder()([given], other)
     assert difference(sampled(Fleet([given])), fresh["given"]) > BOUND
     monkeypatch.undo()
-    GiveFolder()(given, model_dir)
+    GiveFolder()([given], model_dir)
 
 
 def test_two_experts_exchanged_are_seen(
@@ -214,10 +214,10 @@ def test_two_experts_exchanged_are_seen(
                 yield name, tensors[other_expert]
 
     monkeypatch.setattr(given_folder, "FolderWeights", Exchanged)
-    GiveFolder()(given, other)
+    GiveFolder()([given], other)
     assert difference(sampled(Fleet([given])), fresh["given"]) > BOUND
     monkeypatch.undo()
-    GiveFolder()(given, model_dir)
+    GiveFolder()([given], model_dir)
 
 
 def test_a_folder_that_is_not_whole_leaves_the_server_as_it_is(given: Server, other: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_folder_that_is_not_whole_leaves_the_server_as_it_is(given: Server, ot
     save_file(tensors, torn / "model.safetensors", metadata={"format": "pt"})
     before = given.model_dir
     with pytest.raises(WeightMappingError, match=name):
-        GiveFolder()(given, torn)
+        GiveFolder()([given], torn)
     assert given.model_dir == before and weight_version(given) == "0"
 
 
@@ -240,5 +240,5 @@ def test_another_model_is_refused_and_nothing_sent(given: Server, other: Path, t
     (wider / "config.json").write_text(json.dumps({**config, "routed_scaling_factor": 2.25}))
     before = given.model_dir
     with pytest.raises(ConfigError, match=r"1 differences(?s:.)*\n  moe: .*routed_scaling=2.25"):
-        GiveFolder()(given, wider)
+        GiveFolder()([given], wider)
     assert given.model_dir == before and weight_version(given) == "0"

@@ -118,8 +118,8 @@ def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pyte
     every, trunk = num_parameters(spec.tensors()), num_parameters(spec.tensors(), mtp=False)
     rank, engine = (8 * every + 4 * trunk + 8 * trunk / 2) / GIB, 4 * trunk / GIB + 0.5
 
-    def found(gib: float) -> tuple[list[str], list[str]]:
-        overrides = [f"model.config={file}", f"cluster.memory_gib={gib:.12f}"]
+    def found(gib: float, *more: str) -> tuple[list[str], list[str]]:
+        overrides = [f"model.config={file}", f"cluster.memory_gib={gib:.12f}", *more]
         stage, machine = load(ROOT / "configs/tiny/r1_zero/1_rl.toml", "laptop2", overrides)
         return memory_faults(stage.holds(), machine, spec), missing_memory(stage.holds(), machine, spec)
 
@@ -129,6 +129,11 @@ def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pyte
     assert found(engine + 1e-9)[0] == []
     (fault,) = found(engine - 1e-9)[0]
     assert "the engine's" in fault and "fp32 and its cache" in fault
+    # Each server has the weights and each of its ranks a cache.
+    three, ranks = "cluster.rollout.servers=3", "cluster.rollout.dp=2"
+    assert found(2 * rank + 3 * engine + 1e-9, three) == ([], [])
+    assert "3 times the engine's" in found(2 * rank + 3 * engine - 1e-9, three)[1][0]
+    assert found(engine + 0.5 + 1e-9, ranks)[0] == [] and found(engine + 0.5 - 1e-9, ranks)[0] != []
 
 
 def test_gpus_that_are_named_have_at_most_what_their_kind_has():

@@ -1,115 +1,22 @@
-"""A server that stages hand on: who finds which one, and what becomes of it whatever becomes of the others.
+"""A server that stages hand on: who finds which one, and what becomes of it whatever becomes of the others."""
 
-In place of vLLM runs a program that answers what a server is asked of its health and its weights' version; a sleeping
-process stands for the chain's.
-"""
-
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from check_and_run import write_model
+from kept_rig import Chain, Given, chain, model, served, version
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout import kept
-from r1mega.rollout.kept import NO_VERSION, Keeper, KeptServer, begin
-from r1mega.rollout.served import ServedModel
+from r1mega.rollout.kept import NO_VERSION, KeptServer, begin
 from r1mega.rollout.server import Server
 from r1mega.runtime import env
-from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.process import Identity
 
-LIMIT_S = 100.0
-VLLM = """
-import http.server, json, sys
-version = "none"
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.answer({"weight_version": version})
-    def do_POST(self):
-        global version
-        version = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["new_version"]
-        self.answer({})
-    def answer(self, row):
-        data = json.dumps(row).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-    def log_message(self, *_):
-        pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-
-
-def wait_until(holds: Any) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-class Chain:
-    """The chain's process, which the servers belong to, and its stages."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self.process = subprocess.Popen(["sleep", "600"])
-        owner = Identity.of(self.process.pid)
-        assert owner is not None
-        self.model, self.keeper = model, Keeper(owner, folder / "server", room=64)
-        self.keeper.tell()
-        self.log_file = folder / "own.log"
-        self.pids = set[int]()
-
-    def stage(self, model: Path | None = None, *, room: int = 32, **layout: Any) -> Server:
-        """What a stage has once it could ask; it has not given its weights."""
-        server = self.starting(model, room=room, **layout)
-        server.wait_ready()
-        self.pids.add(server.pid)
-        return server
-
-    def starting(self, model: Path | None = None, *, room: int = 32, **layout: Any) -> Server:
-        server = begin(
-            model or self.model, RolloutLayout(**layout), max_model_len=room, seed=0, log_file=self.log_file
-        )
-        self.pids.add(server.pid)
-        return server
-
-    def gone(self, pid: int) -> None:
-        wait_until(lambda: Identity.of(pid) is None)
-
-
-def version(server: Server) -> str:
-    return httpx.get(f"{server.url}/weight_info", timeout=LIMIT_S).json()["weight_version"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kept") / "model"
-    write_model(folder)
-    return folder
-
-
-@pytest.fixture
-def chain(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chain]:
-    monkeypatch.setattr(Server, "_command", lambda self: [sys.executable, "-c", VLLM, str(self.port)])
-    chain = Chain(tmp_path, model)
-    try:
-        yield chain
-    finally:
-        env.keep_server(None)
-        chain.process.kill()
-        chain.process.wait()
-        for pid in chain.pids:
-            chain.gone(pid)  # nothing outlives the chain, in whichever test
+__all__ = ["chain", "model"]
 
 
 def test_a_later_stage_has_the_server_of_an_earlier_one_and_it_ends_with_the_chain(chain: Chain, model: Path):
@@ -191,7 +98,7 @@ def test_a_killed_chain_takes_its_server_along(chain: Chain):
     os.kill(chain.process.pid, signal.SIGKILL)
     chain.process.wait()
     chain.gone(server.pid)
-    alone = begin(chain.model, RolloutLayout(), max_model_len=8, seed=0, log_file=chain.log_file)
+    (alone,) = begin(chain.model, RolloutLayout(), max_model_len=8, seed=0, log_file=chain.log_file)
     assert not isinstance(alone, KeptServer)  # its stage's own
     alone.stop()
 
@@ -219,7 +126,7 @@ def test_two_servers_of_a_stage_are_never_one(chain: Chain):
 
 
 def test_one_that_a_stage_has_not_waited_for_is_not_left(chain: Chain):
-    server = chain.starting()
+    (server,) = chain.starting()
     pid = server.pid
     server.stop()
     chain.gone(pid)
@@ -232,27 +139,6 @@ def test_room_is_no_more_than_the_model_has_positions(chain: Chain, tmp_path: Pa
     server = chain.stage(short)
     assert server.max_model_len == 40
     server.stop()
-
-
-class Given:
-    """What gives a folder's weights, of which it writes down the folders."""
-
-    def __init__(self) -> None:
-        self.folders = list[Path]()
-
-    def __call__(self, server: Server, folder: Path) -> None:
-        self.folders.append(folder)
-        server.foreign = False
-
-
-@contextlib.contextmanager
-def served(chain: Chain, give: Given, room: int = 32) -> Iterator[ServedModel]:
-    with ServedModel(
-        chain.model, RolloutLayout(), max_model_len=room, seed=0, log_file=chain.log_file, interrupt=Interrupt(),
-        give=give,
-    ) as found:  # fmt: skip
-        yield found
-        chain.pids |= {server.pid for server in found.servers}
 
 
 def test_a_folders_weights_are_given_before_anything_is_asked(chain: Chain):
@@ -289,7 +175,7 @@ def test_room_that_is_there_needs_no_new_start(chain: Chain):
 
 def test_outside_a_chain_a_server_is_its_stages_own(chain: Chain, model: Path):
     env.keep_server(None)
-    server = begin(model, RolloutLayout(), max_model_len=8, seed=0, log_file=chain.log_file)
+    (server,) = begin(model, RolloutLayout(), max_model_len=8, seed=0, log_file=chain.log_file)
     assert type(server) is Server and server.log_file == chain.log_file
     server.stop()
     assert kept.Keeper.told() is None
