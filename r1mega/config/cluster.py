@@ -88,6 +88,9 @@ class TrainerLayout(Section):
     transformer_engine: Annotated[Literal["auto", "off"], OnResume.ROUNDING] = "auto"
     """auto: on CUDA layers are made of Transformer Engine's, which must be installed. off: of megatron-core's local
     ones and ours, on any device, to compare: no fp8, no context parallelism, and slow."""
+    deterministic: Annotated[bool, OnResume.ROUNDING] = False
+    """On CUDA, whether every step computes the same bits again, as the CPU always does: slower kernels that add in a
+    fixed order, and an error where there is none. Off, a resumed run goes on up to rounding."""
     interface: Annotated[str, OnResume.FREE] = ""
     """Network interface over which ranks speak, where GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME in the environment do
     not say; the same on every host. Empty: on each host the one that leads to rank 0's (MASTER_ADDR)."""

@@ -63,6 +63,8 @@ def _precision_faults(cluster: Cluster) -> list[str]:
             for name, value in (("gradients", precision.gradients), ("moments", precision.moments))
             if value != "fp32"
         ]
+        if layout.deterministic:
+            faults.append("cluster.trainer.deterministic: on the CPU every step is; leave it out")
         if layout.offload_optimizer:
             faults.append("cluster.trainer.offload_optimizer: on the CPU the state is in host memory; leave it out")
     elif layout.dtype == "fp32" and layout_runs_transformer_engine(cluster):

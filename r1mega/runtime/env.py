@@ -52,6 +52,11 @@ def use_interface(name: str) -> None:
     os.environ[OURS] = " ".join(dict.fromkeys(ours))
 
 
+def compute_the_same_twice() -> None:
+    """Have Transformer Engine and cuBLAS choose kernels that add in a fixed order. Before CUDA is first used."""
+    os.environ |= {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
 def gloo_interfaces() -> list[str]:
     """The interfaces that gloo will use, as the environment has them now."""
     return [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]

@@ -1,6 +1,7 @@
 """What a run costs in memory, as the kernel counts it."""
 
 import ctypes
+import resource
 from pathlib import Path
 
 
@@ -30,6 +31,17 @@ def machine_memory_gib() -> float | None:
     except OSError:
         return None
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemTotal:")), None)
+
+
+def open_all_files() -> int:
+    """Let this process open as many files and sockets as it may at all; returns how many: -1 without a limit.
+
+    A rank has a socket to every member of each of its groups: of 512 ranks, more than the 1,024 that are usual.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def num_gpus() -> int:

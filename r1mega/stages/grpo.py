@@ -212,6 +212,7 @@ def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:
         mtp_loss_weight=objective.mtp_loss_weight,
         expert_bias_rate=objective.expert_bias_rate if objective.expert_bias == "update" else 0.0,
         seed=config.seed,
+        first="loaded",
     )
 
 

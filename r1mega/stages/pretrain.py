@@ -71,6 +71,7 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
             mtp_loss_weight=config.mtp_loss_weight,
             expert_bias_rate=config.expert_bias_rate,
             seed=config.seed,
+            first="loaded" if config.model.path else "drawn",
         )
         run.begin(
             policy,

@@ -149,6 +149,7 @@ def _policy(config: RewardModelTraining, mesh: meshes.Mesh, spec: ModelSpec, bui
         mtp_loss_weight=0.0,
         expert_bias_rate=config.expert_bias_rate if config.expert_bias == "update" else 0.0,
         seed=config.seed,
+        first="score_head",
     )
 
 

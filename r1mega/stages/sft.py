@@ -125,6 +125,7 @@ def _policy(config: SFT, mesh: meshes.Mesh, spec: ModelSpec, build: Callable[...
         mtp_loss_weight=config.mtp_loss_weight,
         expert_bias_rate=config.expert_bias_rate if config.expert_bias == "update" else 0.0,
         seed=config.seed,
+        first="loaded",
     )
 
 

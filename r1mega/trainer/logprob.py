@@ -7,7 +7,8 @@ small tensors forwards, whatever the number of tiles, and nothing backwards.
 Against `(hidden @ weight.T).log_softmax(-1).gather(...)` this is four matrix products instead of three, paid for by
 tiles that stay in cache: no pass over [T, V] in memory, no page of it ever touched. What that gives at a vocabulary
 of 129,280 is in docs/measurements/logprob_cpu.json. The products grow with H and the rest does not, so forwards and
-backwards together approach 4/3 of the plain way's time as H grows.
+backwards together approach 4/3 of the plain way's time as H grows. On a GPU `trainer.logprob_gpu` does the same with
+other tiles.
 
 Shapes: T targets, H hidden size, V the rank's slice of the vocabulary.
 """
@@ -19,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from r1mega.trainer.logprob_gpu import LargeTiles, across, rebase
 
 TILE_BYTES = 32 << 20
 """Logits that exist at one time. Larger tiles leave the cache, smaller ones have threads wait for each other more."""
@@ -53,7 +56,7 @@ class _TargetLogprobs(torch.autograd.Function):
                 hits = _hits(local[rows], columns)
                 target[rows][hits[0]] = logits[hits]
                 top = torch.maximum(peak[rows], logits.amax(-1))
-                _rebase(sums[:2, rows], peak[rows] - top)
+                rebase(sums[:2, rows], peak[rows] - top)
                 peak[rows] = top
                 logits.sub_(top[:, None])
                 if entropy:
@@ -62,9 +65,9 @@ class _TargetLogprobs(torch.autograd.Function):
                 else:
                     probs = logits.exp2_()
                 total[rows] += probs.sum(-1)
-        top = _reduce(peak.clone(), group, dist.ReduceOp.MAX)
-        _rebase(sums[:2], peak - top)
-        _reduce(sums, group)
+        top = across(peak.clone(), group, dist.ReduceOp.MAX)
+        rebase(sums[:2], peak - top)
+        across(sums, group)
         target -= top
         ctx.save_for_backward(hidden, weight, local, top, total, target)
         ctx.temperature = temperature
@@ -157,7 +160,8 @@ def target_logprobs(
     first = group.rank() * len(weight)
     if vocab_size is not None and first + len(weight) > vocab_size:
         weight = weight[: vocab_size - first]
-    return _TargetLogprobs.apply(hidden, weight, targets - first, temperature, group, entropy)  # type: ignore[return-value]
+    way = LargeTiles if hidden.is_cuda else _TargetLogprobs
+    return way.apply(hidden, weight, targets - first, temperature, group, entropy)  # type: ignore[return-value]
 
 
 def _tiles(hidden: Tensor, weight: Tensor, wide: torch.dtype) -> tuple[list[slice], list[slice], Tensor]:
@@ -182,16 +186,3 @@ def _hits(local: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Row and column in a tile of each target that is there; `local` are the tile's targets in this rank's slice."""
     rows = ((local >= columns.start) & (local < columns.stop)).nonzero()[:, 0]
     return rows, local[rows] - columns.start
-
-
-def _rebase(sums: Tensor, shift: Tensor) -> None:
-    """Sums of p and of p * logit, [2, T] in place, to a peak from which the old one is `shift` <= 0 away."""
-    total, moment = sums
-    moment.addcmul_(shift, total)
-    sums.mul_(shift.exp2())
-
-
-def _reduce(x: Tensor, group: dist.ProcessGroup, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    if group.size() > 1:
-        dist.all_reduce(x, op=op, group=group)
-    return x

@@ -17,7 +17,7 @@ from torch import Tensor
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.pp_layout import expand
 from r1mega.errors import ConfigError, RanksLostError
-from r1mega.runtime import env, shims
+from r1mega.runtime import env, resources, shims
 from r1mega.trainer.meeting import forming, meet
 
 T = TypeVar("T")
@@ -170,6 +170,7 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
             asks for.
     """
     own_device = _device(layout, device)
+    resources.open_all_files()
     torch.set_num_threads(layout.threads)
     # No apex, no Transformer Engine, its own deprecated arguments: nothing a user of this system can mend.
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -178,6 +179,9 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
         torch._dynamo.config.disable = True
         shims.install_megatron_cpu()
     else:
+        if layout.deterministic:
+            env.compute_the_same_twice()
+            torch.use_deterministic_algorithms(True)  # an operation that has no such kernel raises, and is named
         torch.cuda.set_device(own_device)
         shims.install_megatron_cuda()
     from megatron.core import tensor_parallel
@@ -246,6 +250,8 @@ def _form(layout: TrainerLayout, own_device: torch.device) -> Any:
             expert_model_parallel_size=layout.ep,
             expert_tensor_parallel_size=layout.expert_tp,
             get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
+            # Their one use is in optimizer checkpoints of Megatron's own; each costs a socket to every rank of it.
+            create_gloo_process_groups=False,
             distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
         )
         if dist.get_world_size() > 1 or own_device.type != "cpu":

@@ -7,18 +7,63 @@ places in them. Between the two moves nothing may be read. Host memory is pinned
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Stage = Literal["optimizer", "gradients", "weights"]
+STAGES: tuple[Stage, ...] = ("optimizer", "gradients", "weights")
+"""What of a policy can be put aside by itself, in the order in which an update ceases to need it."""
+
+SEGMENT_BYTES = 1 << 30
+"""Of a piece of pinned host memory. PyTorch rounds such an allocation up to a power of two: in one piece, what is put
+aside could take up to twice its size."""
+
+
+class HostRoom:
+    """Host memory in segments, handed out in order and kept; pinned, where it is for a GPU."""
+
+    def __init__(self) -> None:
+        self._segments: list[Tensor] = []
+        self._at = self._used = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self._segments))
+
+    def reserve(self, num_bytes: int, *, pinned: bool) -> None:
+        """Have room for so many bytes beyond what is handed out."""
+        missing = num_bytes - sum(map(len, self._segments[self._at :])) + self._used
+        while missing > 0:
+            size = min(SEGMENT_BYTES, 1 << (missing - 1).bit_length())
+            self._segments.append(torch.empty(size, dtype=torch.uint8, pin_memory=pinned))
+            missing -= size
+
+    def take(self, num_bytes: int) -> list[Tensor]:
+        """So many of the bytes that are reserved, as [n] uint8 of one segment each."""
+        pieces: list[Tensor] = []
+        while num_bytes:
+            piece = self._segments[self._at][self._used : self._used + num_bytes]
+            self._used += len(piece)
+            num_bytes -= len(piece)
+            if len(piece):
+                pieces.append(piece)
+            if self._used == len(self._segments[self._at]):
+                self._at, self._used = self._at + 1, 0
+        return pieces
+
+    def clear(self) -> None:
+        """All of it may be handed out anew."""
+        self._at = self._used = 0
 
 
 @dataclass
 class _Aside:
     storage: torch.UntypedStorage
     num_bytes: int
-    values: Tensor | None
-    """[num_bytes] uint8 on the host; None where all are zero, as gradients are between updates."""
+    values: list[Tensor] | None
+    """Pieces of `num_bytes` uint8 in all on the host; None where all are zero, as gradients are between updates."""
 
 
 class Aside:
@@ -26,8 +71,7 @@ class Aside:
 
     def __init__(self) -> None:
         self._held: list[_Aside] = []
-        self._hosts: dict[int, Tensor] = {}
-        """Host memory, by the place in the order in which storages are put aside."""
+        self._room = HostRoom()
 
     @property
     def num_bytes(self) -> int:
@@ -42,18 +86,21 @@ class Aside:
             storage = tensor.untyped_storage()
             if storage.size():
                 storages[storage.data_ptr()] = storage, tensor.device
+        cuda = any(device.type == "cuda" for _, device in storages.values())
+        whole = [_bytes(storage, device) for storage, device in storages.values()]
+        filled = [bool(x.any()) for x in whole]
+        self._room.reserve(sum(len(x) for x, some in zip(whole, filled, strict=True) if some), pinned=cuda)
         begin = len(self._held)
-        for storage, device in storages.values():
-            whole = torch.empty(0, dtype=torch.uint8, device=device).set_(storage)
-            values = None
-            if whole.any():
-                values = self._host(len(self._held), len(whole), pinned=device.type == "cuda")
-                values.copy_(whole, non_blocking=True)
-            self._held.append(_Aside(storage, len(whole), values))
+        for (storage, _), values, some in zip(storages.values(), whole, filled, strict=True):
+            pieces = self._room.take(len(values)) if some else None
+            for piece, part in _pairs(pieces or [], values):
+                piece.copy_(part, non_blocking=True)
+            self._held.append(_Aside(storage, len(values), pieces))
+        del whole
         _wait(storages.values())
         for one in self._held[begin:]:
             one.storage.resize_(0)
-        if any(device.type == "cuda" for _, device in storages.values()):
+        if cuda:
             torch.cuda.empty_cache()  # or another process on this device gains nothing
 
     @torch.no_grad()
@@ -63,20 +110,25 @@ class Aside:
         for one in self._held:
             one.storage.resize_(one.num_bytes)
             device = one.storage.device
-            whole = torch.empty(0, dtype=torch.uint8, device=device).set_(one.storage)
+            whole = _bytes(one.storage, device)
             if one.values is None:
                 whole.zero_()
-            else:
-                whole.copy_(one.values, non_blocking=True)
+            for piece, part in _pairs(one.values or [], whole):
+                part.copy_(piece, non_blocking=True)
             devices.append((one.storage, device))
         _wait(devices)
         self._held.clear()
+        self._room.clear()
 
-    def _host(self, place: int, num_bytes: int, *, pinned: bool) -> Tensor:
-        found = self._hosts.get(place)
-        if found is None or len(found) != num_bytes:
-            found = self._hosts[place] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pinned)
-        return found
+
+def _bytes(storage: torch.UntypedStorage, device: torch.device) -> Tensor:
+    """[n] uint8, all that a storage holds."""
+    return torch.empty(0, dtype=torch.uint8, device=device).set_(storage)  # type: ignore[call-overload]
+
+
+def _pairs(pieces: Sequence[Tensor], whole: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each of the pieces, and its part of what they make up together."""
+    return zip(pieces, whole.split([len(piece) for piece in pieces]) if pieces else (), strict=True)
 
 
 class Loan:
@@ -118,7 +170,7 @@ class Loan:
 
 
 class DeviceMemory:
-    """What of a policy lies on its device: all of it or nothing, and its optimiser's state always or in use only."""
+    """What of a policy lies on its device, stage by stage, and its optimiser's state always or in use only."""
 
     def __init__(self, chunks: Sequence[Any], optimizer: Any, *, optimizer_aside: bool) -> None:
         """
@@ -127,28 +179,41 @@ class DeviceMemory:
             optimizer_aside: keep the optimiser's state on the host, but within `optimizer_here`.
         """
         self._chunks, self._optimizer, self._optimizer_aside = chunks, optimizer, optimizer_aside
-        self._everything, self._state = Aside(), Aside()
+        self._aside: dict[Stage, Aside] = {}
+        self._state = Aside()
 
-    def check(self) -> None:
-        """Refuse to go on with a policy that is offloaded."""
-        if self._everything.num_bytes:
-            raise RuntimeError("the policy is offloaded: call onload() first")
+    @property
+    def aside(self) -> tuple[Stage, ...]:
+        """The stages that are offloaded."""
+        return tuple(stage for stage in STAGES if stage in self._away)
 
-    def offload(self) -> None:
-        """Put everything aside. Idempotent."""
-        if self._everything.num_bytes == 0:
-            self._everything.put([*weights_and_gradients(self._chunks), *optimizer_tensors(self._optimizer)])
+    @property
+    def _away(self) -> set[Stage]:
+        return {stage for stage, held in self._aside.items() if held.num_bytes}
 
-    def onload(self) -> None:
+    def check(self, *needed: Stage) -> None:
+        """Refuse to go on with a policy of which something is offloaded that is needed; by default anything."""
+        if gone := [stage for stage in self.aside if stage in (needed or STAGES)]:
+            raise RuntimeError(f"the policy's {', '.join(gone)} are offloaded: call onload() first")
+
+    def offload(self, *stages: Stage) -> None:
+        """Put stages aside, by default all. Idempotent."""
+        for stage in stages or STAGES:
+            if stage not in self._away:
+                self._aside.setdefault(stage, Aside()).put(self._of(stage))
+        if "weights" in (stages or STAGES):
+            drop_caches(chunk.module for chunk in self._chunks)
+
+    def onload(self, *stages: Stage) -> None:
         """Take back what `offload` put aside. Idempotent."""
-        self._everything.take()
+        for stage in stages or STAGES:
+            if stage in self._aside:
+                self._aside[stage].take()
 
     def put_optimizer_aside(self) -> None:
         """Put the optimiser's state aside where it is kept on the host; main parameters that are weights stay."""
         if self._optimizer_aside:
-            weights = {t.untyped_storage().data_ptr() for t in weights_and_gradients(self._chunks)}
-            held = optimizer_tensors(self._optimizer)
-            self._state.put(t for t in held if t.untyped_storage().data_ptr() not in weights)
+            self._state.put(self._of("optimizer"))
 
     @contextmanager
     def optimizer_here(self) -> Iterator[None]:
@@ -160,6 +225,38 @@ class DeviceMemory:
         finally:
             self.put_optimizer_aside()
 
+    def _of(self, stage: Stage) -> Iterator[Tensor]:
+        if stage == "weights":
+            return weights(self._chunks)
+        if stage == "gradients":
+            return gradients(self._chunks)
+        others = (*weights(self._chunks), *gradients(self._chunks))
+        there = {t.untyped_storage().data_ptr() for t in others if t.untyped_storage().size()}
+        held = optimizer_tensors(self._optimizer)
+        return (t for t in held if t.untyped_storage().data_ptr() not in there)
+
+
+def drop_caches(networks: Iterable[torch.nn.Module]) -> None:
+    """Let go of what kernels keep on the device beside the weights: Transformer Engine's FP8 copies of them, which
+    the next pass makes anew, and cuBLAS's workspaces."""
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(kept := getattr(module, "_fp8_workspaces", None), dict):
+            kept.clear()
+    if torch.cuda.is_initialized():
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+
+
+def device_used_bytes(device: torch.device) -> int | None:
+    """What all processes together hold of a GPU's memory; None where there is no GPU.
+
+    With contexts, libraries' workspaces and NCCL's buffers, which PyTorch's own count leaves out.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
 
 def _wait(storages: Iterable[tuple[torch.UntypedStorage, torch.device]]) -> None:
     for device in {device for _, device in storages if device.type == "cuda"}:
@@ -169,6 +266,30 @@ def _wait(storages: Iterable[tuple[torch.UntypedStorage, torch.device]]) -> None
 def host_copy(tensor: Tensor) -> Tensor:
     """The values on the host, [as the tensor] of its dtype, pinned where they come from a GPU."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(tensor.detach())
+
+
+def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`host_copy` of each, by the same names, many in one allocation, in which they follow each other."""
+    found: dict[str, Tensor] = {}
+    for names in _by_allocation(tensors):
+        first = tensors[names[0]]
+        total = sum(tensors[name].numel() for name in names)
+        whole = torch.empty(total, dtype=first.dtype, pin_memory=first.is_cuda)
+        for name, part in zip(names, whole.split([tensors[name].numel() for name in names]), strict=True):
+            found[name] = part.view(tensors[name].shape).copy_(tensors[name].detach())
+    return {name: found[name] for name in tensors}
+
+
+def _by_allocation(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Names of tensors of one dtype, `SEGMENT_BYTES` at most or a single larger one."""
+    filling: dict[torch.dtype, tuple[list[str], int]] = {}
+    for name, tensor in tensors.items():
+        names, size = filling.get(tensor.dtype, ([], 0))
+        if names and size + tensor.nbytes > SEGMENT_BYTES:
+            yield names
+            names, size = [], 0
+        filling[tensor.dtype] = [*names, name], size + tensor.nbytes
+    yield from (names for names, _ in filling.values())
 
 
 @contextmanager
@@ -185,7 +306,7 @@ def lent(state: Mapping[str, Tensor], values: Mapping[str, Tensor], own: dict[st
         if own:
             _copy(state, own)
         else:
-            own |= {name: host_copy(tensor) for name, tensor in state.items()}
+            own |= host_copies(state)
         _copy(values, state)
         try:
             yield
@@ -198,12 +319,19 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
         tensor.copy_(source[name])
 
 
-def weights_and_gradients(chunks: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors, [any shape] of any dtype, of a rank's parts of the model in Megatron's data-parallel wrapper."""
+def weights(chunks: Iterable[Any]) -> Iterator[Tensor]:
+    """Parameters and buffers, [any shape] of any dtype, of a rank's parts of the model in Megatron's data-parallel
+    wrapper, and what they lie in."""
     for chunk in chunks:
         yield from (t for t in (*chunk.module.parameters(), *chunk.module.buffers()) if t.numel())
-        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-            yield from (t for t in (buffer.param_data, buffer.grad_data) if t is not None)
+        buffers = (*chunk.buffers, *chunk.expert_parallel_buffers)
+        yield from (buffer.param_data for buffer in buffers if buffer.param_data is not None)
+
+
+def gradients(chunks: Iterable[Any]) -> Iterator[Tensor]:
+    """What the same parameters' gradients lie in, [n] of any dtype."""
+    for chunk in chunks:
+        yield from (buffer.grad_data for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers))
 
 
 def optimizer_tensors(optimizer: Any) -> Iterator[Tensor]:

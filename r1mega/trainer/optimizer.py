@@ -7,7 +7,7 @@ and `exp_avg_sq` alone. So a checkpoint of one continues with another.
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,23 +57,47 @@ class Adam(torch.optim.Optimizer):
             if not params:
                 continue
             group["step"] += 1
-            beta1, beta2 = group["betas"]
-            grads = [p.grad for p in params]
-            kept_m = [self.state[p]["exp_avg"] for p in params]
-            kept_v = [self.state[p]["exp_avg_sq"] for p in params]
-            m, v = [x.float() for x in kept_m], [x.float() for x in kept_v]  # themselves, where they are fp32
-            if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_lerp_(m, grads, 1 - beta1)
-            torch._foreach_mul_(v, beta2)
-            torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
-            denominator = torch._foreach_sqrt(v)
-            torch._foreach_div_(denominator, (1 - beta2 ** group["step"]) ** 0.5)
-            torch._foreach_add_(denominator, group["eps"])
-            torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
-            for kept, new in zip([*kept_m, *kept_v], [*m, *v], strict=True):
-                if kept is not new:
-                    kept.copy_(new)
+            for part in in_parts(params):
+                self._update(group, part)
+
+    def _update(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        """The step of some of a group's parameters; fp32 copies of their moments, if any, and one more of their size
+        are what it takes of memory."""
+        beta1, beta2 = group["betas"]
+        grads: list[Any] = [p.grad for p in params]
+        kept_m = [self.state[p]["exp_avg"] for p in params]
+        kept_v = [self.state[p]["exp_avg_sq"] for p in params]
+        m, v = [x.float() for x in kept_m], [x.float() for x in kept_v]  # themselves, where they are fp32
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, 1 - beta2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_div_(denominator, (1 - beta2 ** group["step"]) ** 0.5)
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_addcdiv_(params, m, denominator, -group["lr"] / (1 - beta1 ** group["step"]))
+        for kept, new in zip([*kept_m, *kept_v], [*m, *v], strict=True):
+            if kept is not new:
+                kept.copy_(new)
+
+
+PART_BYTES = 1 << 30
+"""Of fp32, that a step takes of parameters at a time: what it makes beside them is as large."""
+
+
+def in_parts(params: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The parameters in order, in lists of `PART_BYTES` of fp32 at most, or a single larger one."""
+    part: list[torch.Tensor] = []
+    size = 0
+    for param in params:
+        if part and size + 4 * param.numel() > PART_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(param)
+        size += 4 * param.numel()
+    if part:
+        yield part
 
 
 def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimizer]]:
@@ -101,13 +125,34 @@ def choose_adam(device: str, moments: str) -> tuple[str, type[torch.optim.Optimi
         return name, found
     dtypes = {"exp_avg_dtype": DTYPES[moments], "exp_avg_sq_dtype": DTYPES[moments]}
 
-    class WithMoments(found):  # type: ignore[misc, valid-type]
-        """Adam with moments of a dtype; Megatron sets it only in an optimizer whose states are no plain tensors."""
+    return name, with_moments(found, dtypes)
 
+
+def with_moments(adam: type[torch.optim.Optimizer], dtypes: dict[str, torch.dtype]) -> type[torch.optim.Optimizer]:
+    """An Adam whose moments are of these dtypes, and whose step holds few of them in fp32 at a time.
+
+    Megatron sets the dtype only in an optimizer whose states are no plain tensors, and Transformer Engine's kernel is
+    given fp32 copies of a whole group's moments, as much memory at the step as bf16 saves between steps.
+    """
+
+    class WithMoments(adam):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any, **others: Any) -> None:
             super().__init__(*arguments, **others, **dtypes)
 
-    return name, WithMoments
+        def step(self, *arguments: Any, **others: Any) -> None:
+            groups = self.param_groups
+            try:
+                for group in groups:
+                    made = group.get("step", 0)
+                    for part in in_parts(group["params"]):
+                        self.param_groups = [{**group, "params": part, "step": made}]
+                        super().step(*arguments, **others)
+                        # A part without gradients makes no step.
+                        group["step"] = max(group.get("step", 0), self.param_groups[0]["step"])
+            finally:
+                self.param_groups = groups
+
+    return WithMoments
 
 
 def build_optimizer(
@@ -134,7 +179,7 @@ def build_optimizer(
         use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         log_num_zeros_in_grad=False,
     )
-    optimizer = get_megatron_optimizer(config, list(chunks))
+    optimizer = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         _make_moments(part.optimizer)  # now, so that a checkpoint before the first step has moments too
     return optimizer

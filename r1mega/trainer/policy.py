@@ -20,10 +20,11 @@ from r1mega.trainer.batch import BESIDE, MicroBatch, by_document, check_kind, fo
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.network.build import build_model_chunks
+from r1mega.trainer.network.initial import First
 from r1mega.trainer.network.layer_spec import choose_layers
 from r1mega.trainer.network.model import MTP, PolicyModel
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
-from r1mega.trainer.offload import DeviceMemory, host_copy, lent
+from r1mega.trainer.offload import DeviceMemory, Stage, host_copies, lent
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.routing import recorded_margins
 
@@ -71,18 +72,22 @@ class Policy:
         mtp_loss_weight: float,
         expert_bias_rate: float,
         seed: int,
+        first: First = "drawn",
     ) -> "Policy":
-        """A policy with random weights; with a score head where `spec` has one.
+        """A policy with its first weights; with a score head where `spec` has one.
 
         Args:
             mtp: whether the MTP layers run, and how far their gradient reaches (`trainer.network.model.MTP`).
             mtp_loss_weight: lambda of the V3 report's Eq. 25.
             expert_bias_rate: gamma of the load-balancing bias; 0 freezes it.
             seed: of the initial weights; the random state of the process is left as it was.
+            first: which of them are drawn; the others are NaN until a folder or a checkpoint is loaded.
         """
         device = mesh.device.type
         layers = choose_layers(device, mesh.layout)
-        chunks = build_model_chunks(spec, mesh, layers, mtp=mtp, expert_bias_rate=expert_bias_rate, seed=seed)
+        chunks = build_model_chunks(
+            spec, mesh, layers, mtp=mtp, expert_bias_rate=expert_bias_rate, seed=seed, first=first
+        )
         megatron_optimizer = build_optimizer(chunks, optimizer, layout=mesh.layout, device=device)
         for chunk in chunks:
             chunk.config.grad_scale_func = megatron_optimizer.scale_loss
@@ -108,7 +113,7 @@ class Policy:
         Returns:
             name -> [this rank's part of the table's shape], of the weights' dtype; routers' biases fp32.
         """
-        self._memory.check()
+        self._memory.check("weights")
         return {n: t for x in self.networks for n, t in by_whole_model_names(x, own_tensors(x)).items()}
 
     def gradients(self) -> dict[str, Tensor]:
@@ -244,18 +249,26 @@ class Policy:
     def refresh_reference(self) -> None:
         """Make the current weights the reference (the report does so every 400 steps)."""
         # New memory each time: an unfinished save may still be reading the old.
-        self.reference = {n: host_copy(t) for n, t in self.state().items()}
+        self.reference = host_copies(self.state())
 
-    def offload(self) -> None:
-        """Put weights, gradients and the optimiser's state aside in host memory, for another user of the device.
+    def offload(self, *stages: Stage) -> None:
+        """Put weights, gradients and the optimiser's state, or some of them, aside in host memory.
 
-        Until `onload` nothing of the policy may be used; its reference is on the host anyhow. Idempotent.
+        So another user of the device has room; gradients that are zero take none on the host.
+
+        Until `onload` nothing of it may be used: without weights nothing of the policy, without the others `state`
+        alone. Its reference is on the host anyhow. Idempotent.
         """
-        self._memory.offload()
+        self._memory.offload(*stages)
 
-    def onload(self) -> None:
-        """Take everything back, bit for bit. Idempotent."""
-        self._memory.onload()
+    def onload(self, *stages: Stage) -> None:
+        """Take everything, or some of it, back, bit for bit. Idempotent."""
+        self._memory.onload(*stages)
+
+    @property
+    def aside(self) -> tuple[Stage, ...]:
+        """What is offloaded."""
+        return self._memory.aside
 
     def optimizer_here(self) -> AbstractContextManager[None]:
         """With the optimiser's state on the device, where `offload_optimizer` keeps it on the host otherwise."""

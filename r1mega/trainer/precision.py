@@ -23,6 +23,8 @@ def model_fields(layout: TrainerLayout) -> dict[str, Any]:
     """Fields of Megatron's TransformerConfig that say in which numbers to compute."""
     dtype, precision = DTYPES[layout.dtype], layout.precision
     fields: dict[str, Any] = {"params_dtype": dtype, "pipeline_dtype": dtype, "bf16": layout.dtype == "bf16"}
+    if layout.deterministic:
+        fields["deterministic_mode"] = True
     if precision.fp8 == "none":
         return fields
     fields |= RECIPES[precision.fp8]

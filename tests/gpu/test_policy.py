@@ -38,7 +38,8 @@ def test_a_grpo_update_raises_what_was_rewarded(make, spec, request, setting):
         return sum(s.adv * x for s, x in zip(samples, sums, strict=True))
 
     old, ref = (policy.logprobs(bare, temperature=1.0, reference=r) for r in (False, True))
-    assert all(torch.equal(a, b) for a, b in zip(old, ref, strict=True))  # the swap changes nothing
+    assert all(torch.equal(a, b) for a, b in zip(old, ref, strict=True))  # the swap changes nothing, nor
+    # does the order in which two experts' outputs, of a token, are added
     attached = [
         replace(s, old_logp=Float32s(o.numpy()), ref_logp=Float32s(r.numpy()), behaviour_logp=Float32s(o.numpy()))
         for s, o, r in zip(samples, old, ref, strict=True)
@@ -53,11 +54,11 @@ def test_a_grpo_update_raises_what_was_rewarded(make, spec, request, setting):
 
 def allocated(policy) -> int:
     """Bytes on the device: the allocator's, or on the CPU those of the policy's storages."""
-    from r1mega.trainer.offload import optimizer_tensors, weights_and_gradients
+    from r1mega.trainer.offload import gradients, optimizer_tensors, weights
 
     if policy.mesh.device.type == "cuda":
         return torch.cuda.memory_allocated()
-    tensors = [*weights_and_gradients(policy.model_chunks), *optimizer_tensors(policy.optimizer)]
+    tensors = [*weights(policy.model_chunks), *gradients(policy.model_chunks), *optimizer_tensors(policy.optimizer)]
     return sum({t.untyped_storage()._cdata: t.untyped_storage().size() for t in tensors}.values())
 
 

@@ -49,7 +49,7 @@ def test_what_does_not_fit_is_refused_with_the_remedy(bench):
 def test_the_plan_counts_every_byte_of_a_policys_state(bench, mesh, variant):
     """Weights, gradients and the optimiser's, against the tensors of one that was built (without FP8's kernels)."""
     from r1mega.config.training import Batch, Optimizer
-    from r1mega.trainer.offload import optimizer_tensors, weights_and_gradients
+    from r1mega.trainer.offload import gradients, optimizer_tensors, weights
     from r1mega.trainer.policy import Policy
 
     trainer, memory = bench
@@ -64,7 +64,11 @@ def test_the_plan_counts_every_byte_of_a_policys_state(bench, mesh, variant):
     )  # fmt: skip
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().size()
-        for t in (*weights_and_gradients(policy.model_chunks), *optimizer_tensors(policy.optimizer))
+        for t in (
+            *weights(policy.model_chunks),
+            *gradients(policy.model_chunks),
+            *optimizer_tensors(policy.optimizer),
+        )
     }
     planned = needed["weights"] + needed["gradients"] + needed["optimizer"]
     # Megatron pads its buffers; expert biases are fp32, with counters beside them.

@@ -35,6 +35,7 @@ def _in_root(monkeypatch: pytest.MonkeyPatch):
         ({"precision": {"fp8": "blockwise"}}, "needs Transformer Engine"),
         ({"precision": {"bf16_layers_at_end": 1}}, "of no meaning without fp8"),
         ({"offload_optimizer": True}, "in host memory"),
+        ({"deterministic": True}, "on the CPU every step is"),
         ({"dp": 2, "ep": 2, "dispatcher": "flex"}, 'CUDA kernels; on the CPU set "alltoall"'),
         ({"vpp": 2}, "2 with pp = 1: chunks are interleaved between pipeline ranks; set pp"),
         ({"pp": 2, "pipeline": "Et|tt|tL"}, "3 stages, but pp 2 x vpp 1 makes 2"),

@@ -52,6 +52,38 @@ def test_adam_is_torchs_adamw(adam, settings):
             assert_as_close(*(moment[name] for moment in moments))
 
 
+@pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
+def test_a_step_in_parts_is_the_whole_step(adam, monkeypatch, moments):
+    """Bit for bit; parameters without a gradient in one part and another; and few moments in fp32 at a time."""
+    from r1mega.trainer import optimizer as ours
+
+    sizes, start = (70, 300, 1, 40, 40), torch.Generator().manual_seed(3)
+    seen, update = [], adam._update
+    monkeypatch.setattr(
+        adam, "_update", lambda self, group, params: seen.append(params) or update(self, group, params)
+    )
+    found = []
+    for limit in (1 << 30, 4 * 100):
+        monkeypatch.setattr(ours, "PART_BYTES", limit)
+        start.manual_seed(3)
+        params = [torch.nn.Parameter(torch.randn(n, generator=start)) for n in sizes]
+        kind = ours.with_moments(adam, {"exp_avg_dtype": moments, "exp_avg_sq_dtype": moments})
+        made = kind([{"params": params}], LR, (0.6, 0.99), 1e-3, 0.1)
+        for param in params:
+            made.initialize_state(param)
+        seen.clear()
+        for _ in range(3):
+            for param in params[:4]:
+                param.grad = torch.randn(param.shape, generator=start)
+            made.step()
+        assert made.param_groups[0]["step"] == 3
+        assert made.param_groups[0]["params"] == params
+        found.append([*params, *(t for p in params for t in made.state[p].values())])
+    assert [sum(p.numel() for p in part) for part in seen] == [70, 300, 41] * 3
+    assert all(torch.equal(a, b) and a.dtype is b.dtype for a, b in zip(*found, strict=True))
+    assert found[0][-1].dtype is moments
+
+
 def reference_of(policy, settings):
     """torch's AdamW in fp64 over copies of a policy's weights by name; decay for matrices alone."""
     exact = {n: torch.nn.Parameter(p.detach().double()) for n, p in policy.network.named_parameters()}

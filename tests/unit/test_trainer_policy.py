@@ -291,3 +291,19 @@ def test_the_same_seed_gives_the_same_weights(make_policy):
     assert torch.equal(a.state()[name], b.state()[name])
     assert not torch.equal(a.state()[name], c.state()[name])
     assert make_documents(1, 0)[0].token_ids  # the documents' generator is its own
+
+
+def test_what_is_loaded_is_not_drawn(make_policy, spec, monkeypatch):
+    """Neither the time of a draw, nor anything that would pass for a weight; what is drawn is the same bits."""
+    from r1mega.families.score_head import with_score_head
+    from r1mega.trainer.network import initial
+
+    drawn, whole = [], initial._whole
+    monkeypatch.setattr(initial, "_whole", lambda row, *others: drawn.append(row.megatron) or whole(row, *others))
+    scores = with_score_head(spec)
+    assert all(t.isnan().all() for t in make_policy(first="loaded").state().values())
+    assert drawn == []
+    found = make_policy(spec=scores, first="score_head").state()
+    assert drawn == ["score_head.weight"]
+    assert torch.equal(found.pop("score_head.weight"), make_policy(spec=scores).state()["score_head.weight"])
+    assert found and all(t.isnan().all() for t in found.values())

@@ -6,21 +6,28 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from r1mega.config.cluster import TrainerLayout
 from r1mega.families.spec import Grouped, ModelSpec
 from r1mega.trainer.mesh import Mesh
-from r1mega.trainer.network.initial import initialise
-from r1mega.trainer.network.layer_spec import Layers
+from r1mega.trainer.network.initial import First, initialise
+from r1mega.trainer.network.layer_spec import Layers, add_in_products
 from r1mega.trainer.network.model import MTP, PolicyModel, build_model, megatron_config
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
 from r1mega.trainer.precision import check_attention, check_device, gradient_fields
 
 
 def build_model_chunks(
-    spec: ModelSpec, mesh: Mesh, layers: Layers, *, mtp: MTP, expert_bias_rate: float, seed: int
+    spec: ModelSpec,
+    mesh: Mesh,
+    layers: Layers,
+    *,
+    mtp: MTP,
+    expert_bias_rate: float,
+    seed: int,
+    first: First = "drawn",
 ) -> list[DistributedDataParallel]:
-    """One for each virtual stage of the pipeline that the rank holds, in their order, with random weights.
+    """One for each virtual stage of the pipeline that the rank holds, in their order, with their first weights.
 
     Args:
         layers: what they are made of (`trainer.network.layer_spec.choose_layers`).
-        mtp, expert_bias_rate, seed: as in `Policy.build`.
+        mtp, expert_bias_rate, seed, first: as in `Policy.build`.
 
     Raises:
         ConfigError: the device has no such FP8, or no attention over packed rows.
@@ -28,7 +35,8 @@ def build_model_chunks(
     layout = mesh.layout
     networks = build_networks(spec, layout, layers, mesh.device, mtp=mtp, expert_bias_rate=expert_bias_rate)
     for network in networks:
-        initialise(spec, by_whole_model_names(network, own_tensors(network)), seed)
+        add_in_products(network)
+        initialise(spec, by_whole_model_names(network, own_tensors(network)), seed, first)
     ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=layout.distributed_optimizer, overlap_grad_reduce=False, **gradient_fields(layout)
     )

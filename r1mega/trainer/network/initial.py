@@ -4,24 +4,34 @@ Matrices are normal with one deviation (V3 report 4.2), norms are ones, all bias
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from r1mega.families.spec import Kind, ModelSpec, Row
+from r1mega.families.spec import SCORE_HEAD, Kind, ModelSpec, Row
 from r1mega.layout.shards import Axis, axis, padding, pieces
 
+First = Literal["drawn", "score_head", "loaded"]
+"""Which first weights are drawn: all, the score head's alone, or none, since a folder's or a checkpoint's follow."""
 
-def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int) -> None:
-    """Overwrite a rank's tensors, name in the family's table -> [this rank's part] of any dtype."""
+
+def initialise(spec: ModelSpec, state: Mapping[str, Tensor], seed: int, first: First = "drawn") -> None:
+    """Overwrite a rank's tensors, name in the family's table -> [this rank's part] of any dtype.
+
+    What is not drawn is made NaN, so that nothing that was not loaded after all passes for a weight.
+    """
     rows = {row.megatron: row for row in spec.tensors() if row.kind is not Kind.COPY}
     with torch.no_grad():
         for name, tensor in state.items():
-            tensor.copy_(local_part(rows[name], _whole(rows[name], spec.init_std, seed)))
+            if first == "drawn" or (first == "score_head" and name == SCORE_HEAD):
+                tensor.copy_(local_part(rows[name], _whole(rows[name], spec.init_std, seed)))
+            else:
+                tensor.fill_(math.nan)
 
 
 def local_part(row: Row, whole: Tensor) -> Tensor:
