@@ -8,7 +8,7 @@
 # stage that samples keeps the last one for its rollout server, or on GPUs as many as that fills; on one node of CPUs
 # both take turns. Without CONFIG it is the tiny R1-Zero, whose base model is pretrained first where it is not there
 # yet. The run directory is runs/slurm-<job id>. No hyper-parameters here: they are in CONFIG, and ranks and GPUs are
-# in configs/cluster.
+# in configs/cluster. With R1MEGA_IMAGE set to an image of containers/, trainer and servers run in it.
 #
 # How it ends: done: 0. Something given to it was wrong, such as nodes that do not fit: 2, and it is not requeued. Asked
 # to leave (SIGUSR1 before the time limit, as early as --signal says; SIGTERM or SIGUSR1 at preemption): the trainer
@@ -185,7 +185,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   rm -f "$dir/logs/"{first_failure,first_loss,begun}
   mkdir -p "$dir/logs" 2>/dev/null || true # where that cannot be, the run itself says so
   srun "${SRUN[@]}" "${options[@]}" --kill-on-bad-exit=1 --job-name=trainer slurm/rank.sh "$dir/logs" \
-    "$PYTHON" -m r1mega.cli run "$config" "$@" "${apart[@]}" --run-dir "$dir" --resume &
+    "$R1MEGA_PYTHON" -m r1mega.cli run "$config" "$@" "${apart[@]}" --run-dir "$dir" --resume &
   step=$!
   [[ -z $asked ]] || kill -USR1 "$step" # asked while srun was being started
   while true; do
@@ -236,6 +236,7 @@ JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
 # shellcheck source-path=SCRIPTDIR/..
 source slurm/job.sh
+enter_container
 # What sbatch was told of tasks would be each srun's wish as well, beside the placement's own.
 unset "${!SLURM_NTASKS@}" "${!SLURM_GPUS_PER_@}" "${!SLURM_TRES_PER_@}" SLURM_GPUS SLURM_GPU_BIND SLURM_DISTRIBUTION \
   SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_HINT SLURM_THREADS_PER_CORE

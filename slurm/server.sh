@@ -9,7 +9,7 @@
 set -euo pipefail
 told=
 trap 'told=yes' TERM USR1
-setsid .venv/bin/python -m r1mega.runtime.process $$ "$@" &
+setsid "${R1MEGA_PYTHON:-.venv/bin/python}" -m r1mega.runtime.process $$ "$@" &
 while true; do
   told='' code=0
   wait $! || code=$?
