@@ -1,7 +1,8 @@
 """What a stage needs of Slurm, and how it is laid over the nodes that a job was granted: arithmetic alone.
 
-A GPU carries one trainer rank. On GPUs a rollout server has nodes of its own, as many as its ranks fill. On CPUs it
-takes turns with the trainer: one node is enough for both, and where there are more it has the last one for itself.
+A GPU carries one trainer rank. On GPUs rollout servers have nodes of their own, as many as their ranks fill: a server
+is on one node or has several whole ones. Colocated, they are on the trainer's. On CPUs they take turns with the
+trainer: one node is enough for both, and where there are more they have the last one for themselves.
 """
 
 import math
@@ -23,11 +24,13 @@ class Needs:
     trainer_gpus: int
     """GPUs of the ranks together: one each, or 0 on the CPU and in an evaluation."""
     server_gpus: int
-    """GPUs of the rollout server; 0 on the CPU and where no server of ours runs a model."""
+    """GPUs of a rollout server beside the trainer's; 0 on the CPU, colocated, and where no server of ours runs."""
     serves: bool
     """Whether the stage has a rollout server."""
     gpus_per_node: int
     """GPUs that a node of the cluster file has; 0 on the CPU."""
+    servers: int = 1
+    """Rollout servers, all alike."""
 
     @property
     def trainer_nodes(self) -> int:
@@ -36,8 +39,22 @@ class Needs:
 
     @property
     def server_nodes(self) -> int:
-        """Nodes that the server fills; 0 where it is on the trainer's, or there is none."""
-        return math.ceil(self.server_gpus / self.gpus_per_node) if self.gpus_per_node else 0
+        """Nodes that the servers fill; 0 where they are on the trainer's, or there is none."""
+        if not (self.gpus_per_node and self.server_gpus):
+            return 0
+        if self.server_gpus >= self.gpus_per_node:
+            return self.servers * math.ceil(self.server_gpus / self.gpus_per_node)
+        return math.ceil(self.servers / self.servers_per_node)
+
+    @property
+    def servers_per_node(self) -> int:
+        """The most on one node, where each is smaller than a node; else 1."""
+        return max(1, self.gpus_per_node // self.server_gpus) if self.server_gpus else 1
+
+    @property
+    def gpus_of_servers(self) -> int:
+        """GPUs that servers have on each of their nodes."""
+        return min(min(self.servers, self.servers_per_node) * self.server_gpus, self.gpus_per_node)
 
     @property
     def nodes(self) -> int:
@@ -52,7 +69,7 @@ class Needs:
     @property
     def gpus_asked(self) -> int:
         """GPUs to ask for on every node."""
-        return min(max(self.trainer_gpus, self.server_gpus), self.gpus_per_node)
+        return min(max(self.trainer_gpus, self.gpus_of_servers), self.gpus_per_node)
 
     @property
     def options(self) -> str:
@@ -121,8 +138,12 @@ def needs(machine: Cluster, *, trains: bool, serves: bool) -> Needs:
             "a node, in the cluster file or by --set cluster.gpus_per_node=8"
         )
     trainer_gpus = ranks if trains else 0
-    server_gpus = machine.rollout.tp if serves else 0
-    return Needs(ranks, machine.trainer.threads, trainer_gpus, server_gpus, serves, machine.gpus_per_node)
+    layout = machine.rollout
+    apart = serves and not (trains and machine.placed == "colocated")
+    server_gpus = layout.tp * layout.dp if apart else 0
+    return Needs(
+        ranks, machine.trainer.threads, trainer_gpus, server_gpus, serves, machine.gpus_per_node, layout.servers
+    )
 
 
 def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
@@ -144,7 +165,7 @@ def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
         server = granted[-1:] if apart else ()
         spread = "--distribution=block"
         tasks = [len(range(k, wanted.ranks, len(trainer))) for k in range(len(trainer))]
-    server_gpus = min(wanted.server_gpus, wanted.gpus_per_node)
+    server_gpus = wanted.gpus_of_servers
     trainer_gpus = min(wanted.trainer_gpus, wanted.gpus_per_node) or (0 if server else server_gpus)
     faults = [f"{len(granted)} node(s) instead of {wanted.nodes}"] if len(granted) < wanted.nodes else []
     faults += [
@@ -188,7 +209,8 @@ def _unfit(wanted: Needs, granted: Sequence[GrantedNode], faults: Sequence[str])
     if wanted.trainer_gpus:
         parts.append(f"a GPU each, {wanted.gpus_per_node} to a node (cluster.gpus_per_node)")
     if wanted.server_gpus:
-        parts.append(f"{wanted.server_gpus} GPU(s) for the rollout server")
+        each = "the rollout server" if wanted.servers == 1 else f"each of {wanted.servers} rollout servers"
+        parts.append(f"{wanted.server_gpus} GPU(s) for {each}")
     return (
         f"what Slurm granted does not fit: {'; '.join(faults)}\n"
         f"  granted: {', '.join(map(str, granted))}\n"

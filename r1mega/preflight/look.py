@@ -16,6 +16,8 @@ from r1mega.preflight.weights import check_weights
 from r1mega.recipe.load import load
 from r1mega.recipe.memory import missing_memory
 from r1mega.recipe.recipe import Recipe
+from r1mega.rollout.command import gpus_of
+from r1mega.rollout.installed import fault_of
 from r1mega.runtime import env
 from r1mega.runtime.resources import num_gpus
 
@@ -114,12 +116,27 @@ def _missing_here(recipe: Recipe, cluster: Cluster, spec: ModelSpec | None) -> l
         return []
     if cluster.device == "cpu":
         return missing_memory(recipe.holds(), cluster, spec) if spec is not None else []
-    if not recipe.trains and not recipe.serves:
+    return _missing_gpus(recipe, cluster)
+
+
+def _missing_gpus(recipe: Recipe, cluster: Cluster) -> list[str]:
+    """GPUs, or a vLLM for them, that ranks and servers would not find here."""
+    where = "run it where they are (torchrun, or slurm/rl_stage.sh)"
+    ranks, found = recipe.ranks(cluster) if recipe.trains else 0, num_gpus()
+    if ranks > found:
+        return [
+            f"cluster.device = cuda: the layout's {ranks} rank(s) take a GPU each, and this machine has {found}: "
+            f"{where}"
+        ]
+    if not recipe.serves or cluster.rollout.launch:
         return []
-    wanted, found = recipe.ranks(cluster), num_gpus()
-    if found >= wanted:
-        return []
-    return [
-        f"cluster.device = cuda: the layout's {wanted} rank(s) take a GPU each, and this machine has {found}: run it "
-        "where they are (torchrun, or slurm/rl_stage.sh)"
-    ]
+    layout, gpus = cluster.rollout, gpus_of(cluster, trains=recipe.trains)
+    if not gpus or max(gpus) >= found:
+        servers = f"{layout.servers} server(s) of tp x dp = {layout.tp * layout.dp} rank(s)"
+        beside = f" beside the trainer's {ranks}" if ranks and cluster.placed != "colocated" else ""
+        return [
+            f"cluster.device = cuda: the layout's {servers} take a GPU each{beside}, and this machine has {found}: "
+            f"{where}"
+        ]
+    fault = fault_of(layout, "cuda")
+    return [] if fault is None else [fault]

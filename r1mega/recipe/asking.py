@@ -15,6 +15,7 @@ from r1mega.config.section import Section
 from r1mega.data.settings import Evaluation, PromptSettings
 from r1mega.data.sources.source import QuestionSource
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.engine_laws import engine_model_faults
 from r1mega.recipe.from_model import FromModel
 from r1mega.recipe.old_questions import old_questions
 from r1mega.recipe.without_truth import evaluation_faults
@@ -149,7 +150,7 @@ class Asking(FromModel):
         return old
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
-        faults = engine_faults(self.stage, machine, spec)
+        faults = engine_faults(machine, spec)
         named = {name for source in self.sources().values() for name in source.verifiers()}
         if named & set(code.NAMES) and (fault := fault_of_this_machine()) is not None:
             faults.append(fault)
@@ -176,19 +177,17 @@ class Evaluated(Asking):
         return {"evaluation": self.evaluation.model_copy(update={"questions": tables["evaluation"]})}
 
 
-def engine_faults(stage: str, machine: Cluster, spec: ModelSpec | None) -> list[str]:
+def engine_faults(machine: Cluster, spec: ModelSpec | None) -> list[str]:
     """Why our own engine does not serve a model on a machine; of the model, where anything is known of it."""
     faults: list[str] = []
-    if importlib.util.find_spec("vllm") is None:
+    if machine.device == "cpu" and importlib.util.find_spec("vllm") is None:
         faults.append("vLLM is not installed in this environment; run `make env`")
-    if machine.device == "cuda":
-        faults.append(
-            f"cluster.device = cuda: rollout servers are started on CPUs alone as yet, so a {stage} stage does not "
-            "run on GPUs; supervised stages and the trainer do"
-        )
-    elif spec is not None:
-        faults += kernel_faults(spec, machine.rollout.tp)
-    return faults
+    if spec is None:
+        return faults
+    of_model = engine_model_faults(machine, spec)
+    if machine.device == "cpu" and spec.head == "lm":
+        faults += kernel_faults(spec)
+    return faults + of_model
 
 
 def stop_faults(stop: tuple[str, ...]) -> list[str]:

@@ -40,13 +40,13 @@ class JudgedBy(Section):
         """The folder, where there is one."""
         return [Input(f"{setting}.model", self.model, model=True)] if self.model else []
 
-    def faults_on(self, setting: str, stage: str, holds: Holds, machine: Cluster) -> list[str]:
+    def faults_on(self, setting: str, holds: Holds, machine: Cluster) -> list[str]:
         """Why the folder is not served on a machine."""
         if self.model is not None and (self.model / "config.json").is_file():
             known = read_model(self.model)
-            found = engine_faults(stage, machine, known) + memory_faults(holds, machine, known)
+            found = engine_faults(machine, known) + memory_faults(holds, machine, known)
             return [f"{setting}.model: {fault}" for fault in found]
-        return [] if self.model is None else engine_faults(stage, machine, None)
+        return [] if self.model is None else engine_faults(machine, None)
 
     def lacks(self, setting: str) -> Sequence[str]:
         """What is to be done where its key is not set on this machine."""

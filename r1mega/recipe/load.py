@@ -8,6 +8,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.load import apply_overrides, load_cluster, nearest, raise_if_any, read_toml, validate
 from r1mega.errors import ConfigError
 from r1mega.layout.device_laws import layout_faults
+from r1mega.layout.engine_laws import engine_layout_faults
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.grpo import GRPO
 from r1mega.recipe.mixture import MakeMixture
@@ -71,5 +72,5 @@ def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Recip
     prefix = "cluster."
     machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
     recipe = load_recipe(path, [o for o in overrides if not o.startswith(prefix)])
-    raise_if_any(path, layout_faults(machine))
+    raise_if_any(path, layout_faults(machine) + engine_layout_faults(machine))
     return recipe.resolved(machine), machine

@@ -1,11 +1,12 @@
 """Whether what a stage holds of a model fits the machine: plain arithmetic, without activations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1mega.config.cluster import Cluster
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.engine_memory import EngineMemory, engine_memory
 from r1mega.layout.memory import BYTES, GIB, RankMemory, num_parameters, rank_memory
 from r1mega.layout.placement import layout_for
 from r1mega.runtime.resources import machine_memory_gib
@@ -36,21 +37,34 @@ def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
         parts, gib = _on_cpu(holds, machine, spec)
         most = max((part for part in parts if part.size > gib * GIB), key=lambda part: part.size, default=None)
         return [f"memory: {_told([most], machine, gib)}"] if most else []
-    ranks = _ranks(holds, machine, spec)
     gib = machine.gpu_memory_gib or (GPU_GIB[machine.gpu] if machine.gpu else None)
-    largest = max(ranks, key=lambda rank: rank.total, default=None)
     if gib is None:
         return []
-    stated = (
-        "cluster.gpu_memory_gib" if machine.gpu_memory_gib else f"the most that cluster.gpu = {machine.gpu!r} has"
-    )
+    has = f"and it has {gib:g} GiB ({_stated(machine)})"
+    table = spec.tensors()
+    ranks = rank_memory(table, spec, machine.trainer, mtp_learns=holds.mtp_learns) if holds.trainer else []
+    return [
+        *_trainer_faults(holds, machine, ranks, gib, has),
+        *(_engine_faults(engine_memory(table, spec, machine), machine, ranks, gib, has) if holds.engine else []),
+    ]
+
+
+def _stated(machine: Cluster) -> str:
+    if machine.gpu_memory_gib:
+        return "cluster.gpu_memory_gib"
+    return f"the most that cluster.gpu = {machine.gpu!r} has"
+
+
+def _trainer_faults(
+    holds: Holds, machine: Cluster, ranks: Sequence[RankMemory], gib: float, has: str
+) -> Iterator[str]:
     remedy = (
-        f"and it has {gib:g} GiB ({stated}). Divide the model further (cluster.trainer.tp, pp, ep; dp divides the "
-        "optimiser's state alone), or take a cluster file that was made for its size"
+        f"{has}. Divide the model further (cluster.trainer.tp, pp, ep; dp divides the optimiser's state alone), or "
+        "take a cluster file that was made for its size"
     )
-    faults = list[str]()
+    largest = max(ranks, key=lambda rank: rank.total, default=None)
     if largest is not None and largest.total > gib * GIB:
-        faults.append(f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, {remedy}")
+        yield f"memory: on a GPU of pipeline rank {ranks.index(largest)} {largest}, {remedy}"
     # While a reward model scores, it has the device to itself.
     for other in holds.reward_models:
         of_each = rank_memory(other.tensors(), other, layout_for(other, machine.trainer))
@@ -58,8 +72,27 @@ def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
         if most.weights > gib * GIB:
             size = f"{most.params / 1e9:,.3g}B parameters of a reward model take {most.weights / GIB:,.1f} GiB"
             place = f"on a GPU of pipeline rank {of_each.index(most)}"
-            faults.append(f"memory: {place} {size} before activations, {remedy}")
-    return faults
+            yield f"memory: {place} {size} before activations, {remedy}"
+
+
+def _engine_faults(
+    engine: EngineMemory, machine: Cluster, ranks: Sequence[RankMemory], gib: float, has: str
+) -> Iterator[str]:
+    smaller = "less for keys and values (cluster.rollout.kv_cache_gib)"
+    remedy = "more GPUs to a server (cluster.rollout.tp, for mixtures dp with expert_parallel)"
+    if not machine.weights.fp8:
+        remedy += ", FP8 in the engine and on the way to it (cluster.weights.fp8)"
+    if engine.total > gib * GIB:
+        yield f"memory: on a GPU of the engine {engine}, {has}. Take {remedy}, or {smaller}"
+    # Colocated, a push finds the trainer's weights there, and neither its optimiser nor the engine's cache.
+    beside = max((rank.weights for rank in ranks), default=0.0) if machine.placed == "colocated" else 0.0
+    both = engine.weights + engine.reload + beside
+    if beside and both > gib * GIB:
+        yield (
+            f"memory: on a GPU that trainer and engine share, a push finds {beside / GIB:,.1f} GiB of the trainer's "
+            f"weights beside {engine.weights / GIB:,.1f} GiB of the engine's and needs {engine.reload / GIB:,.1f} "
+            f"GiB more: {both / GIB:,.1f} GiB, {has}. Take {remedy}, or GPUs of their own (cluster.placement)"
+        )
 
 
 def missing_memory(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:

@@ -60,7 +60,7 @@ class MakePreferences(Making):
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         faults = super().faults_on(machine, spec)
-        found = self.judge.faults_on("judge", self.stage, self.holds(), machine)
+        found = self.judge.faults_on("judge", self.holds(), machine)
         return faults + [fault for fault in found if fault.removeprefix("judge.model: ") not in faults]
 
     def lacks(self) -> Sequence[str]:

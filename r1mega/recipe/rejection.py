@@ -159,7 +159,7 @@ class Rejection(Making):
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         faults = super().faults_on(machine, spec)
         for name, of in self.asked_beside().items():
-            found = of.faults_on(name, self.stage, self.holds(), machine)
+            found = of.faults_on(name, self.holds(), machine)
             faults += [fault for fault in found if fault.removeprefix(f"{name}.model: ") not in faults]
         return faults
 

@@ -66,8 +66,8 @@ class Rewrite(JudgedBy, RewriteWords):
             )
         return faults
 
-    def faults_on(self, setting: str, stage: str, holds: Holds, machine: Cluster) -> list[str]:
-        faults, folder = super().faults_on(setting, stage, holds, machine), self.model
+    def faults_on(self, setting: str, holds: Holds, machine: Cluster) -> list[str]:
+        faults, folder = super().faults_on(setting, holds, machine), self.model
         if folder is not None and (folder / "config.json").is_file():
             longest = min(self.max_model_len, read_model(folder).max_positions)
             if self.max_tokens >= longest:

@@ -33,8 +33,8 @@ has given it its own. So answers are those of a server that was started by the s
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -43,6 +43,7 @@ import httpx
 from r1mega.config.cluster import RolloutLayout
 from r1mega.families.registry import read_language_model
 from r1mega.rollout.alike import kind_of
+from r1mega.rollout.command import Place
 from r1mega.rollout.server import STOP_GRACE_S, Server
 from r1mega.rollout.several import begin_all, marked, marks
 from r1mega.runtime import env, files, locks, process
@@ -107,18 +108,31 @@ class Keeper:
 
 
 def begin_own(
-    model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
+    model_dir: Path,
+    layout: RolloutLayout,
+    *,
+    max_model_len: int,
+    seed: int,
+    log_file: Path,
+    places: Sequence[Place] = (),
 ) -> tuple[Server, ...]:
-    """`layout.servers` servers that end with the stage. Arguments and Raises: see `Server`."""
+    """`layout.servers` servers that end with the stage, each at its place. Arguments and Raises: see `Server`."""
 
-    def start(mark: str, layout: RolloutLayout) -> Server:
-        return Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=marked(log_file, mark))
+    def start(mark: str, layout: RolloutLayout, place: Place) -> Server:
+        own = marked(log_file, mark)
+        return Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=own, place=place)
 
-    return begin_all(start, layout)
+    return begin_all(start, layout, places)
 
 
 def begin(
-    model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
+    model_dir: Path,
+    layout: RolloutLayout,
+    *,
+    max_model_len: int,
+    seed: int,
+    log_file: Path,
+    places: Sequence[Place] = (),
 ) -> tuple[Server, ...]:
     """Servers for a stage: those an earlier one has left, where they are laid out as this one asks; else new ones.
 
@@ -128,13 +142,15 @@ def begin(
     keeper = Keeper.told()
     held = None if keeper is None or layout.launch else _taken(keeper, layout.servers)
     if keeper is None or held is None:
-        return begin_own(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=log_file)
+        sizes = {"max_model_len": max_model_len, "seed": seed}
+        return begin_own(model_dir, layout, **sizes, log_file=log_file, places=places)
     keeper.end(*held)
 
-    def start(mark: str, layout: RolloutLayout) -> Server:
-        return KeptServer(keeper, mark, held[mark], model_dir, layout, max_model_len=max_model_len, seed=seed)
+    def start(mark: str, layout: RolloutLayout, place: Place) -> Server:
+        lock, sizes = held[mark], {"max_model_len": max_model_len, "seed": seed}
+        return KeptServer(keeper, mark, lock, model_dir, layout, **sizes, place=place)
 
-    return begin_all(start, layout, cleanup=lambda: _let_go(held.values()))
+    return begin_all(start, layout, places, cleanup=lambda: _let_go(held.values()))
 
 
 def _taken(keeper: Keeper, number: int) -> dict[str, IO[str]] | None:
@@ -165,13 +181,20 @@ class KeptServer(Server):
         *,
         max_model_len: int,
         seed: int,
+        place: Place,
     ) -> None:
         """lock: of the mark's server, which is held."""
         self._keeper, self._mark, self._lock, self._ready = keeper, mark, lock, False
         self._file = marked(keeper.folder / RECORD, mark)
         room = max(max_model_len, min(keeper.room, read_language_model(model_dir).max_positions))
-        self._wanted, self._laid_out = max_model_len, {"kind": kind_of(model_dir), "layout": _seen_by_server(layout)}
-        super().__init__(model_dir, layout, max_model_len=room, seed=seed, log_file=marked(keeper.folder / LOG, mark))
+        self._wanted = max_model_len
+        self._laid_out = {
+            "kind": kind_of(model_dir),
+            "layout": _seen_by_server(layout),
+            "place": json.loads(json.dumps(asdict(place))),
+        }
+        log_file = marked(keeper.folder / LOG, mark)
+        super().__init__(model_dir, layout, max_model_len=room, seed=seed, log_file=log_file, place=place)
 
     def start(self) -> None:
         """Take the server that was left, at the first start; else start one, and record it."""

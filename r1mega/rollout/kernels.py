@@ -1,7 +1,7 @@
 """Which models the engine has kernels for on a CPU: laws of vLLM 0.32 that show only when it computes.
 
 Sources: vllm/v1/attention/backends/cpu_attn.py (sizes of a head), mla/cpu_mla.py and platforms/cpu.py (latent
-attention), fused_moe/experts/cpu_moe.py (experts), config/model.py (how a model divides over ranks).
+attention), fused_moe/experts/cpu_moe.py (experts).
 """
 
 from r1mega.families.spec import Latent, ModelSpec
@@ -14,18 +14,8 @@ MOE_MULTIPLE = 32
 """What an expert's kernels ask of the hidden size."""
 
 
-def kernel_faults(spec: ModelSpec, tp: int) -> list[str]:
-    """What the engine would fail at, with what would be right.
-
-    Args:
-        tp: `rollout.tp`, ranks of the engine.
-    """
-    if spec.head == "score":
-        named = spec.hf["architectures"][0]
-        return [
-            f"model: a reward model ({named}), which gives scores and predicts no tokens, so that the engine could "
-            "sample none; give the folder of a language model"
-        ]
+def kernel_faults(spec: ModelSpec) -> list[str]:
+    """What the engine would fail at, with what would be right; of its ranks: `layout.engine_laws`."""
     attention, faults = spec.attention, list[str]()
     if isinstance(attention, Latent):
         plain = (attention.kv_lora_rank, attention.qk_rope_dim) != tuple(MLA.values())
@@ -34,12 +24,6 @@ def kernel_faults(spec: ModelSpec, tp: int) -> list[str]:
     else:
         plain, size = True, attention.head_dim
         what = f"head_dim = {size}"
-        kv_heads = attention.num_kv_heads
-        if kv_heads % tp and tp % kv_heads:
-            faults.append(
-                f"cluster.rollout.tp: {tp} ranks of the engine neither divide nor multiply the model's {kv_heads} "
-                "key-value heads (num_key_value_heads)"
-            )
     if plain and size not in HEAD_SIZES:
         faults.append(
             f"model: {what}: vLLM has no attention kernel for heads of that size on a CPU; it has them for "
@@ -48,10 +32,5 @@ def kernel_faults(spec: ModelSpec, tp: int) -> list[str]:
     if spec.moe is not None and spec.hidden_size % MOE_MULTIPLE:
         faults.append(
             f"model: hidden_size = {spec.hidden_size}: vLLM's experts on a CPU need a multiple of {MOE_MULTIPLE}"
-        )
-    if spec.num_heads % tp:
-        faults.append(
-            f"cluster.rollout.tp: {tp} ranks of the engine do not divide the model's {spec.num_heads} attention "
-            "heads (num_attention_heads)"
         )
     return faults

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from r1mega.config.cluster import RolloutLayout
+from r1mega.rollout.command import Place
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.kept import begin, begin_own
@@ -61,6 +62,7 @@ class ServedModel:
         log_file: Path,
         interrupt: Interrupt,
         give: Give | None = None,
+        places: Sequence[Place] = (),
     ) -> None:
         """Nothing is started yet.
 
@@ -71,9 +73,11 @@ class ServedModel:
             interrupt: breaks off waiting for the servers or their answers.
             give: gives them a folder's weights. With it, servers that an earlier stage of a chain has left are taken
                 where there are such (`kept.begin`), and the model may `turn_to` other folders.
+            places: of each server; none: on the CPU.
         """
         self._model_dir, self._give = model_dir, give
-        self._start = partial(begin if give else begin_own, layout=layout, seed=seed, log_file=log_file)
+        begin_with = begin if give else begin_own
+        self._start = partial(begin_with, layout=layout, seed=seed, log_file=log_file, places=places)
         self._max_model_len, self._interrupt = max_model_len, interrupt
         self.servers: tuple[Server, ...] = ()
         """Those that were started."""

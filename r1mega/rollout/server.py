@@ -10,13 +10,10 @@ A restart may change `url`, `port` and `pid`: read them when they are used.
 """
 
 import atexit
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import random
 import re
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,37 +24,33 @@ import httpx
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
-from r1mega.rollout import kernels
-from r1mega.runtime import network, openmp, process
-from r1mega.runtime.shims import vllm_cpu_rotary, vllm_cpu_seeded_prefill
+from r1mega.rollout.command import Folder, Place, Start, command, environment
+from r1mega.rollout.installed import fault_of
+from r1mega.runtime import env, openmp, process
 
 log = logging.getLogger(__name__)
 
-WORKER_EXTENSION = "r1mega.weights.worker.WorkerExtension"
-"""Imported by name in each vLLM worker: it registers the weight-transfer backend there."""
-WEIGHT_BACKEND = "gloo"
 STOP_GRACE_S = 10.0
+CPU = Place()
 PORTS = range(20000, 30000)
 """Where a free port is looked for: below the ports that the kernel hands to outgoing connections, since one of
 those may take the port in the half minute until vLLM listens."""
 _PORT_GRACE_S = 10.0
 """How long the killed processes may keep a configured port."""
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-
-
-def _vllm_is_for_gpus() -> bool:
-    """A build for CPUs is another distribution, vllm-cpu, or says so in its version."""
-    try:
-        return "cpu" not in importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 class Server:
     """A vLLM server of one model. After each start its weights are version 0, those of `model_dir`."""
 
     def __init__(
-        self, model_dir: Path, layout: RolloutLayout, *, max_model_len: int, seed: int, log_file: Path
+        self,
+        model_dir: Path,
+        layout: RolloutLayout,
+        *,
+        max_model_len: int,
+        seed: int,
+        log_file: Path,
+        place: Place = CPU,
     ) -> None:
         """Start the processes; `wait_ready` waits for them.
 
@@ -66,29 +59,23 @@ class Server:
             max_model_len: longest prompt + answer, in tokens.
             seed: of the engine; answers depend on their requests' own seeds.
             log_file: appended to; gets everything the server writes.
+            place: where it runs, and how weights come to it.
 
         Raises:
-            RolloutError: vLLM is not installed, the port is taken, or `model_dir` holds no model.
+            RolloutError: vLLM is not installed, or is one for another device; the port is taken, or `model_dir`
+                holds no model.
         """
-        if importlib.util.find_spec("vllm") is None:
-            raise RolloutError(
-                f"vLLM is not installed in {sys.prefix}. Install it with `pip install 'r1mega[cpu]'` "
-                "(or `make env`), or run with the Python that has it."
-            )
-        if _vllm_is_for_gpus():
-            raise RolloutError(
-                f"the vLLM installed in {sys.prefix} is the one for GPUs, and servers are started on CPUs alone as "
-                "yet: install the environment of requirements/cpu.lock"
-            )
+        if (fault := fault_of(layout, place.device)) is not None:
+            raise RolloutError(fault)
         if not (model_dir / "config.json").is_file():
             raise RolloutError(f"{model_dir} is no Hugging Face model folder: it has no config.json")
         if not (model_dir / "tokenizer.json").is_file():
             raise RolloutError(f"{model_dir} has no tokenizer.json; save the model's fast tokenizer there")
         self.model_dir = model_dir
         """What a start begins with; whoever gives it another folder's weights (`weights.folder`) changes it."""
-        self.layout, self.log_file, self.host = layout, log_file, layout.host
-        self.world_size = layout.tp
-        """Ranks that receive weights."""
+        self.layout, self.place, self.log_file, self.host = layout, place, log_file, layout.host
+        self.world_size = layout.tp * layout.dp
+        """Ranks that receive weights, each its part."""
         config = json.loads((model_dir / "config.json").read_text())
         self.vocab_size: int = config["vocab_size"]
         self.incarnation = 0
@@ -96,7 +83,6 @@ class Server:
         self.foreign = False
         """Whether its weights are none of `model_dir`'s yet; whoever gives it those says so (`rollout.kept`)."""
         self.max_model_len, self._seed = max_model_len, seed
-        self._mla = all(config.get(key) == value for key, value in kernels.MLA.items())
         self._ended_for_good = False
         self._processes = threading.RLock()  # stop() may come while a restart runs in another thread
         self._restarting = threading.Lock()
@@ -179,58 +165,13 @@ class Server:
 
     def _command(self) -> list[str]:
         """Command line of the server."""
-        layout, max_model_len = self.layout, self.max_model_len
-        values = {
-            "model": self.model_dir,
-            "served-model-name": "policy",
-            # A host's name may mean its loopback address on that host itself.
-            "host": self.host if network.is_loopback(self.host) else "::" if ":" in self.host else "0.0.0.0",
-            "port": self.port,
-            "seed": self._seed,
-            # The model in the engine's own process: one vLLM import less, and no busy-waiting between the two.
-            "distributed-executor-backend": "uni" if layout.tp == 1 else "mp",
-            "dtype": _DTYPES[layout.dtype],
-            "tensor-parallel-size": layout.tp,
-            "max-model-len": max_model_len,
-            "max-num-seqs": layout.max_num_seqs,
-            "max-num-batched-tokens": vllm_cpu_seeded_prefill.step_tokens(max_model_len, layout.max_num_seqs),
-            "kv-cache-memory-bytes": int(layout.kv_cache_gib * 2**30),
-            "block-size": 16 if self._mla else 32,  # the kernels accept no other
-            "logprobs-mode": "processed_logprobs",  # of logits / T, which is what old and reference logprobs are of
-            "compilation-config": json.dumps({"custom_ops": vllm_cpu_rotary.CUSTOM_OPS}),
-            "weight-transfer-config": json.dumps({"backend": WEIGHT_BACKEND}),
-            "worker-extension-cls": WORKER_EXTENSION,
-            "uvicorn-log-level": "warning",
-        }
-        flags = (
-            "enforce-eager",
-            "enable-prefix-caching",
-            "disable-uvicorn-access-log",
-            "no-enable-log-requests",
-            vllm_cpu_seeded_prefill.FLAG,
-        )
-        pairs = [text for name, value in values.items() for text in (f"--{name}", str(value))]
-        # `vllm serve` looks for a distribution named vllm, which the CPU package is not.
-        program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-        return [*program, *pairs, *(f"--{flag}" for flag in flags)]
+        start = Start(self.host, self.port, self.max_model_len, self._seed)
+        return command(Folder.read(self.model_dir), self.layout, self.place, start)
 
     def _environment(self) -> dict[str, str]:
         """Environment of the server."""
-        extra = {} if self._mla else {"VLLM_MLA_DISABLE": "1"}
-        return process.child_environment(
-            OMP_NUM_THREADS=str(self.layout.threads),
-            VLLM_CPU_OMP_THREADS_BIND="nobind",  # or vLLM keeps a core to itself, whatever OMP_NUM_THREADS says
-            TORCHDYNAMO_DISABLE="1",
-            HF_HUB_OFFLINE="1",
-            VLLM_NO_USAGE_STATS="1",
-            VLLM_ENABLE_V1_MULTIPROCESSING="0",  # or the CPU platform overrides "uni", for threads that we set here
-            VLLM_MAX_STOP_STRINGS=str(2**31 - 1),  # as many as the settings say; vLLM refuses more than 4 by itself
-            VLLM_SERVER_DEV_MODE="1",  # opens the weight-sync and cache routes
-            VLLM_HOST_IP="127.0.0.1",  # for its processes among themselves, which are on one host, whatever its name
-            GLOO_SOCKET_IFNAME="lo",
-            **openmp.preload(),
-            **extra,
-        )
+        found = environment(Folder.read(self.model_dir), self.layout, self.place, visible=env.visible_gpus())
+        return process.child_environment(**found, **(openmp.preload() if self.place.device == "cpu" else {}))
 
     def alive(self) -> bool:
         """Whether the server's processes run; it may not be ready yet."""
@@ -273,11 +214,24 @@ class Server:
                     raise RolloutError(self._story(f"was not ready after {limit}; asked for /health: {last}"))
                 try:
                     if http.get("/health").status_code == httpx.codes.OK:
+                        self._check_ranks(http)
                         http.post("/update_weight_version", json={"new_version": "0"}).raise_for_status()
                         return time.monotonic() - self._started
                 except httpx.HTTPError as error:
                     last = f"{type(error).__name__}: {error}"
                 time.sleep(0.1)
+
+    def _check_ranks(self, http: httpx.Client) -> None:
+        """Raises RolloutError where it has another number of ranks than weights will be sent to."""
+        found = http.get("/get_world_size").raise_for_status().json()["world_size"]
+        if found != self.world_size:
+            layout = self.layout
+            self._end(grace_s=STOP_GRACE_S)
+            raise RolloutError(
+                f"the vLLM server at {self.url} has {found} rank(s), and cluster.rollout.tp = {layout.tp} x dp = "
+                f"{layout.dp} make {self.world_size}, to which weights would be sent: another server may have "
+                "answered at that port (rollout.port), or this vLLM lays itself out otherwise"
+            )
 
     def _story(self, what: str, num_lines: int = 30) -> str:
         """What happened, and the end of this start's log."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from r1mega.config.cluster import RolloutLayout
+from r1mega.rollout.command import Place
 from r1mega.rollout.server import Server
 
 T = TypeVar("T")
@@ -22,21 +23,24 @@ def marked(file: Path, mark: str) -> Path:
 
 
 def begin_all(
-    begin: Callable[[str, RolloutLayout], Server],
+    begin: Callable[[str, RolloutLayout, Place], Server],
     layout: RolloutLayout,
+    places: Sequence[Place],
     *,
     cleanup: Callable[[], None] = lambda: None,
 ) -> tuple[Server, ...]:
     """Start `layout.servers` servers, without waiting for any.
 
     Args:
-        begin: starts the one of a mark, under a layout whose port is its own.
+        begin: starts the one of a mark, under a layout whose port is its own, at its place.
+        places: of each; none: on the CPU.
         cleanup: called where one cannot be started, after those before it were stopped.
     """
     begun = list[Server]()
     try:
         for i, mark in enumerate(marks(layout.servers)):
-            begun.append(begin(mark, layout.model_copy(update={"port": layout.port + i if layout.port else 0})))
+            own = layout.model_copy(update={"port": layout.port + i if layout.port else 0})
+            begun.append(begin(mark, own, places[i] if places else Place()))
     except BaseException:
         for server in begun:
             server.stop()

@@ -62,6 +62,11 @@ def gloo_interfaces() -> list[str]:
     return [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
 
 
+def visible_gpus() -> str | None:
+    """The GPUs that this process was given, as CUDA_VISIBLE_DEVICES has them; None where it has all of its host."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def keep_server(how: str | None) -> None:
     """Tell the processes that are started from here on how they hand a server on (`rollout.kept`); None: they do
     not."""

@@ -71,6 +71,7 @@ def ask_folder(
     """
     from r1mega.data.tokenizer import load_tokenizer
     from r1mega.families.registry import check_tokenizer, read_language_model
+    from r1mega.rollout.command import places_of
     from r1mega.rollout.served import ServedModel
     from r1mega.weights.folder import GiveFolder
 
@@ -93,6 +94,7 @@ def ask_folder(
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
             give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
+            places=places_of(cluster, trains=False),
         )
 
     of = {"model": str(path)}

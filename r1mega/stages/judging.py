@@ -213,6 +213,7 @@ def _of_folder(
     from r1mega.data.tokenizer import load_tokenizer
     from r1mega.families.registry import check_tokenizer, read_model
     from r1mega.rollout.asker import FleetAsker
+    from r1mega.rollout.command import places_of
     from r1mega.rollout.served import ServedModel
     from r1mega.weights.folder import GiveFolder
 
@@ -223,7 +224,9 @@ def _of_folder(
     longest = min(judge.max_model_len, spec.max_positions)
     digest = json.loads((run_dir.path / RUN).read_text())["inputs"][setting][0]["digest"]
     give = GiveFolder(address=cluster.address, breakable=options["interrupt"].at_once)
-    served = (serve or ServedModel)(folder, cluster.rollout, max_model_len=longest, give=give, **options)
+    served = (serve or ServedModel)(
+        folder, cluster.rollout, max_model_len=longest, give=give, places=places_of(cluster, trains=False), **options
+    )
     with (
         served as engine,
         FleetAsker(engine, tokenizer, max_model_len=longest, cache=cache, judge=digest, name=name) as asker,

@@ -22,6 +22,7 @@ from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.replay import JournalledEngine, open_journal
+from r1mega.rollout.command import places_of
 from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.run_dir import RunDir
@@ -67,6 +68,7 @@ class RankZero:
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
             give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
+            places=places_of(cluster, trains=True),
         )
         if config.rollout.replay == "live" or self.journal.newest_version() < step:
             model.start()

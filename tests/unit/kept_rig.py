@@ -30,7 +30,7 @@ import http.server, json, sys
 version = "none"
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.answer({"weight_version": version})
+        self.answer({"weight_version": version, "world_size": 1})
     def do_POST(self):
         global version
         version = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["new_version"]

@@ -8,14 +8,15 @@ import pytest
 from published import PARAMETERS, QWEN25_05B
 from trainer_data import TINY
 
+from r1mega.config.cluster import Cluster
 from r1mega.config.model import Model
 from r1mega.errors import ConfigError, WeightMappingError
 from r1mega.families.registry import FAMILIES, read_language_model, read_model, read_stage_model
 from r1mega.families.score_head import with_score_head
 from r1mega.families.spec import Kind
 from r1mega.formats.hf_headers import HFHeaders
+from r1mega.layout.engine_laws import engine_model_faults
 from r1mega.layout.memory import rank_memory
-from r1mega.rollout.kernels import kernel_faults
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForSequenceClassification",
@@ -127,7 +128,7 @@ def test_stages_of_language_models_and_the_engine_refuse_it_by_name(write, spec)
         read_stage_model(Model(config=folder / "config.json"))
     assert read_stage_model(Model(path=folder), "score") == with_score_head(spec)
     assert read_stage_model(Model(path=TINY), "score") == spec
-    (fault,) = kernel_faults(with_score_head(spec), 1)
+    (fault,) = engine_model_faults(Cluster(device="cpu"), with_score_head(spec))
     assert "a reward model (DeepseekV3ForSequenceClassification)" in fault
 
 

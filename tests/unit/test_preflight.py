@@ -14,7 +14,6 @@ from r1mega.families.spec import ModelSpec, Row
 CONFIGS = sorted(f for f in (ROOT / "configs").rglob("*.toml") if f.parent.name != "cluster")
 CLUSTERS = sorted(f.stem for f in (ROOT / "configs/cluster").glob("*.toml"))
 TABLES: dict[tuple[str, str, int, int], list[Row]] = {}
-BUILT_ON_CPUS_ALONE = "rollout servers are started on CPUs alone"
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +60,7 @@ def test_check_and_run_agree(config: Path, cluster: str, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not is_chain(c)], ids=name_of)
 def test_every_config_passes_on_the_cluster_its_head_names(config: Path, capsys: pytest.CaptureFixture[str]):
-    """But for what is not built; weights, data and GPUs need not be there."""
+    """Weights, data and GPUs need not be there."""
     text = config.read_text()
     own = [line for line in text.splitlines() if MADE_BY not in line]
     small = not {"tiny", "smollm2"}.isdisjoint(config.parts)
@@ -70,11 +69,6 @@ def test_every_config_passes_on_the_cluster_its_head_names(config: Path, capsys:
     cluster = re.search(r"^# cluster: (\w+)$", text, re.MULTILINE)
     assert cluster or small, "a full-size config names its cluster file"
     code, said = answer(lambda: cli.check(config, cluster[1] if cluster else "laptop"), capsys)
-    table = tomllib.loads(text)
-    engine = table["stage"] in ("grpo", "preferences", "rejection", "evaluate") and "endpoint" not in table
-    if cluster and engine:
-        assert code == 2 and "1 fault(s)" in said and BUILT_ON_CPUS_ALONE in said
-    else:
-        assert code == 0, said
-        wanted = r"(not there yet|take a GPU each, and this machine has 0)"
-        assert all(re.search(wanted, note) for note in notes(said)), said
+    assert code == 0, said
+    wanted = r"(not there yet|take a GPU each.*, and this machine has 0)"
+    assert all(re.search(wanted, note) for note in notes(said)), said

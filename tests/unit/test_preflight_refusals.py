@@ -91,11 +91,7 @@ def test_kernels_are_those_of_the_installed_vllm():
 
 def test_the_published_latent_attention_has_a_kernel_of_its_own():
     spec = read_model(ROOT / "configs/models/DeepSeek-V3-Base")  # heads of 128 + 64 = 192 channels, and rank 512
-    assert kernel_faults(spec, 32) == []
-    assert kernel_faults(read_model(V3), 1) == kernel_faults(read_model(QWEN), 4) == []
-    said = kernel_faults(read_model(QWEN), 3)
-    assert "3 ranks of the engine neither divide nor multiply the model's 2 key-value heads" in said[0]
-    assert "do not divide the model's 4 attention heads" in said[1]
+    assert kernel_faults(spec) == kernel_faults(read_model(V3)) == kernel_faults(read_model(QWEN)) == []
 
 
 @pytest.mark.parametrize(

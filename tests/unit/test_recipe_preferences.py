@@ -118,14 +118,13 @@ def test_what_is_judged_depends_on_the_label():
 def test_a_full_size_config_has_the_reports_numbers_and_makes_what_a_reward_model_reads(
     name: str, made: str, trained: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """And is without a fault but that no server starts on GPUs yet."""
+    """And is without a fault."""
     monkeypatch.chdir(ROOT)
     config = Path(f"configs/r1/{name}.toml")
     recipe, machine = load(config, "h800_v3")
     assert isinstance(recipe, MakePreferences) and recipe.pairs.votes == recipe.safety.votes == 4
     assert recipe.pairs.min_gap == 1.0 and recipe.leaves() == (made,)
-    faults = recipe.faults_on(machine, None)
-    assert len(faults) == 1 and "rollout servers are started on CPUs alone" in faults[0]
+    assert recipe.faults_on(machine, None) == []
     assert makers(config)["model.path"] == maker_of(Path("runs/r1/4_sft_800k/hf").resolve())
     reads = {given.setting: given.path for given in load_recipe(Path(f"configs/r1/{trained}.toml")).inputs()}
     command = f"r1mega run {config} --cluster h800_v3"
@@ -334,12 +333,14 @@ def test_a_look_at_a_judges_folder(server: EndpointServer, judge_folder: Path, t
     assert look(config, LAPTOP, [named]).absent == ()
     (absent,) = look(config, LAPTOP, [f"judge.model={tmp_path}/none"]).absent
     assert "judge.model" in absent and "not there yet" in absent
-    for cluster, said in (
-        (LAPTOP, "judge.model: cluster.rollout.tp: 3 ranks"),
-        (str(ROOT / "configs/cluster/gpu1.toml"), "rollout servers are started on CPUs alone"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            look(config, cluster, [named, *(["cluster.rollout.tp=3"] if cluster == LAPTOP else [])])
+    gpu1 = str(ROOT / "configs/cluster/gpu1.toml")
+    for cluster in (LAPTOP, gpu1):
+        with pytest.raises(ConfigError, match=r"judge.model: cluster.rollout.tp: 3 ranks"):
+            apart = ["cluster.placement=disaggregated", "cluster.gpus_per_node=8"] if cluster == gpu1 else []
+            look(config, cluster, [named, "cluster.rollout.tp=3", *apart])
+    with pytest.raises(ConfigError, match=r"judge.model: memory: on a GPU of the engine"):
+        look(config, gpu1, [named, "cluster.gpu_memory_gib=1"])
+    assert "1 server(s) of tp x dp = 1 rank(s) take a GPU each" in look(config, gpu1, [named]).absent[0]
     (judge_folder / "chat_template.jinja").unlink()
     with pytest.raises(DataError, match="has no chat template"):
         look(config, LAPTOP, [named])

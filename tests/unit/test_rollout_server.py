@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -17,6 +18,8 @@ import pytest
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.rollout import server as server_module
+from r1mega.rollout.command import Place
+from r1mega.rollout.installed import fault_of
 from r1mega.rollout.server import PORTS, Server
 from r1mega.runtime import process
 
@@ -32,9 +35,11 @@ def model_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(model_dir: Path, layout: RolloutLayout | None = None, max_model_len: int = 64) -> Server:
-    log = model_dir / "vllm.log"
-    return Server(model_dir, layout or RolloutLayout(), max_model_len=max_model_len, seed=0, log_file=log)
+def start(
+    model_dir: Path, layout: RolloutLayout | None = None, max_model_len: int = 64, place: Place | None = None
+) -> Server:
+    layout, log = layout or RolloutLayout(), model_dir / "vllm.log"
+    return Server(model_dir, layout, max_model_len=max_model_len, seed=0, log_file=log, place=place or Place())
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -56,11 +61,48 @@ def test_missing_vllm(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         start(model_dir)
 
 
-def test_a_gpu_build_of_vllm_is_not_given_a_cpu_servers_arguments(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+CUDA = Place(device="cuda")
+
+
+def test_a_build_of_vllm_is_not_given_another_devices_arguments(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RolloutError, match=r"cluster\.device = cuda: the vLLM installed in .* is the one for CPUs"):
+        start(model_dir, place=CUDA)
     monkeypatch.setattr(importlib.metadata, "version", {"vllm": "0.32.0"}.__getitem__)
-    with pytest.raises(RolloutError, match=r"one for GPUs, .* CPUs alone"):
+    with pytest.raises(RolloutError, match=r"one for GPUs, and the cluster file's servers compute on the CPU"):
         start(model_dir)
     assert not (model_dir / "vllm.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("echo cuda", None),
+        ("echo cpu", r"the vLLM installed in the environment of .* \(cluster\.rollout\.python\) is the one for CPUs"),
+        ("echo", r"vLLM is not installed in the environment of .*requirements/gpu-engine\.lock"),
+        (
+            "echo no such module >&2; exit 1",
+            r"cluster\.rollout\.python: .* does not answer as a Python does: no such",
+        ),
+        (None, r"cluster\.rollout\.python: .* does not answer as a Python does: .*No such file"),
+    ],
+)
+def test_the_engines_own_environment_is_asked_which_vllm_it_has(
+    tmp_path: Path, program: str | None, said: str | None
+):
+    python = tmp_path / "python"
+    if program is not None:
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+    fault = fault_of(RolloutLayout(python=str(python)), "cuda")
+    assert fault is None if said is None else re.search(said, str(fault))
+
+
+def test_another_environment_is_asked_as_this_one_is(monkeypatch: pytest.MonkeyPatch):
+    here = fault_of(RolloutLayout(), "cuda")
+    assert "the one for CPUs" in str(here) and "one for CPUs" in str(
+        fault_of(RolloutLayout(python=sys.executable), "cuda")
+    )
+    assert fault_of(RolloutLayout(), "cpu") is None
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -145,23 +187,23 @@ def test_any_number_of_stop_strings_is_taken(model_dir: Path, monkeypatch: pytes
 
 
 def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arguments that correctness hangs on."""
+    """What a server is of reaches its command line; the rest: test_rollout_command.py."""
     command = Server._command
     runs(monkeypatch, FOR_EVER)
     with start(model_dir, RolloutLayout(tp=1, kv_cache_gib=0.5), max_model_len=4096) as server:
         plain = " ".join(command(server))
-        assert "--logprobs-mode processed_logprobs" in plain
-        assert "--no-enable-chunked-prefill" in plain and "--max-num-batched-tokens 4096" in plain
-        assert '"-rotary_embedding"' in plain and "--block-size 32" in plain
-        assert f"--kv-cache-memory-bytes {2**29}" in plain
+        assert f"--model {model_dir} " in plain and "--max-model-len 4096" in plain and "--seed 0" in plain
         assert f"--host 127.0.0.1 --port {server.port}" in plain and server.port in PORTS
-        assert server._environment()["VLLM_MLA_DISABLE"] == "1"
-        server._mla = True
+        assert server._environment()["VLLM_MLA_DISABLE"] == "1" and "--block-size 32" in plain
+        (model_dir / "config.json").write_text(json.dumps({"kv_lora_rank": 512, "qk_rope_head_dim": 64}))
         assert "--block-size 16" in " ".join(command(server))
         server.host = "node2"
         assert "--host 0.0.0.0" in " ".join(command(server)) and server.url == f"http://node2:{server.port}"
         server.host = "fd00::2"
         assert "--host ::" in " ".join(command(server)) and server.url == f"http://[fd00::2]:{server.port}"
+        server.place = Place(device="cuda", gpus=(1,))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+        assert "--hf-overrides" in command(server) and server._environment()["CUDA_VISIBLE_DEVICES"] == "5"
 
 
 # ---- restarts -----------------------------------------------------------------------------------------------
@@ -171,6 +213,7 @@ import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
+        self.wfile.write(b'{"world_size": 1}')
     do_POST = do_GET
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
@@ -220,6 +263,16 @@ def test_a_configured_port_is_kept_and_a_free_one_chosen_anew(model_dir: Path) -
         freeze(fixed)
         fixed.restart("test")
         assert fixed.port == port and fixed.healthy(100.0)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_server_of_another_number_of_ranks_is_refused_at_once(model_dir: Path) -> None:
+    """Weights would be sent to ranks that are not there."""
+    with start(model_dir, RolloutLayout(tp=2, dp=3)) as server:
+        assert server.world_size == 6
+        with pytest.raises(RolloutError, match=r"has 1 rank\(s\), and cluster\.rollout\.tp = 2 x dp = 3 make 6"):
+            server.wait_ready()
+        assert not server.alive()
 
 
 @pytest.mark.usefixtures("fake")

@@ -18,14 +18,14 @@ STAGES = sorted(
     path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.toml") if "\nstage = " in f"\n{path.read_text()}"
 )
 ASKED = {
-    # tp x pp x dp ranks, eight GPUs to a node; the server's tp GPUs on nodes of their own.
+    # tp x pp x dp ranks, eight GPUs to a node; the servers' tp x dp GPUs each on nodes of their own.
     "laptop": {"supervised": (1, 1, 2, 0), "grpo": (1, 1, 2, 0), "evaluate": (1, 1, 2, 0)},
     "laptop2": {"supervised": (1, 2, 1, 0), "grpo": (1, 2, 1, 0), "evaluate": (1, 1, 1, 0)},
-    "gpu1": {"supervised": (1, 1, 1, 1), "grpo": (2, 1, 1, 1), "evaluate": (1, 1, 1, 1)},
-    "h800_1b5": {"supervised": (1, 8, 1, 8), "grpo": (2, 8, 1, 8), "evaluate": (1, 1, 1, 2)},
-    "h800_14b": {"supervised": (2, 8, 1, 8), "grpo": (3, 8, 1, 8), "evaluate": (1, 1, 1, 4)},
-    "h800_70b": {"supervised": (8, 8, 1, 8), "grpo": (9, 8, 1, 8), "evaluate": (1, 1, 1, 8)},
-    "h800_v3": {"supervised": (64, 8, 1, 8), "grpo": (68, 8, 1, 8), "evaluate": (4, 1, 1, 8)},
+    "gpu1": {"supervised": (1, 1, 1, 1), "grpo": (1, 1, 1, 1), "evaluate": (1, 1, 1, 1)},  # colocated
+    "h800_1b5": {"supervised": (1, 8, 1, 8), "grpo": (2, 8, 1, 8), "evaluate": (1, 1, 1, 8)},  # 8 servers of 1
+    "h800_14b": {"supervised": (2, 8, 1, 8), "grpo": (3, 8, 1, 8), "evaluate": (1, 1, 1, 8)},  # 4 of 2
+    "h800_70b": {"supervised": (8, 8, 1, 8), "grpo": (10, 8, 1, 8), "evaluate": (2, 1, 1, 8)},  # 2 of 8
+    "h800_v3": {"supervised": (64, 8, 1, 8), "grpo": (80, 8, 1, 8), "evaluate": (16, 1, 1, 8)},  # 4 of 32
 }
 """Nodes, tasks on each, CPUs for each task, GPUs on each node."""
 
