@@ -18,11 +18,11 @@ from r1mega.rewards.pool import Pool
 from r1mega.rewards.rubric import Rubric
 from r1mega.rewards.signal import signal_metrics
 from r1mega.rollout.collect import GroupSource, NoGroups, Say, judged
+from r1mega.rollout.command import places_of
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.journal import Journal
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.replay import JournalledEngine, open_journal
-from r1mega.rollout.command import places_of
 from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt
 from r1mega.runtime.run_dir import RunDir
