@@ -5,13 +5,24 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from r1mega.config.cluster import Cluster
+from r1mega.config.cluster import Cluster, RolloutLayout
 from r1mega.config.load import load_cluster
-from r1mega.rollout.command import Folder, Place, Start, command, cuda_environment, environment, gpus_of
+from r1mega.rollout.command import (
+    Folder,
+    Place,
+    Start,
+    command,
+    cuda_environment,
+    environment,
+    gpus_of,
+    places_of,
+)
+from r1mega.rollout.several import begin_all
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = sorted(path.stem for path in (ROOT / "configs/cluster").glob("*.toml"))
@@ -185,6 +196,20 @@ def test_each_server_has_gpus_of_its_own_within_those_that_this_process_sees():
     assert [Place.of(named, number, trains=True).gpus for number in (0, 1)] == [(7,), (3,)]
     assert gpus_of(cuda(trainer={"dp": 8}), trains=True) == ()  # the node is full: on others
     assert "CUDA_VISIBLE_DEVICES" not in cuda_environment(layout, Place(device="cuda"))
+
+
+def test_servers_that_are_begun_together_have_a_place_each():
+    begun: list[Any] = []
+    machine = cuda(trainer={"dp": 2}, rollout={"servers": 2, "port": 21000})
+
+    def begin(mark: str, layout: RolloutLayout, place: Place) -> Any:
+        begun.append((mark, layout.port, place.gpus, place.device))
+        return SimpleNamespace(stop=lambda: None)
+
+    begin_all(begin, machine.rollout, places_of(machine, trains=True))
+    assert begun == [("-0", 21000, (2,), "cuda"), ("-1", 21001, (3,), "cuda")]
+    begin_all(begin, machine.rollout, ())
+    assert begun[2:] == [("-0", 21000, (), "cpu"), ("-1", 21001, (), "cpu")]
 
 
 def test_a_colocated_server_sleeps_on_the_trainers_gpus_and_takes_handles_of_memory():

@@ -12,11 +12,13 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout import served as module
+from r1mega.rollout.command import Place
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.served import Lengthened, ServedModel
 from r1mega.runtime.interrupt import Interrupt, StopNow
 
+PLACES = (Place(device="cuda", gpus=(3,)),)
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=4)
 
 
@@ -31,7 +33,13 @@ class Rig:
     def of(self, servers: int) -> ServedModel:
         layout, log_file = RolloutLayout(servers=servers), Path("log")
         return ServedModel(
-            Path("model"), layout, max_model_len=9, seed=3, log_file=log_file, interrupt=self.interrupt
+            Path("model"),
+            layout,
+            max_model_len=9,
+            seed=3,
+            log_file=log_file,
+            interrupt=self.interrupt,
+            places=PLACES,
         )
 
     def servers(self, model_dir: Path, *, layout: RolloutLayout, **options: Any) -> Any:
@@ -78,7 +86,7 @@ def test_it_is_started_once_and_when_it_is_needed(rig: Rig) -> None:
         for _ in range(2):
             served.generate([], PARAMS, version=0)
     assert rig.did == ["start", "ready", "asked at 0", "asked at 0", "stop"]
-    assert rig.options == {"max_model_len": 9, "seed": 3, "log_file": Path("log")}
+    assert rig.options == {"max_model_len": 9, "seed": 3, "log_file": Path("log"), "places": PLACES}
 
 
 def test_its_memory_is_that_of_all_its_processes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

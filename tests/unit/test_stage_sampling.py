@@ -12,6 +12,7 @@ from grpo_run import CLUSTER, SUMS, Run, base, config, plain
 from recording import stop_signal
 from recording_engine import Asked, Engines
 
+from r1mega.config.cluster import Cluster
 from r1mega.errors import MismatchError, RolloutError, RunDirError
 from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.interrupt import Interrupted
@@ -121,6 +122,25 @@ def test_the_server_starts_at_once_unless_the_journal_goes_on(replay: str, newes
     part = RankZero(questions, journal, nothing)  # type: ignore[arg-type]
     found = part.served(lambda *_, **__: server, recipe, CLUSTER, run_dir, nothing, step=2)  # type: ignore[arg-type]
     assert found is server and bool(started) == starts
+
+
+def test_servers_have_the_places_that_the_cluster_file_gives_them(base: Path):
+    """On two GPUs behind the trainer's two, as servers of pushed weights."""
+    from r1mega.stages.rank_zero import RankZero
+
+    tables = {"gpus_per_node": 8, "trainer": {"dp": 2}, "rollout": {"servers": 2, "dtype": "bf16"}}
+    machine, asked = Cluster.model_validate({"device": "cuda", **tables}), dict[str, Any]()
+    journal: Any = SimpleNamespace(newest_version=lambda: 9)
+    questions: Any = SimpleNamespace(longest=5)
+    nothing, run_dir = (SimpleNamespace(at_once=None), SimpleNamespace(logs=base))
+    part = RankZero(questions, journal, nothing)  # type: ignore[arg-type]
+
+    def serve(*_: Any, **given: Any) -> Any:
+        asked.update(given)
+        return SimpleNamespace(start=lambda: None)
+
+    part.served(serve, config(base, {}), machine, run_dir, nothing, step=2)  # type: ignore[arg-type]
+    assert [(place.gpus, place.pushed) for place in asked["places"]] == [((2,), True), ((3,), True)]
 
 
 def test_the_seconds_of_a_push_are_no_rollouts(base: Path, tmp_path: Path):
