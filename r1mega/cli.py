@@ -184,7 +184,7 @@ def pipeline(
     if dry_run:
         tell_plan(chain)
     elif run_chain(chain, resume=resume, retries=retries):
-        _report_of_done(directory)
+        _report_of_done(directory, again=False)  # its stages have drawn their curves
 
 
 @app.command()
@@ -229,10 +229,10 @@ def _run_ranks(run_dir: Path, num_ranks: int) -> int:
     return start_ranks(command, num_ranks, log_dir=run_dir / "logs")
 
 
-def _report_of_done(run_dir: Path) -> None:
+def _report_of_done(run_dir: Path, *, again: bool = True) -> None:
     """The report at the end of a run, which has all it was started for without it."""
     try:
-        _report(run_dir)
+        _report(run_dir, again=again)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         print(
@@ -241,10 +241,10 @@ def _report_of_done(run_dir: Path) -> None:
         )
 
 
-def _report(run_dir: Path) -> None:
+def _report(run_dir: Path, *, again: bool = True) -> None:
     from r1mega.report.show import show
 
-    show(run_dir)
+    show(run_dir, again=again)
 
 
 def main() -> None:

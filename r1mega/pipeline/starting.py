@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 BEFORE = ("typer", "r1mega.conversion.commands", "r1mega.recipe.load", "r1mega.runtime.run_dir")
 ASKING = ("reasoning_gym", "transformers.models.auto.tokenization_auto")
-AFTER = ("r1mega.report.show",)
+AFTER = ("r1mega.report.show", "matplotlib.backends.backend_agg")
 """What a stage's process imports before its stage's module, in it where questions are asked, and at its end."""
 
 

@@ -40,15 +40,24 @@ SMOOTHED_FROM = 50
 """Points from which on a curve of training steps is drawn pale, with its running mean on top."""
 
 
-def draw(run_dir: Path, out_dir: Path | None = None) -> list[Path]:
+def draw(run_dir: Path, out_dir: Path | None = None, *, again: bool = True) -> list[Path]:
     """Draw what the run has metrics for as PNG files; into the run's `figures/` unless told otherwise.
 
-    Returns the files written. Raises DataError where metrics.jsonl is missing or malformed.
+    Args:
+        again: False: figures that are younger than metrics.jsonl stay as they are.
+
+    Returns the files. Raises DataError where metrics.jsonl is missing or malformed.
     """
-    rows = read_rows(run_dir / "metrics.jsonl")
+    metrics = run_dir / "metrics.jsonl"
+    rows, changed = read_rows(metrics), metrics.stat().st_mtime_ns
     out_dir = out_dir or run_dir / "figures"
-    drawn = (_draw(figure, rows, out_dir / f"{figure.file}.png") for figure in FIGURES)
-    return [path for path in drawn if path is not None]
+
+    def drawn(figure: Figure) -> Path | None:
+        path = out_dir / f"{figure.file}.png"
+        stays = not again and path.is_file() and path.stat().st_mtime_ns > changed
+        return path if stays else _draw(figure, rows, path)
+
+    return [path for figure in FIGURES if (path := drawn(figure)) is not None]
 
 
 def pass_at_1(runs: Mapping[str, Path | Sequence[Path]], out: Path) -> Path | None:

@@ -21,10 +21,13 @@ from r1mega.report.rows import read_object, read_summary
 from r1mega.report.runs import learns_from, stage_dirs
 
 
-def show(run_dir: Path) -> None:
+def show(run_dir: Path, *, again: bool = True) -> None:
     """Draw the figures of a stage or of a pipeline's stages, write the page, and print what came out.
 
     A stage that has not finished is shown as far as it got.
+
+    Args:
+        again: False: curves that were drawn after a stage's last metrics stay, as its own report has left them.
 
     Raises:
         DataError: `run_dir` is neither, or a file in it is malformed.
@@ -33,7 +36,9 @@ def show(run_dir: Path) -> None:
     if not console.is_terminal:
         console = Console(width=120, markup=False)  # a file has no width; 80 would cut the table's names
     stages = stage_dirs(run_dir)
-    drawn = [path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage)]
+    drawn = [
+        path for stage in stages if (stage / "metrics.jsonl").is_file() for path in figures.draw(stage, again=again)
+    ]
     drawn += [path for stage in stages for kind in (hacking, heatmap, reliability) if (path := kind.draw(stage))]
     drawn += [path for stage in stages for kind in (preferences, rejection, data_cards) for path in kind.draw(stage)]
     if len(stages) > 1:

@@ -107,6 +107,14 @@ class Keeper:
             process.stop_group(Adopted(Identity(*found["guard"])), grace_s=STOP_GRACE_S)
 
 
+def kinds_left() -> frozenset[str]:
+    """Of which kinds (`alike.kind_of`) the servers are that an earlier stage of the chain has left running."""
+    if (keeper := Keeper.told()) is None:
+        return frozenset()
+    found = (keeper.record(mark) for mark in keeper.recorded())
+    return frozenset(record["kind"] for record in found if record is not None)
+
+
 def begin_own(
     model_dir: Path,
     layout: RolloutLayout,

@@ -5,7 +5,8 @@ journalled as they come, so that a stage that was killed or stopped goes on with
 
 Several models are asked one after the other. Those that are served alike share a server, which is started for the
 first of them that has anything to be asked and takes each other one's weights; it has ended before the next one
-starts. What each model comes to is in RUN/NAME as what a single one comes to is in RUN, its journal included.
+starts. Those come first whose server an earlier stage of a chain has left running. What each model comes to is in
+RUN/NAME as what a single one comes to is in RUN, its journal included.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ from r1mega.rewards.judges import preloaded
 from r1mega.rewards.pool import Pool
 from r1mega.rollout.alike import served_as
 from r1mega.rollout.engine import Engine, SamplingParams
+from r1mega.rollout.kept import kinds_left
 from r1mega.rollout.replay import JournalledEngine, open_journal
 from r1mega.runtime import files
+from r1mega.runtime.digests import digest_of
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Bar, Stopwatch
 from r1mega.runtime.provenance import MODELS, inputs_in
@@ -137,7 +140,8 @@ def _examined(config: Evaluate, cluster: Cluster, run_dir: RunDir, serve: Serve 
 
 
 def _served_alike(examined: Sequence[Examined]) -> list[list[Examined]]:
-    """Those that one server can answer for in turn are together, in the order of the first ones."""
+    """Those that one server can answer for in turn are together, in the order of the first ones; but those whose
+    server runs already come first, since it ends where another one starts."""
     if len(examined) == 1:
         return [list(examined)]
     groups: list[tuple[Any, list[Examined]]] = []
@@ -149,6 +153,8 @@ def _served_alike(examined: Sequence[Examined]) -> list[list[Examined]]:
             groups.append((served, [one]))
         else:
             same.append(one)
+    running = kinds_left()
+    groups.sort(key=lambda group: digest_of(dict(group[0])) not in running)
     return [group for _, group in groups]
 
 

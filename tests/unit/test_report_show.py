@@ -1,6 +1,7 @@
 """What a finished run and a finished pipeline show."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_got(pipeline: Path, capsys: py
     assert f"{pipeline}/rl: not finished: no summary.json yet" in printed and "it is seven" in printed
     drawn = len(list((pipeline / "rl/figures").glob("*.png")))
     assert f"figures, {drawn}: {pipeline}/rl/figures\n" in printed and f": {pipeline}/figures" not in printed
+
+
+def test_a_chains_end_draws_no_curve_that_its_stage_has_drawn(pipeline: Path):
+    show(pipeline)
+    kept, changed = pipeline / "base/figures/loss.png", pipeline / "rl/metrics.jsonl"
+    kept.write_bytes(b"as it is")
+    old = kept.stat().st_mtime_ns
+    os.utime(changed, ns=(old + 10**9, old + 10**9))  # written after its figures
+    of_rl = pipeline / "rl/figures/loss.png"
+    of_rl.write_bytes(b"of yesterday")
+    show(pipeline, again=False)
+    assert kept.read_bytes() == b"as it is" and of_rl.stat().st_size > 5_000
+    show(pipeline)
+    assert kept.stat().st_size > 5_000
 
 
 def test_the_page_is_named_first_and_figures_by_their_folders(pipeline: Path, capsys: pytest.CaptureFixture[str]):

@@ -120,6 +120,14 @@ def test_figures_of_a_part_say_of_which(tmp_path):
     lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
     assert lines["loss over the last 5% of steps, nats"] == "1.2500"
     assert (lines["mismatch: answers compared"], lines["mismatch: of them after a tie"]) == ("640", "2")
+    rounded = {"mean": 2e-3, "kl": 4e-5, "p999": 0.25, "kl_largest": 6e-5, "tokens_compared": 1e6, "tokens_far": 12.0}
+    text = shown(lambda console: console.print(table([write(tmp_path / "bf16", summary | {"mismatch": rounded})])))
+    of_bf16 = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in text.splitlines() if "│" in line}
+    assert [of_bf16[f"mismatch, nats: {name}"] for name in ("mean", "kl", "p999", "kl_largest")] == [
+        "2.0e-03", "4.0e-05", "2.5e-01", "6.0e-05"
+    ]  # fmt: skip
+    assert of_bf16["mismatch: tokens compared"] == "1,000,000"
+    assert of_bf16["mismatch: of them more than 1 nat apart"] == "12"
     assert lines["experts, last 5% of steps: max violation"] == "0.50"
     assert lines["experts, all steps: dropped choices"] == "3"
     assert (lines["data: conversations"], lines["data: truncated"], lines["data: dropped"]) == ("1,200", "7", "5")

@@ -11,7 +11,8 @@ from kept_rig import Chain, Given, chain, model, served, version
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout import kept
-from r1mega.rollout.kept import NO_VERSION, KeptServer, begin
+from r1mega.rollout.alike import kind_of
+from r1mega.rollout.kept import NO_VERSION, KeptServer, begin, kinds_left
 from r1mega.rollout.server import Server
 from r1mega.runtime import env
 from r1mega.runtime.process import Identity
@@ -29,9 +30,10 @@ def test_a_later_stage_has_the_server_of_an_earlier_one_and_it_ends_with_the_cha
     second.stop()
     pid = second.pid
     assert Identity.of(pid) is not None
+    assert kinds_left() == {kind_of(model)}
     chain.keeper.end()
     chain.gone(pid)
-    assert chain.keeper.record() is None
+    assert chain.keeper.record() is None and kinds_left() == set()
 
 
 @pytest.mark.parametrize("how", ["model", "threads", "room"])

@@ -1,5 +1,6 @@
 """The GRPO loop on a machine that rounds: who compares, what is corrected and refused, what a resumed run keeps."""
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -55,11 +56,14 @@ def test_a_run_that_rounds_is_held_to_its_rollouts_and_corrects_its_tokens(
     check_by_hand(run, [4.0] * 6)  # with the weights of truncated importance sampling
     told = "cluster.rollout.dtype = bf16: engine and trainer are held to mismatch.mean = 0.2 and mismatch.kl = 0.1"
     assert f"{told} a rollout; objective.importance = truncated, importance_cap = 1.03" in caplog.text
-    summary = run.folder / "summary.json"
+    found = json.loads((run.folder / "summary.json").read_text())["mismatch"]
+    rows = run.rows()
     assert (
-        '"kl_largest"' in summary.read_text()
-        and '"importance": "truncated"' in (run.folder / "config.json").read_text()
+        found["tokens_compared"] == sum(len(differences(run, step)) for step in (1, 3, 5)) and not found["tokens_far"]
     )
+    assert found["kl_largest"] == max(row["mismatch/kl"] for row in rows) and found["answers"] == 36
+    assert found["kl"] == pytest.approx(sum(row["mismatch/kl"] for row in rows) / 6)
+    assert '"importance": "truncated"' in (run.folder / "config.json").read_text()
 
 
 def test_an_engine_that_is_off_stops_a_run_that_rounds(base: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from r1mega import cli
 from r1mega.buffers import Float32s, Int32s
 from r1mega.evaluation import results
 from r1mega.recipe.evaluate import Evaluate
+from r1mega.rollout.alike import kind_of
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
@@ -132,6 +133,17 @@ def test_a_server_is_shared_by_those_that_are_served_alike_and_two_are_never_the
     """Each model sampled, then greedily; of two architectures, so two servers."""
     assert undisturbed[1].did == ["start", "good", "good", "bad", "bad", "stop", "start", "other", "other", "stop"]
     assert len(set(undisturbed[1].rooms)) == 1
+
+
+def test_those_whose_server_runs_already_come_first(
+    undisturbed: Any, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that an earlier stage of a chain has left: it would end where another one starts."""
+    monkeypatch.setattr("r1mega.stages.evaluate.kinds_left", lambda: {kind_of(folders["other"])})
+    servers = Servers()
+    run = evaluate(tmp_path / "run", servers, models=models_of(folders))
+    assert servers.did == ["start", "other", "other", "stop", "start", "good", "good", "bad", "bad", "stop"]
+    assert summary(run) == summary(undisturbed[0]) and next(iter(summary(run)["models"])) == "the_good"
 
 
 def test_all_models_are_asked_the_same_with_the_same_seeds(undisturbed: Any):
