@@ -94,7 +94,9 @@ def run(
         # It starts in its own process while this one builds the policy.
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
         policy = _policy(config, mesh, build)
-        pushing = partial(live_engine, address=cluster.address, room=part.room(config), pusher=pusher)
+        pushing = partial(
+            live_engine, address=cluster.address, verify=cluster.weights.verify, room=part.room(config), pusher=pusher
+        )
         telling = partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
         engine = run.enter(telling(policy, served, interrupt=run.interrupt))
         failures = Failures(config.rollout.max_failed)
@@ -123,7 +125,12 @@ def run(
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
                 seconds = {"rollout": rollout.seconds - pushed, "push": pushed, **taken, "logprobs": watch.seconds}
                 apart = compared.compare(step, shares)
-                left.fill(shares, {**rollout.metrics, **judged, **hacking.see(step, groups)}, seconds, apart)
+                left.fill(
+                    shares,
+                    {**rollout.metrics, **engine.proven(), **judged, **hacking.see(step, groups)},
+                    seconds,
+                    apart,
+                )
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:

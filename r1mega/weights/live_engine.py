@@ -49,7 +49,7 @@ from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
-from r1mega.weights.push import Pusher
+from r1mega.weights.push import Pusher, PushReport
 from r1mega.weights.source import PolicySource
 
 Order = Literal["push", "go on"]
@@ -66,6 +66,7 @@ def live_engine(
     *,
     interrupt: Interrupt,
     address: str = "",
+    verify: int = 0,
     room: Callable[[int], int] = lambda version: 0,
     on_recovery: OnRecovery = lambda version, recovery: None,
     on_lengthened: OnLengthened = lambda version, lengthened: None,
@@ -77,6 +78,7 @@ def live_engine(
         served: rank 0's server; it is started when it is first asked, where it was not before.
         interrupt: breaks off waiting for servers or their answers, and nothing else.
         address: of this host as the servers know it (`Pusher`).
+        verify: the first push and each so-manieth is proven (`Pusher`).
         room: for how many tokens of prompt and answer the server must be laid out at a version of the weights; where
             that is more than before, it is started anew.
         on_recovery: called for every server that failed and serves again, from any thread.
@@ -90,7 +92,7 @@ def live_engine(
 
     def push_with(servers: Sequence[Server]) -> Pusher:
         announce = Orders(policy.mesh).push
-        return pusher(source, servers, announce=announce, address=address, breakable=interrupt.at_once)
+        return pusher(source, servers, announce=announce, address=address, verify=verify, breakable=interrupt.at_once)
 
     engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery, room, on_lengthened)
     try:
@@ -148,6 +150,7 @@ class LiveEngine:
         self._version = -1
         self.push_seconds = 0.0
         """Of all pushes so far."""
+        self._proven = dict[str, float]()
 
     def generate(
         self,
@@ -166,6 +169,11 @@ class LiveEngine:
             self._push(version)
         with self._interrupt.at_once():
             return client.generate(requests, params, version=version, on_answer=on_answer)
+
+    def proven(self) -> dict[str, float]:
+        """Metrics of the proofs of pushes since this was last asked: seconds, and boxes of weights; none, of none."""
+        proven, self._proven = self._proven, {}
+        return proven
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -191,6 +199,7 @@ class LiveEngine:
         report = self._pusher_of(self._served.servers).push(version)
         self._version = version
         self.push_seconds += report.seconds
+        self._count(report)
         for recovery in report.recoveries:
             self._recovered(recovery)
 
@@ -200,8 +209,18 @@ class LiveEngine:
             if self._halted:
                 raise RolloutError("the run is stopping: the restarted server gets no weights")
             report = self._pusher_of(self._served.servers).push(version, [server])
+            self._count(report)
         for recovery in report.recoveries:
             self._recovered(recovery)
+
+    def _count(self, report: PushReport) -> None:
+        if (proof := report.proof) is not None:
+            found = {
+                "push/verify_s": proof.seconds,
+                "push/verified": proof.boxes,
+                "push/verified_loaded": proof.loaded,
+            }
+            self._proven = {name: self._proven.get(name, 0) + value for name, value in found.items()}
 
     def _recovered(self, recovery: Recovery) -> None:
         recovery.tell()
@@ -217,6 +236,9 @@ class Follower:
     """`LiveEngine` on the other ranks: takes part in rank 0's pushes, and asks nothing."""
 
     push_seconds = 0.0
+
+    def proven(self) -> dict[str, float]:
+        return {}
 
     def __init__(self, mesh: Mesh, source: PolicySource) -> None:
         self._orders, self._source = Orders(mesh), source

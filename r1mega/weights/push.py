@@ -25,6 +25,7 @@ from r1mega.runtime import network
 from r1mega.weights.sender import Link, PushedWeights, Sender
 from r1mega.weights.servers import ServerClient, Watch, unhealthy
 from r1mega.weights.stream import SourceError
+from r1mega.weights.verify import Ledger, Proof, ProofError, Result
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class PushReport:
     """CRC-32 of the bytes sent, padding between tensors included; None where they did not pass through the host."""
     recoveries: tuple[Recovery, ...]
     """Servers that failed on the way and were brought back."""
+    proof: Result | None
+    """That all servers hold what was sent, where that was looked at (`weights.verify`)."""
 
 
 def _gloo(link: Link, client: ServerClient) -> Sender:
@@ -63,6 +66,7 @@ class Pusher:
         bucket_mib: int = 1024,
         address: str = "",
         timeout_s: float | None = None,
+        verify: int = 0,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Nothing is connected yet.
@@ -74,6 +78,7 @@ class Pusher:
             address: of this host, or a name of it, as the servers reach it; empty: the one on the route to them.
             timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
                 where not given, since a server that is gone or frozen is noticed by its health before.
+            verify: the first push and each so-manieth is proven (`weights.verify.Proof`); 0: none is.
             breakable: entered while servers restart, the one part of a push that no other rank waits for; what it
                 raises ends the push.
         """
@@ -86,6 +91,7 @@ class Pusher:
         self._client: ServerClient | None = None
         self._connected_to: tuple[tuple[Server, int], ...] = ()
         self._restarts = Restarts()
+        self._proof = Proof(verify)
         # One push at a time: recovery may push from the thread of a request while the stage pushes from its own, and
         # engine, connection and the source's collectives are one for all.
         self._lock = threading.Lock()
@@ -94,33 +100,46 @@ class Pusher:
         """Replace the weights of all servers, or of some; returns once all of them sample from the new ones.
 
         A server that is gone, frozen, refuses the weights or received something else than was sent is restarted,
-        and the push begins again. May be called from several threads; they take turns.
+        and the push begins again; once, where a proof finds that it holds something else. May be called from
+        several threads; they take turns.
 
         Raises:
-            RolloutError: a server failed `layout.max_restarts` + 1 times in a row, or the source itself fails or
-                disagrees with its metadata. The servers' weights are undefined then, and their version says so:
-                `Fleet.generate` refuses to sample from them.
+            RolloutError: a server failed `layout.max_restarts` + 1 times in a row, or holds something else than was
+                sent after its restart as well, or the source itself fails or disagrees with its metadata. The
+                servers' weights are undefined then, and their version says so: `Fleet.generate` refuses to sample
+                from them.
         """
         targets = self._servers if servers is None else tuple(servers)
         begin, recoveries = time.perf_counter(), list[Recovery]()
         with self._lock:
-            while (failed := self._try(version, targets)) is not None:
+            doubted = set[Server]()
+            while (failed := self._try(version, targets, doubted)) is not None:
                 recoveries += self._bring_back(*failed)
             for server in targets:
                 self._restarts.succeeded(server)
             assert self._sender is not None
-            sent = self._sender.sent
-        return PushReport(time.perf_counter() - begin, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries))
+            sent, proof = self._sender.sent, self._proof.succeeded()
+        seconds = time.perf_counter() - begin
+        return PushReport(seconds, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries), proof)
 
-    def _try(self, version: int, servers: Sequence[Server]) -> tuple[Sequence[Server], str] | None:
-        """One push; None where it succeeded, else the servers that failed, and how."""
+    def _try(
+        self, version: int, servers: Sequence[Server], doubted: set[Server]
+    ) -> tuple[Sequence[Server], str] | None:
+        """One push; None where it succeeded, else the servers that failed, and how.
+
+        Args:
+            doubted: those that a proof has found to hold something else in an earlier try; more are put in.
+        """
         if gone := unhealthy(servers):
             return gone, f"found gone, frozen or broken before the push of weights {version}"
         with Watch(servers) as watch:
             try:
                 client = self._connect(servers, watch)
+                ledger = self._proof.begin(client) if self._proof.due(servers) else None
                 client.set_version(f"incomplete push of {version}")
-                self._send()
+                self._send(ledger)
+                if ledger is not None:
+                    self._proof.check(client, ledger)
                 client.reset_prefix_cache()  # blocks computed with the old weights
                 client.set_version(str(version))
                 client.check_version(str(version))
@@ -132,7 +151,12 @@ class Pusher:
                 logs = ", ".join(str(server.log_file) for server in servers)
                 failure = f"the push of weights {version} failed: {error}. Server logs: {logs}"
                 self.close()
-                if isinstance(error, RolloutError | SourceError):
+                if isinstance(error, ProofError):
+                    if doubted.isdisjoint(error.faults):
+                        doubted.update(error.faults)
+                        return tuple(error.faults), failure
+                    failure += ". That was so before its restart too: weights.verify = 0 would go on all the same"
+                if isinstance(error, RolloutError | SourceError | ProofError):
                     raise RolloutError(failure) from error
                 # A server's death makes the others' part of the push fail as well, and they are none the worse.
                 suspects = tuple(watch.silent) or unhealthy(servers) or refused or servers
@@ -150,12 +174,12 @@ class Pusher:
             self._sender = self._connect_sender(self._link(servers), self._client)
         return self._client
 
-    def _send(self) -> None:
+    def _send(self, ledger: Ledger | None) -> None:
         """One pass over the source, to its end even where sending fails: other ranks read along."""
         assert self._sender is not None
         with _blamed():
             self._announce()
-        reading = _Pass(self._source)
+        reading = _Pass(self._source, ledger)
         try:
             self._sender.send(reading)
         except Exception:
@@ -221,10 +245,10 @@ def _blamed() -> Iterator[None]:
 
 
 class _Pass:
-    """One pass over a source, whose errors are its own."""
+    """One pass over a source, whose errors are its own; a ledger looks at it, where there is one."""
 
-    def __init__(self, source: PushedWeights) -> None:
-        self._source = source
+    def __init__(self, source: PushedWeights, ledger: Ledger | None) -> None:
+        self._source, self._ledger = source, ledger
         self._stream: Iterator[Any] | None = None
 
     def metadata(self) -> Sequence[tuple[str, Any, Sequence[int]]]:
@@ -237,7 +261,8 @@ class _Pass:
     def __next__(self) -> Any:
         with _blamed():
             if self._stream is None:
-                self._stream = iter(self._source)
+                stream = iter(self._source)
+                self._stream = stream if self._ledger is None else self._ledger.watch(stream)
             item = next(self._stream, None)
         if item is None:
             raise StopIteration

@@ -107,6 +107,17 @@ class ServerClient:
         if found != version:
             raise RuntimeError(f"its weights are of version {found!r} after the push of {version!r}")
 
+    def prove(self, action: str) -> dict[Server, dict[str, str]]:
+        """What every worker of each server has, by place (`weights.proof_worker`)."""
+        found: dict[Server, dict[str, str]] = {}
+
+        def ask(server: Server) -> None:
+            self._call(server, "collective_rpc", {"method": "r1mega_prove", "args": [action]})
+            found[server] = self._call(server, "weight_checker", {"action": "checksum"})["checksums"]
+
+        self._all(ask)
+        return found
+
     def on_workers(self, method: str, *args: str) -> dict[Server, list[Any]]:
         """What a method of `weights.worker.WorkerExtension` returns in each worker of each server."""
         body = {"method": method, "args": list(args)}

@@ -21,6 +21,7 @@ from r1mega.runtime import network
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
 from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
+from r1mega.weights.proof_worker import ProofWorker
 from r1mega.weights.stream import Param, Tally, buckets
 from r1mega.weights.wire import LARGEST_BUCKET_BYTES, Wire
 
@@ -114,7 +115,7 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             self._wire = None
 
 
-class WorkerExtension:
+class WorkerExtension(ProofWorker):
     """Mixed into vLLM's worker; importing this module is its purpose. Methods answer /collective_rpc."""
 
     weight_transfer_engine: GlooWorkerEngine

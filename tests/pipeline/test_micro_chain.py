@@ -212,5 +212,5 @@ def metrics_of(file: Path) -> list[dict[str, Any]]:
     """But for times, and for what became of a server on the way."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     kept = [row for row in rows if row["kind"] not in ("recovery", "lengthened")]
-    timed = ("seconds/", "rollout/replayed")
+    timed = ("seconds/", "push/", "rollout/replayed")
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in kept]

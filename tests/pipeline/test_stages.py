@@ -24,7 +24,10 @@ BASE = [str(TINY / "0_base.toml"), "--set", "num_steps=8", "--set", "documents_p
         "data.num_documents=400", "--set", "optimizer.warmup_steps=2", "--set", "save.every_steps=2"]  # fmt: skip
 LIMIT_S = 1500.0
 """Of a wait for what comes within a minute on idle cores; below the time limit of a test, so that more is said."""
-TIMING = {"seconds/update", "seconds/rollout", "seconds/logprobs", "seconds/push"}
+TIMING = {
+    *("seconds/update", "seconds/rollout", "seconds/logprobs", "seconds/push"),
+    *("push/verify_s", "push/verified", "push/verified_loaded"),  # a resumed run proves its first push as well
+}
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

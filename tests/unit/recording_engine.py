@@ -15,6 +15,7 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.served import Lengthened
 from r1mega.samples import Completion, FinishReason
+from r1mega.weights.verify import Result
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,15 @@ class Engines:
     """A signal comes once so many requests are answered."""
     push_seconds: float = 0.0
     """What a push is said to take."""
+    proof: Result | None = None
+    """What a push is said to have proven."""
     places: dict[str, int] = field(default_factory=dict)
     """Of every question, in the order in which they first came."""
     asked: list[Asked] = field(default_factory=list)
     options: list[dict[str, Any]] = field(default_factory=list)
     """With which each engine was made."""
+    pushing: list[dict[str, Any]] = field(default_factory=list)
+    """With which each pusher was made."""
     lengthened: list[tuple[int, int]] = field(default_factory=list)
     """For how many tokens an engine was laid out, and is now, each time that it was started anew for more."""
 
@@ -59,7 +64,8 @@ class Engines:
         return RecordingEngine(self, options["max_model_len"])
 
     def pusher(self, source: Any, servers: Sequence["RecordingEngine"], **options: Any) -> "RecordingPusher":
-        return RecordingPusher(source, servers, options["announce"], self.push_seconds)
+        self.pushing.append(options)
+        return RecordingPusher(self, source, servers, options["announce"])
 
     def rollouts(self) -> dict[int, list[Asked]]:
         """What was asked for training, by the version of the weights: that which stands between two evaluations."""
@@ -82,9 +88,9 @@ class RecordingPusher:
     """What `weights.push.Pusher` does, for `RecordingEngine`."""
 
     def __init__(
-        self, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None], seconds: float
+        self, engines: Engines, source: Any, servers: Sequence["RecordingEngine"], announce: Callable[[], None]
     ) -> None:
-        self._source, self._servers, self._announce, self._seconds = source, servers, announce, seconds
+        self._engines, self._source, self._servers, self._announce = engines, source, servers, announce
 
     def close(self) -> None: ...
 
@@ -93,7 +99,7 @@ class RecordingPusher:
         theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()
         for server in self._servers:
             server.take(version, theta)
-        return SimpleNamespace(seconds=self._seconds, recoveries=())
+        return SimpleNamespace(seconds=self._engines.push_seconds, recoveries=(), proof=self._engines.proof)
 
 
 class RecordingEngine:

@@ -21,6 +21,7 @@ from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.weights import live_engine as module
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
+from r1mega.weights.verify import Result
 
 RECOVERY = Recovery("http://s", "gone", 1.0, 2)
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=4)
@@ -51,9 +52,10 @@ class Rig:
         self.room: Callable[[int], int] = lambda version: 9
         self.lengthened = list[tuple[int, Lengthened]]()
         self.server = SimpleNamespace(
-            wait_ready=lambda: self.did.append("ready"), stop=lambda: self.did.append("stop"), lengthen=self.lengthen
-        )
-        monkeypatch.setattr(served_module, "Server", self.start)
+            url="http://s", log_file=Path("log"), foreign=False, model_dir=Path("model"), max_model_len=9,
+            wait_ready=lambda: self.did.append("ready"), stop=lambda: self.did.append("stop"), lengthen=self.lengthen,
+        )  # fmt: skip
+        monkeypatch.setattr(served_module, "begin_own", self.start)
         monkeypatch.setattr(served_module, "Fleet", self.fleet)
         monkeypatch.setattr(module, "PolicySource", lambda policy, include_mtp: self)
         layout = RolloutLayout()
@@ -69,7 +71,7 @@ class Rig:
     def start(self, *_: Any, **options: Any) -> Any:
         self.options = options
         self.did.append("start")
-        return self.server
+        return (self.server,)
 
     def lengthen(self, max_model_len: int) -> float:
         self.did.append(f"anew for {max_model_len}")
@@ -81,7 +83,7 @@ class Rig:
         return SimpleNamespace(generate=lambda *_, version, on_answer: self.on_generate())
 
     def pusher(self, source: Any, servers: Sequence[Any], **options: Any) -> Any:
-        assert source is self and options["address"] == "here"
+        assert source is self and options["address"] == "here" and options["verify"] == 7
         self.announce = options["announce"]
         return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"))
 
@@ -89,12 +91,13 @@ class Rig:
         self.announce()
         self.on_push()
         self.did.append((version, servers))
-        return SimpleNamespace(seconds=2.0, recoveries=(RECOVERY,) if version == 4 else ())
+        proof = Result(0.5, 90, 3) if version != 2 else None
+        return SimpleNamespace(seconds=2.0, recoveries=(RECOVERY,) if version == 4 else (), proof=proof)
 
     def engine(self) -> contextlib.AbstractContextManager[Any]:
         policy: Any = SimpleNamespace(mesh=self.ranks.zero)
         return live_engine(
-            policy, self.served, interrupt=self.interrupt, address="here", pusher=self.pusher,
+            policy, self.served, interrupt=self.interrupt, address="here", verify=7, pusher=self.pusher,
             on_recovery=lambda version, recovery: self.recovered.append((version, recovery)),
             room=lambda version: self.room(version),
             on_lengthened=lambda version, found: self.lengthened.append((version, found)),
@@ -116,6 +119,9 @@ def test_each_version_is_pushed_once_to_all_servers(rig: Rig) -> None:
             engine.generate([], PARAMS, version=version)
     assert rig.did == ["start", "ready", (0, None), (2, None), (4, None), "close"]
     assert (engine.push_seconds, rig.recovered) == (6.0, [(4, RECOVERY)])
+    # Two of the three were proven, of the same weights both times.
+    assert engine.proven() == {"push/verify_s": 1.0, "push/verified": 180, "push/verified_loaded": 6}
+    assert engine.proven() == {}
     rig.served.stop()
     assert rig.did[-1] == "stop"
 

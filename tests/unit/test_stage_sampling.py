@@ -16,6 +16,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.errors import MismatchError, RolloutError, RunDirError
 from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.interrupt import Interrupted
+from r1mega.weights.verify import Result
 
 __all__ = ["base", "plain"]  # fixtures
 
@@ -145,11 +146,16 @@ def test_servers_have_the_places_that_the_cluster_file_gives_them(base: Path):
 
 def test_the_seconds_of_a_push_are_no_rollouts(base: Path, tmp_path: Path):
     """A rollout of no time to speak of, with a push of a thousand seconds that it has asked for, or an evaluation."""
-    engines, seldom = Engines(push_seconds=1e3), {"num_steps": 4, "evaluation": {"every_steps": 4}}
+    engines = Engines(push_seconds=1e3, proof=Result(2.0, 90, 1))
+    seldom = {"num_steps": 4, "evaluation": {"every_steps": 4}}
     rows = {row["step"]: row for row in Run(tmp_path / "run", engines).start(base, seldom).rows()}
     assert (rows[1]["seconds/push"], rows[3]["seconds/push"]) == (0.0, 1e3)  # the first weights are evaluated before
     assert rows[1]["seconds/rollout"] > 0.0 > rows[3]["seconds/rollout"] > -1e3
     assert not {"seconds/push", "seconds/rollout"} & rows[2].keys()  # the lines add up to what was spent
+    # Whose proof is told with the rollout after it.
+    proven = {"push/verify_s": 2.0, "push/verified": 90, "push/verified_loaded": 1}
+    assert proven.items() <= rows[1].items() and proven.items() <= rows[3].items()
+    assert [options["verify"] for options in engines.pushing] == [CLUSTER.weights.verify] == [20]
 
 
 @pytest.fixture(scope="module")

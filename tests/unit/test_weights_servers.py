@@ -41,6 +41,7 @@ class Routes(BaseHTTPRequestHandler):
         answer = {
             "/reset_prefix_cache": {"success": self.server.can_reset},
             "/weight_info": {"weight_version": self.server.version},
+            "/weight_checker": {"checksums": {f"dp0:tp0:{self.server.url}": "[1]"}},
             "/collective_rpc": {"results": [f"{self.server.server_port} {sent and sent.get('args')}"]},
         }.get(self.path, {})
         self.send_response(self.server.status)
@@ -92,6 +93,16 @@ def test_workers_answer_by_server(client: ServerClient, fakes: list[Fake]) -> No
     found = client.on_workers("r1mega_nccl", "a")
     assert found == {fake: [f"{fake.server_port} ['a']"] for fake in fakes}
     assert fakes[0].asked == [("POST", "/collective_rpc", {"method": "r1mega_nccl", "args": ["a"]})]
+
+
+def test_every_worker_is_asked_what_it_has(client: ServerClient, fakes: list[Fake]) -> None:
+    """By the route that reaches all workers, and then by the one that answers for all."""
+    assert client.prove("held") == {fake: {f"dp0:tp0:{fake.url}": "[1]"} for fake in fakes}
+    for fake in fakes:
+        assert fake.asked == [
+            ("POST", "/collective_rpc", {"method": "r1mega_prove", "args": ["held"]}),
+            ("POST", "/weight_checker", {"action": "checksum"}),
+        ]
 
 
 def test_only_an_update_takes_as_long_as_it_takes(fakes: list[Fake]) -> None:
