@@ -107,7 +107,8 @@ def draw(run_dir: Path) -> list[Path]:
         axes.set_xticks(range(len(labels)), [visible(label) for label in labels], rotation=30, ha="right")
         axes.set_ylim(0, 1.02)
         axes.grid(visible=False, axis="x")
-        axes.legend(loc="best")
+        # Outside the axes, where no bar can stand behind it.
+        axes.figure.legend(loc="outside lower center", ncols=min(4, len(made["columns"])))
     return [path]
 
 

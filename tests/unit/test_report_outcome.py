@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,8 @@ def test_bars_stand_at_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bars: list[tuple[Any, ...]] = []
 
     class Axes:
+        figure = SimpleNamespace(legend=lambda **_: None)
+
         def bar(self, left: Any, means: Any, width: float, **how: Any) -> None:
             bars.append((left, means, how["yerr"], how["label"]))
 
