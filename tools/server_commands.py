@@ -7,12 +7,18 @@ A change of a golden file is a change of what runs on a cluster: look at it befo
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from r1mega.config.load import load_cluster
-from r1mega.rollout.command import Folder, Place, Start, command, environment
+try:
+    from r1mega.config.load import load_cluster
+    from r1mega.rollout.command import Folder, Place, Start, command, environment
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"server_commands: {said}", file=sys.stderr)
+    sys.exit(2)
 
 ROOT = Path(__file__).parents[1]
 GOLDENS = ROOT / "tests/unit/goldens/servers"

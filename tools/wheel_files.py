@@ -33,8 +33,13 @@ from csv import reader
 from pathlib import Path
 from typing import Any
 
-from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import parse_wheel_filename
+try:
+    from packaging.tags import Tag, compatible_tags, cpython_tags
+    from packaging.utils import parse_wheel_filename
+except ModuleNotFoundError as missing:
+    said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
+    print(f"wheel_files: {said}", file=sys.stderr)
+    sys.exit(2)
 
 REQUIREMENTS = Path(__file__).parents[1] / "requirements"
 ALLOWED = REQUIREMENTS / "shared_paths.toml"
