@@ -125,12 +125,8 @@ def run(
                     shares = attach_logprobs(policy, shares, temperature=temperature, reference=objective.kl_coef > 0)
                 seconds = {"rollout": rollout.seconds - pushed, "push": pushed, **taken, "logprobs": watch.seconds}
                 apart = compared.compare(step, shares)
-                left.fill(
-                    shares,
-                    {**rollout.metrics, **engine.proven(), **judged, **hacking.see(step, groups)},
-                    seconds,
-                    apart,
-                )
+                figures = {**rollout.metrics, **engine.proven(), **judged, **hacking.see(step, groups)}
+                left.fill(shares, figures, seconds, apart)
                 run.show("answers", left.metrics)
             minibatch, metrics = left.take()
             with Stopwatch() as watch:
