@@ -35,7 +35,7 @@ from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Group, Sample
 from r1mega.stages.comparing import compared_by
 from r1mega.stages.held_out import HeldOut, NotHeldOut
-from r1mega.stages.rank_zero import rank_zero, usable
+from r1mega.stages.rank_zero import OtherRank, RankZero, rank_zero, usable
 from r1mega.stages.records import Carried
 from r1mega.stages.run import TrainingRun
 from r1mega.stages.scorers import Load, Scorers, Scoring, refuse_without_scorer, scorers_of
@@ -94,11 +94,7 @@ def run(
         # It starts in its own process while this one builds the policy.
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
         policy = _policy(config, mesh, build)
-        pushing = partial(
-            live_engine, address=cluster.address, verify=cluster.weights.verify, room=part.room(config), pusher=pusher
-        )
-        telling = partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
-        engine = run.enter(telling(policy, served, interrupt=run.interrupt))
+        engine = run.enter(_pushed_to(config, cluster, part, pusher)(policy, served, interrupt=run.interrupt))
         failures = Failures(config.rollout.max_failed)
         judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
@@ -217,6 +213,13 @@ def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:
         seed=config.seed,
         first="loaded",
     )
+
+
+def _pushed_to(config: GRPO, cluster: Cluster, part: RankZero | OtherRank, pusher: Callable[..., Pusher]) -> Any:
+    """Makes the engine that is always at the policy's weights, as `live_engine` does."""
+    verify, room = cluster.weights.verify, part.room(config)
+    pushing = partial(live_engine, address=cluster.address, verify=verify, room=room, pusher=pusher)
+    return partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
 
 
 def _first_weights(config: GRPO, policy: Policy) -> None:
