@@ -8,10 +8,9 @@ bytes, CRC-32); any difference fails the push on both sides.
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import torch
 from torch.distributed import TCPStore
 
-from r1mega.weights.sender import Link, PushedWeights, Sent, receiving, with_answer
+from r1mega.weights.sender import Link, PushedWeights, Sent, pump, receiving, with_answer
 from r1mega.weights.servers import ServerClient
 from r1mega.weights.stream import Param, Tally, buckets, checked
 from r1mega.weights.wire import LARGEST_BUCKET_BYTES, Wire
@@ -49,14 +48,7 @@ class GlooSender:
         tally = Tally()
         with receiving(self._client, params, self.close) as servers:
             stream = checked(iter(source), params)
-            for bucket in buckets(params, self._bucket_bytes):
-                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                for _, view in bucket.views(buffer):
-                    view.copy_(next(stream)[1])
-                self._wire.broadcast(buffer, servers.refused)
-                tally.add(bucket, buffer)
-            for _ in stream:  # runs its check for what is left over
-                pass
+            pump(self._wire, buckets(params, self._bucket_bytes), stream, servers.refused, seen=tally.add)
             self._wire.compare(tally, servers.refused)
             servers.wait(self._wire.timeout_s)
         self.sent = Sent(tally.num_tensors, tally.num_bytes, tally.crc)

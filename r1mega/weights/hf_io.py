@@ -107,7 +107,7 @@ def _write_beside(
 
 
 def _copies(source: Iterable[tuple[str, Tensor]], policy: Policy) -> list[tuple[str, Tensor]]:
-    """The weights as they are now. What was gathered is a copy already; what is repeated is copied once."""
+    """The weights as they are now, in host memory. What was gathered is a copy; what is repeated is copied once."""
     live = {t.untyped_storage().data_ptr() for t in policy.state().values()}
     copied: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
     found: list[tuple[str, Tensor]] = []
@@ -116,9 +116,9 @@ def _copies(source: Iterable[tuple[str, Tensor]], policy: Policy) -> list[tuple[
         if storage in live:
             place = (storage, int(tensor.storage_offset()), tuple(tensor.shape))
             if place not in copied:
-                copied[place] = tensor.clone()
+                copied[place] = tensor.to("cpu", copy=True)
             tensor = copied[place]
-        found.append((name, tensor))
+        found.append((name, tensor.cpu()))
     return found
 
 
@@ -175,7 +175,7 @@ def _write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
             save_file(shard, folder / f"{written}.part", metadata={"format": "pt"})
             shard, size, written = {}, 0, written + 1
         # A copy: the live tensor may change, and safetensors refuses the repeated embedding, which shares its memory.
-        shard[name] = tensor.clone()
+        shard[name] = tensor.to("cpu", copy=True)
         weight_map[name] = written
         size += tensor.nbytes
         total += tensor.nbytes

@@ -49,7 +49,14 @@ def _gloo(link: Link, client: ServerClient) -> Sender:
     return GlooSender(link, client)
 
 
-BACKENDS: dict[str, Callable[[Link, ServerClient], Sender]] = {"gloo": _gloo}
+def _nccl(link: Link, client: ServerClient) -> Sender:
+    from r1mega.weights.nccl import NcclMeeting
+    from r1mega.weights.packed import PackedSender
+
+    return PackedSender(link, client, NcclMeeting(link.timeout_s))
+
+
+BACKENDS: dict[str, Callable[[Link, ServerClient], Sender]] = {"gloo": _gloo, "nccl": _nccl}
 """Transport -> what connects its sender with the workers; the servers must be started for the same."""
 
 

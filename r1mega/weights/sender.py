@@ -3,16 +3,22 @@
 Nothing here or in what it imports knows vLLM: a trainer needs its routes alone.
 """
 
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
+
 from r1mega.errors import RolloutError
 from r1mega.weights.servers import ServerClient
-from r1mega.weights.stream import Param, SourceError, described
+from r1mega.weights.stream import Bucket, Param, SourceError, described
 
+NUM_BUFFERS = 2
+"""One is filled while the one before travels; workers hold as many."""
 _ANSWER_S = 10.0
 """How long an answer is waited for that may say why sending failed."""
 
@@ -74,6 +80,52 @@ class Sender(Protocol):
         ...
 
 
+class Group(Protocol):
+    """What carries buffers from the sender, rank 0, to the workers."""
+
+    device: torch.device
+    """Where the sender's buffers are."""
+
+    def begin(self, buffer: torch.Tensor) -> Any:
+        """Begin to send a buffer, [num_bytes] uint8, which stays as it is until `wait` for what this returns."""
+        ...
+
+    def wait(self, begun: Any, given_up: Callable[[], bool]) -> None:
+        """Until the buffer is sent. Raises RuntimeError where it cannot be, or `given_up`, TimeoutError if it takes
+        too long."""
+        ...
+
+
+def pump(
+    group: Group,
+    cut: Sequence[Bucket],
+    stream: Iterator[tuple[str, torch.Tensor]],
+    given_up: Callable[[], bool],
+    *,
+    seen: Callable[[Bucket, torch.Tensor], None] = lambda bucket, buffer: None,
+) -> None:
+    """Send a stream of tensors in the buckets that it is cut into; returns when all of them are sent.
+
+    Args:
+        given_up: whether to wait no longer.
+        seen: called with each bucket and its buffer, [num_bytes] uint8, while that is under way.
+    """
+    under_way = deque[Any]()
+    for bucket in cut:
+        if len(under_way) == NUM_BUFFERS:
+            group.wait(under_way.popleft(), given_up)
+        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8, device=group.device)
+        for _, view in bucket.views(buffer):
+            view.copy_(next(stream)[1])
+        under_way.append(group.begin(buffer))
+        seen(bucket, buffer)
+        del buffer, view  # pyright: ignore[reportPossiblyUnboundVariable] (no bucket is empty)
+    for _ in stream:  # runs its check for what is left over
+        pass
+    while under_way:
+        group.wait(under_way.popleft(), given_up)
+
+
 class Receiving:
     """The servers' answer to `update_weights`, which comes when they have received all."""
 
@@ -102,6 +154,7 @@ def receiving(client: ServerClient, params: Sequence[Param], give_up: Callable[[
     try:
         yield Receiving(answer)
     except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # which hold messages under way, and those their group's sockets
         give_up()
         raise with_answer(error, answer) from error
     finally:

@@ -80,6 +80,10 @@ class ServerClient:
             told = {server: {**init_info, "rank_offset": rank} for server, rank in ranks}
         self._all(lambda s: self._call(s, "init_weight_transfer_engine", {"init_info": told[s]}))
 
+    def shutdown_weight_transfer_engine(self) -> None:
+        """Workers leave the group that they are in, if any."""
+        self._all(lambda s: self._call(s, "shutdown_weight_transfer_engine"))
+
     def start_weight_update(self) -> None:
         self._all(lambda s: self._call(s, "start_weight_update"))
 

@@ -42,7 +42,7 @@ class Bucket:
     def views(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a byte buffer [num_bytes], sharing its memory."""
         for param, start in zip(self.params, self.offsets, strict=True):
-            flat = buffer[start : start + _size(param)]
+            flat = buffer[start : start + size(param)]
             yield param.name, flat.view(param.dtype).view(param.shape)
 
 
@@ -54,18 +54,71 @@ def buckets(params: Iterable[Param], bound_bytes: int) -> list[Bucket]:
     end = 0
     for param in params:
         start = -(-end // _ALIGN) * _ALIGN
-        if group and start + _size(param) > bound_bytes:
+        if group and start + size(param) > bound_bytes:
             cut.append(Bucket(tuple(group), tuple(offsets), end))
             group, offsets, start = [], [], 0
         group.append(param)
         offsets.append(start)
-        end = start + _size(param)
+        end = start + size(param)
     if group:
         cut.append(Bucket(tuple(group), tuple(offsets), end))
     return cut
 
 
-def _size(param: Param) -> int:
+def packed(params: Iterable[Param], bound_bytes: int) -> list[Bucket]:
+    """Cut the stream as vLLM's nccl engine does (vllm/distributed/weight_transfer/packed_tensor.py).
+
+    Tensors lie behind each other without gaps, and a buffer ends with the tensor that makes it larger than
+    `bound_bytes`. Each can be viewed as its dtype if the stream is `evened`.
+    """
+    cut: list[Bucket] = []
+    group: list[Param] = []
+    offsets: list[int] = []
+    end = 0
+    for param in params:
+        group.append(param)
+        offsets.append(end)
+        end += size(param)
+        if end > bound_bytes:
+            cut.append(Bucket(tuple(group), tuple(offsets), end))
+            group, offsets, end = [], [], 0
+    if group:
+        cut.append(Bucket(tuple(group), tuple(offsets), end))
+    return cut
+
+
+def evened(params: Sequence[Param]) -> list[Param]:
+    """The order in which every tensor of a gapless buffer starts at a multiple of its element's size.
+
+    It is the stream's own but for odd ones (bf16 tensors of an odd number of elements where there are fp32 ones as
+    well), which come last, the wider dtypes first. Models as published have none.
+    """
+    word = _word(params)
+    odd = [param for param in params if size(param) % word]
+    return [p for p in params if not size(p) % word] + sorted(odd, key=lambda p: -p.dtype.itemsize)
+
+
+def evened_stream(
+    stream: Iterator[tuple[str, torch.Tensor]], params: Sequence[Param]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The stream's tensors in the order of `evened(params)`; copies of the odd ones are kept until then."""
+    word = _word(params)
+    kept: list[tuple[str, torch.Tensor]] = []
+    for name, tensor in stream:
+        if tensor.nbytes % word:
+            kept.append((name, tensor.clone()))
+        else:
+            yield name, tensor
+        del tensor
+    yield from sorted(kept, key=lambda pair: -pair[1].dtype.itemsize)
+
+
+def _word(params: Sequence[Param]) -> int:
+    return max((param.dtype.itemsize for param in params), default=1)
+
+
+def size(param: Param) -> int:
+    """In bytes."""
     return param.dtype.itemsize * int(torch.Size(param.shape).numel())
 
 
@@ -104,5 +157,6 @@ def checked(
         if found != param:
             raise SourceError(f"tensor {i} of the weight source is {found}, but its metadata says {param}")
         yield param.name, tensor
+        del tensor  # nobody holds on to it while the source makes the next one
     if extra := next(stream, None):
         raise SourceError(f"the weight source yields more than its {len(params)} tensors: next is {extra[0]}")

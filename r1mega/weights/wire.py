@@ -18,21 +18,27 @@ LARGEST_BUCKET_BYTES = 64 * 2**20
 class Wire:
     """A gloo group of one sender (rank 0) and the workers, apart from any default group of either side."""
 
+    device = torch.device("cpu")
+
     def __init__(self, store: TCPStore, rank: int, world_size: int, timeout_s: float, address: str) -> None:
         """address: of this host, as the others reach it."""
         options = ProcessGroupGloo._Options()  # pyright: ignore[reportAttributeAccessIssue]
         options._timeout = timedelta(seconds=timeout_s)
         # The default device listens on whatever this host's name resolves to, which may be nothing at all.
         options._devices = [ProcessGroupGloo.create_device(hostname=address)]
-        self._pg: Any = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
+        self._group: Any = ProcessGroupGloo(PrefixStore("r1mega_weights", store), rank, world_size, options)
         self._store = store  # the sender's store must live as long as the group
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
 
-    def broadcast(self, buffer: torch.Tensor, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Send rank 0's buffer, [num_bytes] uint8, to all."""
+    def begin(self, buffer: torch.Tensor) -> Any:
+        """Begin to send rank 0's buffer, [num_bytes] uint8, to all; `wait` for what this returns."""
         options = BroadcastOptions()
         options.rootRank = options.rootTensor = 0
-        self._wait(self._pg.broadcast([buffer], options), given_up, "a chunk of weights")
+        return self._group.broadcast([buffer], options)
+
+    def wait(self, begun: Any, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Until a buffer is sent, or received."""
+        self._wait(begun, given_up, "a buffer of weights")
 
     def compare(self, tally: Tally, given_up: Callable[[], bool] = lambda: False) -> None:
         """Exchange tallies; every rank must have seen what the sender sent.
@@ -42,7 +48,7 @@ class Wire:
         """
         mine = tally.as_tensor()
         seen = [torch.empty_like(mine) for _ in range(self.world_size)]
-        self._wait(self._pg.allgather([seen], [mine]), given_up, "the checksums")
+        self._wait(self._group.allgather([seen], [mine]), given_up, "the checksums")
         sent, *received = [tuple(t.tolist()) for t in seen]
         wrong = [f"worker {i} received {r}" for i, r in enumerate(received) if r != sent]
         if wrong:
@@ -61,9 +67,9 @@ class Wire:
 
     def close(self) -> None:
         """Leave the group; who still waits for this rank gets an error at once."""
-        if self._pg is None:
+        if self._group is None:
             return
-        group, self._pg = [self._pg], None
+        group, self._group = [self._group], None
         group[0].abort()  # alone it leaves gloo's sockets open, and the other side waiting: the group must go as well
         # With a frozen rank in the group that takes until this rank's wait for it times out or the frozen one is
         # killed, which is what comes next; so it is not waited for.

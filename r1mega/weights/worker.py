@@ -4,6 +4,8 @@ vLLM imports this file by name (`worker_extension_cls`), in the engine's own env
 it registers the gloo backend of vLLM's weight-transfer API there.
 """
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,7 +24,7 @@ from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
 from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
 from r1mega.weights.proof_worker import ProofWorker
-from r1mega.weights.stream import Param, Tally, buckets
+from r1mega.weights.stream import Bucket, Param, Tally, buckets
 from r1mega.weights.wire import LARGEST_BUCKET_BYTES, Wire
 
 GLOO = "gloo"
@@ -91,16 +93,26 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
             raise RuntimeError("weights sent before init_weight_transfer_engine")
         tally = Tally()
         try:
-            for bucket in buckets(update_info.params(), self._bucket_bytes):
-                # A new buffer each time: the layer-wise reload keeps views until a layer is complete.
-                buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                self._wire.broadcast(buffer)
+            for bucket, buffer in self._received(buckets(update_info.params(), self._bucket_bytes)):
                 tally.add(bucket, buffer)
                 self.model.load_weights(list(bucket.views(buffer)))  # pyright: ignore[reportCallIssue]
             self._wire.compare(tally)
         except BaseException:
             self.shutdown()  # the sender learns it at once
             raise
+
+    def _received(self, cut: Sequence[Bucket]) -> Iterator[tuple[Bucket, torch.Tensor]]:
+        """Each bucket with its buffer [num_bytes] uint8; the next one comes in meanwhile."""
+        assert self._wire is not None
+        coming = deque[tuple[torch.Tensor, Any]]()
+        for i, bucket in enumerate(cut):
+            for following in cut[i + len(coming) : i + 2]:
+                # A new buffer each time: the layer-wise reload keeps views until a layer is complete.
+                buffer = torch.empty(following.num_bytes, dtype=torch.uint8)
+                coming.append((buffer, self._wire.begin(buffer)))
+            buffer, begun = coming.popleft()
+            self._wire.wait(begun)
+            yield bucket, buffer
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -119,6 +131,12 @@ class WorkerExtension(ProofWorker):
     """Mixed into vLLM's worker; importing this module is its purpose. Methods answer /collective_rpc."""
 
     weight_transfer_engine: GlooWorkerEngine
+
+    def r1mega_nccl(self) -> str:
+        """The version of the NCCL that this worker loads, as NCCL counts: 22907 is 2.29.7."""
+        from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+
+        return str(NCCLLibrary().ncclGetRawVersion())
 
     def r1mega_shim(self, name: str, state: str) -> str:
         """Switch a shim "on" or "off" in a running worker: only tests that show it is needed do."""

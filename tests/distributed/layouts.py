@@ -5,8 +5,11 @@ three GRPO updates on the same samples and MTP training beside them; loss, grad 
 experts, every gradient and every weight, gathered to whole tensors under Hugging Face names, go to OUT/LAYOUT.pt.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -111,9 +114,23 @@ def run(layout: TrainerLayout, device: str = "cpu", chunks_per_micro_batch: int 
         found["gradients"].append({n: t.clone() for n, t in source.stream(gradients)})
         found["norm"].append(policy.optim_step(1e-4, reduced=True))
         found["experts"].append(policy.expert_load)
+    found["stream"] = streamed(source, mesh)
     found["weights"] = {n: t.clone() for n, t in source}
+    everywhere = mesh.gather({n: t.sum(dtype=torch.float64).item() for n, t in
+                              PolicySource(policy, include_mtp=True, everywhere=True)})  # fmt: skip
+    found["everywhere"] = [sums == everywhere[0] for sums in everywhere], everywhere[0]
     found["margins"] = [m.clone() for m in policy.routing_margins([Document(Int32s(range(5, 40)))])]
     return found
+
+
+def streamed(source, mesh) -> dict:
+    """What a pass over the source takes: the most bytes that each rank's tensors had beside the weights at once, and
+    those of the largest tensor."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        collections.deque(source, maxlen=0)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    peak = max(itertools.accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
+    return {"peaks": mesh.gather(peak), "largest": max(4 * math.prod(row.shape) for row in source.rows)}
 
 
 def of(out: Path, layout: str) -> None:

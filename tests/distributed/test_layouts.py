@@ -122,6 +122,16 @@ def test_two_ranks_equal_one(one_rank: dict[str, dict], two_ranks: dict[str, dic
     assert_same_training(one_rank, two_ranks[layout])
 
 
+@pytest.mark.parametrize("layout", TWO_RANKS)
+def test_weights_are_put_together_one_at_a_time(two_ranks: dict[str, dict], layout: str):
+    """On the first rank, or on all, each with the same; no rank ever has more than a tensor and a part of one."""
+    found = two_ranks[layout]
+    assert max(found["stream"]["peaks"]) <= 1.5 * found["stream"]["largest"]
+    alike, sums = found["everywhere"]
+    assert all(alike)
+    assert sums == {name: tensor.sum(dtype=torch.float64).item() for name, tensor in found["weights"].items()}
+
+
 @pytest.mark.parametrize("recompute", [FULL, PARTS])
 def test_what_is_computed_again_is_equal_in_every_bit(one_rank: dict[str, dict], recompute: str):
     """Attention, norms, dense layers, experts and MTP layers: the tiny model has all."""

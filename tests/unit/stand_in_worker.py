@@ -53,7 +53,7 @@ class StandInWorker:
                 if i == self.fails_at:
                     raise RuntimeError("the worker ran out of memory")
                 buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8)
-                self._wire.broadcast(buffer)
+                self._wire.wait(self._wire.begin(buffer))
                 if self.spoils:
                     buffer[0] ^= 1
                 tally.add(bucket, buffer)
