@@ -142,9 +142,8 @@ class Named:
 
 def test_another_nccl_is_refused_before_anything_is_formed(nccl: Nccl) -> None:
     nccl.meeting().check(client_of(("22907", "22907"), ("22907",)))
-    with pytest.raises(
-        RolloutError, match=r"trainer 22907; http://s1: 22809, 22907\. .*VLLM_NCCL_SO_PATH .*libnccl\.so\.2"
-    ):
+    said = r"trainer 22907; http://s1: 22809, 22907\. .*VLLM_NCCL_SO_PATH .*libnccl\.so\.2"
+    with pytest.raises(RolloutError, match=said):
         nccl.meeting().check(client_of(("22907",), ("22907", "22809")))
     assert nccl.calls() == []
 
