@@ -159,6 +159,7 @@ class RolloutLayout(Section):
     its environment on and end its command at SIGTERM. Empty starts the server on this host."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     request_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest silence of a server that was asked for answers, which come in parts of some 256 tokens."""
     health_timeout_s: float = Field(default=30.0, gt=0)
     """A server whose /health stays silent for so long is taken for dead, and restarted."""
     max_restarts: int = Field(default=3, ge=0)

@@ -1,5 +1,9 @@
-"""/v1/completions as we use it: what is asked for, and what of its answer is taken."""
+"""/v1/completions as we use it: what is asked for, and what of its answer is taken.
 
+Answers are asked for as a stream, of which each comes when it ends, whatever becomes of the others.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +14,9 @@ from r1mega.buffers import Float32s, Int32s
 from r1mega.errors import RolloutError
 from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.samples import Completion, FinishReason
+
+PART_TOKENS = 256
+"""Of an answer, come together: few enough messages to cost nothing, and enough to notice a server that is silent."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,14 @@ def describe(request: Request, job: Job) -> str:
 
 
 def body(request: Request, job: Job) -> dict[str, Any]:
-    """What is sent for a request."""
+    """What is sent for a request; n = 1 where it is greedy (`num_draws`)."""
     return {
         "model": "policy",
         "prompt": request.prompt.token_ids.tolist(),
-        "n": _num_draws(request, job),
+        "n": request.n,
         "seed": request.seed,
+        "stream": True,
+        "stream_interval": PART_TOKENS,
         "temperature": job.params.temperature,
         "top_p": job.params.top_p,
         "max_tokens": job.params.max_new_tokens,
@@ -62,9 +71,40 @@ def body(request: Request, job: Job) -> dict[str, Any]:
     }
 
 
-def _num_draws(request: Request, job: Job) -> int:
+def num_draws(request: Request, job: Job) -> int:
     """How many answers to ask for: greedy ones are all equal, and vLLM refuses n > 1 of them."""
     return request.n if job.params.temperature > 0 else 1
+
+
+class Parts:
+    """Puts together what comes of a request's answers, part by part."""
+
+    def __init__(self, n: int) -> None:
+        """n: answers that were asked for."""
+        self._open: dict[int, dict[str, Any]] = {
+            i: {"token_ids": [], "logprobs": {"token_logprobs": []}} for i in range(n)
+        }
+
+    def add(self, event: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Index and whole of each answer that ends with this part.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no part of what was asked.
+        """
+        for part in event["choices"]:
+            index = part["index"]
+            if index not in self._open:
+                raise ValueError(f"answer {index} came, which is not awaited")
+            whole = self._open[index]
+            whole["token_ids"] += part["token_ids"]
+            whole["logprobs"]["token_logprobs"] += part["logprobs"]["token_logprobs"]
+            if part["finish_reason"] is not None:
+                yield index, self._open.pop(index) | {k: part.get(k) for k in ("finish_reason", "stop_reason")}
+
+    def end(self) -> None:
+        """Raises ValueError where answers have not come."""
+        if self._open:
+            raise ValueError(f"answers {sorted(self._open)} did not come")
 
 
 class Reader:
@@ -75,21 +115,16 @@ class Reader:
         # that ends within a character, returns a part of the prompt as the answer's.
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
-    def completions(self, answer: Any, request: Request, job: Job) -> tuple[Completion, ...]:
-        """The n completions of a response body.
+    def completion(self, index: int, choice: Mapping[str, Any], request: Request, job: Job) -> Completion:
+        """One answer.
+
+        Args:
+            index: among the request's.
 
         Raises:
             ValueError, KeyError, TypeError, OverflowError: it is not what was asked.
             RolloutError: the server does what it is told, but is set up for something else.
         """
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        indices = [choice["index"] for choice in choices]
-        if indices != list(range(_num_draws(request, job))):
-            raise ValueError(f"answers {indices} came")
-        drawn = [choices[i % len(choices)] for i in range(request.n)]
-        return tuple(self._completion(i, choice, request, job) for i, choice in enumerate(drawn))
-
-    def _completion(self, index: int, choice: dict[str, Any], request: Request, job: Job) -> Completion:
         ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
         finish, string = _finish(choice, job)
         limit = job.params.max_new_tokens
@@ -133,7 +168,7 @@ class Reader:
         return before + found
 
 
-def _finish(choice: dict[str, Any], job: Job) -> tuple[FinishReason, str]:
+def _finish(choice: Mapping[str, Any], job: Job) -> tuple[FinishReason, str]:
     """How an answer ended, and the stop string where it was one.
 
     The server calls that a stop as well; its reason is then the string, otherwise the end token or nothing. A string

@@ -1,18 +1,17 @@
 """The client of one or more vLLM servers: tokens in, tokens and logprobs out, over /v1/completions.
 
-A request is one prompt with n answers; the server draws answer i with seed + i. All servers hold the same
-weights, so which one answers does not matter; each gets enough requests to stay busy and no more. A server that
-fails is restarted and gets its weights again while the others take over what it had not answered; a request is
-answered whole or not at all.
+A request is one prompt with n answers; answer i is drawn with seed + i. All servers hold the same weights and draw
+the same answers, so which one is asked does not matter: `dispatch.py` decides it. A server that fails is restarted
+and gets its weights again while the others take over what it had not answered; an answer that has come stays.
 """
 
 import asyncio
-import json
 import logging
-import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,7 +19,10 @@ import httpx
 from r1mega.data.special_tokens import ends
 from r1mega.data.tokenizer import load_tokenizer
 from r1mega.errors import RolloutError
-from r1mega.rollout.completions import Job, Reader, body, describe
+from r1mega.rollout import calls
+from r1mega.rollout.calls import Dropped, Failed
+from r1mega.rollout.completions import Job, Parts, Reader, body, describe, num_draws
+from r1mega.rollout.dispatch import Dispatch, Portion
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
@@ -28,41 +30,57 @@ from r1mega.samples import Completion
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 2
-"""Sequences sent to a server per sequence that it can run: the next ones must already wait there."""
-_COMPLETIONS = "/v1/completions"
-_KEEPALIVE_S = 2.0
-"""Less than vLLM's 5 s: a request on a connection that the server is closing would look like its death."""
-_DROPPED = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
-"""A connection that ended before its answer did."""
 _POLL_S = 1.0
 """Between two looks at a server's health."""
 
 
-class _Failed(Exception):
-    """A server did not do what any server should: it is restarted."""
-
-
 class _Todo:
-    """One `generate`: all servers take requests from one queue, and those of a server that fails return there."""
+    """One `generate`: what is asked of whom, and what has come."""
 
-    def __init__(self, requests: Sequence[Request], job: Job, on_answer: OnAnswer | None) -> None:
+    def __init__(
+        self, requests: Sequence[Request], job: Job, on_answer: OnAnswer | None, servers: Sequence[Server]
+    ) -> None:
         self.requests, self.job, self._on_answer = requests, job, on_answer
-        self.waiting: asyncio.Queue[int] = asyncio.Queue()
-        self.give_back(range(len(requests)))
-        self.answers: dict[int, tuple[Completion, ...]] = {}
+        wanted = [num_draws(request, job) for request in requests]
+        self.dispatch = Dispatch(wanted, [server.layout.max_num_seqs * server.layout.dp for server in servers])
+        self._come: list[dict[int, Completion]] = [{} for _ in requests]
+        self._num_open = len(requests)
         self.complete = asyncio.Event()
+        self._changed = asyncio.Event()
 
-    def give_back(self, indices: Iterable[int]) -> None:
-        for index in indices:
-            self.waiting.put_nowait(index)
+    def portion(self, portion: Portion) -> Request:
+        """A part of a request, as a request of its own."""
+        request = self.requests[portion.index]
+        return replace(request, n=portion.n, seed=request.seed + portion.first)
 
-    def accept(self, index: int, completions: tuple[Completion, ...]) -> None:
-        self.answers[index] = completions
-        if self._on_answer is not None:
-            self._on_answer(index, completions)
-        if len(self.answers) == len(self.requests):
-            self.complete.set()
+    def accept(self, server: int, index: int, completion: Completion) -> None:
+        """Take an answer, which comes once."""
+        self.dispatch.came(server, index, completion.index)
+        come, request = self._come[index], self.requests[index]
+        come[completion.index] = completion
+        if len(come) == num_draws(request, self.job):
+            if self._on_answer is not None:
+                self._on_answer(index, self.answers(index))
+            self._num_open -= 1
+            if not self._num_open:
+                self.complete.set()
+        self.tell()
+
+    def answers(self, index: int) -> tuple[Completion, ...]:
+        """All n of a request; a greedy one n times."""
+        come, request = self._come[index], self.requests[index]
+        drawn = [come[i] for i in sorted(come)]
+        if len(drawn) == request.n:
+            return tuple(drawn)
+        return tuple(replace(drawn[0], index=i, seed=request.seed + i) for i in range(request.n))
+
+    def tell(self) -> None:
+        """Have all who wait for a change look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
 
 
 class Fleet:
@@ -105,50 +123,86 @@ class Fleet:
     async def _generate(
         self, requests: Sequence[Request], job: Job, on_answer: OnAnswer | None
     ) -> list[tuple[Completion, ...]]:
-        todo = _Todo(requests, job, on_answer)
+        todo = _Todo(requests, job, on_answer, self._servers)
         # Not asyncio's own threads: it would wait for a restart to end before an error or Ctrl-C gets through.
         threads = ThreadPoolExecutor(len(self._servers))
         try:
-            await _together(self._serve(server, todo, threads) for server in self._servers)
+            await _together(self._serve(number, todo, threads) for number in range(len(self._servers)))
         finally:
             threads.shutdown(wait=False)
-        return [todo.answers[i] for i in range(len(requests))]
+        return [todo.answers(index) for index in range(len(requests))]
 
-    async def _serve(self, server: Server, todo: _Todo, threads: ThreadPoolExecutor) -> None:
+    async def _serve(self, number: int, todo: _Todo, threads: ThreadPoolExecutor) -> None:
         """Keep a server at work until every request is answered, restarting it when it fails."""
         while not todo.complete.is_set():
-            asked: set[int] = set()
             try:
-                await self._session(server, todo, asked)
-            except _Failed as failure:
-                todo.give_back(sorted(asked))
-                await self._recover(server, str(failure), len(asked), todo.job.version, threads)
+                await self._session(number, todo)
+            except Failed as failure:
+                reissued = todo.dispatch.lost(number)
+                todo.tell()
+                await self._recover(self._servers[number], str(failure), reissued, todo.job.version, threads)
+                todo.dispatch.back(number)
 
-    async def _session(self, server: Server, todo: _Todo, asked: set[int]) -> None:
-        """Ask a server until every request is answered; `asked` holds the indices that it has not answered yet.
+    async def _session(self, number: int, todo: _Todo) -> None:
+        """Ask a server for its share until every request is answered.
 
         Raises:
-            _Failed: whatever restarting it may mend.
+            Failed: whatever restarting it may mend.
         """
-        limit_s = server.layout.health_timeout_s
-        most = max(request.n for request in todo.requests)
-        width = min(math.ceil(_BACKLOG * server.layout.max_num_seqs / most), len(todo.requests))
-
-        async def work(http: httpx.AsyncClient) -> None:
-            while True:
-                index = await todo.waiting.get()
-                asked.add(index)
-                completions = await self._answer(server, http, todo.requests[index], todo.job)
-                asked.remove(index)
-                self._restarts.succeeded(server)
-                todo.accept(index, completions)
-
+        server = self._servers[number]
+        failures = _Failures()
         async with (
-            _client(server, server.layout.request_timeout_s) as http,
-            _client(server, limit_s) as health,
+            calls.client(server, server.layout.request_timeout_s) as http,
+            calls.client(server, server.layout.health_timeout_s) as health,
         ):
             await _check_version(server, health, todo.job.version)
-            await _until(todo.complete, [_watch(server, health), *(work(http) for _ in range(width))])
+            feed = self._feed(number, http, todo, failures)
+            await _until(todo.complete, [_watch(server, health), failures.first(), feed])
+
+    async def _feed(self, number: int, http: httpx.AsyncClient, todo: _Todo, failures: "_Failures") -> None:
+        """Send a server what it has room for, for ever."""
+        asked = set[asyncio.Task[None]]()
+        try:
+            while True:
+                while (portion := todo.dispatch.take(number)) is not None:
+                    asked.add(task := asyncio.create_task(self._ask(number, http, todo, portion)))
+                    task.add_done_callback(asked.discard)
+                    task.add_done_callback(failures.see)
+                    todo.tell()
+                await todo.changed()
+        finally:
+            await _cancel(tuple(asked))
+
+    async def _ask(self, number: int, http: httpx.AsyncClient, todo: _Todo, portion: Portion) -> None:
+        """Have a portion answered, by a second request where the connection of the first one is dropped.
+
+        On a busy machine a request can be held up for longer than the server keeps an idle connection, and so meet
+        one that is being closed.
+        """
+        server = self._servers[number]
+        try:
+            await self._take_answers(number, http, todo, portion)
+        except Dropped as dropped:
+            log.warning("%s; asked again over a new connection", dropped)
+            async with calls.client(server, server.layout.request_timeout_s) as new:
+                for rest in todo.dispatch.left_of(number, portion):
+                    await self._take_answers(number, new, todo, rest)
+
+    async def _take_answers(self, number: int, http: httpx.AsyncClient, todo: _Todo, portion: Portion) -> None:
+        """Ask once, and take each answer when it has come."""
+        server, request = self._servers[number], todo.portion(portion)
+        asked, parts = describe(request, todo.job), Parts(portion.n)
+        async for event in calls.events(server, http, body(request, todo.job), asked):
+            with _judged(server, asked):
+                ended = [
+                    self._reader.completion(portion.first + i, choice, todo.requests[portion.index], todo.job)
+                    for i, choice in parts.add(event)
+                ]
+            for completion in ended:
+                self._restarts.succeeded(server)
+                todo.accept(number, portion.index, completion)
+        with _judged(server, asked):
+            parts.end()
 
     async def _recover(
         self, server: Server, reason: str, reissued: int, version: int, threads: ThreadPoolExecutor
@@ -171,26 +225,39 @@ class Fleet:
         if self._reload is not None:
             self._reload(server, version)
 
-    async def _answer(
-        self, server: Server, http: httpx.AsyncClient, request: Request, job: Job
-    ) -> tuple[Completion, ...]:
-        """One request's answers, checked."""
-        asked = describe(request, job)
-        answer = await _call(server, http, "POST", _COMPLETIONS, body(request, job), asked)
-        refused = f"asked {server.url} for {asked}; its answer cannot be used"
-        try:
-            return self._reader.completions(answer, request, job)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise _Failed(f"{refused}: {type(error).__name__}: {error}. Its log: {server.log_file}") from error
-        except RolloutError as error:
-            raise RolloutError(f"{refused}: {error}. Its log: {server.log_file}") from error
+
+@contextmanager
+def _judged(server: Server, asked: str) -> Iterator[None]:
+    """What is read of an answer inside, and cannot be used, is told with what was asked, and of whom."""
+    refused = f"asked {server.url} for {asked}; its answer cannot be used"
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Failed(f"{refused}: {type(error).__name__}: {error}. Its log: {server.log_file}") from error
+    except RolloutError as error:
+        raise RolloutError(f"{refused}: {error}. Its log: {server.log_file}") from error
+
+
+class _Failures:
+    """The first error of many tasks."""
+
+    def __init__(self) -> None:
+        self._first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def see(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._first.done():
+            self._first.set_exception(error)
+
+    async def first(self) -> None:
+        """Raise it, once there is one."""
+        await self._first
 
 
 async def _check_version(server: Server, http: httpx.AsyncClient, version: int) -> None:
     """The weights asked for must be the ones the server has."""
-    found = (await _call(server, http, "GET", "/weight_info", None, "its weight version")).get("weight_version")
+    found = (await calls.get(server, http, "/weight_info", "its weight version")).get("weight_version")
     if found != str(version):
-        raise _Failed(
+        raise Failed(
             f"asked {server.url} to sample from version {version} of the weights, but it has {found!r}: "
             f"push them first (weights.push). Its log: {server.log_file}"
         )
@@ -199,74 +266,8 @@ async def _check_version(server: Server, http: httpx.AsyncClient, version: int) 
 async def _watch(server: Server, http: httpx.AsyncClient) -> None:
     """Look at a server's health for ever: a frozen one would keep its requests until they time out."""
     while True:
-        await _call(server, http, "GET", "/health", None, "its health")
+        await calls.get(server, http, "/health", "its health")
         await asyncio.sleep(min(_POLL_S, server.layout.health_timeout_s / 4))
-
-
-def _client(server: Server, timeout_s: float) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        base_url=server.url,
-        timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 30.0)),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S),
-        trust_env=False,
-        verify=False,  # plain http; reading the certificates takes longer than most calls
-    )
-
-
-async def _call(
-    server: Server, http: httpx.AsyncClient, verb: str, route: str, body: Any, asked: str
-) -> dict[str, Any]:
-    """A JSON object, empty where the server sent nothing.
-
-    Raises:
-        _Failed: no answer, a server error, or something else than JSON.
-        RolloutError: the server refuses the request itself (4xx).
-    """
-    try:
-        response = await _sent(server, http, verb, route, body, asked)
-    except httpx.HTTPError as error:
-        state = "it still runs" if server.alive() else "its process has ended"
-        setting = "request_timeout_s" if route == _COMPLETIONS else "health_timeout_s"
-        limit = f" within {http.timeout.read:g} s (rollout.{setting})"
-        late = limit if isinstance(error, httpx.TimeoutException) else ""
-        raise _Failed(
-            f"asked {server.url} for {asked}: no answer{late} ({type(error).__name__}); {state}. "
-            f"Its log: {server.log_file}"
-        ) from error
-    said = f"asked {server.url} for {asked}: it answered {response.status_code} {response.text[:500]}"
-    if response.is_client_error:
-        raise RolloutError(f"{said}. Its log: {server.log_file}")
-    try:
-        answer = json.loads(response.content or b"{}")
-    except ValueError:
-        answer = None
-    if response.status_code != httpx.codes.OK or not isinstance(answer, dict):
-        raise _Failed(f"{said}. Its log: {server.log_file}")
-    return answer
-
-
-async def _sent(
-    server: Server, http: httpx.AsyncClient, verb: str, route: str, body: Any, asked: str
-) -> httpx.Response:
-    """What comes back. Asked once more, on a new connection, where a server that still runs has dropped this one.
-
-    On a busy machine a request can be held up for longer than the server keeps an idle connection, and so meet one
-    that is being closed. A restart would take a minute, and the same request has the same answer.
-
-    Raises:
-        HTTPError: no answer.
-    """
-    try:
-        return await http.request(verb, route, json=body)
-    except _DROPPED as error:
-        if not server.alive():
-            raise
-        log.warning(
-            "%s dropped the connection (%s) over which it was asked for %s: asked again over a new one", server.url,
-            type(error).__name__, asked,
-        )  # fmt: skip
-        async with _client(server, http.timeout.read or server.layout.request_timeout_s) as new:
-            return await new.request(verb, route, json=body)
 
 
 async def _until(event: asyncio.Event, endless: Iterable[Coroutine[Any, Any, None]]) -> None:

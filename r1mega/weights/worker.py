@@ -1,7 +1,8 @@
 """What runs inside vLLM's workers: the receiving end of the gloo transport, and methods that answer /collective_rpc.
 
 vLLM imports this file by name (`worker_extension_cls`), in the engine's own environment; no trainer does. Importing
-it registers the gloo backend of vLLM's weight-transfer API there.
+it registers the gloo backend of vLLM's weight-transfer API there, and mends there what must be mended before a model
+is made.
 """
 
 from collections import deque
@@ -18,8 +19,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.platforms import current_platform
 
 from r1mega.runtime import network
+from r1mega.runtime.shims import vllm_cpu_expert_map, vllm_cpu_uneven_collectives
 from r1mega.runtime.shims.vllm_cpu_moe_reload import drop_moe_kernels
 from r1mega.runtime.shims.vllm_cpu_rotary import rotary_kernel
 from r1mega.runtime.shims.vllm_cpu_tied_head import repack_tied_heads
@@ -153,3 +156,6 @@ class WorkerExtension(ProofWorker):
 
 if GLOO not in WeightTransferEngineFactory._registry:
     WeightTransferEngineFactory.register_engine(GLOO, GlooWorkerEngine)
+if current_platform.is_cpu():
+    vllm_cpu_uneven_collectives.apply()
+    vllm_cpu_expert_map.apply()

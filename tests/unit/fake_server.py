@@ -76,7 +76,7 @@ class FakeServer:
                 if server.after is not None:
                     server.after.asked.wait(300)
                 if not server.fault(self):
-                    self.reply(server.change(answer(self.body)))
+                    self.send(stream(server.change(answer(self.body))))
 
             def reply(self, answer: Any) -> None:
                 self.send(json.dumps(answer).encode())
@@ -127,13 +127,31 @@ class FakeServer:
         return 0.0
 
 
+def stream(answer: Any) -> bytes:
+    """Server-sent events of an answer, its first token by itself as vLLM sends it; what is none goes as it is."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if choices is None:
+        return f"data: {json.dumps(answer)}\n\n".encode()
+    events = [part for parts in zip(*map(_parts, choices), strict=True) for part in parts]
+    return "".join(f"data: {text}\n\n" for text in [*map(json.dumps, events), "[DONE]"]).encode()
+
+
+def _parts(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    ids, logp = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if ids is None:
+        return [{"choices": []}, {"choices": [choice]}]
+    first = {"index": choice["index"], "token_ids": ids[:1], "logprobs": {"token_logprobs": logp[:1]}}
+    last = {**choice, "token_ids": ids[1:], "logprobs": {"token_logprobs": logp[1:]}}
+    return [{"choices": [{**first, "finish_reason": None}]}, {"choices": [last]}]
+
+
 def answer(body: dict[str, Any]) -> dict[str, Any]:
-    """What the server makes of a request: tokens that tell prompt and answer apart."""
+    """What the server makes of a request: tokens that tell prompt and answer apart, the latter by its seed."""
     return {
         "choices": [
             {
                 "index": i,
-                "token_ids": [body["prompt"][0], 1 + i % 5, body["stop_token_ids"][0]],
+                "token_ids": [body["prompt"][0], 1 + (body["seed"] + i) % 100 % 5, body["stop_token_ids"][0]],
                 "logprobs": {"token_logprobs": [-0.5, -1.0, -0.25]},
                 "finish_reason": "stop",
             }

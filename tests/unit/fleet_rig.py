@@ -1,11 +1,10 @@
 """Two fake servers and a fleet over them, and faults for their completions."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fake_server import EOS, FakeServer, answer, request, save_tokenizer
+from fake_server import EOS, FakeServer, answer, request, save_tokenizer, stream
 
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.fleet import Fleet
@@ -69,7 +68,7 @@ def on_completions(act: Callable[[Any], None]) -> Callable[[Any], bool]:
 
 
 def half(handler: Any) -> None:
-    data = json.dumps(answer(handler.body)).encode()
+    data = stream(answer(handler.body))
     handler.send(data[: len(data) // 2], len(data))
     handler.close_connection = True
 

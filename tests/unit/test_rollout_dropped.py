@@ -29,7 +29,7 @@ def test_a_dropped_connection_is_no_death(rig: Rig, drop: Callable[[Any], None],
             return False
         dropped.append(path)
         if not hasattr(handler, "body"):
-            handler.body = {"prompt": [0], "stop_token_ids": [0], "n": 1}
+            handler.body = {"prompt": [0], "stop_token_ids": [0], "n": 1, "seed": 0}
         drop(handler)
         return True
 
@@ -37,8 +37,8 @@ def test_a_dropped_connection_is_no_death(rig: Rig, drop: Callable[[Any], None],
     rig.check(rig.generate())
     assert dropped == [path]
     assert not rig.recoveries and not server.reasons
-    (said,) = [record.getMessage() for record in caplog.records if "dropped the connection" in record.getMessage()]
-    assert server.url in said and "asked again over a new one" in said
+    (said,) = [record.getMessage() for record in caplog.records if "asked again" in record.getMessage()]
+    assert server.url in said and "asked again over a new connection" in said
 
 
 def test_one_that_drops_connections_again_and_again_is_restarted(rig: Rig) -> None:

@@ -106,7 +106,7 @@ def rollout(variant: str, num_prompts: int, n: int, length: int, report: Callabl
                 with timed("json"):
                     parsed = json.loads(response)
                 with timed("read"):
-                    answers = reader.completions(parsed, request, job)
+                    answers = tuple(reader.completion(i, c, request, job) for i, c in enumerate(parsed["choices"]))
                 if i < NUM_JOURNALLED:
                     with timed("journal"):
                         log.add(Key.of(request, params, version=0, policy="p"), answers)
