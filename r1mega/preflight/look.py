@@ -14,7 +14,7 @@ from r1mega.preflight.data import check_data
 from r1mega.preflight.reward_models import check_reward_models
 from r1mega.preflight.weights import check_weights
 from r1mega.recipe.load import load
-from r1mega.recipe.memory import missing_memory
+from r1mega.recipe.memory import memory_by_state, missing_memory
 from r1mega.recipe.recipe import Recipe
 from r1mega.rollout.command import gpus_of
 from r1mega.rollout.installed import fault_of
@@ -100,7 +100,9 @@ def look(
     if leads:
         check_reward_models(recipe)
     absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
-    return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()), tuple(recipe.notes()))
+    shared = memory_by_state(recipe.holds(), machine, spec) if spec is not None else []
+    notes = [*recipe.notes(), *(f"a GPU that trainer and engine share, {line}" for line in shared)]
+    return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()), tuple(notes))
 
 
 def _model(recipe: Recipe) -> ModelSpec | None:

@@ -9,6 +9,7 @@ from r1mega.families.spec import ModelSpec
 from r1mega.layout.engine_memory import EngineMemory, engine_memory
 from r1mega.layout.memory import BYTES, GIB, RankMemory, num_parameters, rank_memory
 from r1mega.layout.placement import layout_for
+from r1mega.layout.turns import STATES, SharedMemory, State, shared_memory, told
 from r1mega.runtime.resources import machine_memory_gib
 
 GPU_GIB = {"ampere": 80.0, "ada": 48.0, "hopper": 141.0, "blackwell": 288.0, "blackwell_rtx": 96.0}
@@ -43,10 +44,16 @@ def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
     has = f"and it has {gib:g} GiB ({_stated(machine)})"
     table = spec.tensors()
     ranks = rank_memory(table, spec, machine.trainer, mtp_learns=holds.mtp_learns) if holds.trainer else []
-    return [
+    engine = engine_memory(table, spec, machine) if holds.engine else None
+    faults = [
         *_trainer_faults(holds, machine, ranks, gib, has),
-        *(_engine_faults(engine_memory(table, spec, machine), machine, ranks, gib, has) if holds.engine else []),
+        *(_engine_faults(engine, machine, ranks, gib, has) if engine else []),
     ]
+    shared = _shared(machine, ranks, engine)
+    over = [line for held, line in zip(shared.values(), told(shared), strict=True) if held.total > gib * GIB]
+    if over and not faults:
+        faults.append(f"memory: on a GPU that trainer and engine share, {over[0]}, {has}. {_SMALLER}")
+    return faults
 
 
 def _stated(machine: Cluster) -> str:
@@ -93,6 +100,29 @@ def _engine_faults(
             f"weights beside {engine.weights / GIB:,.1f} GiB of the engine's and needs {engine.reload / GIB:,.1f} "
             f"GiB more: {both / GIB:,.1f} GiB, {has}. Take {remedy}, or GPUs of their own (cluster.placement)"
         )
+
+
+_SMALLER = (
+    "Divide the model further (cluster.trainer, cluster.rollout.tp), take less for keys and values "
+    "(cluster.rollout.kv_cache_gib), or GPUs of their own (cluster.placement)"
+)
+
+
+def memory_by_state(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
+    """Where trainer and engine share their GPUs: what the fullest of them holds in each state, a line each."""
+    if machine.placed != "colocated" or not (holds.trainer and holds.engine):
+        return []
+    return told(_shared(machine, _ranks(holds, machine, spec), engine_memory(spec.tensors(), spec, machine)))
+
+
+def _shared(machine: Cluster, ranks: Sequence[RankMemory], engine: EngineMemory | None) -> dict[State, SharedMemory]:
+    """Of the GPU whose trainer's rank is the largest in that state; nothing where none is shared."""
+    largest: dict[State, SharedMemory] = {}
+    if machine.placed == "colocated" and ranks and engine is not None:
+        found = [shared_memory(rank, engine) for rank in ranks]
+        for state in STATES:
+            largest[state] = max((one[state] for one in found), key=lambda held: held.total)
+    return largest
 
 
 def missing_memory(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:

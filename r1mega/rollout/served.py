@@ -98,6 +98,12 @@ class ServedModel:
             assert self._give is not None, "made for one folder"
             self._model_dir, self._client = model_dir, None
 
+    def must_start(self, max_model_len: int) -> bool:
+        """Whether `make_room` of so many tokens, or `client`, starts servers, anew or for the first time."""
+        if not self.servers:
+            return True
+        return self._max_model_len < max_model_len and any(max_model_len > s.max_model_len for s in self.servers)
+
     def make_room(self, max_model_len: int) -> Lengthened | None:
         """See to it that the servers hold prompt and answer of so many tokens.
 

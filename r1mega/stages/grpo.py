@@ -219,6 +219,7 @@ def _pushed_to(config: GRPO, cluster: Cluster, part: RankZero | OtherRank, pushe
     """Makes the engine that is always at the policy's weights, as `live_engine` does."""
     verify, room = cluster.weights.verify, part.room(config)
     pushing = partial(live_engine, address=cluster.address, verify=verify, room=room, pusher=pusher)
+    pushing = partial(pushing, colocated=cluster.placed == "colocated")
     return partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
 
 

@@ -60,6 +60,7 @@ class RankZero:
 
         It starts in its own process, while this one builds the policy.
         """
+        shared = cluster.placed == "colocated"
         model = serve(
             config.model.path,
             cluster.rollout,
@@ -67,10 +68,12 @@ class RankZero:
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
-            give=GiveFolder(address=cluster.address, breakable=interrupt.at_once),
+            # Servers that share GPUs are of no use to a stage that does not know whose turn it is.
+            give=None if shared else GiveFolder(address=cluster.address, breakable=interrupt.at_once),
             places=places_of(cluster, trains=True),
         )
-        if config.rollout.replay == "live" or self.journal.newest_version() < step:
+        needed = config.rollout.replay == "live" or self.journal.newest_version() < step
+        if needed and not shared:  # where the policy has to make room first
             model.start()
         return model
 

@@ -7,12 +7,13 @@ places in them. Between the two moves nothing may be read. Host memory is pinned
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Stage = Literal["optimizer", "gradients", "weights"]
+from r1mega.layout.turns import Stage
+
 STAGES: tuple[Stage, ...] = ("optimizer", "gradients", "weights")
 """What of a policy can be put aside by itself, in the order in which an update ceases to need it."""
 

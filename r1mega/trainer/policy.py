@@ -13,6 +13,7 @@ from torch import Tensor
 from r1mega.config import training
 from r1mega.errors import DivergenceError
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.turns import Stage
 from r1mega.samples import Document, ExpertLoad
 from r1mega.trainer import forward
 from r1mega.trainer.balance import Balance
@@ -24,7 +25,7 @@ from r1mega.trainer.network.initial import First
 from r1mega.trainer.network.layer_spec import choose_layers
 from r1mega.trainer.network.model import MTP, PolicyModel
 from r1mega.trainer.network.names import by_whole_model_names, own_tensors
-from r1mega.trainer.offload import DeviceMemory, Stage, host_copies, lent
+from r1mega.trainer.offload import DeviceMemory, host_copies, lent
 from r1mega.trainer.optimizer import build_optimizer, set_rates
 from r1mega.trainer.routing import recorded_margins
 

@@ -41,6 +41,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from r1mega.errors import RolloutError
+from r1mega.layout.turns import Stage
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.served import Lengthened, NotServed, ServedModel
@@ -49,10 +50,13 @@ from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
+from r1mega.weights.placement import Apart, Colocated, Turns
 from r1mega.weights.push import Pusher, PushReport
 from r1mega.weights.source import PolicySource
 
-Order = Literal["push", "go on"]
+Moved = tuple[tuple[Stage, ...], tuple[Stage, ...]]
+"""Stages of the policy that every rank puts aside, and those that it takes back."""
+Order = Literal["push", "go on"] | Moved
 OnRecovery = Callable[[int, Recovery], None]
 """Takes the version of the weights that were asked for, and what happened to a server."""
 OnLengthened = Callable[[int, Lengthened], None]
@@ -71,6 +75,7 @@ def live_engine(
     on_recovery: OnRecovery = lambda version, recovery: None,
     on_lengthened: OnLengthened = lambda version, lengthened: None,
     pusher: Callable[..., Pusher] = Pusher,
+    colocated: bool = False,
 ) -> "Iterator[LiveEngine | Follower]":
     """Rank 0's engine, and what follows it on the others. Every rank enters it at the same time.
 
@@ -84,17 +89,20 @@ def live_engine(
         on_recovery: called for every server that failed and serves again, from any thread.
         on_lengthened: called when the server was started anew for longer sequences.
         pusher: as `Pusher`.
+        colocated: the servers are on the policy's GPUs, and each side's memory is put aside while the other works.
     """
     source = PolicySource(policy, include_mtp=False)
     if isinstance(served, NotServed):
-        yield Follower(policy.mesh, source)
+        yield Follower(policy, source)
         return
 
     def push_with(servers: Sequence[Server]) -> Pusher:
         announce = Orders(policy.mesh).push
         return pusher(source, servers, announce=announce, address=address, verify=verify, breakable=interrupt.at_once)
 
-    engine = LiveEngine(served, Orders(policy.mesh), push_with, interrupt, on_recovery, room, on_lengthened)
+    orders = Orders(policy.mesh)
+    turns = Colocated(lambda aside, back: orders.move(policy, (tuple(aside), tuple(back)))) if colocated else Apart()
+    engine = LiveEngine(served, orders, push_with, interrupt, on_recovery, room, on_lengthened, turns)
     try:
         yield engine
     finally:
@@ -110,6 +118,20 @@ class Orders:
     def push(self) -> None:
         """Take part in a push."""
         self._give("push")
+
+    def move(self, policy: Policy, moved: Moved) -> None:
+        """Put stages of every rank's policy aside and take others back, the present rank's too; wait for all."""
+        self._give(moved)
+        self.obey(policy, moved)
+
+    def obey(self, policy: Policy, moved: Moved) -> None:
+        """Do what `move` orders, on one rank; returns when all have."""
+        aside, back = moved
+        if aside:
+            policy.offload(*aside)
+        if back:
+            policy.onload(*back)
+        self._mesh.barrier()
 
     def go_on(self, signum: int | None = None) -> int | None:
         """Wait no longer; the signal that has come, or none. Rank 0's, on every rank."""
@@ -140,8 +162,11 @@ class LiveEngine:
         on_recovery: OnRecovery,
         room: Callable[[int], int],
         on_lengthened: OnLengthened,
+        turns: Turns,
     ) -> None:
-        """push_with: makes what pushes to these servers. room, on_lengthened: see `live_engine`."""
+        """push_with: makes what pushes to these servers. room, on_lengthened: see `live_engine`. turns: who has the
+        memory."""
+        self._turns, self._starting = turns, False
         self._room, self._on_lengthened = room, on_lengthened
         self._served, self._orders, self._interrupt = served, orders, interrupt
         self._push_with, self._on_recovery = push_with, on_recovery
@@ -161,12 +186,21 @@ class LiveEngine:
         on_answer: OnAnswer | None = None,
     ) -> list[tuple[Completion, ...]]:
         """See `Engine.generate`; `version` is the policy's present one. StopNow at a signal while it waits."""
-        if (lengthened := self._served.make_room(self._room(version))) is not None:
+        room = self._room(version)
+        if starts := self._served.must_start(room):
+            self._turns.before_start()
+            self._starting = True
+        if (lengthened := self._served.make_room(room)) is not None:
             self._version = -1  # its weights are the folder's own again
             self._on_lengthened(version, lengthened)
         client = self._served.client(self._reload, self._recovered)
+        if starts:
+            self._starting = False
+            self._turns.started(self._served.servers)
         if version != self._version:
+            self._turns.before_push()
             self._push(version)
+        self._turns.before_answers()
         with self._interrupt.at_once():
             return client.generate(requests, params, version=version, on_answer=on_answer)
 
@@ -187,6 +221,11 @@ class LiveEngine:
         except StopNow:
             with self._turn:  # a thread may be in the middle of a push; none begins one after this
                 self._halted = True
+            if self._starting and self._turns.shared:
+                self._served.stop()  # or it would take the memory that the policy is to be saved from
+        self._turns.before_learning()
+        if self._turns.shared:
+            self._version = -1
         if (signum := self._orders.go_on(self._interrupt.received)) is not None:
             raise Stopped(signum)
 
@@ -208,6 +247,11 @@ class LiveEngine:
         with self._turn:
             if self._halted:
                 raise RolloutError("the run is stopping: the restarted server gets no weights")
+            if self._turns.shared:
+                raise RolloutError(
+                    "a rollout server was lost while the trainer's memory is put aside for it, and the one in its "
+                    "place cannot be given the weights: go on with --resume; no answer that was given is lost"
+                )
             report = self._pusher_of(self._served.servers).push(version, [server])
             self._count(report)
         for recovery in report.recoveries:
@@ -237,18 +281,21 @@ class Follower:
 
     push_seconds = 0.0
 
+    def __init__(self, policy: Policy, source: PolicySource) -> None:
+        self._policy, self._orders, self._source = policy, Orders(policy.mesh), source
+
     def proven(self) -> dict[str, float]:
         return {}
-
-    def __init__(self, mesh: Mesh, source: PolicySource) -> None:
-        self._orders, self._source = Orders(mesh), source
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Serve rank 0 until it goes on; see `LiveEngine.alone`."""
-        while self._orders.next() == "push":
-            for _ in self._source:
-                pass
+        while (order := self._orders.next()) != "go on":
+            if order == "push":
+                for _ in self._source:
+                    pass
+            else:
+                self._orders.obey(self._policy, order)
         yield
         if (signum := self._orders.signal()) is not None:
             raise Stopped(signum)

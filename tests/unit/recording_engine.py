@@ -106,6 +106,7 @@ class RecordingEngine:
     """What `rollout.served.ServedModel`, its server and its client do, at the weights that were pushed."""
 
     def __init__(self, engines: Engines, max_model_len: int) -> None:
+        self.asked_for = False
         self._engines, self._room = engines, max_model_len
         self._version, self._theta = -1, torch.zeros(0)
 
@@ -123,6 +124,9 @@ class RecordingEngine:
 
     def start(self) -> None: ...
 
+    def must_start(self, max_model_len: int) -> bool:
+        return max_model_len > self._room or not self.asked_for
+
     def make_room(self, max_model_len: int) -> Lengthened | None:
         """As `rollout.served.ServedModel` does: one that is laid out for less is started anew, with other weights."""
         before, self._room = self._room, max(self._room, max_model_len)
@@ -133,6 +137,7 @@ class RecordingEngine:
         return Lengthened(before, max_model_len, seconds=0.0)
 
     def client(self, *_: Any) -> "RecordingEngine":
+        self.asked_for = True
         return self
 
     def peak_rss_gib(self) -> float:
