@@ -48,6 +48,7 @@ from r1mega.trainer.scatter import MiniBatches, checkpoint_files, from_checkpoin
 from r1mega.weights import hf_io
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
 from r1mega.weights.push import Pusher
+from r1mega.weights.sender import Transfer
 
 SHOWN = {"reward/total": "reward {:.2f}", "response_length/mean": "{:.0f} tokens", "kl/mean": "KL {:.4f}"}
 """What people watch of a rollout and its steps, behind the bar."""
@@ -217,8 +218,7 @@ def _policy(config: GRPO, mesh: Mesh, build: Callable[..., Policy]) -> Policy:
 
 def _pushed_to(config: GRPO, cluster: Cluster, part: RankZero | OtherRank, pusher: Callable[..., Pusher]) -> Any:
     """Makes the engine that is always at the policy's weights, as `live_engine` does."""
-    verify, room = cluster.weights.verify, part.room(config)
-    pushing = partial(live_engine, address=cluster.address, verify=verify, room=room, pusher=pusher)
+    pushing = partial(live_engine, transfer=Transfer.of(cluster), room=part.room(config), pusher=pusher)
     pushing = partial(pushing, colocated=cluster.placed == "colocated")
     return partial(pushing, on_recovery=part.log_recovery, on_lengthened=part.log_lengthened)
 

@@ -51,7 +51,8 @@ from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights.placement import Apart, Colocated, Turns
-from r1mega.weights.push import Pusher, PushReport
+from r1mega.weights.push import BACKENDS, Pusher, PushReport
+from r1mega.weights.sender import Transfer
 from r1mega.weights.source import PolicySource
 
 Moved = tuple[tuple[Stage, ...], tuple[Stage, ...]]
@@ -69,8 +70,7 @@ def live_engine(
     served: ServedModel | NotServed,
     *,
     interrupt: Interrupt,
-    address: str = "",
-    verify: int = 0,
+    transfer: Transfer = Transfer(),  # noqa: B008 (it never changes)
     room: Callable[[int], int] = lambda version: 0,
     on_recovery: OnRecovery = lambda version, recovery: None,
     on_lengthened: OnLengthened = lambda version, lengthened: None,
@@ -82,8 +82,7 @@ def live_engine(
     Args:
         served: rank 0's server; it is started when it is first asked, where it was not before.
         interrupt: breaks off waiting for servers or their answers, and nothing else.
-        address: of this host as the servers know it (`Pusher`).
-        verify: the first push and each so-manieth is proven (`Pusher`).
+        transfer: how weights go to the servers.
         room: for how many tokens of prompt and answer the server must be laid out at a version of the weights; where
             that is more than before, it is started anew.
         on_recovery: called for every server that failed and serves again, from any thread.
@@ -91,14 +90,18 @@ def live_engine(
         pusher: as `Pusher`.
         colocated: the servers are on the policy's GPUs, and each side's memory is put aside while the other works.
     """
-    source = PolicySource(policy, include_mtp=False)
+    backend, bucket_mib = BACKENDS[transfer.transport], transfer.bucket_mib
+    source = PolicySource(policy, include_mtp=False, everywhere=backend.everywhere)
     if isinstance(served, NotServed):
-        yield Follower(policy, source)
+        yield Follower(policy, lambda: backend.follow(source, bucket_mib * 2**20))
         return
 
     def push_with(servers: Sequence[Server]) -> Pusher:
         announce = Orders(policy.mesh).push
-        return pusher(source, servers, announce=announce, address=address, verify=verify, breakable=interrupt.at_once)
+        return pusher(
+            source, servers, announce=announce, backend=transfer.transport, bucket_mib=bucket_mib,
+            address=transfer.address, verify=transfer.verify, breakable=interrupt.at_once,
+        )  # fmt: skip
 
     orders = Orders(policy.mesh)
     turns = Colocated(lambda aside, back: orders.move(policy, (tuple(aside), tuple(back)))) if colocated else Apart()
@@ -281,8 +284,9 @@ class Follower:
 
     push_seconds = 0.0
 
-    def __init__(self, policy: Policy, source: PolicySource) -> None:
-        self._policy, self._orders, self._source = policy, Orders(policy.mesh), source
+    def __init__(self, policy: Policy, take_part: Callable[[], None]) -> None:
+        """take_part: this rank's part of a push."""
+        self._policy, self._orders, self._take_part = policy, Orders(policy.mesh), take_part
 
     def proven(self) -> dict[str, float]:
         return {}
@@ -292,8 +296,7 @@ class Follower:
         """Serve rank 0 until it goes on; see `LiveEngine.alone`."""
         while (order := self._orders.next()) != "go on":
             if order == "push":
-                for _ in self._source:
-                    pass
+                self._take_part()
             else:
                 self._orders.obey(self._policy, order)
         yield

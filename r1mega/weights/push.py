@@ -43,21 +43,53 @@ class PushReport:
     """That all servers hold what was sent, where that was looked at (`weights.verify`)."""
 
 
-def _gloo(link: Link, client: ServerClient) -> Sender:
+def _gloo(link: Link, client: ServerClient, source: Any) -> Sender:
     from r1mega.weights.gloo import GlooSender
 
     return GlooSender(link, client)
 
 
-def _nccl(link: Link, client: ServerClient) -> Sender:
+def _nccl(link: Link, client: ServerClient, source: Any) -> Sender:
     from r1mega.weights.nccl import NcclMeeting
     from r1mega.weights.packed import PackedSender
 
     return PackedSender(link, client, NcclMeeting(link.timeout_s))
 
 
-BACKENDS: dict[str, Callable[[Link, ServerClient], Sender]] = {"gloo": _gloo, "nccl": _nccl}
-"""Transport -> what connects its sender with the workers; the servers must be started for the same."""
+def _ipc(link: Link, client: ServerClient, source: Any) -> Sender:
+    from r1mega.weights.ipc import IpcSender
+
+    return IpcSender(link, client, source.ranks)
+
+
+def _read_along(source: PushedWeights, bucket_bytes: int) -> None:
+    for _ in source:
+        pass
+
+
+def _pack_along(source: Any, bucket_bytes: int) -> None:
+    from r1mega.weights.ipc import follow
+
+    follow(source, bucket_bytes)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A transport."""
+
+    connect: Callable[[Link, ServerClient, Any], Sender]
+    """Makes the first rank's sender to the workers, for a source; the servers must be started for the same."""
+    follow: Callable[[Any, int], None] = _read_along
+    """What the other ranks do meanwhile: given the source and the bytes of a bucket."""
+    everywhere: bool = False
+    """Whether every rank sends, and so needs every tensor."""
+
+
+BACKENDS = {
+    "gloo": Backend(_gloo),
+    "nccl": Backend(_nccl),
+    "ipc": Backend(_ipc, _pack_along, everywhere=True),
+}
 
 
 class Pusher:
@@ -93,7 +125,7 @@ class Pusher:
         self._breakable = breakable
         self._address = address
         self._timeout_s = timeout_s or 2 * max(server.layout.health_timeout_s for server in self._servers)
-        self._connect_sender, self._bucket_bytes = BACKENDS[backend], bucket_mib * 2**20
+        self._connect_sender, self._bucket_bytes = BACKENDS[backend].connect, bucket_mib * 2**20
         self._sender: Sender | None = None
         self._client: ServerClient | None = None
         self._connected_to: tuple[tuple[Server, int], ...] = ()
@@ -178,7 +210,7 @@ class Pusher:
             self._client, self._connected_to = ServerClient(servers, self._timeout_s), wanted
         self._client.watch, self._client.refused = watch, set()
         if self._sender is None:
-            self._sender = self._connect_sender(self._link(servers), self._client)
+            self._sender = self._connect_sender(self._link(servers), self._client, self._source)
         return self._client
 
     def _send(self, ledger: Ledger | None) -> None:

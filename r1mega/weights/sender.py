@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 
+from r1mega.config.cluster import Cluster
 from r1mega.errors import RolloutError
 from r1mega.weights.servers import ServerClient
 from r1mega.weights.stream import Bucket, Param, SourceError, described
@@ -35,6 +36,24 @@ class Link:
     timeout_s: float
     bucket_bytes: int
     """Most of one message, but where a single tensor is larger."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How a policy's weights go to servers, as a cluster file says."""
+
+    transport: str = "gloo"
+    bucket_mib: int = 1024
+    """Most of one message, but where a single tensor is larger."""
+    address: str = ""
+    """Of this host as the servers know it; empty: the one on the route to them."""
+    verify: int = 0
+    """The first push and each so-manieth is proven; 0: none is."""
+
+    @classmethod
+    def of(cls, machine: Cluster) -> Self:
+        weights = machine.weights
+        return cls(machine.transport, weights.bucket_mib, machine.address, weights.verify)
 
 
 class Sent(NamedTuple):

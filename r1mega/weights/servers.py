@@ -69,14 +69,14 @@ class ServerClient:
         """Set by each push."""
         self.refused: set[Server] = set()
         """Those whose answers were errors."""
-        self._servers, self._timeout_s = tuple(servers), timeout_s
+        self.servers, self._timeout_s = tuple(servers), timeout_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Each server's workers follow those of the servers before it, from `rank_offset` on where that is said."""
-        told = dict.fromkeys(self._servers, init_info)
+        told = dict.fromkeys(self.servers, init_info)
         if "rank_offset" in init_info:
-            sizes = [server.world_size for server in self._servers]
-            ranks = zip(self._servers, accumulate(sizes, initial=init_info["rank_offset"]), strict=False)
+            sizes = [server.world_size for server in self.servers]
+            ranks = zip(self.servers, accumulate(sizes, initial=init_info["rank_offset"]), strict=False)
             told = {server: {**init_info, "rank_offset": rank} for server, rank in ranks}
         self._all(lambda s: self._call(s, "init_weight_transfer_engine", {"init_info": told[s]}))
 
@@ -144,8 +144,8 @@ class ServerClient:
 
     def _all(self, call: Callable[[Server], object]) -> None:
         """Call every server at once; the first error, with its server and what it answered, is raised."""
-        executor = ThreadPoolExecutor(len(self._servers))
-        calls = {executor.submit(call, server): server for server in self._servers}
+        executor = ThreadPoolExecutor(len(self.servers))
+        calls = {executor.submit(call, server): server for server in self.servers}
         executor.shutdown(wait=False)  # a call to a frozen server ends when that is killed
         pending = set(calls)
         while pending:

@@ -19,6 +19,7 @@ from r1mega.families.spec import Kind, Row
 from r1mega.formats.mapping import to_hf
 from r1mega.formats.one_to_one import check_state
 from r1mega.layout.shards import Axis, axis, part_shape, pieces
+from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 
 
@@ -145,6 +146,11 @@ class PolicySource:
             if not in_place:
                 _fill(whole, dim, ranges, piece)
         return whole
+
+    @property
+    def ranks(self) -> Mesh:
+        """Those that iterate together."""
+        return self._mesh
 
     def __len__(self) -> int:
         return sum(len(row.hf) for row in self._table)

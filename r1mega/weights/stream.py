@@ -46,14 +46,18 @@ class Bucket:
             yield param.name, flat.view(param.dtype).view(param.shape)
 
 
-def buckets(params: Iterable[Param], bound_bytes: int) -> list[Bucket]:
-    """Cut the stream, in order, into buffers of at most `bound_bytes`; a larger tensor travels alone."""
+def buckets(params: Iterable[Param], bound_bytes: int, align: int = _ALIGN) -> list[Bucket]:
+    """Cut the stream, in order, into buffers of at most `bound_bytes`; a larger tensor travels alone.
+
+    Args:
+        align: every tensor starts at a multiple of this.
+    """
     cut: list[Bucket] = []
     group: list[Param] = []
     offsets: list[int] = []
     end = 0
     for param in params:
-        start = -(-end // _ALIGN) * _ALIGN
+        start = -(-end // align) * align
         if group and start + size(param) > bound_bytes:
             cut.append(Bucket(tuple(group), tuple(offsets), end))
             group, offsets, start = [], [], 0

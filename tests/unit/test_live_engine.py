@@ -21,6 +21,7 @@ from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.weights import live_engine as module
 from r1mega.weights.live_engine import Follower, LiveEngine, live_engine
+from r1mega.weights.sender import Transfer
 from r1mega.weights.verify import Result
 
 RECOVERY = Recovery("http://s", "gone", 1.0, 2)
@@ -41,6 +42,9 @@ class Ranks:
         return sent
 
 
+TRANSFER = Transfer("nccl", 3, "here", 7)
+
+
 class Rig:
     """What `LiveEngine` makes and asks, in place of servers, pushers and fleets."""
 
@@ -57,7 +61,7 @@ class Rig:
         )  # fmt: skip
         monkeypatch.setattr(served_module, "begin_own", self.start)
         monkeypatch.setattr(served_module, "Fleet", self.fleet)
-        monkeypatch.setattr(module, "PolicySource", lambda policy, include_mtp: self)
+        monkeypatch.setattr(module, "PolicySource", lambda policy, include_mtp, everywhere: self)
         layout = RolloutLayout()
         self.served = ServedModel(
             Path("model"), layout, max_model_len=9, seed=0, log_file=Path("log"), interrupt=self.interrupt
@@ -83,7 +87,9 @@ class Rig:
         return SimpleNamespace(generate=lambda *_, version, on_answer: self.on_generate())
 
     def pusher(self, source: Any, servers: Sequence[Any], **options: Any) -> Any:
-        assert source is self and options["address"] == "here" and options["verify"] == 7
+        assert source is self
+        of_transfer = {name: options[name] for name in ("backend", "bucket_mib", "address", "verify")}
+        assert of_transfer == {"backend": "nccl", "bucket_mib": 3, "address": "here", "verify": 7}
         self.announce = options["announce"]
         return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"))
 
@@ -97,7 +103,7 @@ class Rig:
     def engine(self) -> contextlib.AbstractContextManager[Any]:
         policy: Any = SimpleNamespace(mesh=self.ranks.zero)
         return live_engine(
-            policy, self.served, interrupt=self.interrupt, address="here", verify=7, pusher=self.pusher,
+            policy, self.served, interrupt=self.interrupt, transfer=TRANSFER, pusher=self.pusher,
             on_recovery=lambda version, recovery: self.recovered.append((version, recovery)),
             room=lambda version: self.room(version),
             on_lengthened=lambda version, found: self.lengthened.append((version, found)),

@@ -156,6 +156,7 @@ def test_the_seconds_of_a_push_are_no_rollouts(base: Path, tmp_path: Path):
     proven = {"push/verify_s": 2.0, "push/verified": 90, "push/verified_loaded": 1}
     assert proven.items() <= rows[1].items() and proven.items() <= rows[3].items()
     assert [options["verify"] for options in engines.pushing] == [CLUSTER.weights.verify] == [20]
+    assert [(options["backend"], options["bucket_mib"]) for options in engines.pushing] == [("gloo", 1024)]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from stand_in_vllm import GlooMeeting, StandInVllm, packed_tensor
 
+from r1mega.errors import RolloutError
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Kind
 from r1mega.weights.packed import PackedSender
@@ -155,6 +156,14 @@ def test_a_group_is_ended_from_outside_while_the_sender_waits_for_its_device(wor
     with pytest.raises(RuntimeError, match="the worker died"):
         sender.send(Drawn(model_params("qwen2")))
     assert ended.is_set()
+
+
+def test_workers_that_cannot_be_in_the_group_are_told_nothing(worker: StandInVllm) -> None:
+    meeting: Any = GlooMeeting()
+    meeting.check = lambda client: (_ for _ in ()).throw(RolloutError("another NCCL"))
+    with pytest.raises(RolloutError, match="another NCCL"):
+        PackedSender(Link("127.0.0.1", "127.0.0.1", 1, 60.0, 1), worker, meeting)  # type: ignore[arg-type]
+    assert worker.told == []
 
 
 def test_a_source_unlike_its_metadata_is_its_own_fault(worker: StandInVllm) -> None:
