@@ -10,7 +10,7 @@ import pytest
 import torch
 from grpo_run import Run, base
 from recording import RecordingPolicy
-from test_live_engine import PARAMS, Rig
+from test_live_engine import PARAMS, TRANSFER, Rig
 from trainer_data import nll
 
 from r1mega.config.cluster import Cluster
@@ -45,7 +45,7 @@ class Shared(Rig):
 
     def engine(self, *, colocated: bool = True) -> Any:
         return live_engine(
-            self.policy, self.served, interrupt=self.interrupt, address="here", verify=7, pusher=self.pusher,
+            self.policy, self.served, interrupt=self.interrupt, transfer=TRANSFER, pusher=self.pusher,
             room=lambda version: self.room(version), colocated=colocated,
         )  # fmt: skip
 
