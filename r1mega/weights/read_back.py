@@ -48,8 +48,7 @@ def gives_back(layer: Any) -> bool:
 
 def scale_block(layer: Any) -> tuple[int, int] | None:
     """Rows and columns of 8-bit weights that share a scale; None for weights without scales."""
-    config = getattr(layer.quant_method, "quant_config", None)
-    block = getattr(config, "weight_block_size", None)
+    block = getattr(layer.quant_method, "weight_block_size", None)
     return (block[0], block[1]) if block else None
 
 
