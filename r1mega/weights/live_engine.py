@@ -51,9 +51,10 @@ from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
 from r1mega.weights.placement import Apart, Colocated, Turns
-from r1mega.weights.push import BACKENDS, Pusher, PushReport
+from r1mega.weights.push import BACKENDS, Pusher
 from r1mega.weights.sender import Transfer
 from r1mega.weights.source import PolicySource
+from r1mega.weights.verify import Result
 
 Moved = tuple[tuple[Stage, ...], tuple[Stage, ...]]
 """Stages of the policy that every rank puts aside, and those that it takes back."""
@@ -200,10 +201,12 @@ class LiveEngine:
         if starts:
             self._starting = False
             self._turns.started(self._served.servers)
-        if version != self._version:
+        if pushes := version != self._version:
             self._turns.before_push()
             self._push(version)
         self._turns.before_answers()
+        if pushes and self._turns.shared:  # they have woken since
+            self._count(self._pusher_of(self._served.servers).read_back())
         with self._interrupt.at_once():
             return client.generate(requests, params, version=version, on_answer=on_answer)
 
@@ -241,7 +244,7 @@ class LiveEngine:
         report = self._pusher_of(self._served.servers).push(version)
         self._version = version
         self.push_seconds += report.seconds
-        self._count(report)
+        self._count(report.proof)
         for recovery in report.recoveries:
             self._recovered(recovery)
 
@@ -256,18 +259,15 @@ class LiveEngine:
                     "place cannot be given the weights: go on with --resume; no answer that was given is lost"
                 )
             report = self._pusher_of(self._served.servers).push(version, [server])
-            self._count(report)
+            self._count(report.proof)
         for recovery in report.recoveries:
             self._recovered(recovery)
 
-    def _count(self, report: PushReport) -> None:
-        if (proof := report.proof) is not None:
-            found = {
-                "push/verify_s": proof.seconds,
-                "push/verified": proof.boxes,
-                "push/verified_loaded": proof.loaded,
-            }
-            self._proven = {name: self._proven.get(name, 0) + value for name, value in found.items()}
+    def _count(self, proof: Result | None) -> None:
+        if proof is not None:
+            loaded = ("push/verified_loaded", proof.loaded)
+            for name, value in (("push/verify_s", proof.seconds), ("push/verified", proof.boxes), loaded):
+                self._proven[name] = self._proven.get(name, 0) + value
 
     def _recovered(self, recovery: Recovery) -> None:
         recovery.tell()

@@ -22,10 +22,11 @@ class Loading:
 
     def __init__(self, model: Any) -> None:
         """Watch the next load of the model."""
-        self.seen = dict[str, list[tuple[Box, Tensor]]]()
-        self._boxes, self._watched = Boxes(model, values=True), list[Any]()
+        self._seen, self._kept = dict[str, list[tuple[Box, Tensor]]](), dict[str, list[int]]()
+        self._boxes, self._layers, self._watched = Boxes(model, values=True), dict[str, Any](), list[Any]()
         for name, layer in model.named_modules():
             if hasattr(getattr(layer, "quant_method", None), "create_weights") and not read_back.gives_back(layer):
+                self._layers[name] = layer
                 self._watch(name, layer.quant_method)
 
     def _watch(self, name: str, method: Any) -> None:
@@ -33,7 +34,7 @@ class Loading:
 
         def process_weights_after_loading(layer: Any) -> None:
             found = [box for box in self._boxes.of(name, layer, loading=True) if box.values is not None]
-            self.seen[name] = [
+            self._seen[name] = [
                 (b._replace(values=None), digest(b.values, b.start)) for b in found if b.values is not None
             ]
             make_kernel(layer)
@@ -41,10 +42,28 @@ class Loading:
         method.process_weights_after_loading = process_weights_after_loading
         self._watched.append(method)
 
+    def numbers(self, *, kept: bool) -> dict[tuple[str, tuple[int, ...], str], Tensor]:
+        """By name, start and place of a box.
+
+        Args:
+            kept: those alone whose layers are, in the kernel's own layout, as they were when this was asked without.
+        """
+        now = {name: _of_layer(layer) for name, layer in self._layers.items()}
+        if not kept:
+            self._kept = now
+        unchanged = [boxes for name, boxes in self._seen.items() if now[name] == self._kept.get(name)]
+        return {(box.name, box.start, box.place): number for boxes in unchanged for box, number in boxes}
+
     def end(self) -> None:
         for method in self._watched:
             del method.process_weights_after_loading
         self._watched.clear()
+
+
+def _of_layer(layer: Any) -> list[int]:
+    """A number of each of a layer's parameters, whatever is in it."""
+    tensors = [parameter.detach() for parameter in layer.parameters(recurse=False)]
+    return [int(digest(tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1))) for tensor in tensors]
 
 
 class _Number(NamedTuple):
@@ -63,10 +82,11 @@ class ProofWorker:
         """Let this worker's next answer to /weight_checker be what it has, {place: JSON}; then vLLM's own again.
 
         Args:
-            action: "plan": which boxes it has, before a push, which is watched from then on; "held": their numbers.
+            action: "plan": which boxes it has, before a push, which is watched from then on; "held": their numbers
+                after it; "again": their numbers later, when no push has come in between.
         """
-        if action not in ("plan", "held"):
-            raise ValueError(f"no proof named {action!r}; there are plan and held")
+        if action not in ("plan", "held", "again"):
+            raise ValueError(f"no proof named {action!r}; there are plan, held and again")
 
         def compute_weight_checksums() -> dict[str, str]:
             del self.compute_weight_checksums  # type: ignore[attr-defined]
@@ -85,10 +105,10 @@ class ProofWorker:
             if self._r1mega_loading is not None:
                 self._r1mega_loading.end()
             self._r1mega_loading = Loading(models[""])
-        seen = self._r1mega_loading.seen if self._r1mega_loading is not None else {}
-        loaded = {(box.name, box.start, box.place): number for boxes in seen.values() for box, number in boxes}
+        loading = self._r1mega_loading
+        loaded = loading.numbers(kept=action == "again") if loading is not None and action != "plan" else {}
         for prefix, model in models.items():
-            for box in Boxes(model, values=action == "held"):
+            for box in Boxes(model, values=action != "plan"):
                 named = box._replace(place=prefix + box.place)
                 if box.values is not None:
                     yield _Number(named, digest(box.values, box.start), "read back")

@@ -161,6 +161,18 @@ class Pusher:
         seconds = time.perf_counter() - begin
         return PushReport(seconds, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries), proof)
 
+    def read_back(self) -> Result | None:
+        """Whether all servers still hold what the last push has sent; None where that push was not proven.
+
+        Raises:
+            RolloutError: one does not, or does not answer.
+        """
+        with self._lock:
+            try:
+                return self._proof.again()
+            except (ProofError, RuntimeError) as error:
+                raise RolloutError(f"the weights that were pushed are not read back: {error}") from error
+
     def _try(
         self, version: int, servers: Sequence[Server], doubted: set[Server]
     ) -> tuple[Sequence[Server], str] | None:

@@ -3,6 +3,7 @@
     ledger = proof.begin(client)            # asks the workers which boxes of which tensors they will hold
     send(ledger.watch(stream))              # takes the numbers of those boxes as the tensors pass
     proof.check(client, ledger)             # asks the workers for theirs
+    proof.again()                           # and later, such as after the engine has slept and woken
 
 Bit for bit, through the layouts of the engine: split and fused matrices, experts spread over ranks, a tied head.
 Where the engine computes in another dtype than the tensors are sent in, the numbers are of what rounding them once
@@ -62,6 +63,7 @@ class Held(NamedTuple):
 class Result:
     """What one proof found, where it found no difference."""
 
+    servers: tuple[Server, ...]
     seconds: float
     """Of asking for and comparing the numbers, and of taking the trainer's."""
     boxes: int
@@ -131,6 +133,7 @@ class Proof:
         self._proven = dict[Server, int]()
         """Server -> its start that has been proven."""
         self._found: Result | None = None
+        self._last: tuple[Any, Ledger] | None = None
 
     def due(self, servers: Sequence[Server]) -> bool:
         """Whether the push that begins now is to be proven."""
@@ -147,24 +150,39 @@ class Proof:
         Raises:
             ProofError: at every difference of every worker, with the tensors of which no worker has a part.
         """
-        begin = time.perf_counter()
-        found = {server: _held(lines) for server, lines in client.prove("held").items()}
-        faults = {server: differences(held, ledger, server.world_size) for server, held in found.items()}
-        if wrong := {server: lines for server, lines in faults.items() if lines}:
-            for server, lines in wrong.items():
-                for line in lines:
-                    log.error("%s: %s", server.url, line)
-            raise ProofError(wrong)
-        self._proven |= {server: server.incarnation for server in found}
-        every = [held for of_server in found.values() for held in of_server]
-        seconds = time.perf_counter() - begin + ledger.seconds
-        self._found = Result(seconds, len(every), sum(held.how != "read back" for held in every))
+        self._found = _compared(client, ledger, "held")
+        self._proven |= {server: server.incarnation for server in self._found.servers}
+        self._last = client, ledger
+
+    def again(self) -> Result | None:
+        """Compare once more what all workers hold with what the last push has sent, where that was proven.
+
+        Raises:
+            ProofError: as `check`.
+        """
+        return None if self._last is None else _compared(*self._last, "again")
 
     def succeeded(self) -> Result | None:
         """The push has come to its end; what its proof has found, where there was one."""
         self._pushes += 1
         found, self._found = self._found, None
+        self._last = self._last if found is not None else None
         return found
+
+
+def _compared(client: Any, ledger: Ledger, action: str) -> Result:
+    begin = time.perf_counter()
+    found = {server: _held(lines) for server, lines in client.prove(action).items()}
+    faults = {server: differences(held, ledger, server.world_size) for server, held in found.items()}
+    if wrong := {server: lines for server, lines in faults.items() if lines}:
+        for server, lines in wrong.items():
+            for line in lines:
+                log.error("%s: %s", server.url, line)
+        raise ProofError(wrong)
+    every = [held for of_server in found.values() for held in of_server]
+    taken_s, ledger.seconds = ledger.seconds, 0.0
+    seconds = time.perf_counter() - begin + taken_s
+    return Result(tuple(found), seconds, len(every), sum(held.how != "read back" for held in every))
 
 
 def _held(lines: Mapping[str, str]) -> list[Held]:

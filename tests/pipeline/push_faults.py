@@ -30,6 +30,9 @@ class Push:
     reused: torch.Tensor | None = None
     """One buffer for all that arrives."""
     afterwards: Callable[[], object] = lambda: None
+    """Before the proof."""
+    asleep: Callable[[], object] = lambda: None
+    """Between the proof and when the engine is read back again."""
 
     def swap(self, one: str, other: str) -> None:
         """Let the values of two tensors arrive under each other's names."""
@@ -86,13 +89,19 @@ def asleep_again(push: Push) -> None:
         layer.input_layernorm.weight.data.zero_()
         layer.mlp.experts.routed_experts.w2_weight.data.zero_()
 
-    push.afterwards = discard
+    push.asleep = discard
 
 
 def old_again(push: Push) -> None:
     """What was taken along into sleep comes back, and is older than the push."""
     before = list(push.before.items())
-    push.afterwards = lambda: push.fleet[0].workers[0].load(before, 2**16, None)
+    push.asleep = lambda: push.fleet[0].workers[0].load(before, 2**16, None)
+
+
+def codes_asleep(push: Push) -> None:
+    """The same of codes that their kernel does not give back."""
+    layer = push.fleet[0].workers[1].model.model.layers[1].mlp.gate_up_proj
+    push.asleep = layer.weight.data.view(torch.uint8).zero_
 
 
 def keys_as_values(push: Push) -> None:
@@ -215,6 +224,8 @@ FAULTS = (
           r"weight_scale_inv", 28),
     Fault("the scales of 8-bit codes are those of before", "verl-project/verl#7136", "fp8",
           change("weight_scale_inv", before), r"weight_scale_inv", 28),
+    Fault("woken from sleep without 8-bit codes", "vllm-project/vllm#16564", "fp8", codes_asleep,
+          r"tp1:.*layers\.1\.mlp\.(gate|up)_proj\..*cannot be read back", 4),
     Fault("the last bucket is not sent", "NovaSky-AI/SkyRL#1471", "qwen2",
           lose(r"model\.norm|layers\.2\.mlp\.down_proj"), r"model\.norm|layers\.2\.mlp\.down_proj", 4),
 )  # fmt: skip

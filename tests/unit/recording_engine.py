@@ -94,6 +94,8 @@ class RecordingPusher:
 
     def close(self) -> None: ...
 
+    def read_back(self) -> None: ...
+
     def push(self, version: int) -> Any:
         self._announce()
         theta = dict(self._source)["model.embed_tokens.weight"][:, 0].clone()

@@ -91,13 +91,17 @@ class Rig:
         of_transfer = {name: options[name] for name in ("backend", "bucket_mib", "address", "verify")}
         assert of_transfer == {"backend": "nccl", "bucket_mib": 3, "address": "here", "verify": 7}
         self.announce = options["announce"]
-        return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"))
+        return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"), read_back=self.read_back)
+
+    def read_back(self) -> Any:
+        self.did.append("read back")
+        return Result((), 0.25, 90, 3)
 
     def push(self, version: int, servers: Sequence[Any] | None = None) -> Any:
         self.announce()
         self.on_push()
         self.did.append((version, servers))
-        proof = Result(0.5, 90, 3) if version != 2 else None
+        proof = Result((), 0.5, 90, 3) if version != 2 else None
         return SimpleNamespace(seconds=2.0, recoveries=(RECOVERY,) if version == 4 else (), proof=proof)
 
     def engine(self) -> contextlib.AbstractContextManager[Any]:

@@ -51,7 +51,8 @@ class Shared(Rig):
 
 
 PUSHED = [
-    "/wake_up?tags=weights", ("pushed", 0, ("optimizer", "gradients")), "/wake_up?tags=kv_cache", ("asked", ALL),
+    "/wake_up?tags=weights", ("pushed", 0, ("optimizer", "gradients")), "/wake_up?tags=kv_cache", "read back",
+    ("asked", ALL),
 ]  # fmt: skip
 
 
@@ -69,6 +70,7 @@ def test_each_has_the_memory_while_it_works(monkeypatch, make_policy, documents)
             assert learned[0] == learned[1]
         with engine.alone():  # all of it was in the journal
             pass
+    assert engine.proven() == {"push/verify_s": 1.5, "push/verified": 360, "push/verified_loaded": 12}
     first, second = (PUSHED, [("pushed", 1, p[2]) if p[0] == "pushed" else p for p in PUSHED])
     assert rig.did == [
         ("start", ALL), "ready", "/sleep?level=2", *first, ("asked", ALL), "/sleep?level=2",
@@ -97,7 +99,7 @@ def test_longer_answers_start_the_server_anew_where_the_policy_has_nothing(monke
             rig.room = lambda _, tokens=tokens: tokens
             with engine.alone():
                 engine.generate([], PARAMS, version=version)
-    assert rig.did[8:10] == [("anew", ALL), "/sleep?level=2"]
+    assert rig.did[9:11] == [("anew", ALL), "/sleep?level=2"]
 
 
 @pytest.mark.parametrize("where", ["start", "answers"])

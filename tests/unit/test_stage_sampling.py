@@ -146,7 +146,7 @@ def test_servers_have_the_places_that_the_cluster_file_gives_them(base: Path):
 
 def test_the_seconds_of_a_push_are_no_rollouts(base: Path, tmp_path: Path):
     """A rollout of no time to speak of, with a push of a thousand seconds that it has asked for, or an evaluation."""
-    engines = Engines(push_seconds=1e3, proof=Result(2.0, 90, 1))
+    engines = Engines(push_seconds=1e3, proof=Result((), 2.0, 90, 1))
     seldom = {"num_steps": 4, "evaluation": {"every_steps": 4}}
     rows = {row["step"]: row for row in Run(tmp_path / "run", engines).start(base, seldom).rows()}
     assert (rows[1]["seconds/push"], rows[3]["seconds/push"]) == (0.0, 1e3)  # the first weights are evaluated before

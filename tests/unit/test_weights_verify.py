@@ -45,7 +45,7 @@ class Workers:
     def _lines(self, workers: dict[str, list[Box]], action: str) -> Iterator[tuple[str, str]]:
         for worker, boxes in workers.items():
             for name, start, values in boxes:
-                number = digest(values, start).item() if action == "held" else None
+                number = digest(values, start).item() if action != "plan" else None
                 line = [name, start, values.shape, str(values.dtype).removeprefix("torch."), number, self.how]
                 yield f"{worker}:fused.{name}|{name}", json.dumps(line)
 
@@ -153,6 +153,18 @@ def test_a_worker_in_another_dtype_has_rounded_once() -> None:
     held = workers.held[workers.servers[0]]["dp0:pp0:pcp0:tp0"]
     held[0] = (*held[0][:2], held[0][2].float())  # rounded on the way, and held as if it were not
     assert "is not what was sent" in faults(workers, tensors) or "not announced" in faults(workers, tensors)
+
+
+def test_what_was_proven_is_read_back_again() -> None:
+    """As long as no other push has come in between, of which nothing is known."""
+    workers = Workers()
+    proof = prove(workers)
+    assert proof.succeeded() and proof.again() and workers.asked == ["plan", "held", "again"]
+    workers.held[workers.servers[0]]["dp0:pp0:pcp0:tp1"][0][2].zero_()
+    with pytest.raises(ProofError, match=r"layers.0.q.weight\[3:6, 0:4\] float32 is not what was sent"):
+        proof.again()
+    proof.succeeded()
+    assert proof.again() is None
 
 
 @pytest.mark.parametrize(
