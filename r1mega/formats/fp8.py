@@ -20,13 +20,13 @@ STRIP_BLOCKS = 8
 
 
 def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Weights of their codes: multiplied in fp32, then rounded to `dtype`.
+    """Weights of their codes, on their device: multiplied in fp32, then rounded to `dtype`.
 
     Args:
         codes: [M, N] e4m3.
         scales: [ceil(M / 128), ceil(N / 128)] fp32 or bf16.
     """
-    weight = torch.empty(codes.shape, dtype=dtype)
+    weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     for rows, blocks in _strips(codes.shape[0]):
         spread = scales[blocks].float().repeat_interleave(BLOCK, 0)[: rows.stop - rows.start]
         spread = spread.repeat_interleave(BLOCK, 1)[:, : codes.shape[1]]
@@ -35,10 +35,10 @@ def dequantise(codes: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat1
 
 
 def quantise(weight: Tensor, form: str = "fp8-block") -> tuple[Tensor, Tensor]:
-    """(codes, scales) of a weight [M, N], in one of FORMS; a block of zeros has scale 1."""
+    """(codes, scales) of a weight [M, N], on its device, in one of FORMS; a block of zeros has scale 1."""
     num_rows, num_columns = weight.shape
-    codes = torch.empty(weight.shape, dtype=CODES)
-    scales = torch.empty(scale_shape(tuple(weight.shape)), dtype=SCALES)
+    codes = torch.empty(weight.shape, dtype=CODES, device=weight.device)
+    scales = torch.empty(scale_shape(tuple(weight.shape)), dtype=SCALES, device=weight.device)
     for rows, blocks in _strips(num_rows):
         strip = weight[rows].float()
         height = rows.stop - rows.start

@@ -50,6 +50,7 @@ from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
+from r1mega.weights.fp8 import Fp8Weights
 from r1mega.weights.placement import Apart, Colocated, Turns
 from r1mega.weights.push import BACKENDS, Pusher
 from r1mega.weights.sender import Transfer
@@ -92,7 +93,9 @@ def live_engine(
         colocated: the servers are on the policy's GPUs, and each side's memory is put aside while the other works.
     """
     backend, bucket_mib = BACKENDS[transfer.transport], transfer.bucket_mib
-    source = PolicySource(policy, include_mtp=False, everywhere=backend.everywhere)
+    source: PolicySource | Fp8Weights = PolicySource(policy, include_mtp=False, everywhere=backend.everywhere)
+    if transfer.fp8:
+        source = Fp8Weights(source)
     if isinstance(served, NotServed):
         yield Follower(policy, lambda: backend.follow(source, bucket_mib * 2**20))
         return

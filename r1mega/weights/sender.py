@@ -49,11 +49,13 @@ class Transfer:
     """Of this host as the servers know it; empty: the one on the route to them."""
     verify: int = 0
     """The first push and each so-manieth is proven; 0: none is."""
+    fp8: bool = False
+    """Whether matrices travel as FP8 codes and scales."""
 
     @classmethod
     def of(cls, machine: Cluster) -> Self:
         weights = machine.weights
-        return cls(machine.transport, weights.bucket_mib, machine.address, weights.verify)
+        return cls(machine.transport, weights.bucket_mib, machine.address, weights.verify, weights.fp8)
 
 
 class Sent(NamedTuple):
