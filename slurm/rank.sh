@@ -16,7 +16,7 @@ if ((RANK > 0)); then
   mkdir -p "$log_dir"
   exec >>"$log_dir/rank_$RANK.log" 2>&1
 fi
-# What describes this step would be taken for the wish of the srun that starts the rollout server.
+# What describes this step would be taken for the wish of an srun that cluster.rollout.launch names.
 for name in ${!SLURM_*}; do
   case $name in
     SLURM_CONF | SLURM_JOB_ID | SLURM_JOB_NODELIST | SLURM_CLUSTER_NAME) ;;

@@ -5,8 +5,8 @@
 #
 # Submit from the repository's root, on a file system that all nodes share. What to ask sbatch for is printed by
 # `r1mega check CONFIG --cluster C --print slurm`; on CPUs more nodes may be given. Supervised stages use them all. A
-# stage that samples keeps the last one for its rollout server, or on GPUs as many as that fills; on one node of CPUs
-# both take turns. Without CONFIG it is the tiny R1-Zero, whose base model is pretrained first where it is not there
+# stage that samples keeps the last one for its rollout server, or on GPUs as many as its servers fill; on one node of
+# CPUs both take turns. Without CONFIG it is the tiny R1-Zero, whose base model is pretrained first where it is not there
 # yet. The run directory is runs/slurm-<job id>. No hyper-parameters here: they are in CONFIG, and ranks and GPUs are
 # in configs/cluster. With R1MEGA_IMAGE set to an image of containers/, trainer and servers run in it.
 #
@@ -25,7 +25,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# --overlap: the server's step, which rank 0 starts from within the trainer's, must not wait for that one's CPUs.
+# --overlap: an evaluation's first rank is on a node of its servers, whose step has all of that one's CPUs.
 SRUN=(--overlap --mpi=none --export=ALL --cpu-bind=none)
 MAX_CRASHES=10
 LAST_S=15 # before the job's end it is requeued, with or without a save: past it Slurm would not do that
@@ -48,6 +48,7 @@ was_asked() { # EXIT_CODE: whether a trainer that leaves with it was asked to (S
 # ---- being asked to leave -----------------------------------------------------------------------------------
 
 step=  # process id of the srun that runs the trainer
+nodes= # of the one that runs what starts servers on their nodes
 timer= # process id of watch_end
 asked= # why this job has to leave
 woken= # a trap ran since this was emptied
@@ -85,7 +86,7 @@ for signal in USR1 USR2 HUP INT TERM; do
   # shellcheck disable=SC2064 # the signal as it is now
   trap "at_notice SIG$signal" "$signal"
 done
-trap stop_timer EXIT # it would requeue the job's next start
+trap 'stop_timer; stop_servers' EXIT # the timer would requeue the job's next start
 
 requeue() { # WHY; returns where that cannot be done
   # A job that is not running any more is Slurm's: it requeues a preempted job itself, and one that its user has
@@ -144,8 +145,33 @@ read_placement() { # CONFIG SETTINGS...
   while IFS='=' read -r name value; do place[$name]=$value; done <<<"$lines"
 }
 
+start_servers() { # FOLDER: on each of their nodes a process that starts what rank 0 orders there
+  local node addresses=() options=() servers=()
+  IFS=, read -ra servers <<<"${place[server]}"
+  for node in "${servers[@]}"; do addresses+=("$(address_of "$node")") || return 1; done
+  read -ra options <<<"${place[server_options]}"
+  orders=$1
+  rm -rf "$orders" && mkdir -p "$orders" || return 1
+  # Not on standard input: the script's own. A signal for the job is for the trainer's step alone.
+  srun "${SRUN[@]}" "${options[@]}" --job-name=rollout slurm/server.sh "$orders" "$(
+    IFS=,
+    echo "${addresses[*]}"
+  )" </dev/null &
+  nodes=$!
+}
+
+stop_servers() { # what of them is left ends with their nodes' processes
+  local seconds=0
+  [[ -n $nodes ]] || return 0
+  touch "$orders/over" 2>/dev/null || true
+  while kill -0 "$nodes" 2>/dev/null && ((seconds++ < 60)); do sleep 1; done
+  kill -KILL "$nodes" 2>/dev/null || true
+  wait "$nodes" 2>/dev/null || true
+  nodes=
+}
+
 run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
-  local config=$1 dir=$2 code=0 idle launch options=() apart=() where="no rollout server of its own"
+  local config=$1 dir=$2 code=0 idle options=() apart=() where="no rollout server of its own"
   shift 2
   read_placement "$config" "$@" || code=$?
   if ((code != 0)); then
@@ -170,18 +196,13 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   MASTER_PORT=$("$PYTHON" -c 'from r1mega.runtime.process import free_port; print(free_port("0.0.0.0"))') || return 1
   export MASTER_ADDR MASTER_PORT
   if [[ -n ${place[server]} ]]; then
-    where="rollout server on ${place[server]}"
-    read -ra options <<<"${place[server_options]}"
-    printf -v launch '"%s", ' srun "${SRUN[@]}" "${options[@]}" --job-name=rollout slurm/server.sh
-    apart=(
-      --set "cluster.address=$MASTER_ADDR"
-      --set "cluster.rollout.host=$(address_of "${place[server]%%,*}")"
-      --set "cluster.rollout.launch=[${launch%, }]"
-    )
+    where="rollout servers on ${place[server]}"
+    apart=(--set "cluster.address=$MASTER_ADDR" --set "cluster.rollout.attendants=$(realpath -m "$dir/servers")")
   fi
   read -ra options <<<"${place[trainer_options]}"
   say "$config in $dir: ${place[ranks]} trainer rank(s) on ${place[trainer]}, $where"
   [[ -z $asked ]] || return 143
+  if [[ -n ${place[server]} ]]; then start_servers "$(realpath -m "$dir/servers")" || return 1; fi
   rm -f "$dir/logs/"{first_failure,first_loss,begun}
   mkdir -p "$dir/logs" 2>/dev/null || true # where that cannot be, the run itself says so
   srun "${SRUN[@]}" "${options[@]}" --kill-on-bad-exit=1 --job-name=trainer slurm/rank.sh "$dir/logs" \
@@ -194,6 +215,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
     [[ -n $woken ]] || break # a trap ends `wait` early
   done
   step=
+  stop_servers
   if ((code != 0)) && [[ -z $asked && ! -e $dir/logs/begun ]] && step_is_refused "${options[@]}"; then stop; fi
   first_failure "$dir/logs" "$code"
 }

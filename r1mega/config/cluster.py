@@ -154,6 +154,9 @@ class RolloutLayout(Section):
     """Name or address where the server listens, as the trainer reaches it."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the server on its host; 0 takes a free one, and with `launch` a random one from 20000 to 29999."""
+    attendants: str = ""
+    """Folder in which a process on each of the servers' own nodes waits for what to start; slurm/rl_stage.sh sets it,
+    and starts those processes. Empty: the trainer's first rank starts servers itself."""
     launch: tuple[str, ...] = ()
     """Command put before the server's own, such as ["srun", "--overlap", "-w", "node2", "-N1", "-n1"]; it must hand
     its environment on and end its command at SIGTERM. Empty starts the server on this host."""

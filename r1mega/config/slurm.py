@@ -103,7 +103,8 @@ class Placement:
     trainer: tuple[str, ...]
     trainer_options: tuple[str, ...]
     server: tuple[str, ...]
-    """Empty: on the trainer's first node, without a step of its own; or there is none."""
+    """Nodes on each of which one task starts what servers have there, in the order in which servers fill them. Empty:
+    on the trainer's first node, without a step of their own; or there are none."""
     server_options: tuple[str, ...]
     unused: tuple[str, ...]
     """Granted nodes that the stage has no use for."""
@@ -186,7 +187,7 @@ def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
         trainer=tuple(node.name for node in trainer),
         trainer_options=(*_step(trainer, tasks, trainer_gpus), spread),
         server=tuple(node.name for node in server),
-        server_options=_step(server, [1], server_gpus) if server else (),
+        server_options=_step(server, [1] * len(server), server_gpus) if server else (),
         unused=tuple(node.name for node in granted if node not in (*trainer, *server)),
     )
 

@@ -25,6 +25,8 @@ def engine_layout_faults(cluster: Cluster) -> list[str]:
     """Faults of the engine's layout by itself and beside the trainer's."""
     layout = cluster.rollout
     faults = _placement_faults(cluster)
+    if layout.launch and layout.attendants:
+        faults.append("cluster.rollout.launch: attendants start servers (rollout.attendants); leave one of them out")
     if cluster.device == "cpu":
         return faults + _faults_on_cpu(cluster)
     if layout.moe_backend not in MOE_BACKENDS:
@@ -126,13 +128,21 @@ def _transport_faults(cluster: Cluster) -> list[str]:
             "cluster.weights.transport: 'nccl' takes one rank of a GPU, and colocated there are two, of trainer and "
             'engine; leave it out, which means "ipc"'
         )
-    if transport == "ipc" and (layout.launch or layout.host not in LOOPBACK):
-        where = "rollout.launch starts servers elsewhere" if layout.launch else f"rollout.host is {layout.host!r}"
+    if transport == "ipc" and (where := _elsewhere(layout)) is not None:
         faults.append(
             "cluster.weights.transport: 'ipc' sends handles of GPU memory as pickles, which a server takes from "
             f"whoever reaches its port: on loopback alone, and {where}; leave both out"
         )
     return faults
+
+
+def _elsewhere(layout: RolloutLayout) -> str | None:
+    """By which setting servers are on another host; None: on this one."""
+    if layout.launch:
+        return "rollout.launch starts servers elsewhere"
+    if layout.attendants:
+        return "rollout.attendants are on nodes of their own"
+    return None if layout.host in LOOPBACK else f"rollout.host is {layout.host!r}"
 
 
 def _gpu_faults(cluster: Cluster) -> list[str]:
@@ -180,8 +190,8 @@ def _faults_of_list(cluster: Cluster, wanted: int, sum_of_it: str, own: range) -
             yield f"{_told(gpus)}: colocated, they are the trainer's, {_told(own)}; leave them out"
     elif shared:
         yield f'{_told(shared)}: the trainer\'s ranks have these; take others, or set placement = "colocated"'
-    if cluster.rollout.launch:
-        yield "rollout.launch starts servers elsewhere, where they take what is given to them; leave it out"
+    if (where := _elsewhere(cluster.rollout)) is not None:
+        yield f"{where}, where they take what is given to them; leave gpus out"
 
 
 def _told(gpus: Sequence[int]) -> str:

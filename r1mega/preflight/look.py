@@ -130,7 +130,7 @@ def _missing_gpus(recipe: Recipe, cluster: Cluster) -> list[str]:
             f"cluster.device = cuda: the layout's {ranks} rank(s) take a GPU each, and this machine has {found}: "
             f"{where}"
         ]
-    if not recipe.serves or cluster.rollout.launch:
+    if not recipe.serves or cluster.rollout.launch or cluster.rollout.attendants:
         return []
     layout, gpus = cluster.rollout, gpus_of(cluster, trains=recipe.trains)
     if not gpus or max(gpus) >= found:

@@ -164,7 +164,7 @@ def _on_cpu(holds: Holds, machine: Cluster, spec: ModelSpec) -> tuple[list[_Part
         for rank in rank_memory(other.tensors(), other, layout_for(other, layout)):
             what = f"a rank's {rank.params / 1e9:,.3g}B parameters of a reward model in fp32, 4 bytes each"
             parts.append(_Part(what, rank.weights, copies))
-    if holds.engine and not machine.rollout.launch:
+    if holds.engine and not (machine.rollout.launch or machine.rollout.attendants):
         engine, number = machine.rollout, num_parameters(spec.tensors(), mtp=False)
         what = f"the engine's {number / 1e9:,.3g}B parameters in {engine.dtype} and its cache"
         size = number * BYTES[engine.dtype] + engine.tp * engine.dp * engine.kv_cache_gib * GIB

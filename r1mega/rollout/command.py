@@ -75,6 +75,10 @@ class Place:
     """Its GPUs on this host, counted as the trainer's ranks count them; empty: all that it finds where it starts."""
     hosts: int = 1
     """Over which its ranks are spread evenly."""
+    number: int = 0
+    """Which of the servers it is."""
+    nodes: tuple[int, ...] = ()
+    """Of those where attendants start servers, the ones that it is on; empty: the first rank starts it."""
 
     @classmethod
     def of(cls, machine: Cluster, number: int = 0, *, trains: bool) -> Self:
@@ -86,9 +90,20 @@ class Place:
         """
         layout = machine.rollout
         ranks = layout.tp * layout.dp
+        attended = bool(layout.attendants)
         if machine.device == "cpu":
-            return cls()
-        gpus = gpus_of(machine, trains=trains)[number * ranks : (number + 1) * ranks]
+            return cls(number=number, nodes=(0,) if attended else ())
+        of_node = machine.gpus_per_node or ranks
+        hosts, on_node = math.ceil(ranks / of_node), max(1, of_node // ranks)
+        nodes: tuple[int, ...] = ()
+        if not attended:
+            gpus = gpus_of(machine, trains=trains)[number * ranks : (number + 1) * ranks]
+            hosts = 1 if gpus else hosts
+        elif hosts > 1:
+            nodes, gpus = tuple(range(number * hosts, (number + 1) * hosts)), ()
+        else:
+            nodes, first = (number // on_node,), number % on_node * ranks
+            gpus = tuple(range(first, first + ranks))
         return cls(
             device="cuda",
             transport=machine.transport,
@@ -96,7 +111,9 @@ class Place:
             fp8=machine.weights.fp8,
             pushed=trains,
             gpus=gpus,
-            hosts=1 if gpus else math.ceil(ranks / (machine.gpus_per_node or ranks)),
+            hosts=hosts,
+            number=number,
+            nodes=nodes,
         )
 
 
@@ -112,7 +129,7 @@ def gpus_of(machine: Cluster, *, trains: bool) -> tuple[int, ...]:
     node has so many. Without a trainer the first ones.
     """
     layout = machine.rollout
-    if machine.device == "cpu" or layout.launch:
+    if machine.device == "cpu" or layout.launch or layout.attendants:
         return ()
     if layout.gpus:
         return layout.gpus

@@ -148,7 +148,7 @@ def begin(
     starts servers elsewhere, they are as of `begin_own`. Arguments and Raises: see there.
     """
     keeper = Keeper.told()
-    held = None if keeper is None or layout.launch else _taken(keeper, layout.servers)
+    held = None if keeper is None or layout.launch or layout.attendants else _taken(keeper, layout.servers)
     if keeper is None or held is None:
         sizes = {"max_model_len": max_model_len, "seed": seed}
         return begin_own(model_dir, layout, **sizes, log_file=log_file, places=places)

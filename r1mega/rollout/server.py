@@ -24,6 +24,7 @@ import httpx
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
+from r1mega.rollout.attendant import Ordered, Part, address_of
 from r1mega.rollout.command import Folder, Place, Start, command, environment
 from r1mega.rollout.installed import fault_of
 from r1mega.runtime import env, openmp, process
@@ -101,17 +102,23 @@ class Server:
         with self._processes:
             if self._ended_for_good:
                 raise RolloutError(f"the vLLM server of {self.model_dir} was stopped and will not start again")
+            if self.place.nodes:
+                folder, limit_s = Path(self.layout.attendants), self.layout.start_timeout_s
+                self._addresses = [address_of(folder, node, limit_s) for node in self.place.nodes]
+                self.host = self._addresses[0]
             self.port = self._choose_port()
             self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
             self._started = time.monotonic()
             self._process = self._spawn()
             self.pid = self._process.pid
-            """Of the group that all processes of the server on this host are in."""
+            """Of the group that all processes of the server on this host are in; 0 where it is on others."""
             self.incarnation += 1
             self.foreign = False
 
     def _spawn(self) -> process.Spawned:
         atexit.register(self.stop)
+        if self.place.nodes:
+            return Ordered(Path(self.layout.attendants), self._parts())
         return process.spawn(
             [*self.layout.launch, *self._command()], environment=self._environment(), log_file=self.log_file
         )
@@ -143,7 +150,7 @@ class Server:
     def _choose_port(self) -> int:
         """The configured port, or a free one."""
         layout = self.layout
-        if layout.launch:  # ports of another host cannot be probed
+        if layout.launch or self.place.nodes:  # ports of another host cannot be probed
             return layout.port or random.SystemRandom().choice(PORTS)
         if not layout.port:
             try:
@@ -172,6 +179,20 @@ class Server:
         """Environment of the server."""
         found = environment(Folder.read(self.model_dir), self.layout, self.place, visible=env.visible_gpus())
         return process.child_environment(**found, **(openmp.preload() if self.place.device == "cpu" else {}))
+
+    def _parts(self) -> dict[Part, dict[str, object]]:
+        """What each of its nodes is to start."""
+        folder, parts = Folder.read(self.model_dir), dict[Part, dict[str, object]]()
+        for number, (node, address) in enumerate(zip(self.place.nodes, self._addresses, strict=True)):
+            start = Start(self.host, self.port, self.max_model_len, self._seed, number, self._addresses[0])
+            own = environment(folder, self.layout, self.place, own_address=address)
+            mark = f".{number}" if number else ""
+            parts[Part(node, self.place.number, number)] = {
+                "command": command(folder, self.layout, self.place, start),
+                "environment": {**own, **(openmp.always() if self.place.device == "cpu" else {})},
+                "log": str(self.log_file.with_name(f"{self.log_file.stem}{mark}{self.log_file.suffix}").absolute()),
+            }
+        return parts
 
     def alive(self) -> bool:
         """Whether the server's processes run; it may not be ready yet."""
@@ -256,7 +277,10 @@ class Server:
     def _end(self, *, grace_s: float) -> None:
         with self._processes:
             atexit.unregister(self.stop)
-            process.stop_group(self._process, grace_s=grace_s)
+            if isinstance(self._process, Ordered):
+                self._process.end(grace_s=grace_s)
+            else:
+                process.stop_group(self._process, grace_s=grace_s)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,12 @@ def preload() -> dict[str, str]:
     return {"LD_PRELOAD": f"{library}:{loaded}" if loaded else str(library)}
 
 
+def always() -> dict[str, str]:
+    """`preload` for a process that inherits nothing of this one's environment."""
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"
+    return {"LD_PRELOAD": str(library)} if library.is_file() else {}
+
+
 def restart_with_preload() -> None:
     """Replace this process by itself with the runtime preloaded; returns if it is already, or there is none."""
     extra = preload()

@@ -29,6 +29,7 @@ case "$*" in
   *" check "*) exec {python} "$@" ;;
   *free_port*) echo 23456 ;;
   *r1mega.runtime.process*) exec python3 "$@" ;;
+  *r1mega.rollout.attendant*) exec {python} "$@" ;;
   *) source ./trainer.sh ;;
 esac
 """

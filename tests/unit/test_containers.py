@@ -175,11 +175,18 @@ def test_without_an_image_steps_run_as_ever(tmp_path):
 
 
 def test_a_servers_step_has_the_interpreter_of_the_image(tmp_path):
-    """slurm/server.sh, by itself."""
+    """slurm/server.sh, by itself; it is started again until it is over."""
     python = tmp_path / "python"
-    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$(dirname "$0")/words"\n')
+    python.write_text(
+        '#!/usr/bin/env bash\ncd "$(dirname "$0")"; echo run >>runs; [[ -e words ]] || again=yes\n'
+        'printf "%s\\n" "$@" >words; [[ -z ${again-} ]] || exit 3; touch over\n'
+    )
     python.chmod(0o755)
-    environment = {"PATH": "/usr/bin:/bin", "R1MEGA_PYTHON": str(python)}
-    subprocess.run([str(ROOT / "slurm/server.sh"), "vllm", "serve"], env=environment, check=True, timeout=60)
+    environment = {"PATH": "/usr/bin:/bin", "R1MEGA_PYTHON": str(python), "SLURM_PROCID": "1"}
+    told = [str(ROOT / "slurm/server.sh"), str(tmp_path), "10.0.0.1,10.0.0.2"]
+    done = subprocess.run(told, env=environment, check=True, timeout=60, capture_output=True, text=True)
     words = (tmp_path / "words").read_text().splitlines()
-    assert words[:2] == ["-m", "r1mega.runtime.process"] and words[3:] == ["vllm", "serve"]
+    assert words[:2] == ["-m", "r1mega.runtime.process"]
+    assert words[3:] == [str(python), "-m", "r1mega.rollout.attendant", str(tmp_path), "1", "10.0.0.2"]
+    assert "node 1 of the rollout servers: its process has ended with code 3; again" in done.stdout
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"

@@ -78,6 +78,12 @@ SHARED: dict[str, Any] = {"placement": "colocated", "trainer": {"dp": 2}, "rollo
         (cuda(trainer={"dp": 4}, rollout={"gpus": (3,)}), "rollout.gpus: 3: the trainer's ranks have these"),
         (cuda(**{**SHARED, "rollout": {"servers": 2, "gpus": (0, 2)}}), "colocated, they are the trainer's, 0, 1"),
         (
+            cuda(rollout={"gpus": (7,), "attendants": "/x"}),
+            "rollout.attendants are on nodes of their own, where they",
+        ),
+        (cuda(rollout={"launch": ("srun",), "attendants": "/x"}), "launch: attendants start servers"),
+        (cpu(rollout={"launch": ("srun",), "attendants": "/x"}), "launch: attendants start servers"),
+        (
             cuda(rollout={"gpus": (7,), "launch": ("srun",)}),
             "rollout.launch starts servers elsewhere, where they take",
         ),

@@ -115,6 +115,20 @@ def test_placement_on_gpus_fills_a_node_before_the_next():
     ]
 
 
+def test_servers_have_a_task_on_each_of_their_nodes():
+    """Three servers of 16 GPUs, two nodes of 8 each; five of 4 GPUs, two to a node."""
+    wide = place(Needs(8, 1, 8, 16, True, 8, servers=3), nodes(7, cpus=96, gpus=8))
+    assert (wide.trainer, wide.server) == (("n1",), ("n2", "n3", "n4", "n5", "n6", "n7"))
+    step = ("--nodes=6", "--ntasks=6", "--nodelist=n2,n3,n4,n5,n6,n7", "--cpus-per-task=96", "--gpus-per-node=8")
+    assert wide.server_options == step
+    small = Needs(8, 1, 8, 4, True, 8, servers=5)
+    assert (small.server_nodes, small.gpus_of_servers, small.nodes) == (3, 8, 4)
+    with pytest.raises(ConfigError, match=r"4 GPU\(s\) for each of 5 rollout servers"):
+        place(small, nodes(3, gpus=8))
+    alone = place(Needs(1, 1, 0, 16, True, 8, servers=1), nodes(2, gpus=8))  # an evaluation: on its servers' nodes
+    assert (alone.trainer, alone.server) == (("n1",), ("n1", "n2"))
+
+
 def test_an_evaluation_on_gpus_has_the_first_node_of_its_server():
     evaluation = Needs(1, 1, 0, 4, True, 8)
     placed = place(evaluation, nodes(1, gpus=4))
