@@ -116,6 +116,27 @@ def test_gpus_that_are_not_here_are_said_and_refused_at_the_start(monkeypatch, t
         assert ("1 rank(s) take a GPU each, and this machine has 0" in checked[1]) == (not there)
 
 
+def test_servers_that_find_no_gpu_or_no_vllm_for_it_are_said_and_refused_at_the_start(
+    monkeypatch, tmp_path: Path, capsys
+):
+    """On gpu1 trainer and engine share one; apart, the engine would have a second."""
+    named = [*model(V3, tmp_path / "c.json"), *RL_SETTINGS]
+    apart = [*named, "cluster.placement=disaggregated", "cluster.gpus_per_node=8"]
+    beside = "1 server(s) of tp x dp = 1 rank(s) take a GPU each beside the trainer's 1, and this machine has 1"
+    for there, settings, said in (
+        (0, named, "1 rank(s) take a GPU each, and this machine has 0"),
+        (1, named, "is the one for CPUs; install requirements/gpu-engine.lock"),
+        (1, apart, beside),
+        (2, apart, "is the one for CPUs; install requirements/gpu-engine.lock"),
+    ):
+        monkeypatch.setattr(look, "num_gpus", lambda there=there: there)
+        checked, ran = both(RL, settings, tmp_path / "run", capsys, cluster="gpu1")
+        assert checked[0] == 0 and said in checked[1]
+        assert ran[0] == 2 and said in ran[1]
+    elsewhere = [*apart, "cluster.rollout.attendants=/x"]
+    assert "take a GPU each" not in both(RL, elsewhere, tmp_path / "run", capsys, cluster="gpu1")[0][1]
+
+
 def test_gpus_are_counted_by_the_driver(monkeypatch):
     def driver(found: int, code: int) -> object:
         def count(pointer) -> int:
