@@ -233,4 +233,4 @@ def test_servers_fill_nodes_in_order():
     assert laid("h800_1b5") == [((0,), (gpu,)) for gpu in range(8)]
     assert laid("h800_14b") == [((0,), (gpu, gpu + 1)) for gpu in (0, 2, 4, 6)]
     assert laid("h800_70b") == [((node,), tuple(range(8))) for node in (0, 1)]
-    assert laid("h800_v3") == [((n, n + 1, n + 2, n + 3), ()) for n in (0, 4, 8, 12)]
+    assert laid("h800_v3") == [(tuple(range(first, first + 8)), ()) for first in (0, 8)]

@@ -228,11 +228,11 @@ def test_a_colocated_server_sleeps_on_the_trainers_gpus_and_takes_handles_of_mem
 def test_a_server_of_several_hosts_is_a_part_on_each_of_them():
     machine = load_cluster("h800_v3", [])
     place = Place.of(machine, trains=True)
-    first, last = (line_of(V3, machine, start=Start("node65", 20000, 4096, 0, node, "10.1.0.65")) for node in (0, 3))
-    assert place.hosts == 4 and place.gpus == ()
+    first, last = (line_of(V3, machine, start=Start("node65", 20000, 4096, 0, node, "10.1.0.65")) for node in (0, 7))
+    assert place.hosts == 8 and place.gpus == ()
     told = ("nnodes", "node-rank", "master-addr", "master-port", "data-parallel-rpc-port", "host", "api-server-count")
-    assert [value(first, name) for name in told] == ["4", "0", "10.1.0.65", "20001", "20002", "0.0.0.0", "1"]
-    assert [value(last, name) for name in told[:2]] == ["4", "3"] and "--headless" in last
+    assert [value(first, name) for name in told] == ["8", "0", "10.1.0.65", "20001", "20002", "0.0.0.0", "1"]
+    assert [value(last, name) for name in told[:2]] == ["8", "7"] and "--headless" in last
     assert "--headless" not in first and "--api-server-count" not in last
     found = cuda_environment(machine.rollout, place, own_address="10.1.0.68")
     assert found["VLLM_HOST_IP"] == "10.1.0.68" and "GLOO_SOCKET_IFNAME" not in found

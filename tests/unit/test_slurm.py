@@ -25,7 +25,7 @@ ASKED = {
     "h800_1b5": {"supervised": (1, 8, 1, 8), "grpo": (2, 8, 1, 8), "evaluate": (1, 1, 1, 8)},  # 8 servers of 1
     "h800_14b": {"supervised": (2, 8, 1, 8), "grpo": (3, 8, 1, 8), "evaluate": (1, 1, 1, 8)},  # 4 of 2
     "h800_70b": {"supervised": (8, 8, 1, 8), "grpo": (10, 8, 1, 8), "evaluate": (2, 1, 1, 8)},  # 2 of 8
-    "h800_v3": {"supervised": (64, 8, 1, 8), "grpo": (80, 8, 1, 8), "evaluate": (16, 1, 1, 8)},  # 4 of 32
+    "h800_v3": {"supervised": (64, 8, 1, 8), "grpo": (80, 8, 1, 8), "evaluate": (16, 1, 1, 8)},  # 2 of 64
 }
 """Nodes, tasks on each, CPUs for each task, GPUs on each node."""
 
