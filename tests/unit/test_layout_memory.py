@@ -127,6 +127,8 @@ def test_ranks_and_engine_share_a_machine_and_may_have_several(monkeypatch: pyte
     faults, missing = found(2 * rank + engine - 1e-9)
     assert faults == [] and "2 times a rank's" in missing[0] and "start the ranks on several machines" in missing[0]
     assert found(engine + 1e-9)[0] == []
+    for elsewhere in ('launch=["ssh"]', "attendants=/x"):
+        assert found(2 * rank + 1e-9, f"cluster.rollout.{elsewhere}") == ([], [])
     (fault,) = found(engine - 1e-9)[0]
     assert "the engine's" in fault and "fp32 and its cache" in fault
     # Each server has the weights and each of its ranks a cache.

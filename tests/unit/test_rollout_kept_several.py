@@ -32,6 +32,12 @@ def test_several_are_handed_on_together_and_each_is_replaced_by_itself(chain: Ch
         server.stop()
 
 
+def test_servers_that_attendants_start_are_not_handed_on(chain: Chain):
+    (server,) = chain.starting(attendants="/x")
+    assert type(server) is Server and chain.keeper.recorded() == []
+    server.stop()
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
 def test_another_number_of_servers_leaves_none_that_nobody_has(chain: Chain, before: int, after: int):
     left = chain.stage_of(before)
