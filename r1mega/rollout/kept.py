@@ -33,6 +33,7 @@ has given it its own. So answers are those of a server that was started by the s
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ class KeptServer(Server):
         place: Place,
     ) -> None:
         """lock: of the mark's server, which is held."""
-        self._keeper, self._mark, self._lock, self._ready = keeper, mark, lock, False
+        self._keeper, self._mark, self._lock = keeper, mark, lock
         self._file = marked(keeper.folder / RECORD, mark)
         room = max(max_model_len, min(keeper.room, read_language_model(model_dir).max_positions))
         self._wanted = max_model_len
@@ -215,7 +216,7 @@ class KeptServer(Server):
             return
         self.port, self.max_model_len = left["port"], left["max_model_len"]
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
-        self._process = Adopted(Identity(*left["guard"]))
+        self._started, self._process = time.monotonic(), Adopted(Identity(*left["guard"]))
         self.pid = self._process.pid
         self.incarnation, self.foreign = 1, True
 
@@ -247,9 +248,9 @@ class KeptServer(Server):
 
     def wait_ready(self) -> float:
         """See `Server`; one that was left and does not answer any more is started anew."""
-        if not self.foreign:
-            seconds = super().wait_ready()
-        elif self.healthy(self.layout.health_timeout_s) and self._disowned():
+        if self._ready or not self.foreign:
+            return super().wait_ready()
+        if self.healthy(self.layout.health_timeout_s) and self._disowned():
             seconds = 0.0
         else:
             seconds = self.restart("an earlier stage has left it, and it does not answer")

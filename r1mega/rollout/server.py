@@ -84,7 +84,7 @@ class Server:
         self.foreign = False
         """Whether its weights are none of `model_dir`'s yet; whoever gives it those says so (`rollout.kept`)."""
         self.max_model_len, self._seed = max_model_len, seed
-        self._ended_for_good = False
+        self._ended_for_good, self._ready = False, False
         self._processes = threading.RLock()  # stop() may come while a restart runs in another thread
         self._restarting = threading.Lock()
         self.start()
@@ -108,7 +108,7 @@ class Server:
                 self.host = self._addresses[0]
             self.port = self._choose_port()
             self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
-            self._started = time.monotonic()
+            self._started, self._ready = time.monotonic(), False
             self._process = self._spawn()
             self.pid = self._process.pid
             """Of the group that all processes of the server on this host are in; 0 where it is on others."""
@@ -219,11 +219,13 @@ class Server:
         """Wait until the server answers, up to `layout.start_timeout_s` seconds after its start.
 
         Returns:
-            Seconds from start to ready.
+            Seconds from start to ready; 0 where it was ready before, however long ago it started.
 
         Raises:
             RolloutError: it ended, or is not ready in time; with its last log lines.
         """
+        if self._ready and self.alive():
+            return 0.0
         deadline, last = self._started + self.layout.start_timeout_s, "nothing"
         with self._http(timeout_s=5.0) as http:
             while True:
@@ -237,6 +239,7 @@ class Server:
                     if http.get("/health").status_code == httpx.codes.OK:
                         self._check_ranks(http)
                         http.post("/update_weight_version", json={"new_version": "0"}).raise_for_status()
+                        self._ready = True
                         return time.monotonic() - self._started
                 except httpx.HTTPError as error:
                     last = f"{type(error).__name__}: {error}"

@@ -53,6 +53,22 @@ def test_one_that_is_laid_out_otherwise_is_ended_and_another_takes_its_place(cha
     third.stop()
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_one_that_is_ready_is_not_waited_for_again_however_long_ago_it_started(chain: Chain, taken: bool):
+    """A stage waits for it once a model that it asks; its start's limit is none of the whole evaluation."""
+    if taken:
+        chain.stage().stop()
+    server = chain.stage()
+    assert server.foreign is taken
+    server.foreign = False  # as whoever gives it weights does
+    server._started -= 10 * server.layout.start_timeout_s
+    pid, before = server.pid, version(server)
+    assert server.wait_ready() == 0.0 and (server.pid, version(server)) == (pid, before)
+    server.restart("it froze")
+    chain.pids.add(server.pid)
+    assert server.pid != pid and version(server) == "0"  # waited for, or it would have none
+
+
 def test_settings_of_the_asker_alone_are_no_other_layout(chain: Chain):
     first = chain.stage()
     first.stop()
