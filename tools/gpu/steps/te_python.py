@@ -3,6 +3,7 @@ its checkpoint written, and run as far as the first kernel."""
 
 import contextlib
 import tempfile
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,8 +31,17 @@ def reaching() -> Iterator[list[str]]:
     assert found, "no kernel was called: was this Transformer Engine's layer?"
 
 
-def policy(fp8: str, *, mtp: str = "joint", **layout: Any) -> Any:
-    """A policy of its layers, on the CPU where tensors are made on a GPU otherwise."""
+def policy(
+    fp8: str = "none",
+    *,
+    mtp: str = "joint",
+    spec: Any = None,
+    dtype: str = "bf16",
+    moments: str = "bf16",
+    device: str = "cuda",
+    **layout: Any,
+) -> Any:
+    """A policy on the CPU whose layers are those of a type of device, wherever tensors are then made on one."""
     import dataclasses
 
     from policies import small
@@ -40,24 +50,30 @@ def policy(fp8: str, *, mtp: str = "joint", **layout: Any) -> Any:
     from r1mega.config.training import Batch, Optimizer
     from r1mega.trainer import mesh
 
-    asked = TrainerLayout(dtype="bf16", precision=Precision(fp8=fp8, moments="bf16"), **layout)  # type: ignore[arg-type]
+    precision = Precision(fp8=fp8, moments=moments)  # type: ignore[arg-type]
+    asked = TrainerLayout(dtype=dtype, precision=precision, **layout)  # type: ignore[arg-type]
     ours = dataclasses.replace(mesh.start(TrainerLayout(), device="cpu", seed=0), layout=asked)
+    from r1mega.trainer import optimizer
     from r1mega.trainer import policy as policies
     from r1mega.trainer.network import build
     from r1mega.trainer.network.layer_spec import choose_layers
     from r1mega.trainer.network.model import megatron_config
 
-    def for_cuda(*arguments: Any, **others: Any) -> Any:
-        config = megatron_config(*arguments, **{**others, "device": "cuda"})
+    def config_there(*arguments: Any, **others: Any) -> Any:
+        config = megatron_config(*arguments, **{**others, "device": device})
         config.use_cpu_initialization = True
         return config
 
-    build.megatron_config = for_cuda
-    policies.choose_layers = lambda _, layout: choose_layers("cuda", layout)
-    return policies.Policy.build(
-        small(), ours, Optimizer(lr=1e-3), Batch(chunk_tokens=256, chunks_per_micro_batch=4), mtp=mtp,  # type: ignore[arg-type]
-        mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
-    )  # fmt: skip
+    choose_adam = optimizer.choose_adam
+    with (
+        unittest.mock.patch.object(build, "megatron_config", config_there),
+        unittest.mock.patch.object(policies, "choose_layers", lambda _, layout: choose_layers(device, layout)),
+        unittest.mock.patch.object(optimizer, "choose_adam", lambda _, moments: choose_adam(device, moments)),
+    ):
+        return policies.Policy.build(
+            spec or small(), ours, Optimizer(lr=1e-3), Batch(chunk_tokens=256, chunks_per_micro_batch=4), mtp=mtp,  # type: ignore[arg-type]
+            mtp_loss_weight=0.3, expert_bias_rate=0.0, seed=0,
+        )  # fmt: skip
 
 
 def build_and_reach(report: Report, *recipes: str) -> NoReturn:

@@ -13,6 +13,8 @@ import types
 import unittest.mock
 from typing import Any
 
+import te_kernels
+
 
 class Kernel(RuntimeError):
     """A kernel was called: as far as a machine without a GPU gets."""
@@ -80,8 +82,22 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: Any) -> None: ...
 
 
-def install() -> str:
+def _on_cpu(make: Any) -> Any:
+    """What makes a tensor, on the CPU where a GPU is asked for; the rest of them are trainer's shims to mend."""
+
+    def made(*arguments: Any, **others: Any) -> Any:
+        if str(others.get("device", "cpu")).startswith("cuda"):
+            others["device"] = "cpu"
+        return make(*arguments, **others)
+
+    return made
+
+
+def install(*, kernels: bool = False) -> str:
     """Put the stand-ins in place and import the package; returns its version.
+
+    Args:
+        kernels: with those of `te_kernels`, so that a training step in bf16 or fp32 goes through.
 
     Raises:
         ImportError: its Python is not there: the carry was not laid out.
@@ -93,7 +109,10 @@ def install() -> str:
     library = _Library("transformer_engine_torch")
     chosen = library.NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen  # cuDNN's for any length
     library.get_fused_attn_backend = lambda *_: chosen  # type: ignore[attr-defined]
-    library.__all__ = list(ANSWERS)  # type: ignore[attr-defined]
+    own = te_kernels.KERNELS if kernels else {}
+    for name, kernel in own.items():
+        setattr(library, name, kernel)
+    library.__all__ = [*ANSWERS, *own]  # type: ignore[attr-defined]
     common.load_framework_extension = lambda _: sys.modules.setdefault("transformer_engine_torch", library)
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if importlib.util.find_spec("triton") is None:
@@ -109,9 +128,16 @@ def install() -> str:
     torch.cuda.get_device_name = lambda *_: hopper.name
     torch.cuda.device_count = lambda: 1
     torch.cuda.synchronize = lambda *_: None
+    torch.cuda.is_current_stream_capturing = lambda: False
     torch.version.cuda = torch.version.cuda or "13.0"  # by which it tells whether blocks are scaled
     torch.backends.cudnn.version = lambda: 91900  # type: ignore[assignment]
     import transformer_engine  # pyright: ignore[reportMissingImports]
     import transformer_engine.pytorch  # pyright: ignore[reportMissingImports]
 
+    if kernels:
+        for name in ("empty", "full", "arange"):
+            setattr(torch, name, _on_cpu(getattr(torch, name)))
+        from transformer_engine.pytorch import permutation  # pyright: ignore[reportMissingImports]
+
+        te_kernels.put_into(permutation)
     return transformer_engine.__version__
