@@ -83,9 +83,9 @@ test-soak: $(STAMP) te-python smollm2  ## all tests, every row of their long ser
 	if $(PYTHON_GPU) --version >/dev/null 2>&1; then $(MAKE) test-py312; else echo "no $(PYTHON_GPU): test-py312 is left out"; fi
 	$(MAKE) mutate
 
-# Without vLLM, as the trainer's environment is; its tests are skipped.
+# Without vLLM, as the trainer's environment is: a stand-in answers for it, and tests of its own code are skipped.
 test-py312: $(PY312_STAMP)  ## the unit tests with the GPU trainer's Python, torch and locked packages, on CPUs
-	$(PY312)/bin/python -m pytest tests/unit $(PYTEST)
+	PYTHONPATH=$(CURDIR)/tests/without_vllm $(PY312)/bin/python -m pytest tests/unit $(PYTEST)
 
 mutate: $(STAMP)  ## plant the faults of tools/mutants one at a time: does a test notice? to docs/measurements/mutants.json
 	$(BIN)/python tools/mutate.py $(MUTANTS)
@@ -115,7 +115,7 @@ is_312 = $(1) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12) and "a GP
 pip_of = $(1)/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-deps
 
 # Headers of cuDNN and NCCL are those of torch's own packages. Unless it is forced to build, its setup takes a binary of
-# somebody's from the network, which no lock has.
+# somebody's from the network, which no lock has; and pip's cache would give what was compiled against another torch.
 env-gpu-trainer: NVIDIA = $(CURDIR)/$(TRAINER)/lib/python3.12/site-packages/nvidia
 env-gpu-trainer: $(TRAINER_STAMP)
 $(TRAINER_STAMP): requirements/gpu-trainer.lock pyproject.toml
@@ -127,7 +127,7 @@ $(TRAINER_STAMP): requirements/gpu-trainer.lock pyproject.toml
 	$(call pip_of,$(TRAINER)) --require-hashes -r $(TRAINER)/wheels.lock
 	NVTE_PYTORCH_FORCE_BUILD=TRUE NVTE_FRAMEWORK=pytorch CUDA_HOME=$(CUDA_HOME) MAX_JOBS=$(MAX_JOBS) \
 	  CPATH=$(CUDA_HOME)/include/cccl:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include \
-	  $(call pip_of,$(TRAINER)) --no-build-isolation --require-hashes -r $(TRAINER)/source.lock
+	  $(call pip_of,$(TRAINER)) --no-cache-dir --no-build-isolation --require-hashes -r $(TRAINER)/source.lock
 	$(call pip_of,$(TRAINER)) --no-build-isolation -e .
 	$(TRAINER)/bin/python -m compileall -qq -j 0 $(TRAINER)/lib || true
 	rm -f $(TRAINER)/.installed-*

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -200,3 +201,47 @@ def test_a_carry_that_is_too_large_is_refused(tools, tmp_path, capsys, monkeypat
     monkeypatch.setattr(carry, "LIMIT_BYTES", 2999)
     assert carry.tell(tmp_path, sizes) == 2
     assert "a.whl" in capsys.readouterr().out
+
+
+COMPILER = """#!/usr/bin/env bash
+# Of what it is told to compile it makes a file with the source's name; broken.cpp is beyond it.
+echo "$*" >>"$LOG"
+[[ $1 != --version ]] || { echo "g++ 0"; exit; }
+[[ $* != *broken.cpp* ]] || { echo "broken.cpp:1: error" >&2; exit 1; }
+while (($# > 1)); do [[ $1 != -o ]] || echo made >"$2"; shift; done
+"""
+
+
+def test_sources_are_compiled_behind_their_common_header_and_what_came_of_each_is_told(tools, tmp_path, monkeypatch):
+    build = tools("te_build")
+    compiler, log, report = tmp_path / "c++", tmp_path / "log", tmp_path / "report.json"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("LOG", str(log))
+    monkeypatch.setattr(build, "includes", lambda source: [source / "csrc"])
+    with tarfile.open(tmp_path / "transformer_engine_torch-1.tar.gz", "w:gz") as tar:
+        for name in ("extensions.h", "a.cpp", "extensions/broken.cpp"):
+            (tmp_path / "s").write_text(f"// {name}")
+            tar.add(tmp_path / "s", f"transformer_engine_torch-1/csrc/{name}")
+
+    def run(*more: str) -> tuple[int, dict, list[str]]:
+        log.write_text("")
+        arguments = [str(tmp_path), "--out", str(tmp_path / "out"), "--objects", str(tmp_path / "objects"), *more]
+        monkeypatch.setattr(sys, "argv", ["te_build.py", *arguments, "--jobs", "1", "--report", str(report)])
+        return build.main(), json.loads(report.read_text()), log.read_text().splitlines()[1:]
+
+    code, told, calls = run()
+    assert code == 1
+    assert (set(told["compiled"]), told["errors"]) == (
+        {"extensions.h", "a.cpp"},
+        {"broken.cpp": "broken.cpp:1: error\n"},
+    )
+    assert (told["files"], told["kept_from_before"], told["source"]) == (2, 0, "transformer_engine_torch-1.tar.gz")
+    assert "library_bytes" not in told
+    assert "-x c++-header" in calls[0] and all("-include" in call and "extensions.h" in call for call in calls[1:])
+    assert len(calls) == 3
+    # What compiled is not compiled again; a library is of all files alone.
+    code, told, calls = run("--files", "a.cpp")
+    assert (code, told["kept_from_before"], told["files"], len(calls)) == (0, 1, 1, 1)
+    assert not (tmp_path / "out").exists()
