@@ -31,6 +31,8 @@ PYXIS = {
     "--container-env",
 }  # fmt: skip
 """Options that pyxis gives srun, as its manual lists them."""
+MADE = "/opt/r1mega"
+"""Where the image has code and environments."""
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -101,7 +103,6 @@ def blocks() -> list[str]:
 
 
 def test_the_readmes_commands_are_commands():
-    inside = (ROOT, Path("/opt/r1mega"))
     lines = [line for block in blocks() for line in block.splitlines()]
     assert len(lines) >= 3
     for line in lines:
@@ -109,8 +110,10 @@ def test_the_readmes_commands_are_commands():
         for word in shlex.split(line):
             option = word.partition("=")[0]
             assert "container" not in option or not option.startswith("-") or option in PYXIS, word
-            if fnmatch.fnmatch(word, "[cst]*/*") and not word.startswith(str(inside[1])):
+            if fnmatch.fnmatch(word, "[cst]*/*") and "=" not in word:
                 assert (ROOT / word).exists(), word
+    assert f"rollout.python={MADE}/.venv-gpu-engine/bin/python" in "\n".join(lines)
+    assert f"WORKDIR {MADE}" in (FOLDER / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda f: str(f.relative_to(ROOT)))
@@ -125,6 +128,10 @@ def test_scripts_are_shell(script):
 # ---- slurm/rl_stage.sh in a container ------------------------------------------------------------------------
 
 PLACEMENT = "ranks=2\ntrainer=n1\nserver={server}\ntrainer_options=-N1 -n2\nserver_options=-N1 -n1\nunused="
+SRUN = """#!/usr/bin/env bash
+for word; do [[ $word != --job-name=* ]] || name=${word#*=}; done
+printf '%s\\n' "$@" "R1MEGA_PYTHON=$R1MEGA_PYTHON" >"words.$name"
+"""
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
   *"--print placement"*) printf '%s\\n' "$PLACEMENT" ;;
@@ -133,13 +140,13 @@ esac
 """
 
 
-def steps(tmp_path: Path, server: str, **environment: str) -> list[str]:
-    """Words of the trainer's srun, of a job on Slurm's commands that are stood in for."""
+def steps(tmp_path: Path, server: str, **environment: str) -> dict[str, list[str]]:
+    """Words of each srun by its step's name, of a job on Slurm's commands that are stood in for."""
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     fakes = {
         ".venv/bin/python": PYTHON,
-        "bin/srun": '#!/usr/bin/env bash\nprintf "%s\\n" "$@" "R1MEGA_PYTHON=$R1MEGA_PYTHON" >words\n',
+        "bin/srun": SRUN,
         "bin/scontrol": "#!/usr/bin/env bash\necho JobState=RUNNING NodeAddr=10.0.0.1 PreemptTime=None\n",
     }
     for name, text in fakes.items():
@@ -155,38 +162,37 @@ def steps(tmp_path: Path, server: str, **environment: str) -> list[str]:
             ["bash", "slurm/rl_stage.sh", "a.toml"], cwd=tmp_path, env={**variables, **environment},
             stdout=said, stderr=subprocess.STDOUT, timeout=120, check=True,
         )  # fmt: skip
-    return (tmp_path / "words").read_text().splitlines()
+    return {file.name.partition(".")[2]: file.read_text().splitlines() for file in tmp_path.glob("words.*")}
 
 
 def test_steps_run_in_the_image(tmp_path):
-    words = steps(tmp_path, "", R1MEGA_IMAGE="/i/a b.sqsh", R1MEGA_MOUNTS="/data:/data,/w:/w")
-    assert "--container-image=/i/a b.sqsh" in words and "--no-container-mount-home" in words
-    assert f"--container-mounts={tmp_path}:{tmp_path},/data:/data,/w:/w" in words
-    assert f"--container-workdir={tmp_path}" in words
-    inside = "/opt/r1mega/.venv-gpu-trainer/bin/python"
-    assert words[words.index("slurm/rank.sh") + 2] == inside and words[-1] == f"R1MEGA_PYTHON={inside}"
-    assert {w.partition("=")[0] for w in words if "container" in w.partition("=")[0]} <= PYXIS
+    inside = f"{MADE}/.venv-gpu-trainer/bin/python"
+    found = steps(tmp_path, "n2", R1MEGA_IMAGE="/i/a b.sqsh", R1MEGA_MOUNTS="/data:/data,/w:/w")
+    assert set(found) == {"trainer", "rollout"}
+    for words in found.values():
+        assert "--container-image=/i/a b.sqsh" in words and "--no-container-mount-home" in words
+        assert f"--container-mounts={tmp_path}:{tmp_path},/data:/data,/w:/w" in words
+        assert f"--container-workdir={tmp_path}" in words
+        assert words[-1] == f"R1MEGA_PYTHON={inside}"
+        assert {w.partition("=")[0] for w in words if "container" in w.partition("=")[0]} <= PYXIS
+    words = found["trainer"]
+    assert words[words.index("slurm/rank.sh") + 2] == inside
 
 
 def test_without_an_image_steps_run_as_ever(tmp_path):
-    words = steps(tmp_path, "")
+    words = steps(tmp_path, "")["trainer"]
     assert words[words.index("slurm/rank.sh") + 2] == ".venv/bin/python"
     assert not [w for w in words if "container" in w]
 
 
 def test_a_servers_step_has_the_interpreter_of_the_image(tmp_path):
-    """slurm/server.sh, by itself; it is started again until it is over."""
+    """slurm/server.sh, by itself."""
     python = tmp_path / "python"
-    python.write_text(
-        '#!/usr/bin/env bash\ncd "$(dirname "$0")"; echo run >>runs; [[ -e words ]] || again=yes\n'
-        'printf "%s\\n" "$@" >words; [[ -z ${again-} ]] || exit 3; touch over\n'
-    )
+    python.write_text('#!/usr/bin/env bash\ncd "$(dirname "$0")" && printf "%s\\n" "$@" >words && touch over\n')
     python.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "R1MEGA_PYTHON": str(python), "SLURM_PROCID": "1"}
-    told = [str(ROOT / "slurm/server.sh"), str(tmp_path), "10.0.0.1,10.0.0.2"]
-    done = subprocess.run(told, env=environment, check=True, timeout=60, capture_output=True, text=True)
+    command = [str(ROOT / "slurm/server.sh"), str(tmp_path), "10.0.0.1,10.0.0.2"]
+    subprocess.run(command, env=environment, check=True, timeout=60)
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:2] == ["-m", "r1mega.runtime.process"]
     assert words[3:] == [str(python), "-m", "r1mega.rollout.attendant", str(tmp_path), "1", "10.0.0.2"]
-    assert "node 1 of the rollout servers: its process has ended with code 3; again" in done.stdout
-    assert (tmp_path / "runs").read_text() == "run\nrun\n"
