@@ -30,6 +30,7 @@ GOLDENS = ROOT / "tests/unit/goldens/servers"
 REMEDY = "look at what changed; `python tools/server_commands.py` writes the golden files"
 V3 = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "n_routed_experts": 256}
 QWEN = {"hidden_size": 1536}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
 
 
 def golden(cluster: str) -> list[dict[str, Any]]:
@@ -58,25 +59,84 @@ def test_golden_files_are_what_servers_are_started_with():
 
 PARSE = """
 import json, sys
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.model_executor.models.deepseek_v2 import _get_moe_router_dtype
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+lines, parts, forms = json.load(sys.stdin)
 parser = make_arg_parser(FlexibleArgumentParser())
 known = {text for action in parser._actions for text in action.option_strings}
-for line in json.load(sys.stdin):
+def engine(line):
+    given = parser.parse_args(line)
+    given.skip_tokenizer_init = True
+    return AsyncEngineArgs.from_cli_args(given)
+for line in lines:
     named = [word.partition("=")[0] for word in line if word.startswith("--")]
     assert set(named) <= known, set(named) - known
     validate_parsed_serve_args(parser.parse_args(line))
+found = {"parts": [], "forms": []}
+for line in parts:
+    has = engine(line).create_engine_config(UsageContext.OPENAI_API_SERVER, "--headless" in line).parallel_config
+    found["parts"].append([has.world_size_across_dp, has.data_parallel_rank, has.data_parallel_size_local,
+        has.nnodes_within_dp, has.data_parallel_master_ip, has.data_parallel_rpc_port, has.enable_expert_parallel])
+for line in forms:
+    asked = engine(line)
+    has = asked.create_model_config()
+    dtypes = [str(has.head_dtype), str(_get_moe_router_dtype(has.hf_config))]
+    found["forms"].append([*dtypes, has.quantization, has.model_arch_config.quantization_config, asked.load_format])
+print("found", json.dumps(found))
 """
+FORMS = ((True, True), (False, True), (True, False))
+"""In which FP8 is asked for, and a trainer pushes."""
 
 
-def test_vllms_own_parser_takes_every_golden_line():
-    """Whole names alone: the parser would take the beginning of one for it."""
-    lines = [row["command"] for cluster in CLUSTERS for row in golden(cluster)]
-    arguments = [line[next(i for i, word in enumerate(line) if word.startswith("--")) :] for line in lines]
+def own_arguments(line: list[str]) -> list[str]:
+    return line[next(i for i, word in enumerate(line) if word.startswith("--")) :]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What vLLM makes of golden lines, of a server's parts on 8 hosts, and of forms of weights; it takes no GPU."""
+    folder = tmp_path_factory.mktemp("v3")
+    config = json.loads((ROOT / "configs/models/DeepSeek-V3-Base/config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
+    machine, here = load_cluster("h800_v3", []), Folder.read(folder)
+    place = Place.of(machine, trains=True)
+    parts = [
+        command(here, machine.rollout, place, Start("node65", 20000, 4096, 0, node, "127.0.0.1")) for node in (0, 7)
+    ]
+    forms = []
+    for fp8, trains in FORMS:
+        one = cuda(weights={"fp8": fp8})
+        forms.append(command(here, one.rollout, Place.of(one, trains=trains), Start("127.0.0.1", 20000, 4096, 0)))
+    goldens = [row["command"] for cluster in CLUSTERS for row in (golden(cluster)[0], golden(cluster)[-1])]
+    asked = [[own_arguments(line) for line in lines] for lines in (goldens, parts, forms)]
     done = subprocess.run(
-        [sys.executable, "-c", PARSE], input=json.dumps(arguments), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PARSE], input=json.dumps(asked), capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("found "))[6:])
+
+
+def test_vllms_own_parser_takes_each_cluster_files_first_and_last_line(made: dict[str, Any]):
+    """By whole names alone: the parser would take the beginning of one for it. See `made`, which asserts it."""
+    assert made
+    for cluster in CLUSTERS:
+        flags = [{word for word in row["command"] if word.startswith("--")} for row in golden(cluster)]
+        assert set.union(*flags) == flags[0] | flags[-1], f"{cluster}: others have flags of their own"
+
+
+def test_vllm_makes_one_server_of_its_parts_on_several_hosts(made: dict[str, Any]):
+    """64 ranks, a data-parallel copy a host, of which each part knows its own."""
+    assert made["parts"] == [[64, rank, 1, 1, "127.0.0.1", 20002, True] for rank in (0, 7)]
+
+
+def test_vllm_computes_head_and_router_in_fp32_and_has_weights_in_the_form_that_is_asked(made: dict[str, Any]):
+    fp32 = ["torch.float32", "torch.float32"]
+    assert made["forms"] == [
+        [*fp32, "fp8", FP8, "dummy"], [*fp32, None, None, "auto"], [*fp32, "fp8_per_block", None, "auto"],
+    ]  # fmt: skip
 
 
 def test_a_cpu_server_is_started_as_ever():
@@ -156,9 +216,6 @@ def test_head_and_router_compute_in_fp32_and_only_deepseeks_router_can():
     said = {name: json.loads(str(value(line_of(c, cuda()), "hf-overrides"))) for name, c in (("v3", V3), ("q", QWEN))}
     assert said == {"v3": {"head_dtype": "float32", "moe_router_dtype": "float32"}, "q": {"head_dtype": "float32"}}
     assert value(line_of(QWEN, cuda()), "moe-backend") is None
-
-
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic", "fmt": "e4m3"}
 
 
 @pytest.mark.parametrize(
