@@ -45,11 +45,10 @@ def memory_faults(holds: Holds, machine: Cluster, spec: ModelSpec) -> list[str]:
     table = spec.tensors()
     ranks = rank_memory(table, spec, machine.trainer, mtp_learns=holds.mtp_learns) if holds.trainer else []
     engine = engine_memory(table, spec, machine) if holds.engine else None
-    faults = [
-        *_trainer_faults(holds, machine, ranks, gib, has),
-        *(_engine_faults(engine, machine, ranks, gib, has) if engine else []),
-    ]
     shared = _shared(machine, ranks, engine)
+    faults = list(_trainer_faults(holds, machine, ranks, gib, has))
+    if engine is not None and not shared and engine.total > gib * GIB:
+        faults.append(f"memory: on a GPU of the engine {engine}, {has}. {_smaller_engine(machine)}")
     over = [line for held, line in zip(shared.values(), told(shared), strict=True) if held.total > gib * GIB]
     if over and not faults:
         faults.append(f"memory: on a GPU that trainer and engine share, {over[0]}, {has}. {_SMALLER}")
@@ -82,24 +81,12 @@ def _trainer_faults(
             yield f"memory: {place} {size} before activations, {remedy}"
 
 
-def _engine_faults(
-    engine: EngineMemory, machine: Cluster, ranks: Sequence[RankMemory], gib: float, has: str
-) -> Iterator[str]:
-    smaller = "less for keys and values (cluster.rollout.kv_cache_gib)"
-    remedy = "more GPUs to a server (cluster.rollout.tp, for mixtures dp with expert_parallel)"
-    if not machine.weights.fp8:
-        remedy += ", FP8 in the engine and on the way to it (cluster.weights.fp8)"
-    if engine.total > gib * GIB:
-        yield f"memory: on a GPU of the engine {engine}, {has}. Take {remedy}, or {smaller}"
-    # Colocated, a push finds the trainer's weights there, and neither its optimiser nor the engine's cache.
-    beside = max((rank.weights for rank in ranks), default=0.0) if machine.placed == "colocated" else 0.0
-    both = engine.weights + engine.reload + beside
-    if beside and both > gib * GIB:
-        yield (
-            f"memory: on a GPU that trainer and engine share, a push finds {beside / GIB:,.1f} GiB of the trainer's "
-            f"weights beside {engine.weights / GIB:,.1f} GiB of the engine's and needs {engine.reload / GIB:,.1f} "
-            f"GiB more: {both / GIB:,.1f} GiB, {has}. Take {remedy}, or GPUs of their own (cluster.placement)"
-        )
+def _smaller_engine(machine: Cluster) -> str:
+    fp8 = "" if machine.weights.fp8 else ", FP8 in the engine and on the way to it (cluster.weights.fp8)"
+    return (
+        f"Take more GPUs to a server (cluster.rollout.tp, for mixtures dp with expert_parallel){fp8}, or less for "
+        "keys and values (cluster.rollout.kv_cache_gib)"
+    )
 
 
 _SMALLER = (

@@ -262,19 +262,17 @@ def test_messages_on_gloo_are_small_ones():
     assert buckets == [2**31, 2**25, 2**27, 2**25]
 
 
-def test_trainer_and_engine_share_a_gpu_while_weights_are_pushed():
-    """1.54B parameters in bf16 are 2.9 GiB on either side; a push takes 0.9 for the embedding and 2 of messages."""
+def test_an_engine_that_sleeps_has_no_cache_beside_a_push():
+    """Of 2.9 GiB of weights, with 38 of cache and messages of 4: 50 at once, and never more than 46 in turns."""
     spec = model("Qwen2.5-Math-1.5B")
-    holds = Holds(engine=True)
 
-    def found(gib: float, placement: str) -> list[str]:
+    def found(holds: Holds, placement: str) -> list[str]:
         machine = cuda(
-            placement=placement, rollout={"kv_cache_gib": 0.5}, gpu_memory_gib=gib,
-            trainer={"tp": 2, "dp": 1} if placement == "disaggregated" else {},
-        )  # fmt: skip
-        return [fault for fault in memory_faults(holds, machine, spec) if "that trainer and engine share" in fault]
+            placement=placement, rollout={"kv_cache_gib": 38.0}, gpu_memory_gib=46.0, weights={"bucket_mib": 4096}
+        )
+        return memory_faults(holds, machine, spec)
 
-    assert found(8.7, "colocated") == [] and found(8.5, "disaggregated") == []
-    (fault,) = found(8.5, "colocated")
-    assert "a push finds 2.9 GiB of the trainer's weights beside 2.9 GiB of the engine's" in fault
-    assert "GPUs of their own (cluster.placement)" in fault
+    assert found(Holds(engine=True), "colocated") == []
+    for holds, placement in ((Holds(engine=True), "disaggregated"), (Holds(trainer=False, engine=True), "colocated")):
+        (fault,) = found(holds, placement)
+        assert "on a GPU of the engine 1.54B parameters make 2.9 GiB of weights; keys and values take 38.0" in fault
