@@ -21,10 +21,18 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         server.shut()
 
 
+def all_are_asked(servers: list[Any]) -> None:
+    """None answers before the next one was asked: else one whose first answers are there takes more than its share of
+    all."""
+    for server, following in zip(servers, [*servers[1:], servers[0]], strict=True):
+        server.after = following
+
+
 @pytest.mark.parametrize("rooms", [[100], [1], [3, 3], [2, 5, 1], [100, 100]])
 def test_the_same_answers_come_whatever_the_split(rooms: list[int], tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     servers: list[Any] = [FakeServer(tmp_path, max_num_seqs=room) for room in rooms]
+    all_are_asked(servers)
     asked = [request(i, n) for i, n in enumerate([8, 1, 5, 8, 3])]
     answers = Fleet(servers).generate(asked, PARAMS, version=0)
     # The fake's answers follow from the prompt and from the seed of each, as vLLM's do.
@@ -42,8 +50,9 @@ def test_the_same_answers_come_whatever_the_split(rooms: list[int], tmp_path: Pa
 
 def test_a_small_rollout_is_divided_and_each_prompt_together(rig: Rig) -> None:
     """Though the first server had room for all of it."""
+    all_are_asked(rig.servers)
     for server in rig.servers:
-        server.layout, server.after = server.layout.model_copy(update={"max_num_seqs": 100}), None
+        server.layout = server.layout.model_copy(update={"max_num_seqs": 100})
     rig.check(rig.generate())
     for server in rig.servers:
         assert sum(body["n"] for body in server.bodies) == 18 and {body["n"] for body in server.bodies} == {3}
@@ -52,6 +61,7 @@ def test_a_small_rollout_is_divided_and_each_prompt_together(rig: Rig) -> None:
 def test_a_data_parallel_server_takes_as_much_as_its_ranks_together(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     servers: list[Any] = [FakeServer(tmp_path, max_num_seqs=50, dp=dp) for dp in (1, 3)]
+    all_are_asked(servers)
     Fleet(servers).generate([request(i, 2) for i in range(8)], PARAMS, version=0)
     assert [sum(body["n"] for body in server.bodies) for server in servers] == [4, 12]
     for server in servers:
@@ -84,6 +94,26 @@ def test_an_answer_that_has_come_is_not_asked_again(rig: Rig) -> None:
     assert "it broke off with {'code': 500}" in recovery.reason and recovery.requests_reissued == 1
     asked = [(body["seed"], body["n"]) for body in server.bodies]
     assert asked[0] == (0, 3) and sorted(asked[1:]) == [(0, 1), (2, 1)]
+
+
+def test_a_connection_that_is_dropped_between_answers_costs_the_others_alone(rig: Rig) -> None:
+    rig.servers.pop().shut()
+    (server,) = rig.servers
+    server.layout, dropped = server.layout.model_copy(update={"max_num_seqs": 100}), list[str]()
+
+    def drop(handler: Any) -> bool:
+        if handler.path != "/v1/completions" or dropped:
+            return False
+        dropped.append(handler.path)
+        whole = answer(handler.body)
+        ends = stream({"choices": [whole["choices"][1]]}).partition(b"data: [DONE]")[0]
+        handler.send(ends, len(ends) + 100)
+        handler.close_connection = True
+        return True
+
+    server.fault = drop
+    rig.check(rig.generate(num=1), num=1)
+    assert not rig.recoveries and [(b["seed"], b["n"]) for b in server.bodies] == [(0, 3), (0, 1), (2, 1)]
 
 
 def test_a_stream_without_its_end_is_a_failure(rig: Rig) -> None:
