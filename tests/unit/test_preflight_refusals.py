@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,7 +81,9 @@ def test_a_model_that_the_engine_has_no_kernel_for(config: Path, file: Path, cha
 
 
 def test_kernels_are_those_of_the_installed_vllm():
-    source = next(Path(p) for p in __import__("sys").path if (Path(p) / "vllm/v1").is_dir()) / "vllm"
+    source = next((Path(p, "vllm") for p in sys.path if Path(p, "vllm/v1").is_dir()), None)
+    if source is None:
+        pytest.skip("no vLLM here, or a stand-in (tests/without_vllm)")
     sizes = (source / "v1/attention/backends/cpu_attn.py").read_text().split("def get_supported_head_sizes")[1]
     assert f"return {list(HEAD_SIZES)}" in sizes[:200]
     mla = (source / "v1/attention/backends/mla/cpu_mla.py").read_text()

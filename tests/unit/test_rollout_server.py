@@ -178,7 +178,9 @@ def test_any_number_of_stop_strings_is_taken(model_dir: Path, monkeypatch: pytes
     runs(monkeypatch, FOR_EVER)
     name, vllm = "VLLM_MAX_STOP_STRINGS", importlib.util.find_spec("vllm")
     assert vllm is not None and vllm.origin is not None
-    limit = runpy.run_path(str(Path(vllm.origin).with_name("envs.py")))["environment_variables"][name]
+    if not (file := Path(vllm.origin).with_name("envs.py")).exists():
+        pytest.skip("a stand-in for vLLM (tests/without_vllm)")
+    limit = runpy.run_path(str(file))["environment_variables"][name]
     monkeypatch.delenv(name, raising=False)
     assert limit() < 26
     with start(model_dir) as server:
