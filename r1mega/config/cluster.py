@@ -227,4 +227,5 @@ class Cluster(Section):
     @property
     def transport(self) -> Literal["gloo", "nccl", "ipc"]:
         """`weights.transport`, resolved."""
-        return self.weights.transport or {"cpu": "gloo", "colocated": "ipc", "disaggregated": "nccl"}[self.placed]
+        of: dict[str, Literal["gloo", "nccl", "ipc"]] = {"cpu": "gloo", "colocated": "ipc", "disaggregated": "nccl"}
+        return self.weights.transport or of[self.placed]
