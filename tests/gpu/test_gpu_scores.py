@@ -9,11 +9,11 @@ from r1mega.samples import Document
 
 @pytest.mark.parametrize("setting", ["off", "auto"])
 def test_it_is_lent_the_device_and_scores_as_its_policy(make, spec, documents, request, tmp_path, setting):
+    if setting == "auto":
+        request.getfixturevalue("engine")
     from r1mega.trainer.reward_model import RewardModel
     from r1mega.weights.hf_io import export
 
-    if setting == "auto":
-        request.getfixturevalue("engine")
     policy = make(with_score_head(spec), dtype="bf16", transformer_engine=setting)
     texts = [Document.of_texts([d.token_ids]) for d in documents]
     want = torch.cat(policy.scores(texts))

@@ -25,7 +25,7 @@ def bench():
     sys.path.remove(str(BENCH))
 
 
-@pytest.mark.parametrize("variant", ["bf16", "bf16_fused", "bf16_local", "blockwise", "tensorwise", "mxfp8"])
+@pytest.mark.parametrize("variant", ["bf16", "bf16_apart", "bf16_local", "blockwise", "tensorwise", "mxfp8"])
 @pytest.mark.parametrize(("layers", "chunk"), [(2, 8192), (3, 8192), (2, 16384)])
 def test_what_a_gpu_measures_fits_one(bench, variant, layers, chunk):
     trainer, memory = bench

@@ -40,16 +40,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "fp32_recompute": {"recompute": Recompute(granularity="full")},
     "bf16": {"dtype": "bf16"},
-    "bf16_fused": {"dtype": "bf16"},
+    "bf16_apart": {"dtype": "bf16"},
     "bf16_local": {"dtype": "bf16", "transformer_engine": "off"},
     "blockwise": {"dtype": "bf16", "precision": Precision(fp8="blockwise", moments="bf16")},
     "tensorwise": {"dtype": "bf16", "precision": Precision(fp8="tensorwise", moments="bf16")},
     "mxfp8": {"dtype": "bf16", "precision": Precision(fp8="mxfp8", moments="bf16")},
 }
 # fmt: on
-FUSED = ("bf16_fused",)
-"""Where Transformer Engine's products add weight gradients to the fp32 sum themselves, instead of rounding each
-micro-batch's to bf16."""
+APART = ("bf16_apart",)
+"""Where weight gradients are rounded to bf16 and added apart, a micro-batch at a time; elsewhere Transformer Engine's
+products add them to the fp32 sum themselves."""
 
 
 def shape(name: str, num_layers: int) -> ModelSpec:
@@ -74,7 +74,7 @@ def nll(logp: torch.Tensor, fields: Any, _: torch.Tensor) -> tuple[torch.Tensor,
     return -(fields["weight"] * logp).sum(), {}
 
 
-def draw_in_place(spec: ModelSpec, state: Any, seed: int) -> None:
+def draw_in_place(spec: ModelSpec, state: Any, seed: int, _: str = "drawn") -> None:
     """Weights of `network.initial`'s distribution, drawn where they lie: billions of numbers from one core of the
     host take longer than all that is measured, and speed asks for no particular ones."""
     torch.manual_seed(seed)
@@ -126,12 +126,12 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
         )  # fmt: skip
     except ConfigError as error:
         return {"refused": str(error), "planned_bytes": needed}
-    if name in FUSED:
+    if name in APART:
         products = [m for m in policy.network.modules() if hasattr(m, "fuse_wgrad_accumulation")]
         if not products:
             return {"refused": "Transformer Engine's layers alone add to main gradients", "planned_bytes": needed}
         for module in products:
-            module.fuse_wgrad_accumulation = True  # type: ignore[assignment]
+            module.fuse_wgrad_accumulation = False  # type: ignore[assignment]
     seconds = [step(policy, drawn, options.device) for _ in range(options.repetitions + 1)][1:]
     found = {"seconds": seconds, "planned_bytes": needed, "process": os.getpid()}
     found |= trainer_memory.peaks(options.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from report import ROOT, Report
 
 ON = {
-    "cuda": ["bf16", "bf16_fused", "blockwise", "--layers", "2", "--tokens", "16384", "--repetitions", "4"],
+    "cuda": ["bf16", "bf16_apart", "blockwise", "--layers", "2", "--tokens", "16384", "--repetitions", "4"],
     "cpu": ["fp32", "fp32_recompute", "bf16", "--layers", "2", "--tokens", "512", "--repetitions", "1"],
 }
 

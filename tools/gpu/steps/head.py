@@ -1,5 +1,6 @@
-"""Log-probabilities of V3's output layer, forwards and backwards: `trainer.logprob` as it is against tiles of 512 MB
-multiplied in the weight's dtype with fp32 sums. Time, memory, and both errors against fp64."""
+"""Log-probabilities of V3's output layer, forwards and backwards: the way of a CPU, whose products are of fp32,
+against `trainer.logprob_gpu`, which multiplies in the weight's dtype with fp32 sums. Time, memory, and both errors
+against fp64."""
 
 import types
 from typing import Any
@@ -8,61 +9,17 @@ import torch
 from report import Report, relative, seconds
 from torch import Tensor
 
-from r1mega.trainer.logprob import target_logprobs
+from r1mega.trainer import logprob
 
-TILE_BYTES = 512 << 20
 ALONE: Any = types.SimpleNamespace(size=lambda: 1, rank=lambda: 0)
 """The tensor-parallel group of one rank."""
 
 
-def wide(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32 sums. On CUDA of the operands as they are: products of two bf16 numbers are exact in fp32."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+def of(function: Any) -> Any:
+    return lambda hidden, weight, targets: function.apply(hidden, weight, targets, 1.0, ALONE, False)
 
 
-class Tiled(torch.autograd.Function):
-    """log softmax(hidden @ weight.T) at the targets. hidden: [T, H]; weight: [V, H]; targets: [T]; gives [T] fp32."""
-
-    @staticmethod
-    def columns(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-        step = max(1, TILE_BYTES // (4 * len(hidden)))
-        return [(i, min(i + step, len(weight))) for i in range(0, len(weight), step)]
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
-        lse = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
-        at_target = torch.zeros_like(lse)
-        for first, stop in Tiled.columns(hidden, weight):
-            logits = wide(hidden, weight[first:stop].T)
-            lse = torch.logaddexp(lse, logits.logsumexp(-1))
-            here = (targets >= first) & (targets < stop)
-            picked = logits.gather(1, (targets - first).clamp(0, stop - first - 1)[:, None])[:, 0]
-            at_target = torch.where(here, picked, at_target)
-        ctx.save_for_backward(hidden, weight, targets, lse)
-        return at_target - lse
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        hidden, weight, targets, lse = ctx.saved_tensors
-        grad_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        grad_weight = torch.empty_like(weight)
-        for first, stop in Tiled.columns(hidden, weight):
-            part = weight[first:stop]
-            pulled = wide(hidden, part.T).sub_(lse[:, None]).exp_().mul_(-grad[:, None])
-            here = (targets >= first) & (targets < stop)
-            place = (targets - first).clamp(0, stop - first - 1)[:, None]
-            pulled.scatter_add_(1, place, torch.where(here, grad, 0)[:, None])
-            narrow = pulled.to(weight.dtype)
-            grad_hidden += wide(narrow, part)
-            grad_weight[first:stop] = wide(narrow.T, hidden)
-        return grad_hidden.to(hidden.dtype), grad_weight, None
-
-
-def as_it_is(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return target_logprobs(hidden, weight, targets, temperature=1.0, group=ALONE)
-
-
-WAYS = {"as_it_is": as_it_is, "tiled": Tiled.apply}
+WAYS = {"as_on_a_cpu": of(logprob._TargetLogprobs), "large_tiles": of(logprob.LargeTiles)}
 
 
 def both_ways(way: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,7 @@
 """A policy's weights packed into chunks, read by a second process from the same memory (CUDA IPC; shared memory on
-the CPU), then everything put aside in host memory: what stays on the device, how long it takes, is it all back."""
+the CPU), then put aside in host memory stage by stage: what stays on the device, how long it takes, is all back."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from report import ROOT, Report
@@ -16,60 +15,62 @@ SIZES = {
 
 
 def checksum(chunk: Any) -> int:
-    """Of the bits, in order: [n] uint8, n a multiple of 8."""
+    """Of the bits, in order: [n] uint8, of which the last n % 8 do not count."""
     import torch
 
-    words = chunk.view(torch.int64)
+    words = chunk[: len(chunk) // 8 * 8].view(torch.int64)
     return int((words * torch.arange(1, len(words) + 1, device=words.device)).sum())  # wraps around, as int64 does
 
 
-def packed(tensors: Any, bucket_bytes: int) -> Iterator[Any]:
-    """The tensors' bytes one after the other, in chunks; the last is filled up with zeros."""
-    import torch
-
-    flat = [t.detach().contiguous().view(-1).view(torch.uint8) for t in tensors]
-    room = torch.zeros(bucket_bytes, dtype=torch.uint8, device=flat[0].device)
-    filled = 0
-    for part in flat:
-        while len(part):
-            taken = min(len(part), bucket_bytes - filled)
-            room[filled : filled + taken] = part[:taken]
-            part, filled = part[taken:], filled + taken
-            if filled == bucket_bytes:
-                yield room
-                room, filled = torch.zeros_like(room), 0
-    if filled:
-        yield room
-
-
 def receive(asked: Any, answered: Any) -> None:
-    """The other process: the checksum of every chunk that it is shown, and whether it lies on a GPU."""
-    while (chunk := asked.get()) is not None:
-        answered.put((checksum(chunk), chunk.is_cuda))
-        del chunk  # the sender waits for this before it may free it
+    """The other process, as vLLM's worker: opens the buffer by its handle once, then tells the checksum of each chunk
+    in it, and whether it lies on a GPU."""
+    import torch
+    from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+    shown = asked.get()
+    buffer = shown if isinstance(shown, torch.Tensor) else rebuild_cuda_tensor(*shown)
+    while (num_bytes := asked.get()) is not None:
+        answered.put((checksum(buffer[:num_bytes]), buffer.is_cuda))
+    del buffer
 
 
 def share(report: Report, policy: Any, bucket_bytes: int) -> None:
+    """The chunks that a push by `ipc` hands over (`r1mega.weights.ipc`), read by a second process."""
     import torch.multiprocessing as processes
+
+    from r1mega.weights.ipc import chunks, share_on_gpu
+    from r1mega.weights.source import PolicySource
 
     context = processes.get_context("spawn")
     asked, answered = context.Queue(), context.Queue()
     other = context.Process(target=receive, args=(asked, answered))
     other.start()
+    ours: list[Any] = []
+
+    def shown(buffer: Any) -> Any:
+        ours.append(buffer)
+        if not report.cuda:
+            asked.put(buffer.share_memory_())
+            return {}
+        handles = share_on_gpu(buffer)
+        asked.put(next(iter(handles.values())))
+        return handles
+
     try:
-        total, taken = 0, 0.0
-        for number, chunk in enumerate(packed(policy.state().values(), bucket_bytes)):
-            if not report.cuda:
-                chunk.share_memory_()
+        total, taken, number = 0, 0.0, 0
+        source = PolicySource(policy, include_mtp=False, everywhere=True)
+        for bucket, _ in chunks(source, bucket_bytes, policy.mesh, shown):
             start = time.perf_counter()
-            asked.put(chunk)
+            asked.put(bucket.num_bytes)
             seen, on_gpu = answered.get(timeout=60)
             if number:  # the first waits for the process to be up
                 taken += time.perf_counter() - start
-                total += len(chunk)
-            assert (seen, on_gpu) == (checksum(chunk), report.cuda), number
+                total += bucket.num_bytes
+            assert (seen, on_gpu) == (checksum(ours[0][: bucket.num_bytes]), report.cuda), number
+            number += 1
         speed = round(total / taken / 2**30, 2) if taken else None
-        report.note(chunks=number + 1, bucket_bytes=bucket_bytes, read_gib_per_s=speed)
+        report.note(chunks=number, bucket_bytes=len(ours[0]), read_gib_per_s=speed)
         asked.put(None)
         other.join(30)
         assert other.exitcode == 0, other.exitcode
@@ -80,18 +81,29 @@ def share(report: Report, policy: Any, bucket_bytes: int) -> None:
 def put_aside(report: Report, policy: Any) -> None:
     import torch
 
+    from r1mega.trainer.offload import device_used_bytes
+
     before = {name: tensor.clone().cpu() for name, tensor in policy.state().items()}
-    total = 0
+    device = policy.mesh.device
     if report.cuda:
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        report.note(device_used_gib=round((total - free) / 2**30, 2))
+
+    def used() -> Any:
+        """GiB of the device, by whoever: what another process finds, which torch's own count does not tell."""
+        found = device_used_bytes(device)
+        return None if found is None else round(found / 2**30, 2)
+
+    left = {"nothing": used()}
     start = time.perf_counter()
+    policy.offload("optimizer", "gradients")
+    left["optimizer, gradients"] = used()
+    assert all(torch.equal(t.cpu(), before[n]) for n, t in policy.state().items())  # as a push reads them
     policy.offload()
     aside = time.perf_counter() - start
+    left["all"] = used()
+    report.note(used_gib_with_aside=left)
     if report.cuda:
-        free, _ = torch.cuda.mem_get_info()  # what another process finds, which torch's own count does not tell
-        report.note(residue_gib=round((total - free) / 2**30, 2), torch_residue_bytes=torch.cuda.memory_allocated())
+        report.note(torch_residue_bytes=torch.cuda.memory_allocated())
     # Twice: the second time the host's memory is there.
     policy.onload()
     start = time.perf_counter()
