@@ -114,6 +114,8 @@ def test_kernels_of_experts_have_vllms_names():
     vllm = importlib.util.find_spec("vllm")
     assert vllm is not None and vllm.origin is not None
     source = Path(vllm.origin).with_name("config") / "kernel.py"
+    if not source.exists():
+        pytest.skip("a stand-in for vLLM (tests/without_vllm)")
     named = source.read_text().partition("MoEBackend = Literal[")[2].partition("]")[0]
     assert set(MOE_BACKENDS) <= set(re.findall(r'"(\w+)"', named))
 
