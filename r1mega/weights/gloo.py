@@ -2,7 +2,7 @@
 
 Sender (trainer, rank 0 of the group) and receivers (vLLM workers, ranks 1..N, `weights.worker`) cut the stream into
 the same buckets, computed from the metadata alone. After the last bucket all ranks exchange what they saw (tensors,
-bytes, CRC-32); any difference fails the push on both sides.
+bytes, a checksum); any difference fails the push on both sides.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +51,7 @@ class GlooSender:
             pump(self._wire, buckets(params, self._bucket_bytes), stream, servers.refused, seen=tally.add)
             self._wire.compare(tally, servers.refused)
             servers.wait(self._wire.timeout_s)
-        self.sent = Sent(tally.num_tensors, tally.num_bytes, tally.crc)
+        self.sent = Sent(tally.num_tensors, tally.num_bytes, tally.checksum)
 
     def close(self) -> None:
         self._wire.close()

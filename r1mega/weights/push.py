@@ -35,8 +35,8 @@ class PushReport:
     seconds: float
     bytes: int
     num_tensors: int
-    crc: int | None
-    """CRC-32 of the bytes sent, padding between tensors included; None where they did not pass through the host."""
+    checksum: int | None
+    """Of the bytes sent (`weights.stream.Tally`); None where they did not pass through the host."""
     recoveries: tuple[Recovery, ...]
     """Servers that failed on the way and were brought back."""
     proof: Result | None
@@ -159,7 +159,7 @@ class Pusher:
             assert self._sender is not None
             sent, proof = self._sender.sent, self._proof.succeeded()
         seconds = time.perf_counter() - begin
-        return PushReport(seconds, sent.num_bytes, sent.num_tensors, sent.crc, tuple(recoveries), proof)
+        return PushReport(seconds, sent.num_bytes, sent.num_tensors, sent.checksum, tuple(recoveries), proof)
 
     def read_back(self) -> Result | None:
         """Whether all servers still hold what the last push has sent; None where that push was not proven.

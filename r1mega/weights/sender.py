@@ -64,8 +64,8 @@ class Sent(NamedTuple):
     num_tensors: int = 0
     num_bytes: int = 0
     """Padding between tensors included."""
-    crc: int | None = None
-    """CRC-32 of the bytes; None where they did not pass through host memory."""
+    checksum: int | None = None
+    """Of the bytes (`weights.stream.Tally`); None where they did not pass through host memory."""
 
 
 class PushedWeights(Protocol):
@@ -131,20 +131,27 @@ def pump(
         given_up: whether to wait no longer.
         seen: called with each bucket and its buffer, [num_bytes] uint8, while that is under way.
     """
-    under_way = deque[Any]()
+    largest = max((bucket.num_bytes for bucket in cut), default=0)
+    free = list[torch.Tensor]()
+    under_way = deque[tuple[torch.Tensor, Any]]()
     for bucket in cut:
         if len(under_way) == NUM_BUFFERS:
-            group.wait(under_way.popleft(), given_up)
-        buffer = torch.empty(bucket.num_bytes, dtype=torch.uint8, device=group.device)
+            whole, begun = under_way.popleft()
+            group.wait(begun, given_up)
+            free.append(whole)
+        # Memory that was touched before: the first touch takes as long as several copies.
+        whole = free.pop() if free else torch.empty(largest, dtype=torch.uint8, device=group.device)
+        buffer = whole[: bucket.num_bytes]
+        for gap in bucket.gaps:
+            buffer[gap].zero_()  # so that equal weights are equal bytes
         for _, view in bucket.views(buffer):
             view.copy_(next(stream)[1])
-        under_way.append(group.begin(buffer))
+        under_way.append((whole, group.begin(buffer)))
         seen(bucket, buffer)
-        del buffer, view  # pyright: ignore[reportPossiblyUnboundVariable] (no bucket is empty)
     for _ in stream:  # runs its check for what is left over
         pass
     while under_way:
-        group.wait(under_way.popleft(), given_up)
+        group.wait(under_way.popleft()[1], given_up)
 
 
 class Receiving:

@@ -3,7 +3,6 @@
 Both sides compute the same buckets from the metadata alone. Imports torch alone.
 """
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ import torch
 
 _ALIGN = 16
 """Every tensor starts at a multiple of this in its bucket, so that it can be viewed as any dtype."""
+_ROW = 1024
+"""Words of a checksum that have one factor."""
 
 
 class Param(NamedTuple):
@@ -38,6 +39,12 @@ class Bucket:
     params: tuple[Param, ...]
     offsets: tuple[int, ...]
     num_bytes: int
+
+    @property
+    def gaps(self) -> Iterator[slice]:
+        """Where no tensor is."""
+        ends = [start + size(param) for param, start in zip(self.params, self.offsets, strict=True)]
+        return (slice(end, start) for end, start in zip(ends, self.offsets[1:], strict=False) if end < start)
 
     def views(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a byte buffer [num_bytes], sharing its memory."""
@@ -127,18 +134,30 @@ def size(param: Param) -> int:
 
 
 class Tally:
-    """What one side saw of a push."""
+    """What one side saw of a push.
+
+    The checksum is a sum of the bytes as 64-bit words, rows of 1024 of which have a factor each: a changed word
+    always changes it, and so does what is lost, repeated or moved, but within a row. It takes a tenth of a
+    broadcast's time; what a model holds is proven by `weights.verify`.
+    """
 
     def __init__(self) -> None:
-        self.num_tensors = self.num_bytes = self.crc = 0
+        self.num_tensors = self.num_bytes = self.checksum = self._rows = 0
 
     def add(self, bucket: Bucket, buffer: torch.Tensor) -> None:
+        """buffer: [bucket.num_bytes] uint8, at a multiple of 8 bytes in memory that is its own."""
         self.num_tensors += len(bucket.params)
         self.num_bytes += bucket.num_bytes
-        self.crc = zlib.crc32(buffer.numpy(), self.crc)  # pyright: ignore[reportArgumentType]
+        whole = buffer.numel() // (8 * _ROW) * 8 * _ROW
+        rows = buffer[:whole].view(torch.int64).view(-1, _ROW).sum(1)
+        rest = buffer[whole:].to(torch.int64) * torch.arange(1, 1 + buffer.numel() - whole)
+        rows = torch.cat([rows, rest.sum().view(1)])
+        factors = 2 * torch.arange(self._rows, self._rows + len(rows)) + 1
+        self._rows += len(rows)
+        self.checksum = int(torch.tensor(self.checksum) + (rows * factors).sum())
 
     def as_tensor(self) -> torch.Tensor:
-        return torch.tensor([self.num_tensors, self.num_bytes, self.crc], dtype=torch.int64)
+        return torch.tensor([self.num_tensors, self.num_bytes, self.checksum], dtype=torch.int64)
 
 
 class SourceError(RuntimeError):

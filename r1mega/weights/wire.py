@@ -1,5 +1,6 @@
 """The group over which the gloo transport sends, for both of its ends. Imports torch alone."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, T
 
 from r1mega.weights.stream import Tally
 
-LARGEST_BUCKET_BYTES = 64 * 2**20
-"""Most of one broadcast; larger ones are no faster, and both sides hold them."""
+_LOOK = timedelta(seconds=0.02)
+"""Between two looks at whether the other side has given up."""
+LARGEST_BUCKET_BYTES = 8 * 2**20
+"""Most of one broadcast: packing, sending and loading go on side by side, the sooner the smaller they are."""
 
 
 class Wire:
@@ -52,17 +55,18 @@ class Wire:
         sent, *received = [tuple(t.tolist()) for t in seen]
         wrong = [f"worker {i} received {r}" for i, r in enumerate(received) if r != sent]
         if wrong:
-            raise RuntimeError(f"(tensors, bytes, CRC-32) of this push: sent {sent}, but {'; '.join(wrong)}")
+            raise RuntimeError(f"(tensors, bytes, checksum) of this push: sent {sent}, but {'; '.join(wrong)}")
 
     def _wait(self, work: Any, given_up: Callable[[], bool], what: str) -> None:
-        # Polled rather than waited for: gloo's wait cannot be ended from outside when the other side gives up.
+        # In small parts: gloo's wait cannot be ended from outside when the other side gives up.
         deadline = time.monotonic() + self.timeout_s
         while not work.is_completed():
             if given_up():
                 raise RuntimeError(f"the other side gave up while rank {self.rank} waited for {what}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"rank {self.rank} waited {self.timeout_s:g} s for {what}")
-            time.sleep(0.0005)
+            with contextlib.suppress(RuntimeError):  # that time is over; what it failed with is raised below
+                work.wait(_LOOK)
         work.wait()
 
     def close(self) -> None:

@@ -58,6 +58,36 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
         return [Param(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in rows]
 
 
+class Buffers:
+    """Memory to receive in, which is used again once no view of it is left.
+
+    The layer-wise reload keeps views until a layer is complete, so nothing may be written over before; memory that is
+    new each time takes longer to be touched first than the weights to come.
+    """
+
+    NUM_KEPT = 4
+    """Free ones."""
+
+    def __init__(self) -> None:
+        self._given = list[torch.Tensor]()
+        self._users_of_free = _users(torch.empty(1))
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """[num_bytes] uint8, which nobody else sees."""
+        free = [whole for whole in self._given if _users(whole) == self._users_of_free]
+        fitting = [whole for whole in free if whole.numel() >= num_bytes]
+        whole = fitting[0] if fitting else torch.empty(num_bytes, dtype=torch.uint8)
+        kept = [other for other in free if other is not whole][: self.NUM_KEPT]
+        in_use = [other for other in self._given if not any(other is one for one in free)]
+        self._given = [*in_use, *kept, whole]
+        return whole[:num_bytes]
+
+
+def _users(tensor: torch.Tensor) -> int:
+    """Tensors and others that share its memory."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
     """Receives checkpoint-format weights and loads them through vLLM's layer-wise reload."""
 
@@ -108,10 +138,10 @@ class GlooWorkerEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         """Each bucket with its buffer [num_bytes] uint8; the next one comes in meanwhile."""
         assert self._wire is not None
         coming = deque[tuple[torch.Tensor, Any]]()
+        buffers = Buffers()
         for i, bucket in enumerate(cut):
             for following in cut[i + len(coming) : i + 2]:
-                # A new buffer each time: the layer-wise reload keeps views until a layer is complete.
-                buffer = torch.empty(following.num_bytes, dtype=torch.uint8)
+                buffer = buffers.take(following.num_bytes)
                 coming.append((buffer, self._wire.begin(buffer)))
             buffer, begun = coming.popleft()
             self._wire.wait(begun)

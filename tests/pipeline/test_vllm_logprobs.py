@@ -233,7 +233,7 @@ def test_bytes_that_change_on_the_way(live: Live, monkeypatch: pytest.MonkeyPatc
         add(self, bucket, buffer)
 
     monkeypatch.setattr(stream.Tally, "add", add_other)
-    with pytest.raises(RolloutError, match="CRC-32"):
+    with pytest.raises(RolloutError, match="checksum"):
         live.push()
     monkeypatch.undo()
     live.push()

@@ -176,5 +176,5 @@ def test_in_the_middle_of_a_push(rig: Rig, number: int) -> None:
     assert noticed < PUSH_S / 2
     # Other ranks were never left waiting: each pass was announced and read to its end.
     assert rig.passes == [len(rig.source.tensors)] * 2 and rig.announced == 2
-    assert (report.crc, report.bytes) == (rig.undisturbed_push.crc, rig.undisturbed_push.bytes)
+    assert (report.checksum, report.bytes) == (rig.undisturbed_push.checksum, rig.undisturbed_push.bytes)
     rig.check(rig.generate(0.0), 0.0)

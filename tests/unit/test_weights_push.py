@@ -139,7 +139,7 @@ def test_a_push_empties_the_prefix_cache_and_reads_the_version_back(rig: Rig) ->
 def test_a_push_that_begins_again_empties_the_cache_again(rig: Rig) -> None:
     def fails(source: Any, client: Any) -> None:
         client.refused.add(rig.servers[0])
-        raise RuntimeError("CRC-32")
+        raise RuntimeError("checksum")
 
     rig.once(fails)
     rig.pusher.push(4)
@@ -174,7 +174,7 @@ def test_a_server_that_dies_leaves_no_pass_half_read(rig: Rig, tensors: int) -> 
 def test_a_healthy_server_that_refuses_is_restarted_alone(rig: Rig) -> None:
     def refuses(source: Any, client: Any) -> None:
         client.refused.add(rig.servers[0])
-        raise RuntimeError("CRC-32")
+        raise RuntimeError("checksum")
 
     rig.once(refuses)
     assert [r.url for r in rig.pusher.push(4).recoveries] == ["http://s0"]
@@ -223,10 +223,10 @@ def test_passes_that_fail_for_ever_are_all_read_to_the_end(rig: Rig) -> None:
     def fails(source: Any, client: Any) -> None:
         next(source)
         client.refused.add(rig.servers[1])
-        raise RuntimeError("CRC-32")
+        raise RuntimeError("checksum")
 
     rig.send = fails
-    with pytest.raises(RolloutError, match=r"gave up .*s1 after 2 restarts .*CRC-32"):
+    with pytest.raises(RolloutError, match=r"gave up .*s1 after 2 restarts .*checksum"):
         rig.pusher.push(4)
     assert (rig.passes, rig.announced) == ([6, 6, 6], 3)
 
