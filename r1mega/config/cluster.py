@@ -176,7 +176,7 @@ class WeightsLayout(Section):
     """gloo: through host memory; nccl: broadcast from GPU to GPU; ipc: handed over within a GPU, where trainer and
     engine share them. None: gloo on cpu, ipc where colocated, otherwise nccl."""
     bucket_mib: int = Field(default=1024, gt=0)
-    """Most of one message, but where a single tensor is larger; on gloo at most 64."""
+    """Most of one message, but where a single tensor is larger; on gloo at most 8."""
     verify: int = Field(default=20, ge=0)
     """The first push and each so-manieth is proven: what the engine holds against what was sent, by checksums. 0:
     none is."""

@@ -80,3 +80,33 @@ class Wire:
         leaving = threading.Thread(target=group.clear)
         leaving.start()
         leaving.join(1.0)
+
+
+class Buffers:
+    """Memory to receive in, which is used again once no view of it is left.
+
+    The layer-wise reload keeps views until a layer is complete, so nothing may be written over before; memory that is
+    new each time takes longer to be touched first than the weights to come.
+    """
+
+    NUM_KEPT = 4
+    """Free ones."""
+
+    def __init__(self) -> None:
+        self._given = list[torch.Tensor]()
+        self._users_of_free = _users(torch.empty(1))
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """[num_bytes] uint8, which nobody else sees."""
+        free = [whole for whole in self._given if _users(whole) == self._users_of_free]
+        fitting = [whole for whole in free if whole.numel() >= num_bytes]
+        whole = fitting[-1] if fitting else torch.empty(num_bytes, dtype=torch.uint8)
+        kept = [other for other in free if other is not whole][: self.NUM_KEPT]
+        in_use = [other for other in self._given if not any(other is one for one in free)]
+        self._given = [*in_use, *kept, whole]
+        return whole[:num_bytes]
+
+
+def _users(tensor: torch.Tensor) -> int:
+    """Tensors and others that share its memory."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # pyright: ignore[reportAttributeAccessIssue]

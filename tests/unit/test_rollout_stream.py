@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from r1mega.weights.stream import Param, Tally, buckets, checked
+from r1mega.weights.wire import Buffers
 
 PARAMS = [
     Param("a", torch.float32, (3, 5)),
@@ -46,6 +47,54 @@ def test_tally_counts_and_notices_one_changed_byte() -> None:
     other.add(bucket, buffer)
     assert one.as_tensor()[:2].tolist() == [len(PARAMS), bucket.num_bytes]
     assert one.as_tensor()[2] != other.as_tensor()[2]
+
+
+def test_tally_notices_what_is_lost_repeated_or_in_another_place() -> None:
+    """Two buckets of 5 rows of 1024 words and some; a row is 8 KiB."""
+    params = [Param("a", torch.int64, (5 * 1024 + 3,)), Param("b", torch.int64, (5 * 1024 + 3,))]
+    cut = buckets(params, 1)
+    sent = torch.randint(-(2**62), 2**62, (2, 5 * 1024 + 3), generator=torch.Generator().manual_seed(1))
+
+    def of(*words: torch.Tensor) -> int:
+        tally = Tally()
+        for bucket, row in zip(cut, words, strict=True):
+            tally.add(bucket, row.clone().view(torch.uint8))
+        return tally.checksum
+
+    first, second = sent
+    right = of(first, second)
+    assert right == of(first, second)
+    swapped = first.clone()
+    swapped[:1024], swapped[1024:2048] = first[1024:2048], first[:1024]
+    later = first.clone()
+    later[1:] = first[:-1]
+    end = first.clone()
+    end[-1], end[-2] = first[-2], first[-1]  # behind the last whole row
+    for wrong in ((second, first), (first, first), (swapped, second), (later, second), (end, second)):
+        assert of(*wrong) != right
+
+
+def test_memory_is_received_in_again_once_no_view_of_it_is_left() -> None:
+    buffers = Buffers()
+    first = buffers.take(100)
+    place, kept = first.data_ptr(), first[12:16].view(torch.float32)
+    del first
+    second = buffers.take(100)
+    assert second.data_ptr() != place  # a view of the first is left
+    del kept
+    third = buffers.take(60)
+    assert (third.data_ptr(), third.numel()) == (place, 60)
+    assert buffers.take(200).numel() == 200
+    del second, third
+    again = {buffers.take(100).data_ptr() for _ in range(3)}
+    assert len(again) == 1  # what is let go at once is given again at once
+
+
+def test_gaps_are_what_no_tensor_fills() -> None:
+    """b is 14 bytes from 64 on, and the next begins at 80; scalar is 4, and empty, and then big at 96 and 112."""
+    (bucket,) = buckets(PARAMS, 10**6)
+    assert bucket.offsets == (0, 64, 80, 96, 96, 496)
+    assert [(gap.start, gap.stop) for gap in bucket.gaps] == [(60, 64), (78, 80), (84, 96)]
 
 
 def test_checked_refuses_disagreement() -> None:
