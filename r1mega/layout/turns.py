@@ -66,7 +66,7 @@ MOVES: tuple[tuple[State, State], ...] = (
     # Nothing was pushed after all.
     ("exporting", "learning"),
 )
-"""Each gives up on one side before it takes on the other."""
+"""Each is a change of one side alone, so that what is given up is free before anything is taken."""
 
 
 def way(begin: State, end: State) -> list[State]:

@@ -114,7 +114,7 @@ class Colocated:
             self.move(after)
 
     def move(self, after: State) -> None:
-        """Go over to a state that may follow the present one: first what gives memory up, then what takes it.
+        """Go over to a state that may follow the present one.
 
         Raises:
             RuntimeError: it may not follow.
@@ -124,19 +124,12 @@ class Colocated:
             raise RuntimeError(f"trainer and engine share their GPUs: {after!r} does not follow {self.state!r}")
         log.info("memory of the GPUs: %s, then %s", self.state, after)
         have, want = STATES[self.state], STATES[after]
-        paths = _PATHS.get((have.engine, want.engine), ())
-        if asleep := want.engine == "asleep":
-            self._tell(paths)
         aside, back = sorted(have.trainer - want.trainer), sorted(want.trainer - have.trainer)
         if aside or back:
             self._trainer(aside, back)
-        if not asleep:
-            self._tell(paths)
-        self.state = after
-
-    def _tell(self, paths: Sequence[str]) -> None:
-        for path in paths:
+        for path in _PATHS.get((have.engine, want.engine), ()):
             at_once(self._servers, lambda server, path=path: self._post(server, path))
+        self.state = after
 
 
 _PATHS = {
