@@ -13,7 +13,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import warm
 from safetensors.torch import load_file
 from tagged import ranks_of, servers_of
 from test_stages import LIMIT_S, TIMING, TINY, said, wait_for
+from watched import further, more_answers, num_lines, step_s, until
 
 NUM_KILLS = 8
 AT_RANDOM = rotation.rows("kills of a run that replays its journal", rotating=range(1, 4), take=1)
@@ -91,37 +91,9 @@ def with_journal_of(whole: Path, run_dir: Path) -> Path:
     return run_dir
 
 
-def step_s(metrics: Path) -> float:
-    """Mean seconds of an optimiser step so far, on this machine; one before the first."""
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []  # the last one may be half written
-    seconds = [row["seconds/update"] for row in map(json.loads, lines) if row["kind"] == "train"]
-    return sum(seconds) / len(seconds) if seconds else 1.0
-
-
 def start(tag: int, arguments: list[str], *, cold: bool = False) -> Any:
     """A run whose ranks and servers can be told by the tag in their environment."""
     return warm.start(*arguments, "--resume", environment={**os.environ, "R1MEGA_TEST": str(tag)}, cold=cold)
-
-
-def until(event: Callable[[], bool], process: Any = None) -> bool:
-    """Wait for it; whether it came before the process, if one is given, had ended."""
-    end = time.monotonic() + LIMIT_S
-    while not event():
-        if process is not None and process.poll() is not None:
-            return event()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return True
-
-
-def further(process: Any, seconds: float, metrics: Path, line: int) -> None:
-    """Wait so long, but at most until it has written this line: a fast machine's run would be done by then."""
-    end = time.monotonic() + seconds
-    until(lambda: time.monotonic() > end or num_lines(metrics) >= line, process)
-
-
-def num_lines(metrics: Path) -> int:
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 @pytest.mark.slow
@@ -161,16 +133,6 @@ def test_killed_at_random_moments_ends_as_the_uninterrupted_run(base: Path, whol
     assert got.keys() == want.keys()
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert not (run_dir / "logs/vllm.log").exists()  # all of it came from the journal
-
-
-def journalled(run_dir: Path) -> int:
-    """Bytes of answers on disk."""
-    return sum(file.stat().st_size for file in (run_dir / "journal").glob("version_*.jsonl"))
-
-
-def more_answers(run_dir: Path, process: Any) -> None:
-    before = journalled(run_dir)
-    assert until(lambda: journalled(run_dir) > before, process), f"ended with {process.returncode}"
 
 
 def killed_while_sampling(run_dir: Path, arguments: list[str], seed: int) -> list[str]:
