@@ -69,7 +69,9 @@ class RankZero:
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
             # Servers that share GPUs are of no use to a stage that does not know whose turn it is.
-            give=None if shared else GiveFolder(address=cluster.address, breakable=interrupt.at_once),
+            give=None
+            if shared
+            else GiveFolder(address=cluster.address, transport=cluster.transport, breakable=interrupt.at_once),
             places=places_of(cluster, trains=True),
         )
         needed = config.rollout.replay == "live" or self.journal.newest_version() < step

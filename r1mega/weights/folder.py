@@ -11,7 +11,9 @@ fails in the middle, or later, comes back with the weights that it is believed t
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from r1mega.formats.hf_files import read_files
 from r1mega.formats.hf_folder import HFFolder
 from r1mega.rollout.alike import differences
 from r1mega.rollout.server import Server
-from r1mega.weights.push import Pusher, PushReport
+from r1mega.weights.push import Pusher
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +83,21 @@ class GiveFolder:
         self,
         *,
         address: str = "",
+        transport: str = "gloo",
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
         pusher: Callable[..., Pusher] = Pusher,
     ) -> None:
         """
         Args:
             address, breakable: see `Pusher`.
+            transport: for which the servers were started (`Cluster.transport`). Only gloo sends from host memory;
+                servers of the others are started anew, of the folder.
             pusher: as `Pusher`.
         """
-        self._address, self._breakable, self._pusher = address, breakable, pusher
+        self._address, self._transport = address, transport
+        self._breakable, self._pusher = breakable, pusher
 
-    def __call__(self, servers: Sequence[Server], folder: Path) -> PushReport:
+    def __call__(self, servers: Sequence[Server], folder: Path) -> None:
         """Return once the servers, which must be ready, answer with the folder's weights, as version 0.
 
         Raises:
@@ -111,6 +117,12 @@ class GiveFolder:
         weights = FolderWeights(folder)
         for server in servers:
             server.model_dir = folder
+        seconds = self._push(weights, servers) if self._transport == "gloo" else self._start_anew(servers, folder)
+        for server in servers:
+            server.foreign = False
+            log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, seconds)
+
+    def _push(self, weights: FolderWeights, servers: Sequence[Server]) -> float:
         pusher = self._pusher(weights, servers, address=self._address, breakable=self._breakable)
         try:
             report = pusher.push(0)
@@ -118,7 +130,21 @@ class GiveFolder:
             pusher.close()
         for recovery in report.recoveries:
             recovery.tell()
-        for server in servers:
-            server.foreign = False
-            log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, report.seconds)
-        return report
+        return report.seconds
+
+    def _start_anew(self, servers: Sequence[Server], folder: Path) -> float:
+        """All at once; what breaks off the wait for them stops them for good."""
+        begin = time.monotonic()
+        with ThreadPoolExecutor(len(servers)) as executor:
+            pending = [
+                executor.submit(server.restart, f"to begin with the weights of {folder}") for server in servers
+            ]
+            try:
+                with self._breakable():
+                    for start in pending:
+                        start.result()
+            except KeyboardInterrupt:  # StopNow is one
+                for server in servers:  # or leaving the executor would wait for their start
+                    server.stop()
+                raise
+        return time.monotonic() - begin

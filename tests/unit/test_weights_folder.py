@@ -63,7 +63,7 @@ def server(folder: Path) -> Any:
 
 
 def give(to: Any, folder: Path) -> None:
-    GiveFolder(address="here", breakable=nullcontext, pusher=PushRecord)(to, folder)
+    GiveFolder(address="here", breakable=nullcontext, pusher=PushRecord)([to], folder)
 
 
 def test_a_servers_next_start_begins_with_the_folder_that_it_is_given(first: Path, tmp_path: Path):
@@ -77,6 +77,17 @@ def test_a_servers_next_start_begins_with_the_folder_that_it_is_given(first: Pat
     assert pusher.sent.keys() == wanted.keys() and all(
         torch.equal(pusher.sent[name], wanted[name]) for name in wanted
     )
+
+
+def test_servers_of_gpus_are_started_anew_of_the_folder(first: Path, tmp_path: Path):
+    """What only asks them has no GPU to send from; a start's weights are the folder's, of version 0."""
+    given, several = second(tmp_path / "second"), [server(first), server(first)]
+    began = list[tuple[Path, str]]()
+    for to in several:
+        to.restart = lambda reason, to=to: began.append((to.model_dir, reason))
+    GiveFolder(transport="nccl", pusher=PushRecord)(several, given)
+    assert began == [(given, f"to begin with the weights of {given}")] * 2
+    assert PushRecord.made == [] and not any(to.foreign for to in several)
 
 
 def test_what_a_server_cannot_take_leaves_it_as_it_is(first: Path, tmp_path: Path):
