@@ -14,7 +14,7 @@ from typing import Any
 
 try:
     from r1mega.config.load import load_cluster
-    from r1mega.rollout.command import Folder, Place, Start, command, environment
+    from r1mega.rollout.command import ServedFolder, ServerPlace, Start, command, environment
 except ModuleNotFoundError as missing:
     said = f"{sys.executable} has no {missing.name}: run `make env` and then, in each shell, `. .venv/bin/activate`"
     print(f"server_commands: {said}", file=sys.stderr)
@@ -43,10 +43,10 @@ def parts(cluster: str) -> Iterator[dict[str, Any]]:
     layout = machine.rollout.model_copy(update={"python": PYTHON})
     for model in MODELS[cluster]:
         config = json.loads((ROOT / "configs/models" / model / "config.json").read_text())
-        folder = Folder.of(Path("/models") / model, {**config, "quantization_config": None})
+        folder = ServedFolder.of(Path("/models") / model, {**config, "quantization_config": None})
         for trains in (True, False):
             for number in range(layout.servers):
-                place = Place.of(machine, number, trains=trains)
+                place = ServerPlace.of(machine, number, trains=trains)
                 for node in range(place.hosts):
                     start = Start(layout.host, PORT, MAX_MODEL_LEN, SEED, node, "10.0.0.1")
                     line = command(folder, layout, place, start)

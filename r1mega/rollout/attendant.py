@@ -1,6 +1,6 @@
 """Servers on nodes of their own: one process a node waits there for orders, in a folder that all nodes share.
 
-    rank 0 (`Ordered`)                      the folder                   node 3 (`attend`)
+    rank 0 (`OrderedServer`)                the folder                   node 3 (`attend`)
     ------------------                      ----------                   -----------------
                                             node_3.json       <--------  is there, and at which address
     start: number 1, a command  --------->  order_3_0_0.json  -------->  starts it
@@ -41,7 +41,7 @@ LOST = 1
 
 
 @dataclass(frozen=True)
-class Part:
+class NodePart:
     """What a server has on one node."""
 
     node: int
@@ -71,13 +71,13 @@ def address_of(folder: Path, node: int, timeout_s: float) -> str:
     return found["address"]
 
 
-class Ordered:
+class OrderedServer:
     """A server that nodes of its own run, as `subprocess.Popen` of a child here (`runtime.process.Spawned`)."""
 
     pid = 0
     """No process of this host."""
 
-    def __init__(self, folder: Path, parts: Mapping[Part, Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, parts: Mapping[NodePart, Mapping[str, Any]]) -> None:
         """Order the start.
 
         Args:
@@ -87,8 +87,8 @@ class Ordered:
         self._code: int | None = None
         self._numbers = self._order(parts)
 
-    def _order(self, orders: Mapping[Part, Mapping[str, Any]]) -> dict[Part, int]:
-        numbers = dict[Part, int]()
+    def _order(self, orders: Mapping[NodePart, Mapping[str, Any]]) -> dict[NodePart, int]:
+        numbers = dict[NodePart, int]()
         for part, order in orders.items():
             file = self._folder / f"order_{part.name}"
             numbers[part] = (_read(file) or {"number": 0})["number"] + 1

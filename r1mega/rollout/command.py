@@ -31,7 +31,7 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Folder:
+class ServedFolder:
     """What of a Hugging Face folder the command line follows from."""
 
     path: Path
@@ -59,7 +59,7 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerPlace:
     """Where a server runs, and how its weights come to it."""
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -117,9 +117,9 @@ class Place:
         )
 
 
-def places_of(machine: Cluster, *, trains: bool) -> tuple[Place, ...]:
+def places_of(machine: Cluster, *, trains: bool) -> tuple[ServerPlace, ...]:
     """Those of all servers of a cluster file."""
-    return tuple(Place.of(machine, number, trains=trains) for number in range(machine.rollout.servers))
+    return tuple(ServerPlace.of(machine, number, trains=trains) for number in range(machine.rollout.servers))
 
 
 def gpus_of(machine: Cluster, *, trains: bool) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ class Start:
     """Of the server's first host, as the others reach it."""
 
 
-def command(folder: Folder, layout: RolloutLayout, place: Place, start: Start) -> list[str]:
+def command(folder: ServedFolder, layout: RolloutLayout, place: ServerPlace, start: Start) -> list[str]:
     """Command line of a server, or of its part on one of several hosts."""
     if place.device == "cpu":
         return cpu_command(folder, layout, start)
@@ -162,12 +162,17 @@ def command(folder: Folder, layout: RolloutLayout, place: Place, start: Start) -
 
 
 def environment(
-    folder: Folder, layout: RolloutLayout, place: Place, *, visible: str | None = None, own_address: str = ""
+    folder: ServedFolder,
+    layout: RolloutLayout,
+    place: ServerPlace,
+    *,
+    visible: str | None = None,
+    own_address: str = "",
 ) -> dict[str, str]:
     """Variables of a server, beside those that it inherits.
 
     Args:
-        visible: CUDA_VISIBLE_DEVICES of this process, where it is set: `Place.gpus` count within it.
+        visible: CUDA_VISIBLE_DEVICES of this process, where it is set: `ServerPlace.gpus` count within it.
         own_address: of a host among several, as the others reach it.
     """
     if place.device == "cpu":
@@ -175,7 +180,7 @@ def environment(
     return cuda_environment(layout, place, visible=visible, own_address=own_address)
 
 
-def cpu_command(folder: Folder, layout: RolloutLayout, start: Start) -> list[str]:
+def cpu_command(folder: ServedFolder, layout: RolloutLayout, start: Start) -> list[str]:
     """Command line of a server that computes on a CPU."""
     values = {
         **_common(folder, start),
@@ -207,7 +212,7 @@ def cpu_command(folder: Folder, layout: RolloutLayout, start: Start) -> list[str
     return [*program, *_arguments(values, flags)]
 
 
-def cpu_environment(folder: Folder, layout: RolloutLayout) -> dict[str, str]:
+def cpu_environment(folder: ServedFolder, layout: RolloutLayout) -> dict[str, str]:
     """Variables of a server that computes on a CPU; `openmp.preload` adds to them."""
     return {
         "OMP_NUM_THREADS": str(layout.threads),
@@ -220,7 +225,7 @@ def cpu_environment(folder: Folder, layout: RolloutLayout) -> dict[str, str]:
     }
 
 
-def cuda_command(folder: Folder, layout: RolloutLayout, place: Place, start: Start) -> list[str]:
+def cuda_command(folder: ServedFolder, layout: RolloutLayout, place: ServerPlace, start: Start) -> list[str]:
     """Command line of a server on GPUs, or of its part on one of several hosts.
 
     Left to vLLM: block size, executor, CUDA graphs, chunked prefill, asynchronous scheduling, attention kernels.
@@ -264,7 +269,7 @@ def cuda_command(folder: Folder, layout: RolloutLayout, place: Place, start: Sta
 
 
 def cuda_environment(
-    layout: RolloutLayout, place: Place, *, visible: str | None = None, own_address: str = ""
+    layout: RolloutLayout, place: ServerPlace, *, visible: str | None = None, own_address: str = ""
 ) -> dict[str, str]:
     """Variables of a server on GPUs. Arguments: see `environment`."""
     found = {**_ANYWHERE, **({"VLLM_HOST_IP": own_address} if place.hosts > 1 else _ON_ONE_HOST)}
@@ -296,7 +301,7 @@ _ON_ONE_HOST = {
 }
 
 
-def _common(folder: Folder, start: Start) -> dict[str, object]:
+def _common(folder: ServedFolder, start: Start) -> dict[str, object]:
     return {
         "model": folder.path,
         "served-model-name": "policy",
@@ -314,7 +319,7 @@ def _ranks(layout: RolloutLayout) -> dict[str, object]:
     }
 
 
-def _hosts(layout: RolloutLayout, place: Place, start: Start) -> dict[str, object]:
+def _hosts(layout: RolloutLayout, place: ServerPlace, start: Start) -> dict[str, object]:
     """Ports are those behind the server's own, which nobody else has on hosts that are the server's alone."""
     if place.hosts == 1:
         return {}
@@ -327,7 +332,7 @@ def _hosts(layout: RolloutLayout, place: Place, start: Start) -> dict[str, objec
     }
 
 
-def _stored(folder: Folder, place: Place) -> tuple[dict[str, object], dict[str, object]]:
+def _stored(folder: ServedFolder, place: ServerPlace) -> tuple[dict[str, object], dict[str, object]]:
     """In which form weights are kept, where that is not the folder's: overrides of its config.json, and arguments.
 
     Weights that are pushed have the form that the cluster file says. A 16-bit folder that nothing is pushed over is

@@ -44,7 +44,7 @@ import httpx
 from r1mega.config.cluster import RolloutLayout
 from r1mega.families.registry import read_language_model
 from r1mega.rollout.alike import kind_of
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.server import STOP_GRACE_S, Server
 from r1mega.rollout.several import begin_all, marked, marks
 from r1mega.runtime import env, files, locks, process
@@ -123,11 +123,11 @@ def begin_own(
     max_model_len: int,
     seed: int,
     log_file: Path,
-    places: Sequence[Place] = (),
+    places: Sequence[ServerPlace] = (),
 ) -> tuple[Server, ...]:
     """`layout.servers` servers that end with the stage, each at its place. Arguments and Raises: see `Server`."""
 
-    def start(mark: str, layout: RolloutLayout, place: Place) -> Server:
+    def start(mark: str, layout: RolloutLayout, place: ServerPlace) -> Server:
         own = marked(log_file, mark)
         return Server(model_dir, layout, max_model_len=max_model_len, seed=seed, log_file=own, place=place)
 
@@ -141,7 +141,7 @@ def begin(
     max_model_len: int,
     seed: int,
     log_file: Path,
-    places: Sequence[Place] = (),
+    places: Sequence[ServerPlace] = (),
 ) -> tuple[Server, ...]:
     """Servers for a stage: those an earlier one has left, where they are laid out as this one asks; else new ones.
 
@@ -155,7 +155,7 @@ def begin(
         return begin_own(model_dir, layout, **sizes, log_file=log_file, places=places)
     keeper.end(*held)
 
-    def start(mark: str, layout: RolloutLayout, place: Place) -> Server:
+    def start(mark: str, layout: RolloutLayout, place: ServerPlace) -> Server:
         lock, sizes = held[mark], {"max_model_len": max_model_len, "seed": seed}
         return KeptServer(keeper, mark, lock, model_dir, layout, **sizes, place=place)
 
@@ -190,7 +190,7 @@ class KeptServer(Server):
         *,
         max_model_len: int,
         seed: int,
-        place: Place,
+        place: ServerPlace,
     ) -> None:
         """lock: of the mark's server, which is held."""
         self._keeper, self._mark, self._lock = keeper, mark, lock

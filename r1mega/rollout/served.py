@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from r1mega.config.cluster import RolloutLayout
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.fleet import Fleet
 from r1mega.rollout.kept import begin, begin_own
@@ -62,7 +62,7 @@ class ServedModel:
         log_file: Path,
         interrupt: Interrupt,
         give: Give | None = None,
-        places: Sequence[Place] = (),
+        places: Sequence[ServerPlace] = (),
     ) -> None:
         """Nothing is started yet.
 

@@ -24,15 +24,15 @@ import httpx
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
-from r1mega.rollout.attendant import Ordered, Part, address_of
-from r1mega.rollout.command import Folder, Place, Start, command, environment
+from r1mega.rollout.attendant import NodePart, OrderedServer, address_of
+from r1mega.rollout.command import ServedFolder, ServerPlace, Start, command, environment
 from r1mega.rollout.installed import fault_of
 from r1mega.runtime import env, openmp, process
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 10.0
-CPU = Place()
+CPU = ServerPlace()
 PORTS = range(20000, 30000)
 """Where a free port is looked for: below the ports that the kernel hands to outgoing connections, since one of
 those may take the port in the half minute until vLLM listens."""
@@ -51,7 +51,7 @@ class Server:
         max_model_len: int,
         seed: int,
         log_file: Path,
-        place: Place = CPU,
+        place: ServerPlace = CPU,
     ) -> None:
         """Start the processes; `wait_ready` waits for them.
 
@@ -118,7 +118,7 @@ class Server:
     def _spawn(self) -> process.Spawned:
         atexit.register(self.stop)
         if self.place.nodes:
-            return Ordered(Path(self.layout.attendants), self._parts())
+            return OrderedServer(Path(self.layout.attendants), self._parts())
         return process.spawn(
             [*self.layout.launch, *self._command()], environment=self._environment(), log_file=self.log_file
         )
@@ -173,21 +173,21 @@ class Server:
     def _command(self) -> list[str]:
         """Command line of the server."""
         start = Start(self.host, self.port, self.max_model_len, self._seed)
-        return command(Folder.read(self.model_dir), self.layout, self.place, start)
+        return command(ServedFolder.read(self.model_dir), self.layout, self.place, start)
 
     def _environment(self) -> dict[str, str]:
         """Environment of the server."""
-        found = environment(Folder.read(self.model_dir), self.layout, self.place, visible=env.visible_gpus())
+        found = environment(ServedFolder.read(self.model_dir), self.layout, self.place, visible=env.visible_gpus())
         return process.child_environment(**found, **(openmp.preload() if self.place.device == "cpu" else {}))
 
-    def _parts(self) -> dict[Part, dict[str, object]]:
+    def _parts(self) -> dict[NodePart, dict[str, object]]:
         """What each of its nodes is to start."""
-        folder, parts = Folder.read(self.model_dir), dict[Part, dict[str, object]]()
+        folder, parts = ServedFolder.read(self.model_dir), dict[NodePart, dict[str, object]]()
         for number, (node, address) in enumerate(zip(self.place.nodes, self._addresses, strict=True)):
             start = Start(self.host, self.port, self.max_model_len, self._seed, number, self._addresses[0])
             own = environment(folder, self.layout, self.place, own_address=address)
             mark = f".{number}" if number else ""
-            parts[Part(node, self.place.number, number)] = {
+            parts[NodePart(node, self.place.number, number)] = {
                 "command": command(folder, self.layout, self.place, start),
                 "environment": {**own, **(openmp.always() if self.place.device == "cpu" else {})},
                 "log": str(self.log_file.with_name(f"{self.log_file.stem}{mark}{self.log_file.suffix}").absolute()),
@@ -280,7 +280,7 @@ class Server:
     def _end(self, *, grace_s: float) -> None:
         with self._processes:
             atexit.unregister(self.stop)
-            if isinstance(self._process, Ordered):
+            if isinstance(self._process, OrderedServer):
                 self._process.end(grace_s=grace_s)
             else:
                 process.stop_group(self._process, grace_s=grace_s)

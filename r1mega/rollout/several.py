@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from r1mega.config.cluster import RolloutLayout
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.server import Server
 
 T = TypeVar("T")
@@ -23,9 +23,9 @@ def marked(file: Path, mark: str) -> Path:
 
 
 def begin_all(
-    begin: Callable[[str, RolloutLayout, Place], Server],
+    begin: Callable[[str, RolloutLayout, ServerPlace], Server],
     layout: RolloutLayout,
-    places: Sequence[Place],
+    places: Sequence[ServerPlace],
     *,
     cleanup: Callable[[], None] = lambda: None,
 ) -> tuple[Server, ...]:
@@ -40,7 +40,7 @@ def begin_all(
     try:
         for i, mark in enumerate(marks(layout.servers)):
             own = layout.model_copy(update={"port": layout.port + i if layout.port else 0})
-            begun.append(begin(mark, own, places[i] if places else Place()))
+            begun.append(begin(mark, own, places[i] if places else ServerPlace()))
     except BaseException:
         for server in begun:
             server.stop()

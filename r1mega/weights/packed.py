@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from r1mega.errors import RolloutError
-from r1mega.weights.sender import NUM_BUFFERS, Group, Link, PushedWeights, Sent, pump, receiving, with_answer
+from r1mega.weights.sender import NUM_BUFFERS, Carrier, Link, PushedWeights, Sent, pump, receiving, with_answer
 from r1mega.weights.servers import ServerClient
 from r1mega.weights.stream import Param, checked, evened, evened_stream, packed
 
@@ -19,7 +19,7 @@ _LOOK_S = 0.2
 """Between two looks at whether a server has given up."""
 
 
-class Abortable(Group, Protocol):
+class Abortable(Carrier, Protocol):
     """A group that can be ended."""
 
     def abort(self) -> None:

@@ -101,7 +101,7 @@ class Sender(Protocol):
         ...
 
 
-class Group(Protocol):
+class Carrier(Protocol):
     """What carries buffers from the sender, rank 0, to the workers."""
 
     device: torch.device
@@ -118,7 +118,7 @@ class Group(Protocol):
 
 
 def pump(
-    group: Group,
+    group: Carrier,
     cut: Sequence[Bucket],
     stream: Iterator[tuple[str, torch.Tensor]],
     given_up: Callable[[], bool],

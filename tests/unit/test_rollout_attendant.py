@@ -15,15 +15,15 @@ from r1mega.config.cluster import RolloutLayout
 from r1mega.config.load import load_cluster
 from r1mega.errors import RolloutError
 from r1mega.rollout import server as server_module
-from r1mega.rollout.attendant import LOST, OVER, Ordered, Part, address_of
-from r1mega.rollout.command import Place
+from r1mega.rollout.attendant import LOST, OVER, NodePart, OrderedServer, address_of
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.server import Server
 from r1mega.runtime.process import Identity
 
 LIMIT_S = 100.0
 TELL = "import os, sys, time; print(os.getpid(), os.environ['WORD'], flush=True); time.sleep(600)"
 DEAF = "import signal; signal.signal(15, signal.SIG_IGN); " + TELL
-PART = Part(node=0, server=2, number=0)
+PART = NodePart(node=0, server=2, number=0)
 
 
 def wait_until(holds: Callable[[], Any]) -> None:
@@ -63,13 +63,13 @@ def node(tmp_path: Path) -> Iterator[Node]:
         node.over()
 
 
-def ordered(node: Node, program: str = TELL, *, log: str = "log", **variables: str) -> Ordered:
+def ordered(node: Node, program: str = TELL, *, log: str = "log", **variables: str) -> OrderedServer:
     address_of(node.folder, 0, LIMIT_S)
     order = {
         "command": [sys.executable, "-c", program], "environment": {"WORD": "one", **variables},
         "log": str(node.folder / log),
     }  # fmt: skip
-    return Ordered(node.folder, {PART: order})
+    return OrderedServer(node.folder, {PART: order})
 
 
 def told(node: Node, log: str = "log") -> tuple[int, str]:
@@ -156,7 +156,7 @@ def test_a_node_that_does_not_come_is_named(tmp_path: Path):
 
 def test_a_node_that_does_not_answer_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
     monkeypatch.setattr("r1mega.rollout.attendant.CONFIRM_S", 0.1)
-    server = Ordered(tmp_path, {PART: {"command": ["true"], "environment": {}, "log": str(tmp_path / "log")}})
+    server = OrderedServer(tmp_path, {PART: {"command": ["true"], "environment": {}, "log": str(tmp_path / "log")}})
     server.end(grace_s=0.0)
     assert server.returncode == LOST and "node 0 of the rollout servers does not say that" in caplog.text
 
@@ -167,10 +167,10 @@ def test_a_server_of_two_nodes_is_ended_with_either(tmp_path: Path):
         addresses = [address_of(tmp_path / "servers", number, LIMIT_S) for number in (0, 1)]
         assert addresses == ["127.0.0.1"] * 2
         programs = ("import time; time.sleep(600)", "raise SystemExit(5)")
-        server = Ordered(
+        server = OrderedServer(
             tmp_path / "servers",
             {
-                Part(number, 0, number): {
+                NodePart(number, 0, number): {
                     "command": [sys.executable, "-c", program], "environment": {}, "log": str(tmp_path / f"{number}"),
                 }
                 for number, program in enumerate(programs)
@@ -210,7 +210,7 @@ def test_a_server_is_started_watched_and_restarted_on_its_node(
 
     monkeypatch.setattr(server_module, "command", command)
     layout = RolloutLayout(attendants=str(node.folder), host="not.this.one", start_timeout_s=LIMIT_S)
-    log, place = tmp_path / "vllm.log", Place(nodes=(0,), number=2)
+    log, place = tmp_path / "vllm.log", ServerPlace(nodes=(0,), number=2)
     with Server(tmp_path, layout, max_model_len=64, seed=0, log_file=log, place=place) as server:
         server.wait_ready()
         assert server.host == "127.0.0.1" and (starts[0].address, starts[0].node) == ("127.0.0.1", 0)
@@ -225,7 +225,7 @@ def test_a_server_is_started_watched_and_restarted_on_its_node(
 def test_servers_fill_nodes_in_order():
     def laid(cluster: str) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         machine = load_cluster(cluster, ["rollout.attendants=/x"])
-        found = [Place.of(machine, number, trains=True) for number in range(machine.rollout.servers)]
+        found = [ServerPlace.of(machine, number, trains=True) for number in range(machine.rollout.servers)]
         assert [place.number for place in found] == list(range(len(found)))
         return [(place.nodes, place.gpus) for place in found]
 

@@ -14,8 +14,8 @@ import pytest
 from r1mega.config.cluster import Cluster, RolloutLayout
 from r1mega.config.load import load_cluster
 from r1mega.rollout.command import (
-    Folder,
-    Place,
+    ServedFolder,
+    ServerPlace,
     Start,
     command,
     cuda_environment,
@@ -41,8 +41,8 @@ def golden(cluster: str) -> list[dict[str, Any]]:
 def line_of(
     config: dict[str, Any], machine: Cluster, *, trains: bool = True, start: Start | None = None
 ) -> list[str]:
-    folder = Folder.of(Path("/m"), config)
-    place = Place.of(machine, trains=trains)
+    folder = ServedFolder.of(Path("/m"), config)
+    place = ServerPlace.of(machine, trains=trains)
     return command(folder, machine.rollout, place, start or Start("127.0.0.1", 20000, 4096, 0))
 
 
@@ -105,15 +105,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("v3")
     config = json.loads((ROOT / "configs/models/DeepSeek-V3-Base/config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": None}))
-    machine, here = load_cluster("h800_v3", []), Folder.read(folder)
-    place = Place.of(machine, trains=True)
+    machine, here = load_cluster("h800_v3", []), ServedFolder.read(folder)
+    place = ServerPlace.of(machine, trains=True)
     parts = [
         command(here, machine.rollout, place, Start("node65", 20000, 4096, 0, node, "127.0.0.1")) for node in (0, 7)
     ]
     forms = []
     for fp8, trains in FORMS:
         one = cuda(weights={"fp8": fp8})
-        forms.append(command(here, one.rollout, Place.of(one, trains=trains), Start("127.0.0.1", 20000, 4096, 0)))
+        forms.append(
+            command(here, one.rollout, ServerPlace.of(one, trains=trains), Start("127.0.0.1", 20000, 4096, 0))
+        )
     goldens = [row["command"] for cluster in CLUSTERS for row in (golden(cluster)[0], golden(cluster)[-1])]
     asked = [[own_arguments(line) for line in lines] for lines in (goldens, parts, forms)]
     done = subprocess.run(
@@ -159,11 +161,11 @@ def test_a_cpu_server_is_started_as_ever():
     ]  # fmt: skip
     with_latent = line_of(V3, load_cluster("laptop", []))
     assert with_latent[with_latent.index("--block-size") + 1] == "16"
-    found = environment(Folder.of(Path("/m"), QWEN), load_cluster("laptop", []).rollout, Place())
+    found = environment(ServedFolder.of(Path("/m"), QWEN), load_cluster("laptop", []).rollout, ServerPlace())
     assert found["VLLM_MLA_DISABLE"] == found["TORCHDYNAMO_DISABLE"] == "1"
     assert (found["VLLM_ENABLE_V1_MULTIPROCESSING"], found["VLLM_CPU_OMP_THREADS_BIND"]) == ("0", "nobind")
     assert "VLLM_MLA_DISABLE" not in environment(
-        Folder.of(Path("/m"), V3), load_cluster("laptop", []).rollout, Place()
+        ServedFolder.of(Path("/m"), V3), load_cluster("laptop", []).rollout, ServerPlace()
     )
 
 
@@ -179,7 +181,7 @@ def test_what_gpus_do_better_is_left_to_vllm(name: str):
     assert all(
         word not in line_of(QWEN, cuda()) for word in ("--no-enable-chunked-prefill", "--max-num-batched-tokens")
     )
-    found = environment(Folder.of(Path("/m"), QWEN), cuda().rollout, Place.of(cuda(), trains=True))
+    found = environment(ServedFolder.of(Path("/m"), QWEN), cuda().rollout, ServerPlace.of(cuda(), trains=True))
     assert not {"TORCHDYNAMO_DISABLE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_MLA_DISABLE"} & found.keys()
 
 
@@ -209,10 +211,10 @@ def test_each_setting_reaches_the_command_line(setting: dict[str, Any], name: st
 def test_the_engines_own_interpreter_and_cache_are_used():
     machine = cuda(rollout={"python": "/engine/bin/python", "compile_cache": "/scratch/vllm"})
     assert line_of(QWEN, machine)[0] == "/engine/bin/python" != line_of(QWEN, cuda())[0] == sys.executable
-    found = cuda_environment(machine.rollout, Place.of(machine, trains=True))
+    found = cuda_environment(machine.rollout, ServerPlace.of(machine, trains=True))
     assert found["VLLM_CACHE_ROOT"] == "/scratch/vllm"
     assert (Path(found["PYTHONPATH"]) / "r1mega/rollout/command.py").is_file()  # where it finds the worker extension
-    plain = cuda_environment(cuda().rollout, Place.of(cuda(), trains=True))
+    plain = cuda_environment(cuda().rollout, ServerPlace.of(cuda(), trains=True))
     assert not {"VLLM_CACHE_ROOT", "PYTHONPATH"} & plain.keys()
 
 
@@ -248,22 +250,22 @@ def test_each_server_has_gpus_of_its_own_within_those_that_this_process_sees():
     layout = machine.rollout
 
     def devices(number: int, visible: str | None = None) -> str:
-        place = Place.of(machine, number, trains=True)
+        place = ServerPlace.of(machine, number, trains=True)
         return cuda_environment(layout, place, visible=visible)["CUDA_VISIBLE_DEVICES"]
 
     assert (devices(0), devices(1)) == ("4,5", "6,7")
     assert devices(1, "8,9,10,11,12,13,14,GPU-a") == "14,GPU-a"
     named = cuda(trainer={"dp": 2}, rollout={"servers": 2, "gpus": (7, 3)})
-    assert [Place.of(named, number, trains=True).gpus for number in (0, 1)] == [(7,), (3,)]
+    assert [ServerPlace.of(named, number, trains=True).gpus for number in (0, 1)] == [(7,), (3,)]
     assert gpus_of(cuda(trainer={"dp": 8}), trains=True) == ()  # the node is full: on others
-    assert "CUDA_VISIBLE_DEVICES" not in cuda_environment(layout, Place(device="cuda"))
+    assert "CUDA_VISIBLE_DEVICES" not in cuda_environment(layout, ServerPlace(device="cuda"))
 
 
 def test_servers_that_are_begun_together_have_a_place_each():
     begun: list[Any] = []
     machine = cuda(trainer={"dp": 2}, rollout={"servers": 2, "port": 21000})
 
-    def begin(mark: str, layout: RolloutLayout, place: Place) -> Any:
+    def begin(mark: str, layout: RolloutLayout, place: ServerPlace) -> Any:
         begun.append((mark, layout.port, place.gpus, place.device))
         return SimpleNamespace(stop=lambda: None)
 
@@ -275,20 +277,20 @@ def test_servers_that_are_begun_together_have_a_place_each():
 
 def test_a_colocated_server_sleeps_on_the_trainers_gpus_and_takes_handles_of_memory():
     machine = cuda(trainer={"dp": 2}, rollout={"servers": 2}, placement="colocated")
-    place = Place.of(machine, 1, trains=True)
+    place = ServerPlace.of(machine, 1, trains=True)
     line, found = line_of(QWEN, machine), cuda_environment(machine.rollout, place)
     assert place.gpus == (1,) and "--enable-sleep-mode" in line and value(line, "gpu-memory-utilization") == "0.05"
     assert value(line, "weight-transfer-config") == '{"backend": "ipc"}'
     assert found["VLLM_ALLOW_INSECURE_SERIALIZATION"] == "1"
     alone = line_of(QWEN, machine, trains=False)  # an evaluation: nobody to share with
     assert "--enable-sleep-mode" not in alone and "--gpu-memory-utilization" not in alone
-    apart = cuda_environment(cuda().rollout, Place.of(cuda(), trains=True))
+    apart = cuda_environment(cuda().rollout, ServerPlace.of(cuda(), trains=True))
     assert "VLLM_ALLOW_INSECURE_SERIALIZATION" not in apart and "--enable-sleep-mode" not in line_of(QWEN, cuda())
 
 
 def test_a_server_of_several_hosts_is_a_part_on_each_of_them():
     machine = load_cluster("h800_v3", [])
-    place = Place.of(machine, trains=True)
+    place = ServerPlace.of(machine, trains=True)
     first, last = (line_of(V3, machine, start=Start("node65", 20000, 4096, 0, node, "10.1.0.65")) for node in (0, 7))
     assert place.hosts == 8 and place.gpus == ()
     told = ("nnodes", "node-rank", "master-addr", "master-port", "data-parallel-rpc-port", "host", "api-server-count")
@@ -297,4 +299,4 @@ def test_a_server_of_several_hosts_is_a_part_on_each_of_them():
     assert "--headless" not in first and "--api-server-count" not in last
     found = cuda_environment(machine.rollout, place, own_address="10.1.0.68")
     assert found["VLLM_HOST_IP"] == "10.1.0.68" and "GLOO_SOCKET_IFNAME" not in found
-    assert Place.of(cuda(rollout={"tp": 8}), trains=True).hosts == 1
+    assert ServerPlace.of(cuda(rollout={"tp": 8}), trains=True).hosts == 1

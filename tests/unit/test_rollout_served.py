@@ -12,13 +12,13 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.rollout import served as module
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.engine import SamplingParams
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.served import Lengthened, ServedModel
 from r1mega.runtime.interrupt import Interrupt, StopNow
 
-PLACES = (Place(device="cuda", gpus=(3,)),)
+PLACES = (ServerPlace(device="cuda", gpus=(3,)),)
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=4)
 
 

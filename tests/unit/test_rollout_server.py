@@ -18,7 +18,7 @@ import pytest
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
 from r1mega.rollout import server as server_module
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.installed import fault_of
 from r1mega.rollout.server import PORTS, Server
 from r1mega.runtime import process
@@ -36,10 +36,10 @@ def model_dir(tmp_path: Path) -> Path:
 
 
 def start(
-    model_dir: Path, layout: RolloutLayout | None = None, max_model_len: int = 64, place: Place | None = None
+    model_dir: Path, layout: RolloutLayout | None = None, max_model_len: int = 64, place: ServerPlace | None = None
 ) -> Server:
     layout, log = layout or RolloutLayout(), model_dir / "vllm.log"
-    return Server(model_dir, layout, max_model_len=max_model_len, seed=0, log_file=log, place=place or Place())
+    return Server(model_dir, layout, max_model_len=max_model_len, seed=0, log_file=log, place=place or ServerPlace())
 
 
 def runs(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -61,7 +61,7 @@ def test_missing_vllm(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         start(model_dir)
 
 
-CUDA = Place(device="cuda")
+CUDA = ServerPlace(device="cuda")
 
 
 def test_a_build_of_vllm_is_not_given_another_devices_arguments(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
@@ -203,7 +203,7 @@ def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "--host 0.0.0.0" in " ".join(command(server)) and server.url == f"http://node2:{server.port}"
         server.host = "fd00::2"
         assert "--host ::" in " ".join(command(server)) and server.url == f"http://[fd00::2]:{server.port}"
-        server.place = Place(device="cuda", gpus=(1,))
+        server.place = ServerPlace(device="cuda", gpus=(1,))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
         assert "--hf-overrides" in command(server) and server._environment()["CUDA_VISIBLE_DEVICES"] == "5"
 

@@ -24,7 +24,7 @@ from r1mega.preflight.data import check_data
 from r1mega.recipe.evaluate import Evaluate
 from r1mega.recipe.load import load_recipe
 from r1mega.rollout import kept
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.engine import SamplingParams
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
@@ -230,7 +230,7 @@ def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any,
     drawn = [r.seed + i for r in sampled for i in range(r.n)]
     assert len(set(drawn)) == len(drawn) == 6
     assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
-    assert engine.made["places"] == (Place(),)
+    assert engine.made["places"] == (ServerPlace(),)
     assert isinstance(engine.made["give"], GiveFolder)  # with which it takes a server that a chain has kept
     assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
     assert engine.did == ["asked 2", "asked 2", "stopped"]

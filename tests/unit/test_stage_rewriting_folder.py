@@ -22,7 +22,7 @@ from r1mega.errors import ConfigError, DataError
 from r1mega.preflight.look import look
 from r1mega.recipe.load import load_recipe
 from r1mega.recipe.rejection import Rejection
-from r1mega.rollout.command import Place
+from r1mega.rollout.command import ServerPlace
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Completion, FinishReason
@@ -101,7 +101,7 @@ def test_a_folder_rewrites_and_goes_on_after_a_signal(server: Server, folder: Pa
         run(config, tmp_path / "run", stopped)
     run(config, tmp_path / "run", engine, resume=True)
     assert engine.made["max_model_len"] == POSITIONS and engine.made["model_dir"] == folder
-    assert engine.made["log_file"].name == "rewriter_vllm.log" and engine.made["places"] == (Place(),)
+    assert engine.made["log_file"].name == "rewriter_vllm.log" and engine.made["places"] == (ServerPlace(),)
     asked = stopped.texts + engine.texts
     assert len(asked) == 6 and all(text.startswith("<|im_start|>system\nYou edit") for text in asked)
     of = made(tmp_path / "run")["rewrite"]
