@@ -39,6 +39,13 @@ class RolloutError(R1MegaError):
     """The sampling side cannot start, does not answer in time, or answers with something else than asked."""
 
 
+class ServerLostError(RolloutError):
+    """A server that is gone where no other can take its place: what was answered is kept, and the run resumes."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: nothing that the user gave is wrong, so launchers start the run again."""
+
+
 class MismatchError(R1MegaError):
     """vLLM and Megatron disagree on the log-probabilities of the same tokens by more than the bound."""
 

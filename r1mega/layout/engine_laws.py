@@ -27,8 +27,15 @@ def engine_layout_faults(cluster: Cluster) -> list[str]:
     faults = _placement_faults(cluster)
     if layout.launch and layout.attendants:
         faults.append("cluster.rollout.launch: attendants start servers (rollout.attendants); leave one of them out")
+    if layout.port and (last := layout.port + layout.servers - 1) > 65535:
+        faults.append(
+            f"cluster.rollout.port: {layout.servers} servers listen at {layout.port} to {last}, and ports end at "
+            "65535; take a lower one, or leave it out for free ones"
+        )
     if cluster.device == "cpu":
         return faults + _faults_on_cpu(cluster)
+    if layout.threads != RolloutLayout().threads:
+        faults.append("cluster.rollout.threads: of kernels on the CPU, and servers compute on GPUs here; leave it out")
     if layout.moe_backend not in MOE_BACKENDS:
         faults.append(
             f"cluster.rollout.moe_backend: {layout.moe_backend!r} is none of vLLM's kernels for these GPUs: "
@@ -55,7 +62,7 @@ def engine_model_faults(cluster: Cluster, spec: ModelSpec) -> list[str]:
             "sample none; give the folder of a language model"
         ]
     layout, attention, moe, faults = cluster.rollout, spec.attention, spec.moe, list[str]()
-    ranks = layout.tp * layout.dp
+    ranks, backend = layout.tp * layout.dp, layout.moe_backend
     if isinstance(attention, Grouped) and attention.num_kv_heads % layout.tp and layout.tp % attention.num_kv_heads:
         faults.append(
             f"cluster.rollout.tp: {layout.tp} ranks of the engine neither divide nor multiply the model's "
@@ -85,6 +92,7 @@ def engine_model_faults(cluster: Cluster, spec: ModelSpec) -> list[str]:
             for name, value, is_so, remedy in (
                 ("dp", layout.dp, layout.dp > 1, "take more servers (rollout.servers)"),
                 ("expert_parallel", "true", layout.expert_parallel, "leave it out"),
+                ("moe_backend", repr(backend), backend != RolloutLayout().moe_backend, "leave it out"),
             )
             if is_so
         ]

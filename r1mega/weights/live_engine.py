@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-from r1mega.errors import RolloutError
+from r1mega.errors import RolloutError, ServerLostError
 from r1mega.layout.turns import Stage
 from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery
@@ -257,7 +257,7 @@ class LiveEngine:
             if self._halted:
                 raise RolloutError("the run is stopping: the restarted server gets no weights")
             if self._turns.shared:
-                raise RolloutError(
+                raise ServerLostError(
                     "a rollout server was lost while the trainer's memory is put aside for it, and the one in its "
                     "place cannot be given the weights: go on with --resume; no answer that was given is lost"
                 )

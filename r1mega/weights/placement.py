@@ -11,7 +11,7 @@ from typing import Protocol
 
 import httpx
 
-from r1mega.errors import RolloutError
+from r1mega.errors import RolloutError, ServerLostError
 from r1mega.layout.turns import MOVES, STATES, Stage, State, way
 from r1mega.rollout.server import Server
 from r1mega.rollout.several import at_once
@@ -68,12 +68,19 @@ def post(server: Server, path: str) -> None:
     """Send it, and wait until the server has done it.
 
     Raises:
-        RolloutError: it did not.
+        ServerLostError: it does not answer.
+        RolloutError: it refuses.
     """
+    timeout_s = server.layout.request_timeout_s
     try:
-        answer = httpx.post(server.url + path, timeout=server.layout.request_timeout_s)
+        # Plain http, past any proxy: this host's loopback address is none of a proxy's.
+        answer = httpx.post(server.url + path, timeout=timeout_s, trust_env=False, verify=False)
     except httpx.HTTPError as error:
-        raise RolloutError(f"the vLLM server at {server.url} did not answer {path}: {error!r}") from error
+        raise ServerLostError(
+            f"the vLLM server at {server.url} did not answer {path} within {timeout_s:g} s "
+            f"(rollout.request_timeout_s): {error!r}. Trainer and engine share their GPUs, where no other can take "
+            f"its place halfway: go on with --resume. Its log: {server.log_file}"
+        ) from error
     if answer.status_code != 200:
         raise RolloutError(
             f"the vLLM server at {server.url} refused {path}: {answer.status_code} {answer.text[:300]}"

@@ -46,6 +46,8 @@ SHARED: dict[str, Any] = {"placement": "colocated", "trainer": {"dp": 2}, "rollo
         (cpu(rollout={"moe_backend": "marlin"}), "rollout.moe_backend: of GPUs"),
         (cpu(rollout={"compile_cache": "/x"}), "rollout.compile_cache: of GPUs"),
         (cpu(rollout={"max_num_batched_tokens": 4096}), "rollout.max_num_batched_tokens: of GPUs"),
+        (cpu(rollout={"servers": 2, "port": 65535}), "2 servers listen at 65535 to 65536, and ports end at 65535"),
+        (cuda(rollout={"threads": 8}), "rollout.threads: of kernels on the CPU, and servers compute on GPUs here"),
         (cpu(weights={"fp8": True}), "weights.fp8: of GPUs"),
         (cpu(weights={"transport": "nccl"}), "weights.transport: 'nccl' is of GPUs"),
         (cuda(rollout={"moe_backend": "quick"}), "rollout.moe_backend: 'quick' is none of vLLM's kernels"),
@@ -97,7 +99,7 @@ def test_a_layout_that_cannot_be_is_refused_with_one_fault(machine: Cluster, sai
 @pytest.mark.parametrize(
     "machine",
     [
-        cpu(), cpu(rollout={"dp": 2, "expert_parallel": True, "servers": 2}), cpu(placement="cpu"), cuda(),
+        cpu(), cpu(rollout={"servers": 2, "port": 65534}), cpu(rollout={"dp": 2, "expert_parallel": True, "servers": 2}), cpu(placement="cpu"), cuda(),
         cuda(placement="disaggregated", trainer={"dp": 4}, rollout={"gpus": (5, 4), "servers": 2}), cuda(**SHARED),
         cuda(**{**SHARED, "rollout": {"servers": 2, "gpus": (1, 0)}}), cuda(**SHARED, weights={"transport": "gloo"}),
         cuda(weights={"transport": "gloo"}), cuda(weights={"fp8": True}), cuda(rollout={"tp": 16}),
@@ -134,6 +136,7 @@ def model(name: str) -> ModelSpec:
         ("Qwen2.5-14B", {"tp": 16}, ["16 ranks of the engine do not divide the model's 40 attention heads"]),
         ("Qwen2.5-14B", {"dp": 2}, ["rollout.dp: 2: of mixtures of experts, and the model is dense"]),
         ("Qwen2.5-14B", {"expert_parallel": True}, ["rollout.expert_parallel: true: of mixtures of experts"]),
+        ("Qwen2.5-14B", {"moe_backend": "marlin"}, ["rollout.moe_backend: 'marlin': of mixtures of experts"]),
         ("DeepSeek-V3-Base", {"dp": 3, "expert_parallel": True}, ["tp x dp: 3 ranks of the engine do not divide"]),
         ("DeepSeek-V3-Base", {"dp": 3}, ["do not divide the model's 2048 channels of an expert"]),
     ],

@@ -14,7 +14,7 @@ from test_live_engine import PARAMS, TRANSFER, Rig
 from trainer_data import nll
 
 from r1mega.config.cluster import Cluster
-from r1mega.errors import RolloutError
+from r1mega.errors import ServerLostError
 from r1mega.rollout.served import NotServed
 from r1mega.runtime.interrupt import StopNow, Stopped
 from r1mega.weights import placement
@@ -125,7 +125,7 @@ def test_a_server_that_was_lost_meanwhile_ends_the_run_with_the_remedy(monkeypat
     rig = Shared(monkeypatch, make_policy())
     with rig.engine() as engine, engine.alone():
         engine.generate([], PARAMS, version=0)
-        with pytest.raises(RolloutError, match="go on with --resume"):
+        with pytest.raises(ServerLostError, match="go on with --resume"):  # launchers start the run again
             rig.reload(rig.server, 0)
     rig = Shared(monkeypatch, make_policy())
     with rig.engine(colocated=False) as engine, engine.alone():

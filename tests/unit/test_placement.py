@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from r1mega.config.cluster import Cluster, RolloutLayout, TrainerLayout, WeightsLayout
-from r1mega.errors import RolloutError
+from r1mega.errors import RolloutError, ServerLostError
 from r1mega.families.registry import read_model
 from r1mega.layout.engine_memory import EngineMemory
 from r1mega.layout.memory import GIB, RankMemory
@@ -132,7 +132,11 @@ def sleeper() -> Iterator[Any]:
     server.server_close()
 
 
-def test_a_server_that_refuses_a_wrong_order_refuses_none_of_ours(sleeper: Any) -> None:
+def test_a_server_that_refuses_a_wrong_order_refuses_none_of_ours(sleeper: Any, monkeypatch: Any) -> None:
+    """Whatever proxy the environment names for other hosts: it leads nowhere from here."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
     turns = Colocated(lambda aside, back: None)
     turns.before_start()
     assert turns.state == "vacant"
@@ -150,9 +154,11 @@ def test_a_server_that_refuses_a_wrong_order_refuses_none_of_ours(sleeper: Any) 
     with pytest.raises(RolloutError, match=r"refused /wake_up\?tags=weights: 409"):
         turns.before_push()
     assert turns.state == "exporting"
-    turns._servers = [SimpleNamespace(url="http://127.0.0.1:9", layout=RolloutLayout(request_timeout_s=5))]  # type: ignore[list-item]
-    with pytest.raises(RolloutError, match="did not answer"):
+    gone = SimpleNamespace(url="http://127.0.0.1:9", layout=RolloutLayout(request_timeout_s=5), log_file="vllm.log")
+    turns._servers = [gone]  # type: ignore[list-item]
+    with pytest.raises(ServerLostError, match="did not answer .* go on with --resume. Its log: vllm.log") as lost:
         turns.before_push()
+    assert lost.value.exit_code == 75  # launchers start the run again
 
 
 def test_trainer_and_engine_apart_tell_nobody_anything() -> None:
