@@ -35,7 +35,7 @@ def engine_layout_faults(cluster: Cluster) -> list[str]:
     if cluster.device == "cpu":
         return faults + _faults_on_cpu(cluster)
     if layout.threads != RolloutLayout().threads:
-        faults.append("cluster.rollout.threads: of kernels on the CPU, and servers compute on GPUs here; leave it out")
+        faults.append("cluster.rollout.threads: of kernels on the CPU, and servers compute on GPUs; leave it out")
     if layout.moe_backend not in MOE_BACKENDS:
         faults.append(
             f"cluster.rollout.moe_backend: {layout.moe_backend!r} is none of vLLM's kernels for these GPUs: "

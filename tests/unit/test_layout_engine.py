@@ -47,7 +47,7 @@ SHARED: dict[str, Any] = {"placement": "colocated", "trainer": {"dp": 2}, "rollo
         (cpu(rollout={"compile_cache": "/x"}), "rollout.compile_cache: of GPUs"),
         (cpu(rollout={"max_num_batched_tokens": 4096}), "rollout.max_num_batched_tokens: of GPUs"),
         (cpu(rollout={"servers": 2, "port": 65535}), "2 servers listen at 65535 to 65536, and ports end at 65535"),
-        (cuda(rollout={"threads": 8}), "rollout.threads: of kernels on the CPU, and servers compute on GPUs here"),
+        (cuda(rollout={"threads": 8}), "rollout.threads: of kernels on the CPU, and servers compute on GPUs"),
         (cpu(weights={"fp8": True}), "weights.fp8: of GPUs"),
         (cpu(weights={"transport": "nccl"}), "weights.transport: 'nccl' is of GPUs"),
         (cuda(rollout={"moe_backend": "quick"}), "rollout.moe_backend: 'quick' is none of vLLM's kernels"),
@@ -99,7 +99,8 @@ def test_a_layout_that_cannot_be_is_refused_with_one_fault(machine: Cluster, sai
 @pytest.mark.parametrize(
     "machine",
     [
-        cpu(), cpu(rollout={"servers": 2, "port": 65534}), cpu(rollout={"dp": 2, "expert_parallel": True, "servers": 2}), cpu(placement="cpu"), cuda(),
+        cpu(), cpu(rollout={"servers": 2, "port": 65534}),
+        cpu(rollout={"dp": 2, "expert_parallel": True, "servers": 2}), cpu(placement="cpu"), cuda(),
         cuda(placement="disaggregated", trainer={"dp": 4}, rollout={"gpus": (5, 4), "servers": 2}), cuda(**SHARED),
         cuda(**{**SHARED, "rollout": {"servers": 2, "gpus": (1, 0)}}), cuda(**SHARED, weights={"transport": "gloo"}),
         cuda(weights={"transport": "gloo"}), cuda(weights={"fp8": True}), cuda(rollout={"tp": 16}),
