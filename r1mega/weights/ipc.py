@@ -86,10 +86,11 @@ def chunks(
         pass
 
 
-def follow(source: WholeWeights, bound_bytes: int) -> None:
+def follow(source: WholeWeights, bound_bytes: int, share: Callable[[torch.Tensor], Handles] = share_on_gpu) -> None:
     """What the ranks do that send nothing."""
-    for _ in chunks(source, bound_bytes, source.ranks):
+    for _ in chunks(source, bound_bytes, source.ranks, share):
         pass
+    source.ranks.gather(None)  # workers have let go of it
     _release(source.ranks.device)
 
 
@@ -133,7 +134,13 @@ class IpcSender:
                     failure = error
             num_tensors, num_bytes = num_tensors + len(bucket.params), num_bytes + bucket.num_bytes
         if failure is None:
-            self._client.finish_weight_update()
+            try:
+                self._client.finish_weight_update()
+                # Or workers would keep the buffer mapped until the next push, and its memory could not be given back.
+                self._client.shutdown_weight_transfer_engine()
+            except Exception as error:
+                failure = error
+        self._ranks.gather(None)  # workers have let go of every rank's buffer
         _release(self._ranks.device)
         if failure is not None:
             raise failure

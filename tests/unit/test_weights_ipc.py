@@ -58,6 +58,7 @@ class Source:
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale, self.passes = scale, list[int]()
+        self.ranks: Any = None
 
     def metadata(self) -> list[Any]:
         return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()]
@@ -108,6 +109,11 @@ class Worker:
 
     def finish_weight_update(self) -> None:
         self.told.append("finish")
+        if self.fails_at == -1:
+            raise RuntimeError("the worker ran out of memory")
+
+    def shutdown_weight_transfer_engine(self) -> None:
+        self.told.append("shutdown")
 
 
 class Rig:
@@ -117,13 +123,13 @@ class Rig:
         self.ranks = Ranks()
         self.worker: Any = Worker(self.ranks)
         self.sources = Source(), Source(-2.0)
+        self.sources[1].ranks = self.ranks.at(1)
         self.sender = ipc.IpcSender(LINK, self.worker, self.ranks.at(0), self.ranks.share(0))
 
     def push(self) -> None:
         def follow() -> None:
             with contextlib.suppress(SourceError):  # the first rank's as well, and it says so
-                for _ in ipc.chunks(self.sources[1], BOUND, self.ranks.at(1), self.ranks.share(1)):
-                    pass
+                ipc.follow(self.sources[1], BOUND, self.ranks.share(1))  # type: ignore[arg-type]
 
         thread = threading.Thread(target=follow)
         thread.start()
@@ -149,7 +155,22 @@ def test_each_worker_gets_what_the_rank_on_its_gpu_packed(rig: Rig) -> None:
     assert rig.sender.sent == Sent(len(TENSORS), num_bytes)
     assert rig.ranks.buffers["gpu0"].nbytes == TENSORS["large"].nbytes  # one buffer, of the largest tensor
     updates = rig.worker.told.count("update") // 2
-    assert updates > 2 and rig.worker.told == ["init", *["start", *["update"] * updates, "finish"] * 2]
+    of_push = ["start", *["update"] * updates, "finish", "shutdown"]
+    assert updates > 2 and rig.worker.told == ["init", *of_push * 2]
+
+
+def test_memory_is_given_back_when_workers_have_let_go_of_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's keep the last buffer mapped until they are told; on every rank, what is mapped elsewhere stays taken."""
+    monkeypatch.setattr(ipc, "_release", lambda device: rig.worker.told.append("released"))
+    rig.push()
+    assert rig.worker.told[-4:] == ["finish", "shutdown", "released", "released"]
+
+
+def test_what_fails_at_the_end_keeps_no_rank_waiting(rig: Rig) -> None:
+    rig.worker.fails_at = -1
+    with pytest.raises(RuntimeError, match="the worker ran out of memory"):
+        rig.push()
+    assert rig.worker.told[-1] == "finish"
 
 
 @pytest.mark.parametrize("chunk", [0, 1])
@@ -179,10 +200,10 @@ def test_pickles_go_to_this_host_alone() -> None:
 def test_the_transport_has_every_tensor_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     done = list[Any]()
     monkeypatch.setattr(ipc, "chunks", lambda *given: done.append(given) or iter(()))
-    source = SimpleNamespace(ranks=Ranks())
+    source = SimpleNamespace(ranks=SimpleNamespace(device=Ranks.device, gather=done.append))
     backend = BACKENDS["ipc"]
     backend.follow(source, 77)
-    assert backend.everywhere and done == [(source, 77, source.ranks)]
+    assert backend.everywhere and done == [(source, 77, source.ranks, ipc.share_on_gpu), None]
     assert not BACKENDS["gloo"].everywhere and not BACKENDS["nccl"].everywhere
     sender = backend.connect(LINK, Worker(Ranks()), source)  # type: ignore[arg-type]
     assert isinstance(sender, ipc.IpcSender)
