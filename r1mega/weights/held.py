@@ -41,10 +41,8 @@ class Boxes:
         self._fused = {name: tuple(parts) for name, parts in model.packed_modules_mapping.items()}
         self._modules = dict(model.named_modules())
         self._names = {id(module): name for name, module in self._modules.items()}
-        tables = {n: m for n, m in self._modules.items() if isinstance(m, VocabParallelEmbedding)}
-        self._embeddings = {
-            table.weight.data_ptr(): name for name, table in tables.items() if not isinstance(table, ParallelLMHead)
-        }
+        tables: dict[str, Any] = {n: m for n, m in self._modules.items() if isinstance(m, VocabParallelEmbedding)}
+        self._embeddings = {table.weight.data_ptr(): name for name, table in tables.items() if not _is_head(table)}
         self._values = values
 
     def __iter__(self) -> Iterator[Box]:
@@ -86,10 +84,10 @@ class Boxes:
         children = [f"{prefix}.{child}" for child in self._fused.get(own, (own,))]
         starts, sizes = _rows_of(layer)
         columns = read_back.columns_of(layer)
-        column = layer.tp_rank * columns if isinstance(layer, RowParallelLinear) else 0
+        column = layer.tp_rank * columns if _cuts_columns(layer) else 0
         whole = read_back.matrix(layer, loading=loading) if self._values else None
         of_all = [(child, row, size) for child, row, size in zip(children, starts, sizes, strict=True)]
-        yield from _stacked(of_all, "weight", column, columns, layer.weight.dtype, f"{name}.weight", whole)
+        yield from _stacked(of_all, "weight", column, columns, _dtype(layer, layer.weight), f"{name}.weight", whole)
         if layer.bias is not None:
             values = self._read(layer.bias)
             yield from _stacked(of_all, "bias", None, 0, layer.bias.dtype, f"{name}.bias", values)
@@ -106,7 +104,7 @@ class Boxes:
         """The table, and beside it what a head multiplies with: they may be two, of which one is stale."""
         shard = layer.shard_indices
         start, shape = (shard.org_vocab_start_index, 0), (shard.num_org_elements, layer.embedding_dim)
-        is_head = isinstance(layer, ParallelLMHead)
+        is_head = _is_head(layer)
         of = self._embeddings.get(layer.weight.data_ptr(), name) if is_head else name
         dtype = layer.weight.dtype
 
@@ -125,7 +123,9 @@ class Boxes:
         rows, columns = config.intermediate_size_per_partition_unpadded, config.hidden_dim_unpadded
         start = 0 if config.moe_parallel_config.use_ep else config.moe_parallel_config.tp_rank * rows
         found = read_back.experts(layer, loading=loading) if self._values else None
-        yield from self._of_experts(name, "weight", layer, found, (start, rows, columns), layer.w13_weight.dtype)
+        yield from self._of_experts(
+            name, "weight", layer, found, (start, rows, columns), _dtype(layer, layer.w13_weight)
+        )
         if (block := read_back.scale_block(layer)) is not None:
             high, wide = block
             place = (start // high, -(-rows // high), -(-columns // wide))
@@ -160,7 +160,12 @@ class Boxes:
     # ---- latent attention -----------------------------------------------------------------------------------------
 
     def _absorbed(self, name: str, layer: Any) -> Iterator[Box]:
-        """kv_b_proj again, as decoding computes with it: of each head its keys' part, and its values' transposed."""
+        """kv_b_proj again, as decoding computes with it: of each head its keys' part, and its values' transposed.
+
+        Nothing of it where that is made of 8-bit codes and scales, and is neither.
+        """
+        if read_back.scale_block(layer.kv_b_proj) is not None:
+            return
         heads, nope, latent = layer.W_UK_T.shape  # W_UV: [heads, latent, v]
         rows = heads * (nope + layer.W_UV.shape[2])
         values = None
@@ -170,10 +175,24 @@ class Boxes:
         yield Box(of, start, (rows, latent), layer.W_UV.dtype, f"{name}.W_UK_T and W_UV", values)
 
 
+def _is_head(layer: Any) -> bool:
+    return isinstance(layer, ParallelLMHead)
+
+
+def _cuts_columns(layer: Any) -> bool:
+    """Whether ranks share a linear layer's columns; otherwise its rows, or none."""
+    return isinstance(layer, RowParallelLinear)
+
+
+def _dtype(layer: Any, weight: Tensor) -> torch.dtype:
+    """In which a layer's weights are loaded, whatever its kernel makes of 8-bit ones."""
+    return weight.dtype if read_back.scale_block(layer) is None else torch.float8_e4m3fn
+
+
 def _rows_of(layer: Any) -> tuple[list[int], list[int]]:
     """First row in the whole tensor, and number of rows, of each matrix that a linear layer has one above another."""
     rank = layer.tp_rank
-    if isinstance(layer, RowParallelLinear):
+    if _cuts_columns(layer):
         return [0], [layer.output_size]
     if isinstance(layer, QKVParallelLinear):
         kv = rank // layer.num_kv_head_replicas

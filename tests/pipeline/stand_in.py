@@ -46,7 +46,8 @@ class Worker(ProofWorker):
     def __init__(self, model: Any, config: Any, place: str) -> None:
         self.model, self.place, self.draft = model, place, None
         self.model_runner = SimpleNamespace(get_model=lambda: self.model, get_draft_model=lambda: self.draft)
-        self.receiver: Any = GlooWorkerEngine(SimpleNamespace(), config, torch.device("cpu"), model)
+        nothing: Any = SimpleNamespace()
+        self.receiver: Any = GlooWorkerEngine(nothing, config, torch.device("cpu"), model)
 
     def _weight_checksum_prefix(self) -> str:
         return f"{self.place}:"
@@ -103,7 +104,7 @@ def _answers(workers: Sequence[Worker], action: str) -> Iterator[tuple[str, str]
         yield from worker.compute_weight_checksums().items()  # type: ignore[attr-defined]
 
 
-def _worker(folder: Path, tp: int, expert_parallel: bool, dtype: str, rank: int) -> Worker:
+def _worker(folder: Path, tp: int, expert_parallel: bool, dtype: Any, rank: int) -> Worker:
     from vllm.config import set_current_vllm_config
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import get_model
