@@ -93,7 +93,12 @@ def ask_folder(
             seed=config.seed,
             log_file=run_dir.logs / "vllm.log",
             interrupt=interrupt,
-            give=GiveFolder(address=cluster.address, transport=cluster.transport, breakable=interrupt.at_once),
+            give=GiveFolder(
+                address=cluster.address,
+                transport=cluster.transport,
+                verify=cluster.weights.verify,
+                breakable=interrupt.at_once,
+            ),
             places=places_of(cluster, trains=False),
         )
 

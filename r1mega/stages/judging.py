@@ -223,7 +223,10 @@ def _of_folder(
     check_tokenizer(spec, tokenizer, folder)
     longest = min(judge.max_model_len, spec.max_positions)
     digest = json.loads((run_dir.path / RUN).read_text())["inputs"][setting][0]["digest"]
-    give = GiveFolder(address=cluster.address, transport=cluster.transport, breakable=options["interrupt"].at_once)
+    give = GiveFolder(
+        address=cluster.address, transport=cluster.transport, verify=cluster.weights.verify,
+        breakable=options["interrupt"].at_once,
+    )  # fmt: skip
     served = (serve or ServedModel)(
         folder, cluster.rollout, max_model_len=longest, give=give, places=places_of(cluster, trains=False), **options
     )

@@ -71,7 +71,12 @@ class RankZero:
             # Servers that share GPUs are of no use to a stage that does not know whose turn it is.
             give=None
             if shared
-            else GiveFolder(address=cluster.address, transport=cluster.transport, breakable=interrupt.at_once),
+            else GiveFolder(
+                address=cluster.address,
+                transport=cluster.transport,
+                verify=cluster.weights.verify,
+                breakable=interrupt.at_once,
+            ),
             places=places_of(cluster, trains=True),
         )
         needed = config.rollout.replay == "live" or self.journal.newest_version() < step

@@ -84,6 +84,7 @@ class GiveFolder:
         *,
         address: str = "",
         transport: str = "gloo",
+        verify: int = 0,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
         pusher: Callable[..., Pusher] = Pusher,
     ) -> None:
@@ -92,9 +93,10 @@ class GiveFolder:
             address, breakable: see `Pusher`.
             transport: for which the servers were started (`Cluster.transport`). Only gloo sends from host memory;
                 servers of the others are started anew, of the folder.
+            verify: 0: what servers hold after a push of the folder is not proven (`weights.verify`); otherwise it is.
             pusher: as `Pusher`.
         """
-        self._address, self._transport = address, transport
+        self._address, self._transport, self._verify = address, transport, verify
         self._breakable, self._pusher = breakable, pusher
 
     def __call__(self, servers: Sequence[Server], folder: Path) -> None:
@@ -123,7 +125,7 @@ class GiveFolder:
             log.info("the rollout server at %s took the weights of %s in %.1f s", server.url, folder, seconds)
 
     def _push(self, weights: FolderWeights, servers: Sequence[Server]) -> float:
-        pusher = self._pusher(weights, servers, address=self._address, breakable=self._breakable)
+        pusher = self._pusher(weights, servers, address=self._address, verify=self._verify, breakable=self._breakable)
         try:
             report = pusher.push(0)
         finally:

@@ -315,7 +315,7 @@ def test_a_folder_judges_as_an_endpoint_does_and_goes_on_after_a_signal(
         judged_here(tmp_path / "here", server, judge_folder, stopped)
     run_dir = judged_here(tmp_path / "here", server, judge_folder, engine, resume=True)
     assert engine.made["max_model_len"] == 9000 and engine.made["model_dir"] == judge_folder
-    assert isinstance(engine.made["give"], GiveFolder)
+    assert isinstance(engine.made["give"], GiveFolder) and engine.made["give"]._verify == 20
     pairs = rows(run_dir, "pairs.jsonl")
     assert len(engine.texts) == 4 * made(run_dir)["counts"]["pairs judged"] - 23  # nothing twice
     assert pairs[0]["provenance"]["judge"]["model"] == str(judge_folder)

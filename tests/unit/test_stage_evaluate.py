@@ -232,6 +232,7 @@ def test_held_out_questions_are_asked_each_with_seeds_of_its_own(evaluated: Any,
     assert engine.made["model_dir"] == base and engine.made["seed"] == config.seed
     assert engine.made["places"] == (ServerPlace(),)
     assert isinstance(engine.made["give"], GiveFolder)  # with which it takes a server that a chain has kept
+    assert engine.made["give"]._verify == 20
     assert engine.made["max_model_len"] == max(len(p.token_ids) for p in asked) + 8
     assert engine.did == ["asked 2", "asked 2", "stopped"]
 

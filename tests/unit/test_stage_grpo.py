@@ -138,7 +138,8 @@ def test_the_policy_is_built_as_the_config_says(plain: Run, base: Path, tmp_path
     assert (built["mtp"], built["mtp_loss_weight"]) == ("detached", 0.03)
     assert (built["expert_bias_rate"], built["seed"]) == (0.02, 5)
     assert run.engines.options[0]["seed"] == 5
-    assert isinstance(run.engines.options[0]["give"], GiveFolder)  # it takes a server that a chain has kept
+    give = run.engines.options[0]["give"]  # it takes a server that a chain has kept
+    assert isinstance(give, GiveFolder) and give._verify == 20
 
 
 def test_what_a_rollout_looked_like(plain: Run):

@@ -63,7 +63,7 @@ def server(folder: Path) -> Any:
 
 
 def give(to: Any, folder: Path) -> None:
-    GiveFolder(address="here", breakable=nullcontext, pusher=PushRecord)([to], folder)
+    GiveFolder(address="here", verify=7, breakable=nullcontext, pusher=PushRecord)([to], folder)
 
 
 def test_a_servers_next_start_begins_with_the_folder_that_it_is_given(first: Path, tmp_path: Path):
@@ -71,7 +71,7 @@ def test_a_servers_next_start_begins_with_the_folder_that_it_is_given(first: Pat
     give(to, given)
     (pusher,) = PushRecord.made
     assert (pusher.version, pusher.model_dir, pusher.closed, pusher.servers) == (0, given, True, [to])
-    assert pusher.options == {"address": "here", "breakable": nullcontext}
+    assert pusher.options == {"address": "here", "verify": 7, "breakable": nullcontext}
     assert to.model_dir == given and not to.foreign
     wanted = load_file(given / "model.safetensors")
     assert pusher.sent.keys() == wanted.keys() and all(
