@@ -5,8 +5,12 @@ from collections.abc import Iterator
 import pytest
 from live import BOUND, PUSH_S, Live
 
+from r1mega.buffers import Int32s
+from r1mega.rollout.engine import Request, SamplingParams
 from r1mega.rollout.server import Server
+from r1mega.samples import Prompt
 from r1mega.weights.push import Pusher
+from r1mega.weights.servers import ServerClient
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -27,6 +31,25 @@ def test_every_part_is_read_back(live: Live) -> None:
     again = live.pusher.read_back()
     assert again is not None and again.boxes == proof.boxes
     print(f"proven in {proof.seconds:.2f} s")
+
+
+def test_blocks_of_before_are_used_where_the_cache_is_not_emptied(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which no number of a weight can tell (vllm-project/vllm#9744): a push sees to it, and is told whether it is."""
+    long = Request(Prompt("long", "task", "", "", Int32s(range(100))), 1, seed=0)
+
+    def first_logp() -> float:
+        ((answer,),) = live.fleet.generate([long], SamplingParams(0.0, 1), version=live.version)
+        return answer.logp[0]
+
+    first_logp()
+    monkeypatch.setattr(ServerClient, "reset_prefix_cache", lambda client: None)
+    live.push(seed=43)
+    of_both = first_logp()
+    monkeypatch.undo()
+    live.push()
+    assert abs(of_both - first_logp()) > 0.01
 
 
 def test_a_server_that_holds_something_else_gets_its_weights_anew(live: Live) -> None:
