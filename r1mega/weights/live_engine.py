@@ -104,7 +104,7 @@ def live_engine(
         announce = Orders(policy.mesh).push
         return pusher(
             source, servers, announce=announce, backend=transfer.transport, bucket_mib=bucket_mib,
-            address=transfer.address, verify=transfer.verify, breakable=interrupt.at_once,
+            address=transfer.address, verify=transfer.verify, restarts=not colocated, breakable=interrupt.at_once,
         )  # fmt: skip
 
     orders = Orders(policy.mesh)

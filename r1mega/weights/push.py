@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from r1mega.errors import RanksLostError, RolloutError
+from r1mega.errors import RanksLostError, RolloutError, ServerLostError
 from r1mega.rollout.recovery import Recovery, Restarts
 from r1mega.rollout.server import Server
 from r1mega.runtime import network
@@ -106,6 +106,7 @@ class Pusher:
         address: str = "",
         timeout_s: float | None = None,
         verify: int = 0,
+        restarts: bool = True,
         breakable: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Nothing is connected yet.
@@ -118,11 +119,13 @@ class Pusher:
             timeout_s: longest wait for any one answer or any one broadcast; twice the servers' `health_timeout_s`
                 where not given, since a server that is gone or frozen is noticed by its health before.
             verify: the first push and each so-manieth is proven (`weights.verify.Proof`); 0: none is.
+            restarts: whether there is room to start a server anew in the middle of a push; there is none where
+                trainer and engine share their GPUs, since the trainer's weights are on them.
             breakable: entered while servers restart, the one part of a push that no other rank waits for; what it
                 raises ends the push.
         """
         self._source, self._servers, self._announce = source, tuple(servers), announce
-        self._breakable = breakable
+        self._breakable, self._may_restart = breakable, restarts
         self._address = address
         self._timeout_s = timeout_s or 2 * max(server.layout.health_timeout_s for server in self._servers)
         self._connect_sender, self._bucket_bytes = BACKENDS[backend].connect, bucket_mib * 2**20
@@ -143,6 +146,7 @@ class Pusher:
         several threads; they take turns.
 
         Raises:
+            ServerLostError: a server failed and may not be restarted here (`restarts`).
             RolloutError: a server failed `layout.max_restarts` + 1 times in a row, or holds something else than was
                 sent after its restart as well, or the source itself fails or disagrees with its metadata. The
                 servers' weights are undefined then, and their version says so: `Fleet.generate` refuses to sample
@@ -153,6 +157,8 @@ class Pusher:
         with self._lock:
             doubted = set[Server]()
             while (failed := self._try(version, targets, doubted)) is not None:
+                if not self._may_restart:
+                    raise _lost(*failed)
                 recoveries += self._bring_back(*failed)
             for server in targets:
                 self._restarts.succeeded(server)
@@ -165,13 +171,16 @@ class Pusher:
         """Whether all servers still hold what the last push has sent; None where that push was not proven.
 
         Raises:
-            RolloutError: one does not, or does not answer.
+            ServerLostError: one does not answer.
+            RolloutError: one holds something else.
         """
         with self._lock:
             try:
                 return self._proof.again()
-            except (ProofError, RuntimeError) as error:
+            except ProofError as error:
                 raise RolloutError(f"the weights that were pushed are not read back: {error}") from error
+            except RuntimeError as error:
+                raise _lost(self._servers, f"the weights that were pushed are not read back: {error}") from error
 
     def _try(
         self, version: int, servers: Sequence[Server], doubted: set[Server]
@@ -265,6 +274,15 @@ class Pusher:
         if self._sender is not None:
             self._sender.close()
         self._sender = self._client = None
+
+
+def _lost(servers: Sequence[Server], what: str) -> ServerLostError:
+    """Where no server can be started in the place of one that failed: the run ends, and is started again."""
+    who = ", ".join(server.url for server in servers)
+    return ServerLostError(
+        f"{who}: {what}. Trainer and engine share their GPUs, where no other server can take its place halfway: go "
+        "on with --resume; no answer that was given is lost"
+    )
 
 
 def _address_towards(hosts: Sequence[str]) -> str:

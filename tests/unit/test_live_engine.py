@@ -91,6 +91,7 @@ class Rig:
         of_transfer = {name: options[name] for name in ("backend", "bucket_mib", "address", "verify")}
         assert of_transfer == {"backend": "nccl", "bucket_mib": 3, "address": "here", "verify": 7}
         self.announce = options["announce"]
+        self.may_restart = options["restarts"]
         return SimpleNamespace(push=self.push, close=lambda: self.did.append("close"), read_back=self.read_back)
 
     def read_back(self) -> Any:

@@ -121,6 +121,16 @@ def test_a_signal_leaves_the_policy_whole(monkeypatch, make_policy, where) -> No
     assert rig.did[-2:] == ([("start", ALL), "stop"] if where == "start" else ["/sleep?level=2", "close"])
 
 
+@pytest.mark.parametrize("colocated", [True, False])
+def test_no_server_is_started_anew_in_the_middle_of_a_push_to_shared_gpus(
+    monkeypatch, make_policy, colocated
+) -> None:
+    rig = Shared(monkeypatch, make_policy())
+    with rig.engine(colocated=colocated) as engine, engine.alone():
+        engine.generate([], PARAMS, version=0)
+    assert rig.may_restart is not colocated
+
+
 def test_a_server_that_was_lost_meanwhile_ends_the_run_with_the_remedy(monkeypatch, make_policy) -> None:
     rig = Shared(monkeypatch, make_policy())
     with rig.engine() as engine, engine.alone():

@@ -80,7 +80,7 @@ FAULTS = [RuntimeError("no font"), OSError(errno.ENOSPC, "No space left on devic
 def test_a_run_that_is_done_does_not_fail_for_its_report(
     tmp_path: Path, monkeypatch, capsys, fault: Exception, command: str
 ):
-    def fails(run: Path) -> None:
+    def fails(run: Path, **_: bool) -> None:
         raise fault
 
     monkeypatch.setattr(show, "show", fails)

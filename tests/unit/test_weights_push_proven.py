@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from test_weights_push import NAMES, PUSHED, Rig, rig
 
-from r1mega.errors import RolloutError
+from r1mega.errors import RolloutError, ServerLostError
 from r1mega.weights.push import Pusher
 from r1mega.weights.verify import ProofError, Result
 
@@ -83,3 +83,38 @@ def test_what_is_not_read_back_after_a_sleep_ends_the_run(rig: Rig) -> None:
 @pytest.mark.parametrize("every", [0, 3])
 def test_the_setting_reaches_the_proof(rig: Rig, every: int) -> None:
     assert Pusher(rig, rig.servers, verify=every)._proof.due(rig.servers) is (every > 0)
+
+
+# ---- where trainer and engine share their GPUs, and no server can be started in the middle of a push ---------------
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "proof"])
+def test_a_server_that_fails_on_shared_gpus_ends_the_run_for_launchers_to_start_again(rig: Rig, when: str) -> None:
+    rig.pusher._may_restart = Pusher(rig, rig.servers, restarts=False)._may_restart
+
+    def dies(source: Any, client: Any) -> None:
+        rig.servers[1].ok = False
+        raise RuntimeError("connection reset")
+
+    if when == "before":
+        rig.servers[1].ok = False
+    elif when == "meanwhile":
+        rig.once(dies)
+    else:
+        rig.pusher._proof = Disproof(rig, [1])  # type: ignore[assignment]
+    with pytest.raises(ServerLostError, match=r"(?s)http://s1: .*go on with --resume"):
+        rig.pusher.push(4)
+    assert [server.incarnation for server in rig.servers] == [1, 1] and "4" not in rig.versions
+    assert rig.passes == ([] if when == "before" else [6])  # what others read along is read to its end
+
+
+def test_a_server_that_does_not_answer_when_it_is_read_back_is_lost_and_no_fault_of_the_weights(rig: Rig) -> None:
+    rig.pusher._proof = Disproof(rig, [])  # type: ignore[assignment]
+    rig.pusher.push(4)
+
+    def silent() -> None:
+        raise RuntimeError("http://s0 does not answer")
+
+    rig.pusher._proof.again = silent  # type: ignore[method-assign, assignment]
+    with pytest.raises(ServerLostError, match=r"not read back: http://s0 does not answer.*--resume"):
+        rig.pusher.read_back()
