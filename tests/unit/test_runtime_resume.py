@@ -15,11 +15,11 @@ CONFIGS = Path(__file__).parents[2] / "configs/tiny"
 SECTIONS = {"save", "wandb", "batch", "experts", "hacking"}
 """All of these: how a run is kept, watched and laid out in memory."""
 FREE = ("replay", "keep_journal", "judges", "max_failed", "false_negatives", "server_length")
-RL = {
-    "mismatch.mean", "mismatch.kl", "mismatch.window", "mismatch.alpha",
-   f"rollout.{name}" for name in FREE} | {
-    f"rewards.accuracy.code.{name}" for name in ("slots", "lanes", "cache_mib")
-}
+RL = (
+    {f"mismatch.{name}" for name in ("mean", "kl", "window", "alpha")}
+    | {f"rollout.{name}" for name in FREE}
+    | {f"rewards.accuracy.code.{name}" for name in ("slots", "lanes", "cache_mib")}
+)
 SFT = {"validation.every_steps"}
 START = {"model.path", "model.config"}
 """What a run begins as is compared by its content (`provenance.start_of`), and is no part of a recipe."""
