@@ -191,7 +191,7 @@ def cpu_command(folder: ServedFolder, layout: RolloutLayout, start: Start) -> li
         "max-model-len": start.max_model_len,
         "max-num-seqs": layout.max_num_seqs,
         "max-num-batched-tokens": vllm_cpu_seeded_prefill.step_tokens(start.max_model_len, layout.max_num_seqs),
-        "kv-cache-memory-bytes": _cache_bytes(layout),
+        "kv-cache-memory-bytes": int(layout.kv_cache_gib * 2**30),
         "block-size": 16 if folder.mla else 32,  # the kernels accept no other
         "logprobs-mode": "processed_logprobs",  # of logits / T, which is what old and reference logprobs are of
         "compilation-config": json.dumps({"custom_ops": vllm_cpu_rotary.CUSTOM_OPS}),
@@ -239,7 +239,7 @@ def cuda_command(folder: ServedFolder, layout: RolloutLayout, place: ServerPlace
         "max-model-len": start.max_model_len,
         "max-num-seqs": layout.max_num_seqs,
         **({"max-num-batched-tokens": tokens} if (tokens := layout.max_num_batched_tokens) else {}),
-        "kv-cache-memory-bytes": _cache_bytes(layout),
+        "kv-cache-memory-bytes": int(layout.kv_cache_gib * 2**30),
         **({"gpu-memory-utilization": COLOCATED_SHARE} if place.sleeps else {}),
         "generation-config": "vllm",  # requests say all; a folder's own file would bound the length of answers
         "logprobs-mode": "processed_logprobs",  # of logits / T, which is what old and reference logprobs are of
@@ -313,10 +313,7 @@ def _common(folder: ServedFolder, start: Start) -> dict[str, object]:
 
 
 def _ranks(layout: RolloutLayout) -> dict[str, object]:
-    return {
-        "tensor-parallel-size": layout.tp,
-        **({"data-parallel-size": layout.dp} if layout.dp > 1 else {}),
-    }
+    return {"tensor-parallel-size": layout.tp, **({"data-parallel-size": layout.dp} if layout.dp > 1 else {})}
 
 
 def _hosts(layout: RolloutLayout, place: ServerPlace, start: Start) -> dict[str, object]:
@@ -343,10 +340,6 @@ def _stored(folder: ServedFolder, place: ServerPlace) -> tuple[dict[str, object]
     if not place.pushed:
         return {}, {"quantization": ONLINE_FP8}
     return {"quantization_config": dict(FP8) if place.fp8 else None}, {"load-format": "dummy"}
-
-
-def _cache_bytes(layout: RolloutLayout) -> int:
-    return int(layout.kv_cache_gib * 2**30)
 
 
 def _arguments(values: Mapping[str, object], flags: tuple[str, ...] | list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from r1mega.weights import read_back
 
 
-class Box(NamedTuple):
+class HeldBox(NamedTuple):
     """A part of a tensor: rows 64 to 128 of model.layers.0.self_attn.q_proj.weight start at (64, 0)."""
 
     name: str
@@ -45,11 +45,11 @@ class Boxes:
         self._embeddings = {table.weight.data_ptr(): name for name, table in tables.items() if not _is_head(table)}
         self._values = values
 
-    def __iter__(self) -> Iterator[Box]:
+    def __iter__(self) -> Iterator[HeldBox]:
         for name, layer in self._modules.items():
             yield from self.of(name, layer)
 
-    def of(self, name: str, layer: Any, *, loading: bool = False) -> Iterator[Box]:
+    def of(self, name: str, layer: Any, *, loading: bool = False) -> Iterator[HeldBox]:
         """Those of one module, without its children.
 
         Args:
@@ -72,14 +72,14 @@ class Boxes:
             place = f"{name}.{own}"
             # The experts' own reference to the bias of their router.
             sent_as = place.replace(".experts.routed_experts.e_score_", ".gate.e_score_")
-            yield Box(sent_as, (0,) * tensor.ndim, tuple(tensor.shape), tensor.dtype, place, self._read(tensor))
+            yield HeldBox(sent_as, (0,) * tensor.ndim, tuple(tensor.shape), tensor.dtype, place, self._read(tensor))
 
     def _read(self, tensor: Tensor) -> Tensor | None:
         return tensor.detach() if self._values else None
 
     # ---- linear layers ------------------------------------------------------------------------------------------
 
-    def _linear(self, name: str, layer: Any, loading: bool) -> Iterator[Box]:
+    def _linear(self, name: str, layer: Any, loading: bool) -> Iterator[HeldBox]:
         prefix, _, own = name.rpartition(".")
         children = [f"{prefix}.{child}" for child in self._fused.get(own, (own,))]
         starts, sizes = _rows_of(layer)
@@ -100,7 +100,7 @@ class Boxes:
 
     # ---- embedding and head -------------------------------------------------------------------------------------
 
-    def _vocabulary(self, name: str, layer: Any, loading: bool) -> Iterator[Box]:
+    def _vocabulary(self, name: str, layer: Any, loading: bool) -> Iterator[HeldBox]:
         """The table, and beside it what a head multiplies with: they may be two, of which one is stale."""
         shard = layer.shard_indices
         start, shape = (shard.org_vocab_start_index, 0), (shard.num_org_elements, layer.embedding_dim)
@@ -111,14 +111,14 @@ class Boxes:
         def rows(whole: Tensor | None) -> Tensor | None:
             return None if whole is None else whole[: shape[0]]
 
-        yield Box(f"{of}.weight", start, shape, dtype, f"{name}.weight", rows(self._read(layer.weight)))
+        yield HeldBox(f"{of}.weight", start, shape, dtype, f"{name}.weight", rows(self._read(layer.weight)))
         if is_head and not loading and read_back.has_own_copy(layer):
             whole = read_back.matrix(layer) if self._values else None
-            yield Box(f"{of}.weight", start, shape, dtype, f"the kernel of {name}", rows(whole))
+            yield HeldBox(f"{of}.weight", start, shape, dtype, f"the kernel of {name}", rows(whole))
 
     # ---- experts ------------------------------------------------------------------------------------------------
 
-    def _experts(self, name: str, layer: Any, loading: bool) -> Iterator[Box]:
+    def _experts(self, name: str, layer: Any, loading: bool) -> Iterator[HeldBox]:
         config = layer.moe_config
         rows, columns = config.intermediate_size_per_partition_unpadded, config.hidden_dim_unpadded
         start = 0 if config.moe_parallel_config.use_ep else config.moe_parallel_config.tp_rank * rows
@@ -140,7 +140,7 @@ class Boxes:
         found: tuple[Tensor, Tensor] | None,
         size: tuple[int, int, int],
         dtype: torch.dtype,
-    ) -> Iterator[Box]:
+    ) -> Iterator[HeldBox]:
         """size: first row of gate and up here, their rows and columns."""
         start, rows, columns = size
         slots = layer._expert_map.tolist() if layer._expert_map is not None else range(layer.local_num_experts)
@@ -153,13 +153,13 @@ class Boxes:
                 half = w13.shape[0] // 2
                 gate, up, down = w13[:rows, :columns], w13[half : half + rows, :columns], w2[:columns, :rows]
             of, place = f"{name}.{expert}", f"{name}, slot {slot} of"
-            yield Box(f"{of}.gate_proj.{suffix}", (start, 0), (rows, columns), dtype, f"{place} w13", gate)
-            yield Box(f"{of}.up_proj.{suffix}", (start, 0), (rows, columns), dtype, f"{place} w13", up)
-            yield Box(f"{of}.down_proj.{suffix}", (0, start), (columns, rows), dtype, f"{place} w2", down)
+            yield HeldBox(f"{of}.gate_proj.{suffix}", (start, 0), (rows, columns), dtype, f"{place} w13", gate)
+            yield HeldBox(f"{of}.up_proj.{suffix}", (start, 0), (rows, columns), dtype, f"{place} w13", up)
+            yield HeldBox(f"{of}.down_proj.{suffix}", (0, start), (columns, rows), dtype, f"{place} w2", down)
 
     # ---- latent attention -----------------------------------------------------------------------------------------
 
-    def _absorbed(self, name: str, layer: Any) -> Iterator[Box]:
+    def _absorbed(self, name: str, layer: Any) -> Iterator[HeldBox]:
         """kv_b_proj again, as decoding computes with it: of each head its keys' part, and its values' transposed.
 
         Nothing of it where that is made of 8-bit codes and scales, and is neither.
@@ -172,7 +172,7 @@ class Boxes:
         if self._values:
             values = torch.cat([layer.W_UK_T.detach(), layer.W_UV.detach().transpose(1, 2)], 1).flatten(0, 1)
         of, start = f"{self._names[id(layer.kv_b_proj)]}.weight", (layer.kv_b_proj.tp_rank * rows, 0)
-        yield Box(of, start, (rows, latent), layer.W_UV.dtype, f"{name}.W_UK_T and W_UV", values)
+        yield HeldBox(of, start, (rows, latent), layer.W_UV.dtype, f"{name}.W_UK_T and W_UV", values)
 
 
 def _is_head(layer: Any) -> bool:
@@ -212,7 +212,7 @@ def _stacked(
     dtype: torch.dtype,
     place: str,
     whole: Tensor | None,
-) -> Iterator[Box]:
+) -> Iterator[HeldBox]:
     """parts: of each matrix in `whole`, from above, the name, first row in its own tensor and rows; column: None for
     a bias."""
     first = 0
@@ -220,5 +220,5 @@ def _stacked(
         start = (row,) if column is None else (row, column)
         shape = (size,) if column is None else (size, columns)
         values = None if whole is None else whole[first : first + size].detach()
-        yield Box(f"{name}.{suffix}", start, shape, dtype, place, values)
+        yield HeldBox(f"{name}.{suffix}", start, shape, dtype, place, values)
         first += size

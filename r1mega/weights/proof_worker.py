@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1mega.weights import read_back
 from r1mega.weights.digest import digest
-from r1mega.weights.held import Box, Boxes
+from r1mega.weights.held import HeldBox, Boxes
 
 
 class Loading:
@@ -22,7 +22,7 @@ class Loading:
 
     def __init__(self, model: Any) -> None:
         """Watch the next load of the model."""
-        self._seen, self._kept = dict[str, list[tuple[Box, Tensor]]](), dict[str, list[int]]()
+        self._seen, self._kept = dict[str, list[tuple[HeldBox, Tensor]]](), dict[str, list[int]]()
         self._boxes, self._layers, self._watched = Boxes(model, values=True), dict[str, Any](), list[Any]()
         for name, layer in model.named_modules():
             if hasattr(getattr(layer, "quant_method", None), "create_weights") and not read_back.gives_back(layer):
@@ -67,7 +67,7 @@ def _of_layer(layer: Any) -> list[int]:
 
 
 class _Number(NamedTuple):
-    box: Box
+    box: HeldBox
     number: Tensor | None
     how: str
 

@@ -35,7 +35,7 @@ SHOWN = 20
 """Differences that an error names; the log has all."""
 
 
-class Place(NamedTuple):
+class BoxPlace(NamedTuple):
     """A box of a tensor, in a dtype."""
 
     name: str
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 class Held(NamedTuple):
     """A box that a worker says it has."""
 
-    place: Place
+    place: BoxPlace
     where: str
     """The worker, and the engine's own name of what it is in: `dp0:pp0:pcp0:tp1:model.norm.weight`."""
     number: int | None
@@ -91,11 +91,11 @@ class Ledger:
         """Of the tensors that have passed."""
         self.seconds = 0.0
         boxes = dict.fromkeys(held.place for found in plan.values() for held in found)
-        self._boxes = dict[str, list[Place]]()
+        self._boxes = dict[str, list[BoxPlace]]()
         for place in boxes:
             self._boxes.setdefault(place.name, []).append(place)
         self._numbers = dict[str, Tensor]()
-        self._done: dict[Place, int] | None = None
+        self._done: dict[BoxPlace, int] | None = None
 
     def watch(self, stream: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The stream, its tensors unchanged; each is looked at before it is handed on."""
@@ -108,7 +108,7 @@ class Ledger:
             yield name, tensor
 
     @property
-    def numbers(self) -> dict[Place, int]:
+    def numbers(self) -> dict[BoxPlace, int]:
         """Of every box of a tensor that has passed."""
         if self._done is None:
             values = {name: numbers.tolist() for name, numbers in self._numbers.items()}
@@ -116,7 +116,7 @@ class Ledger:
         return self._done
 
 
-def _number(tensor: Tensor, place: Place) -> Tensor:
+def _number(tensor: Tensor, place: BoxPlace) -> Tensor:
     """The number that a worker's box must have; of what is not there, one that none has by accident."""
     if tensor.ndim != len(place.start):
         return torch.full((), -1, dtype=torch.int64, device=tensor.device)
@@ -190,7 +190,7 @@ def _held(lines: Mapping[str, str]) -> list[Held]:
     found = []
     for key, line in lines.items():
         name, start, shape, dtype, number, how = json.loads(line)
-        found.append(Held(Place(name, tuple(start), tuple(shape), dtype), key.partition("|")[0], number, how))
+        found.append(Held(BoxPlace(name, tuple(start), tuple(shape), dtype), key.partition("|")[0], number, how))
     return found
 
 
@@ -204,7 +204,7 @@ def differences(found: Sequence[Held], ledger: Ledger, world_size: int) -> list[
             place = held.place
             box = ", ".join(f"{s}:{s + n}" for s, n in zip(place.start, place.shape, strict=True))
             lines.append(f"{held.where}: {place.name}[{box}] {place.dtype} {fault}")
-    by_name = dict[str, set[Place]]()
+    by_name = dict[str, set[BoxPlace]]()
     for held in found:
         by_name.setdefault(held.place.name, set()).add(held.place)
     for name, shape in ledger.shapes.items():
@@ -224,7 +224,7 @@ def _difference(held: Held, ledger: Ledger) -> str:
     return "" if held.number == sent else f"is not what was sent ({held.how})"
 
 
-def _missing(shape: tuple[int, ...], places: set[Place]) -> str:
+def _missing(shape: tuple[int, ...], places: set[BoxPlace]) -> str:
     """What the boxes leave out of a tensor, if anything. Equal boxes are copies; others must not overlap."""
     boxes = {(place.start, place.shape) for place in places}
     if not boxes:
