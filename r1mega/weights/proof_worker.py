@@ -14,7 +14,7 @@ from torch import Tensor
 
 from r1mega.weights import read_back
 from r1mega.weights.digest import digest
-from r1mega.weights.held import HeldBox, Boxes
+from r1mega.weights.held import Boxes, HeldBox
 
 
 class Loading:
