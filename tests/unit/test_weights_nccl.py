@@ -159,4 +159,4 @@ def test_a_library_that_lacks_a_function_is_none(tmp_path: Path) -> None:
 def test_a_process_without_a_gpu_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RolloutError, match=r"weights\.transport = 'nccl' sends from a GPU"):
-        BACKENDS["nccl"](Link("127.0.0.1", "127.0.0.1", 1, 60.0, 2**20), client_of(()))
+        BACKENDS["nccl"].connect(Link("127.0.0.1", "127.0.0.1", 1, 60.0, 2**20), client_of(()), [])
