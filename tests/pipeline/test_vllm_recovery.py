@@ -1,4 +1,4 @@
-"""A real server killed or frozen at its work: sampling and pushing go on by themselves, to the same answers."""
+"""One of two real servers killed or frozen at its work: sampling and pushing go on, and the answers are the same."""
 
 import itertools
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import FolderSource, perturb
+from tiny_model import MAX_MODEL_LEN, FolderSource, perturb
 
 from r1mega.buffers import Int32s
 from r1mega.rollout.engine import Request, SamplingParams
@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 HEALTH_S = 15.0
 PUSH_S = 600.0
 NUM_PROMPTS, G, NEW_TOKENS = 144, 4, 24
-"""Twice the sequences that the server runs at once, and more: some are done and many wait when it fails, however late
-a busy machine hears of the first ones."""
+"""More sequences than both servers run at once: some are done and others wait when one fails, however late a busy
+machine hears of the first ones."""
 
 Answers = list[tuple[Completion, ...]]
 
@@ -38,22 +38,23 @@ def requests() -> list[Request]:
 
 
 class Rig:
-    """A server with weights that it was not started with, all that is done to it, and what comes of it."""
+    """Two servers with weights that they were not started with, all that is done to one, and what comes of it."""
 
-    def __init__(self, server: Server, model_dir: Path, scratch: Path) -> None:
+    def __init__(self, server: Server, other: Server, model_dir: Path, scratch: Path) -> None:
+        """server: to which everything is done."""
         from transformers import AutoModelForCausalLM
 
-        self.server = server
+        self.server, servers = server, [server, other]
         model = AutoModelForCausalLM.from_pretrained(model_dir)
         perturb(model, seed=5)
         self.source = FolderSource(model, scratch / "pushed")
         self.passes, self.announced = list[int](), 0
         self.sabotage: Callable[[int], None] = lambda tensors_read: None
         # A time-out that the tests would notice: health must be what ends the wait.
-        self.pusher = Pusher(self, [server], announce=self.announce, timeout_s=PUSH_S)
+        self.pusher = Pusher(self, servers, announce=self.announce, timeout_s=PUSH_S)
         self.recoveries: list[Recovery] = []
         self.fleet = Fleet(
-            [server],
+            servers,
             reload=lambda server, version: self.pusher.push(version, [server]) and None,
             on_recovery=self.recoveries.append,
         )
@@ -66,7 +67,7 @@ class Rig:
         return self.pusher.push(self.version)
 
     def ready(self) -> None:
-        """Undisturbed, whatever a test has left: the server answers, which a push sees to, and has the weights."""
+        """Undisturbed, whatever a test has left: the servers answer, which a push sees to, and have the weights."""
         self.sabotage = lambda tensors_read: None
         self.push()
         self.recoveries.clear()
@@ -117,12 +118,15 @@ class Rig:
 
 @pytest.fixture(scope="module")
 def shared_rig(server: Server, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    layout = server.layout
+    layout, scratch = server.layout, tmp_path_factory.mktemp("recovery")
     server.layout = layout.model_copy(update={"health_timeout_s": HEALTH_S, "start_timeout_s": 1000.0})
-    rig = Rig(server, model_dir, tmp_path_factory.mktemp("recovery"))
-    yield rig
+    log_file = scratch / "vllm.log"
+    with Server(model_dir, server.layout, max_model_len=MAX_MODEL_LEN, seed=1, log_file=log_file) as other:
+        other.wait_ready()
+        rig = Rig(server, other, model_dir, scratch)
+        yield rig
+        rig.pusher.close()
     server.layout = layout
-    rig.pusher.close()
 
 
 @pytest.fixture
