@@ -151,25 +151,23 @@ def test_a_preempted_job_is_requeued_and_a_cancelled_one_is_not(slurm: Slurm, st
 
 
 def test_ranks_and_server_have_their_places(slurm: Slurm, stub, tmp_path: Path):
-    """Three ranks on the first two of three nodes; rank 0 starts the server on the third from within its step."""
+    """Three ranks on the first two of three nodes; what rank 0 orders is started on the third."""
     trainer = """
 echo "$RANK $WORLD_SIZE $LOCAL_RANK $SLURMD_NODENAME $MASTER_ADDR $MASTER_PORT"
 if ((RANK == 0)); then
   echo "$*" > arguments
-  # As rollout/server.py does: the prefix, then the server's command, with the environment handed on.
-  FROM_RANK=$RANK .venv/bin/launch > server
+  servers=$(sed -n 's/.*cluster.rollout.attendants=\\([^ ]*\\).*/\\1/p' <<<"$*")
+  until [[ -e $servers/node_0.json ]]; do sleep 0.1; done
+  # As rollout/attendant.py does, in a file that is whole or absent.
+  cat >"$servers/new" <<END
+{"number": 1, "environment": {"FROM_RANK": "$RANK"}, "log": "$PWD/server",
+ "command": ["bash", "-c", "echo \\$SLURMD_NODENAME \\$FROM_RANK; sleep 6000"]}
+END
+  mv "$servers/new" "$servers/order_0_0_0.json"
+  until [[ -s server ]]; do sleep 0.1; done
 fi
 """
     folder = stub(tmp_path, trainer, num_ranks=3, config="configs/tiny/r1_zero/1_rl.toml")
-    launch = folder / ".venv/bin/launch"
-    launch.write_text(
-        "#!/usr/bin/env python3\n"
-        "import json, pathlib, re, subprocess\n"
-        "prefix = re.search(r'cluster.rollout.launch=(\\[.*?\\])', pathlib.Path('arguments').read_text())[1]\n"
-        "server = ['bash', '-c', 'echo $SLURMD_NODENAME $FROM_RANK']\n"
-        "subprocess.run([*json.loads(prefix), *server], check=True)\n"
-    )
-    launch.chmod(0o755)
     shared = ("--cluster", "c", "--set", f"model.config={folder}/configs/tiny/deepseek_v3.json")
     job = slurm.submit("--nodes=3", SCRIPT, "a.toml", *shared, cwd=folder)
     _, output = ended(slurm, job, "COMPLETED", folder)
@@ -186,5 +184,6 @@ fi
     ]
     assert (folder / "server").read_text().split() == [third, "0"]
     arguments = (folder / "arguments").read_text()
-    assert "cluster.address=127.0.0.2 " in arguments and "cluster.rollout.host=127.0.0.4 " in arguments
-    assert json.loads(arguments.split("cluster.rollout.launch=")[1].split("]")[0] + "]")[0] == "srun"
+    assert "cluster.address=127.0.0.2 " in arguments
+    node = json.loads((folder / f"runs/slurm-{job}/servers/node_0.json").read_text())
+    assert node["address"] == "127.0.0.4"

@@ -135,25 +135,45 @@ def workers_of_tests() -> Iterator[None]:
         yield
 
 
+class Engines:
+    """One engine at a time: the one that was asked for last, which the next one takes the place of."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self._folders, self._stack = folders, ExitStack()
+        self._asked: tuple[str, str] | None = None
+        self.starts = 0
+
+    def of(self, model: str, started: str) -> Engine:
+        if self._asked != (model, started):
+            self.close()
+            self._engine = Engine(self._folders[model], STARTED[started], self._stack)
+            self._asked = model, started
+            self.starts += 1
+        return self._engine
+
+    def close(self) -> None:
+        self._stack.close()
+        self._asked = None
+
+
 @pytest.fixture(scope="module")
-def engine(request: pytest.FixtureRequest, folders: dict[str, Path], workers_of_tests: None) -> Iterator[Engine]:
-    model, started = request.param
-    with ExitStack() as stack:
-        yield Engine(folders[model], STARTED[started], stack)
+def engines(folders: dict[str, Path], workers_of_tests: None) -> Iterator[Engines]:
+    found = Engines(folders)
+    yield found
+    found.close()
 
 
-def _parameters() -> list[Any]:
-    """Rows of one engine stand together, so that it is started once."""
-    placed = sorted(((row[0], ENGINES[row[1]][0]), *row[1:]) for row in ROWS)
-    one = {row[0]: row[0] for row in placed}  # pytest keeps a fixture for the very same object alone
-    placed = [(one[row[0]], *row[1:]) for row in placed]
-    return [pytest.param(*row, id="-".join((row[0][0], *row[1:]))) for row in placed]
+PLACED = sorted(((row[0], ENGINES[row[1]][0]), *row[1:]) for row in ROWS)
+"""Rows of one engine stand together, so that it is started once."""
 
 
-@pytest.mark.parametrize(("engine", "kind", "trainer", "transport"), _parameters(), indirect=["engine"])
+@pytest.mark.parametrize(
+    ("of", "kind", "trainer", "transport"), PLACED, ids=["-".join((row[0][0], *row[1:])) for row in PLACED]
+)
 def test_what_was_pushed_is_what_is_loaded(
-    ranks: Pool, engine: Engine, kind: str, trainer: str, transport: str
+    ranks: Pool, engines: Engines, of: tuple[str, str], kind: str, trainer: str, transport: str
 ) -> None:
+    engine = engines.of(*of)
     number, layout = ENGINES[kind][1], TRAINERS[trainer]
     size = {"one": 1, "pp2_ep2": 4}.get(trainer, 2)
     ranks.run(size, "push_rows.row", engine.folder, [f"{layout}:{transport}:{engine.told(number)}"])
@@ -165,3 +185,7 @@ def test_what_was_pushed_is_what_is_loaded(
         same = {place for place in loaded if loaded[place] == before[place] and loaded[place] != OF_NOTHING}
         assert not same, "the first push has left it as it was loaded"
         assert numbers(server.url) == loaded
+
+
+def test_each_engine_is_started_once(engines: Engines) -> None:
+    assert engines.starts <= len({row[0] for row in PLACED})
