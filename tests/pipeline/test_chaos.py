@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import pytest
 import rotation
 import torch
-from standin import said
+from chaos_server import said
 from tiny_model import make_tokenizer
 
 from r1mega.buffers import Int32s
@@ -35,7 +35,7 @@ from r1mega.weights.push import Pusher
 pytestmark = pytest.mark.vllm  # without it no server of any kind is started
 
 G, NUM_PROMPTS, NUM_TENSORS = 4, 24, 12
-STANDIN = Path(__file__).with_name("standin.py")
+STANDIN = Path(__file__).with_name("chaos_server.py")
 ROUNDS = rotation.rows("rounds of two servers", rotating=range(100), take=10)
 
 

@@ -1,4 +1,4 @@
-"""In place of vLLM, a process that starts within seconds: `python standin.py PORT`.
+"""In place of vLLM, a process that starts within seconds: `python chaos_server.py PORT`.
 
 It answers vLLM's routes as they are used. Weights come over the real transport; each token follows from them, the
 prompt, the answer's seed and its place, so that whoever was asked, of other weights or with another seed is told by
