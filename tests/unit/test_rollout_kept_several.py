@@ -10,6 +10,7 @@ from kept_rig import Chain, Given, chain, model, served, version
 from r1mega.errors import RolloutError
 from r1mega.rollout.kept import NO_VERSION, KeptServer
 from r1mega.rollout.server import Server
+from r1mega.runtime import process
 
 __all__ = ["chain", "model"]
 
@@ -58,13 +59,17 @@ def test_another_number_of_servers_leaves_none_that_nobody_has(chain: Chain, bef
 
 
 def test_where_one_of_several_cannot_start_none_is_left_and_no_lock_held(chain: Chain):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(RolloutError, match=f"port {port} of 127.0.0.1"):
-            chain.starting(servers=2, port=port - 1)
+    port = next(
+        port for port in range(30_000, 32_000, 2) if process.port_is_free(port) and process.port_is_free(port + 1)
+    )
+    with (
+        socket.create_server(("127.0.0.1", port + 1)),
+        pytest.raises(RolloutError, match=f"port {port + 1} of 127.0.0.1"),
+    ):
+        chain.starting(servers=2, port=port)
     assert [chain.keeper.record(mark) for mark in ("-0", "-1")] == [None, None]
-    first, second = chain.stage_of(2, port=port - 1)
-    assert isinstance(first, KeptServer) and (first.port, second.port) == (port - 1, port)
+    first, second = chain.stage_of(2, port=port)
+    assert isinstance(first, KeptServer) and (first.port, second.port) == (port, port + 1)
     for server in (first, second):
         server.stop()
 
