@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import default_run_dir
 from r1mega.conversion import commands
 from r1mega.data import commands as data
-from r1mega.errors import ConfigError, R1MegaError, RanksLostError
+from r1mega.errors import ConfigError, R1MegaError, RanksLostError, is_of_a_lost_rank
 from r1mega.evaluation import commands as evaluation
 from r1mega.pipeline import commands as chains
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
@@ -33,12 +34,6 @@ from r1mega.runtime import env, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
-
-LOST_RANK = (
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting",
-    "Connection was likely closed",
-)  # fmt: skip
-"""What gloo and torch's store say to a rank whose partner is gone, below a traceback that tells nobody anything."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.app, name="convert")
@@ -205,14 +200,19 @@ def _run_stage(recipe: Recipe, machine: Cluster, path: Path, *, resume: bool, ve
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
 
+    from r1mega.runtime import events
     from r1mega.runtime.run_dir import RunDir
 
+    telling = nullcontext()
     if leads:
         directory = RunDir(path, recipe, machine, resume=resume, verify_inputs=verify_inputs)
+        what = f"{recipe.stage} stage, {launch.world_size if launch else 1} rank(s)"
+        telling = events.told(path, what, resumed=directory.resumed)
     else:
         directory = RunDir.join(path, machine.trainer.collective_timeout_s)
     try:
-        imported(recipe.runs)(recipe, machine, directory)
+        with telling:
+            imported(recipe.runs)(recipe, machine, directory)
     finally:
         directory.close()
     if leads:
@@ -221,12 +221,13 @@ def _run_stage(recipe: Recipe, machine: Cluster, path: Path, *, resume: bool, ve
 
 def _run_ranks(run_dir: Path, num_ranks: int) -> int:
     """This same command line once per rank; the exit code of the rank that failed first, or 0."""
+    from r1mega.runtime.events import Events
     from r1mega.runtime.ranks import start_ranks
     from r1mega.runtime.run_dir import create
 
     create(run_dir)
     command = [sys.executable, "-m", "r1mega.cli", *sys.argv[1:]]
-    return start_ranks(command, num_ranks, log_dir=run_dir / "logs")
+    return start_ranks(command, num_ranks, log_dir=run_dir / "logs", events=Events(run_dir))
 
 
 def _report_of_done(run_dir: Path, *, again: bool = True) -> None:
@@ -265,7 +266,8 @@ def main() -> None:
         sys.exit(2)
     except Exception as error:
         code = getattr(error, "exit_code", None)  # Interrupted, StageCrashed: known without importing them here
-        if code is None and env.launch() is not None and any(words in str(error) for words in LOST_RANK):
+        # Below a traceback, which tells nobody anything.
+        if code is None and env.launch() is not None and is_of_a_lost_rank(error):
             said = "another rank has ended or does not answer, so this one cannot go on; the other's log says why"
             print(f"r1mega: {said}", file=sys.stderr)
             sys.exit(RanksLostError.exit_code)

@@ -77,6 +77,17 @@ class RanksLostError(Exception):
     slurm/rank.sh) look past it for the rank that failed by itself."""
 
 
+_OF_A_LOST_RANK = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting",
+    "Connection was likely closed",
+)  # fmt: skip
+
+
+def is_of_a_lost_rank(error: BaseException) -> bool:
+    """Whether an error says what gloo and torch's store say to a rank whose partner is gone."""
+    return any(words in str(error) for words in _OF_A_LOST_RANK)
+
+
 MAX_LISTED = 100
 """Lines of a message that lists faults; how many more there are is said."""
 

@@ -83,6 +83,15 @@ say_grace() { # RUN_DIR: what a preemption leaves of this run
   fi
 }
 
+event() { # RUN_DIR KIND TEXT: a line of its events.jsonl; kinds: KINDS in r1mega/runtime/events.py
+  local text=${3//\\/\\\\} now before='' file=$1/events.jsonl
+  text=${text//\"/\\\"}
+  printf -v now '%(%s)T' -1
+  [[ ! -s $file || -z $(tail -c 1 "$file" 2>/dev/null) ]] || before=$'\n' # half a line of a writer that was killed
+  printf '%s{"time": %s, "kind": "%s", "step": null, "text": "%s", "host": "%s"}\n' \
+    "$before" "$now" "$2" "${text//[[:cntrl:]]/ }" "${HOSTNAME-}" 2>/dev/null >>"$file" || true
+}
+
 # ---- starts that come to nothing ----------------------------------------------------------------------------
 
 kept_of() { # RUN_DIR: a number that is another one once there is more to go on from: a checkpoint, answers, the end

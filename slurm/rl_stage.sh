@@ -102,6 +102,7 @@ requeue() { # WHY; returns where that cannot be done
     return
   fi
   say "$1: requeued; the run goes on from its last checkpoint"
+  event "$run_dir" requeued "$1"
   trap '' TERM USR1 # Slurm now ends the job
   scontrol requeue "$JOB" || say "scontrol requeue failed; submit again with --run-dir $run_dir to go on"
 }

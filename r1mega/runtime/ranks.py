@@ -16,6 +16,7 @@ from typing import Protocol
 
 from r1mega.errors import R1MegaError, RanksLostError
 from r1mega.runtime import process
+from r1mega.runtime.events import Events
 
 POLL_S = 0.05
 FAILURE_GRACE_S = 5.0
@@ -40,11 +41,15 @@ class Child(Protocol):
     def send_signal(self, sig: int, /) -> None: ...
 
 
-def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int:
+def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path, events: Events | None = None) -> int:
     """Run `command` as each of `num_ranks` ranks of this host and wait for them all.
 
     Rank 0 writes where this process writes, rank N to `log_dir`/rank_N.log. SIGINT, SIGTERM and SIGUSR1 are handed to
     every rank, once each. When a rank fails, the others are ended after a grace. None outlives this process.
+
+    Args:
+        events: get to know of a rank that failed first and could not say so itself: one that was killed, and any but
+            rank 0.
 
     Returns:
         0, or the exit code of the rank that failed first; 128 + signal where a signal ended it. That a rank was ended
@@ -98,7 +103,7 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path) -> int
         return 0
     code = exit_code(ranks[failed])
     if code - 128 not in asked:
-        _explain(failed, code, logs[failed], starts[failed])
+        _explain(failed, code, logs[failed], starts[failed], events)
     return code
 
 
@@ -154,15 +159,16 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
         process.stop_group(rank, grace_s=0.0)
 
 
-def _explain(rank: int, code: int, log: Path | None, start: int) -> None:
-    """Say on stderr which rank failed where that is not plain: rank 0 has said why itself, unless it was killed."""
+def _explain(rank: int, code: int, log: Path | None, start: int, events: Events | None) -> None:
+    """Say which rank failed where that is not plain: rank 0 has said why itself, unless it was killed."""
     try:
-        how = f"was ended by {signal.Signals(code - 128).name}"
+        how, kind = f"was ended by {signal.Signals(code - 128).name}", "rank-lost"
     except ValueError:
-        how = f"ended with exit code {code}"
-    if log is None:
-        if code > 128:
-            print(f"r1mega: rank 0 {how}", file=sys.stderr)
+        how, kind = f"ended with exit code {code}", "crashed"
+    if rank == 0 and code <= 128:
         return
-    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LOG_LINES:]
-    print("\n  ".join([f"r1mega: rank {rank} {how}. The end of its log {log}:", *lines]), file=sys.stderr)
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()[-LOG_LINES:] if log else []
+    tail = f". The end of its log {log}:" if log else ""
+    print("\n  ".join([f"r1mega: rank {rank} {how}{tail}", *lines]), file=sys.stderr)
+    if events:
+        events.say(kind, f"rank {rank} {how}" + (f": {lines[-1]}" if lines else ""), rank=rank, exit_code=code)

@@ -2,7 +2,7 @@
 
 config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds
 metrics.jsonl one line a step                              summary.json  written once, when the stage is done
-experts.jsonl every expert's load, each few steps
+experts.jsonl every expert's load, each few steps              events.jsonl  what happened to the run
 checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
 """
 
@@ -53,7 +53,8 @@ class RunDir:
             verify_inputs: hash anew what the config names, also where size, time and inode say that it is unchanged.
         """
         self.path = path
-        exists = holds_work(path)
+        self.resumed = exists = holds_work(path)
+        """Whether it had work in it. On ranks that `join`, where nobody asks, False."""
         if exists and not resume:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
         create(path)
@@ -118,7 +119,7 @@ class RunDir:
                 )
             time.sleep(0.05)
         joined = cls.__new__(cls)
-        joined.path, joined._lock = path, None
+        joined.path, joined._lock, joined.resumed = path, None, False
         return joined
 
     @property

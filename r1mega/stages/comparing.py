@@ -65,6 +65,7 @@ class ByRollout(ByToken):
             if self._policy.mesh.first:
                 log.warning("step %d: %s", step + 1, warning)
             self._records.log("warning", step + 1, {"warning": warning})
+            self._records.event("mismatch-alert", step + 1, warning)
         return {**found, **figures}
 
     def state(self, step: int) -> dict[str, Any]:

@@ -101,7 +101,10 @@ class RankZero:
         self.records.log("lengthened", version, dataclasses.asdict(lengthened))
 
     def log_recovery(self, version: int, recovery: Recovery) -> None:
-        self.records.log("recovery", version, dataclasses.asdict(recovery))
+        figures = dataclasses.asdict(recovery)
+        self.records.log("recovery", version, figures)
+        said = f"{recovery.url} serves again after {recovery.seconds:.0f} s: {recovery.reason}"
+        self.records.event("recovered-server", version, said, **figures)
 
     def hacking(self, config: GRPO) -> HackingWatched:
         return HackingWatched(config, self.records)

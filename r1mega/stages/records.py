@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 from r1mega.config.training import Experts, Optimizer, Save, Wandb
 from r1mega.diagnostics.load_balance import CollapseWatch
 from r1mega.diagnostics.load_balance import metrics as expert_metrics
+from r1mega.runtime.events import Events
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Settings, Tracker
 from r1mega.samples import ExpertLoad
@@ -69,6 +70,9 @@ class Records(Carried):
     def step(self, step: int, metrics: Mapping[str, Any], load: ExpertLoad | None) -> None:
         """Append the row of an optimiser step, with the figures of the experts' load where the model has experts."""
 
+    def event(self, kind: str, step: int, text: str, **figures: Any) -> None:
+        """Append to events.jsonl (`Events.say`)."""
+
     def sync(self) -> None:
         """Make what was logged survive the machine: a checkpoint must not know more steps than the metrics do."""
 
@@ -78,6 +82,7 @@ class FirstRanksRecords(Records):
 
     def __init__(self, run_dir: RunDir, settings: TrainingSettings) -> None:
         self._tracker = Tracker(run_dir.path, settings.wandb, settings)
+        self._events = Events(run_dir.path)
         self._loads, self._experts = run_dir.expert_loads, settings.experts
         self._watch = CollapseWatch(settings.experts)
 
@@ -90,7 +95,7 @@ class FirstRanksRecords(Records):
     def step(self, step: int, metrics: Mapping[str, Any], load: ExpertLoad | None) -> None:
         """Every `experts.load_every` steps a row {"step", "top_k", "tokens", "load": {layer: [choices of each
         expert]}} goes to experts.jsonl as well. A collapsed router is warned of in the log and as a metrics row of
-        kind "warning", once.
+        kind "warning", and as an event, once.
         """
         figures = {} if load is None or not load.layers else self._health(step, load)
         self._tracker.log("train", step, {**metrics, **figures})
@@ -107,7 +112,11 @@ class FirstRanksRecords(Records):
             message = f"collapsed router for {self._experts.patience} steps: {'; '.join(collapsed)}"
             log.warning("step %d: %s (experts.min_load, max_share and patience define it)", step, message)
             self._tracker.log("warning", step, {"warning": message})
+            self.event("collapsed", step, message)
         return expert_metrics(load)
+
+    def event(self, kind: str, step: int, text: str, **figures: Any) -> None:
+        self._events.say(kind, text, step=step, **figures)
 
     def sync(self) -> None:
         self._tracker.sync()
