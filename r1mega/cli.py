@@ -112,6 +112,7 @@ def check(
     elif fact is Fact.PLACEMENT:
         from r1mega.runtime.slurm import granted
 
+        print(f"script={slurm.SCRIPTS[seen.recipe.stage]}")  # first: it holds whatever was granted
         print(slurm.place(_needs(seen), granted()).lines)
     else:
         print(f"{config}: {seen.recipe.stage} stage on {cluster}: ok")

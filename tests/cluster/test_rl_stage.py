@@ -139,7 +139,7 @@ def test_a_supervised_stage_trains_on_all_nodes(
 ):
     file, _ = hold_after_step(1, tmp_path)
     base = ("configs/tiny/r1_zero/0_base.toml", "--cluster", "laptop2")
-    job, run_dir = submit(slurm, checkout, [file.parent], "--nodes=2", SCRIPT, *base)
+    job, run_dir = submit(slurm, checkout, [file.parent], "--nodes=2", "slurm/sft_stage.sh", *base)
     held(slurm, job, run_dir, file)
     assert sorted(processes(slurm, job, TRAINER).values()) == list(slurm.nodes)[:2]
     file.unlink()

@@ -1,4 +1,4 @@
-"""What slurm/rl_stage.sh decides, on a real Slurm with a trainer of three lines in place of r1mega."""
+"""What the scripts of slurm/ decide, on a real Slurm with a trainer of three lines in place of r1mega."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from emulated_slurm import Slurm, ended, wait_until
 
-SCRIPT = "slurm/rl_stage.sh"
+SCRIPT, RL_SCRIPT = "slurm/sft_stage.sh", "slurm/rl_stage.sh"
 _MISSED = "until ls runs/*/logs/first_loss >&/dev/null; do sleep 0.1; done; echo typo; exit 2"
 TRAINERS = {
     "crash": ('echo "run: $*" >> runs.txt; [[ $(wc -l < runs.txt) == 2 ]] || kill -KILL $$', 1),
@@ -32,7 +32,7 @@ def jobs(slurm: Slurm, stub, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def test_refuses_a_folder_that_is_no_checkout(slurm: Slurm, tmp_path: Path, make_checkout):
-    script = make_checkout(tmp_path / "checkout") / SCRIPT
+    script = make_checkout(tmp_path / "checkout") / RL_SCRIPT
     job = slurm.submit(script, cwd=tmp_path)
     said, output = ended(slurm, job, "FAILED", tmp_path)
     assert (said["ExitCode"], said["Restarts"]) == ("2:0", "0")
@@ -42,7 +42,7 @@ def test_refuses_a_folder_that_is_no_checkout(slurm: Slurm, tmp_path: Path, make
 def test_asks_for_the_environment(slurm: Slurm, tmp_path: Path, make_checkout):
     folder = make_checkout(tmp_path / "checkout")
     (folder / ".venv").unlink()
-    said, output = ended(slurm, slurm.submit(SCRIPT, cwd=folder), "FAILED", folder)
+    said, output = ended(slurm, slurm.submit(RL_SCRIPT, cwd=folder), "FAILED", folder)
     assert said["ExitCode"] == "2:0"
     assert output == f"rl_stage: {folder} has no .venv: run `make env` first\n"
 
@@ -169,7 +169,7 @@ fi
 """
     folder = stub(tmp_path, trainer, num_ranks=3, config="configs/tiny/r1_zero/1_rl.toml")
     shared = ("--cluster", "c", "--set", f"model.config={folder}/configs/tiny/deepseek_v3.json")
-    job = slurm.submit("--nodes=3", SCRIPT, "a.toml", *shared, cwd=folder)
+    job = slurm.submit("--nodes=3", RL_SCRIPT, "a.toml", *shared, cwd=folder)
     _, output = ended(slurm, job, "COMPLETED", folder)
     logs = [folder / f"runs/slurm-{job}/logs/rank_{rank}.log" for rank in (1, 2)]
     ranks = [

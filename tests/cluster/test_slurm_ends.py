@@ -11,7 +11,7 @@ from emulated_slurm import Slurm, ended, wait_until
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = "slurm/rl_stage.sh"
+SCRIPT = "slurm/sft_stage.sh"
 RUN = (SCRIPT, "a.toml", "--cluster", "c")
 SAVES = """
 [[ ! -f again ]] || exit 0

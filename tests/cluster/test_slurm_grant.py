@@ -12,7 +12,7 @@ from r1mega.cli import app
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = "slurm/rl_stage.sh"
+SCRIPT = "slurm/sft_stage.sh"
 SFT = "configs/distill/qwen2_5_14b.toml"
 PLACE = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > place_$RANK'
 ALL_GPUS = ",".join(map(str, range(GPUS)))

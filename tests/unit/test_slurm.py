@@ -7,9 +7,9 @@ import pytest
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import load_cluster
-from r1mega.config.slurm import GrantedNode, Needs, needs, place
+from r1mega.config.slurm import SCRIPTS, GrantedNode, Needs, needs, place
 from r1mega.errors import ConfigError
-from r1mega.recipe.load import load
+from r1mega.recipe.load import RECIPES, load
 from r1mega.runtime.slurm import granted
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,16 @@ def test_every_stage_asks_for_what_its_cluster_file_has(cluster: str, monkeypatc
         options = f"--nodes={nodes} --ntasks-per-node={tasks} --cpus-per-task={cpus}"
         asked = needs(machine, trains=stage.trains, serves=stage.serves)
         assert asked.options == options + (f" --gpus-per-node={gpus}" if gpus else ""), config
+
+
+def test_every_kind_of_stage_has_its_script():
+    assert set(SCRIPTS) == set(RECIPES)
+    for script in {*SCRIPTS.values(), "distill_stage", "convert"}:
+        text = (ROOT / f"slurm/{script}.sh").read_text()
+        assert os.access(ROOT / f"slurm/{script}.sh", os.X_OK)
+        kinds = [kind for kind in SCRIPTS if f'"{kind}"' in text]  # as its head tells
+        assert kinds == [kind for kind in SCRIPTS if SCRIPTS[kind] == script.replace("distill", "sft")]
+        assert f"SCRIPT={script.replace('distill', 'sft')}\n" in text
 
 
 def test_a_stage_without_a_model_takes_one_process_of_one_node_and_no_gpu():

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# A model folder into another form on Slurm, with all cores of a node: Hugging Face's or Megatron's. No ranks, no GPU.
+#
+#   sbatch [sbatch options] slurm/convert.sh to-hf|to-megatron FROM OUT [more arguments of `r1mega convert`]
+#
+# Killed, preempted or out of time, it is requeued and writes only the parts that are not there yet. How it ends stands
+# in slurm/stage.sh; its records are in runs/slurm-<job id>.
+#
+#SBATCH --job-name=r1mega
+#SBATCH --nodes=1
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --open-mode=append
+set -euo pipefail
+SCRIPT=convert
+# Slurm runs a copy of this file that lies elsewhere.
+if ! cd "${SLURM_SUBMIT_DIR:-.}" || [[ ! -f slurm/stage.sh ]]; then
+  echo "$SCRIPT: ${SLURM_SUBMIT_DIR:-$PWD} is no checkout of r1mega: submit from the repository's root" >&2
+  exit 2
+fi
+# shellcheck source-path=SCRIPTDIR/..
+source slurm/stage.sh
+enter
+[[ ${1-} == to-* && ${2:--} != -* && ${3:--} != -* ]] ||
+  refuse "slurm/convert.sh to-hf|to-megatron FROM OUT: FROM and OUT come before any option, as \`r1mega convert\` has them"
+out=$(realpath -m "$3")
+work=${out%/*}/.${out##*/}.converting # see r1mega/conversion/convert.py
+kept_of() { # in place of a run's: the records of parts that are written
+  find "$work/parts" -name '*.json' 2>/dev/null | sort | cksum | tr ' ' :
+}
+again="submit the same again to go on"
+begin
+idle=$(idle_starts "$run_dir")
+if ((idle > MAX_IDLE_STARTS)); then
+  say "the last $idle starts of this job came to nothing: each ended before a part was written. Ask for more time (--time)"
+  stop
+fi
+# OUT appears at the end of a start, which may be ended before it can say so.
+if [[ ! -e $out ]]; then
+  touch "$run_dir/logs/out_was_absent"
+elif [[ -e $run_dir/logs/out_was_absent && ! -e $work/out ]]; then
+  rm -rf "$work"
+  say "done: $out"
+  exit 0
+fi
+code=0
+run_step --nodes=1 --ntasks=1 --nodelist="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" \
+  --job-name=convert slurm/rank.sh "$run_dir/logs" "$R1MEGA_PYTHON" -m r1mega.cli convert "$@" || code=$?
+first_failure "$run_dir/logs" "$code" && code=0 || code=$?
+settle "$code"
+say "done: $out"
