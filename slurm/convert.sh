@@ -46,6 +46,7 @@ elif [[ -e $run_dir/logs/out_was_absent && ! -e $work/out ]]; then
   say "done: $out"
   exit 0
 fi
+rm -f "$run_dir/logs/"{first_failure,first_loss}
 code=0
 run_step --nodes=1 --ntasks=1 --nodelist="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" \
   --job-name=convert slurm/rank.sh "$run_dir/logs" "$R1MEGA_PYTHON" -m r1mega.cli convert "$@" || code=$?
