@@ -13,8 +13,9 @@ from r1mega.rollout.server import Server
 log = logging.getLogger(__name__)
 
 COMPLETIONS = "/v1/completions"
-_KEEPALIVE_S = 2.0
-"""Less than vLLM's 5 s: a request on a connection that the server is closing would look like its death."""
+KEEPALIVE_S = 2.0
+"""Far less than the server's (`rollout.command`): a request on a connection that is being closed would look like its
+death."""
 _DROPPED = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 """A connection that ended before its answer did."""
 _EVENT, _DONE = "data: ", "[DONE]"
@@ -34,7 +35,7 @@ def client(server: Server, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=server.url,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 30.0)),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEPALIVE_S),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE_S),
         trust_env=False,
         verify=False,  # plain http; reading the certificates takes longer than most calls
     )

@@ -293,6 +293,8 @@ _ANYWHERE = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_MAX_STOP_STRINGS": str(2**31 - 1),  # as many as the settings say; vLLM refuses more than 4 by itself
+    # An idle connection is ended by us: at its own 5 s the server could close one just as a request goes out on it.
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
     "VLLM_SERVER_DEV_MODE": "1",  # opens the weight-sync and cache routes
 }
 _ON_ONE_HOST = {

@@ -17,6 +17,7 @@ import pytest
 
 from r1mega.config.cluster import RolloutLayout
 from r1mega.errors import RolloutError
+from r1mega.rollout import calls
 from r1mega.rollout import server as server_module
 from r1mega.rollout.command import ServerPlace
 from r1mega.rollout.installed import fault_of
@@ -173,19 +174,28 @@ def test_stop_is_quick_and_may_be_repeated(model_dir: Path, monkeypatch: pytest.
     assert not server.alive()
 
 
-def test_any_number_of_stop_strings_is_taken(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "too_few", "enough"),
+    [
+        pytest.param("VLLM_MAX_STOP_STRINGS", 26, 100_000, id="any number of stop strings is taken"),
+        pytest.param("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", 10, 60 * calls.KEEPALIVE_S, id="clients end idle connections"),
+    ],
+)
+def test_a_limit_of_the_server_is_lifted(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, name: str, too_few: int, enough: float
+) -> None:
     """As vLLM reads its environment, in a file that needs nothing else of it."""
     runs(monkeypatch, FOR_EVER)
-    name, vllm = "VLLM_MAX_STOP_STRINGS", importlib.util.find_spec("vllm")
+    vllm = importlib.util.find_spec("vllm")
     assert vllm is not None and vllm.origin is not None
     if not (file := Path(vllm.origin).with_name("envs.py")).exists():
         pytest.skip("a stand-in for vLLM (tests/without_vllm)")
     limit = runpy.run_path(str(file))["environment_variables"][name]
     monkeypatch.delenv(name, raising=False)
-    assert limit() < 26
+    assert limit() < too_few
     with start(model_dir) as server:
         monkeypatch.setenv(name, server._environment()[name])
-    assert limit() > 100_000
+    assert limit() > enough
 
 
 def test_command_line(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
