@@ -21,10 +21,12 @@ PYTHON_GPU ?= python3.12
 TRAINER := .venv-gpu-trainer
 ENGINE := .venv-gpu-engine
 PY312 := .venv-py312
+LAUNCH := .venv-launch
 stamp_of = $(1)/.installed-$(shell sha256sum requirements/$(2) pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 TRAINER_STAMP := $(call stamp_of,$(TRAINER),gpu-trainer.lock)
 ENGINE_STAMP := $(call stamp_of,$(ENGINE),gpu-engine.lock)
 PY312_STAMP := $(call stamp_of,$(PY312),gpu-trainer.lock)
+LAUNCH_STAMP := $(call stamp_of,$(LAUNCH),launch.lock)
 CUDA_HOME ?= /usr/local/cuda
 MAX_JOBS ?= $(shell nproc)
 # pip would compile a file at a time. What is not compiled, every process of a server compiles again, at every start,
@@ -32,7 +34,7 @@ MAX_JOBS ?= $(shell nproc)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 COMPILE := $(BIN)/python -m compileall -qq -j 0
 
-.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak test-py312 mutate smollm2 te-python bench lint format env env-gpu env-gpu-trainer env-gpu-engine system-deps lock clean
+.PHONY: demo pipeline demo-all-scenarios demo-smollm2 tiny test test-slow test-soak test-py312 mutate smollm2 te-python bench lint format env env-launch env-gpu env-gpu-trainer env-gpu-engine system-deps lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -72,13 +74,13 @@ tiny: $(STAMP)  ## all that the configs of configs/tiny start from: both demos, 
 	$(BIN)/r1mega pipeline configs/tiny/hacking/demo.toml --cluster $(CLUSTER) --resume
 
 # Under R1MEGA_CI the slow tests are in the same sessions, so that servers and fixtures are made once.
-test: $(STAMP) te-python $(if $(R1MEGA_CI),smollm2)  ## the tests, on two CPU cores; the long ones are in test-slow
+test: $(STAMP) te-python $(if $(R1MEGA_CI),smollm2 env-launch)  ## the tests, on two CPU cores; the long ones are in test-slow
 	$(BIN)/python tests/lanes.py $(if $(R1MEGA_CI),,-m "not slow") $(PYTEST)
 
 test-slow: $(STAMP) smollm2  ## kills at random moments, servers that die, a real Slurm (make system-deps)
 	$(BIN)/python tests/lanes.py -m slow $(PYTEST)
 
-test-soak: $(STAMP) te-python smollm2  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
+test-soak: $(STAMP) te-python smollm2 env-launch  ## all tests, every row of their long series, mutate; to docs/measurements/soak.json
 	R1MEGA_SOAK=1 $(BIN)/python -m pytest $(PYTEST)
 	if $(PYTHON_GPU) --version >/dev/null 2>&1; then $(MAKE) test-py312; else echo "no $(PYTHON_GPU): test-py312 is left out"; fi
 	$(MAKE) mutate
@@ -104,6 +106,16 @@ format: $(STAMP)  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 env: $(STAMP)  ## the environment alone
+
+# NeMo-Run alone: `r1mega launch --launcher nemo_run` starts r1mega/launchers/nemo_driver.py in it.
+env-launch: $(LAUNCH_STAMP)  ## the small environment of NeMo-Run, which submits jobs (docs/guides/nemo_run.md)
+$(LAUNCH_STAMP): requirements/launch.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "env-launch needs Python 3.11: make PYTHON=...")'
+	test -x $(LAUNCH)/bin/python || $(PYTHON) -m venv $(LAUNCH)
+	$(call pip_of,$(LAUNCH)) --require-hashes -r requirements/launch.lock
+	$(LAUNCH)/bin/python -m compileall -qq -j 0 $(LAUNCH)/lib || true
+	rm -f $(LAUNCH)/.installed-*
+	touch $@
 
 env-gpu: env-gpu-trainer env-gpu-engine  ## both environments of a GPU machine: Python 3.12, a CUDA 13 toolkit, g++
 

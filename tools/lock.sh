@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Resolves pyproject.toml's extras into requirements/NAME.lock: versions and hashes, no index address.
-# tools/lock.sh [cpu] [gpu-trainer] [gpu-engine]: all when none is named. Versions stay as they are locked where that is
-# possible; UPGRADE=1 takes the newest ones. PYTHON: one that has packaging. For the GPU's locks it then asks which files
+# tools/lock.sh [cpu] [gpu-trainer] [gpu-engine] [launch]: all when none is named. Versions stay as they are locked where
+# that is possible; UPGRADE=1 takes the newest ones. PYTHON: one that has packaging. For the GPU's locks it then asks which files
 # their wheels own (tools/wheel_files.py), to requirements/NAME.files.json; a path in two of them is a fault.
 #
 # cpu: vLLM asks for torchvision, torchaudio and torchcodec (on CPU for triton too), which exist on the registry as CUDA
@@ -10,15 +10,17 @@
 # and what torch pins. Its NCCL is not the one that torch 2.11 pins but that of the engine's torch: trainer and engine
 # share communicators, and NCCL refuses two versions in one.
 # gpu-engine: vLLM's own pins. cuda-python 12 would be a second owner of cuda-bindings' files, so it is kept to 13.
+# launch: NeMo-Run imports leptonai, which asks for Ray without importing it. Ray and what it asks for would be more than
+# half of the environment, so it is left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-$(test -x .venv/bin/python && echo .venv/bin/python || echo python3)}
-declare -A extras=([cpu]="cpu dev" [gpu-trainer]="gpu-trainer test" [gpu-engine]="gpu-engine")
-declare -A pythons=([cpu]=3.11 [gpu-trainer]=3.12 [gpu-engine]=3.12)
+declare -A extras=([cpu]="cpu dev" [gpu-trainer]="gpu-trainer test" [gpu-engine]="gpu-engine" [launch]="launch")
+declare -A pythons=([cpu]=3.11 [gpu-trainer]=3.12 [gpu-engine]=3.12 [launch]=3.11)
 # The oldest C library that each has to run on: Ubuntu 24.04's on GPUs.
-declare -A glibc=([cpu]=2_28 [gpu-trainer]=2_39 [gpu-engine]=2_39)
+declare -A glibc=([cpu]=2_28 [gpu-trainer]=2_39 [gpu-engine]=2_39 [launch]=2_28)
 
-(($#)) || set -- cpu gpu-trainer gpu-engine
+(($#)) || set -- cpu gpu-trainer gpu-engine launch
 for name; do
   [[ -v extras[$name] ]] || { echo "lock: no $name; there are ${!extras[*]}" >&2; exit 2; }
   constraints=$(mktemp)
@@ -31,7 +33,7 @@ for name; do
     --python-platform "x86_64-manylinux_${glibc[$name]}" --no-emit-index-url --no-annotate --no-header \
     ${UPGRADE:+--upgrade} -q -o "requirements/$name.lock"
   rm -f "$constraints"
-  [[ $name == cpu ]] || "$PYTHON" tools/wheel_files.py "requirements/$name.lock" --python "${pythons[$name]}" \
+  [[ $name != gpu-* ]] || "$PYTHON" tools/wheel_files.py "requirements/$name.lock" --python "${pythons[$name]}" \
     --glibc "${glibc[$name]/_/.}"
 done
 

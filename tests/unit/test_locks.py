@@ -37,7 +37,7 @@ def entry(name: str, package: str) -> str:
     return re.search(rf"^{package}==.*\n(    .*\n?)*", (REQUIREMENTS / f"{name}.lock").read_text(), flags=re.M)[0]
 
 
-@pytest.mark.parametrize("name", ["cpu", *GPU, "gpu-check", "smollm2", "te-python"])
+@pytest.mark.parametrize("name", ["cpu", *GPU, "launch", "gpu-check", "smollm2", "te-python"])
 def test_every_locked_package_has_hashes_and_no_lock_names_an_index(name):
     text = (REQUIREMENTS / f"{name}.lock").read_text()
     assert "://" not in text and "--index" not in text
