@@ -107,19 +107,25 @@ def check(
         return
     seen = look(config, cluster, overrides or [])
     _note(seen)
-    if fact is Fact.SLURM:
-        print(_needs(seen).options)
-    elif fact is Fact.PLACEMENT:
-        from r1mega.runtime.slurm import granted
-
-        print(f"script={slurm.SCRIPTS[seen.recipe.stage]}")  # first: it holds whatever was granted
-        print(slurm.place(_needs(seen), granted()).lines)
+    if fact is not None:
+        _print(fact, seen)
     else:
         print(f"{config}: {seen.recipe.stage} stage on {cluster}: ok")
 
 
-def _needs(seen: Look) -> slurm.Needs:
-    return slurm.needs(seen.cluster, trains=seen.recipe.trains, serves=seen.recipe.serves)
+def _print(fact: Fact, seen: Look) -> None:
+    machines = slurm.sizes(seen.cluster, seen.fits)
+    wanted = slurm.needs_of(machines, trains=seen.recipe.trains, serves=seen.recipe.serves)
+    if fact is Fact.SLURM:
+        print(wanted[0].options)
+        return
+    from r1mega.runtime.slurm import granted
+
+    print(f"script={slurm.SCRIPTS[seen.recipe.stage]}")  # first: it holds whatever was granted
+    number, placed = slurm.place_largest(wanted, granted())
+    print(f"dp={machines[number].trainer.dp if number else ''}")
+    print(f"loss={slurm.when_a_node_is_lost(seen.cluster, wanted, placed)}")
+    print(placed.lines)
 
 
 def _note(seen: Look, stage: str = "") -> None:

@@ -36,6 +36,7 @@ begin
 idle=$(idle_starts "$run_dir")
 if ((idle > MAX_IDLE_STARTS)); then
   say "the last $idle starts of this job came to nothing: each ended before a part was written. Ask for more time (--time)"
+  event "$run_dir" crashed "the last $idle starts of job $JOB left nothing to go on from: given up, not requeued"
   stop
 fi
 # OUT appears at the end of a start, which may be ended before it can say so.

@@ -92,6 +92,22 @@ event() { # RUN_DIR KIND TEXT: a line of its events.jsonl; kinds: KINDS in r1meg
     "$before" "$now" "$2" "${text//[[:cntrl:]]/ }" "${HOSTNAME-}" 2>/dev/null >>"$file" || true
 }
 
+lost_nodes() { # RUN_DIR: says which nodes this job's last start had and this one has not, where they are not well
+  local node last state starts=$1/logs/starts.txt
+  last=$(awk -v job="$JOB" '$2 == job { nodes[++n] = $8 } END { print nodes[n - 1] }' "$starts" 2>/dev/null) || return 0
+  for node in ${last//,/ }; do
+    [[ ",$(nodes_of_job)," != *",$node,"* ]] || continue
+    state=$(scontrol show --oneliner node "$node" 2>/dev/null | field State) || continue
+    [[ $state =~ DOWN|FAIL|NOT_RESPONDING|POWER ]] || continue
+    say "$node, which the last start had, is $state"
+    event "$1" node-lost "$node, which the last start had, is $state"
+  done
+}
+
+nodes_of_job() { # N1,N2,...
+  scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd ,
+}
+
 # ---- starts that come to nothing ----------------------------------------------------------------------------
 
 kept_of() { # RUN_DIR: a number that is another one once there is more to go on from: a checkpoint, answers, the end
@@ -109,7 +125,7 @@ idle_starts() { # RUN_DIR: counts this start; prints how many before it, in a ro
   mkdir -p "$1/logs" 2>/dev/null || return 0 # where that cannot be, the run itself says so
   touch "$starts"
   tac "$starts" | awk -v job="$JOB" -v kept="$kept" '$2 == job { if ($6 != kept) exit; n++ } END { print n + 0 }'
-  echo "job $JOB start ${SLURM_RESTART_COUNT:-0} kept $kept" >>"$starts"
+  echo "job $JOB start ${SLURM_RESTART_COUNT:-0} kept $kept nodes $(nodes_of_job)" >>"$starts"
 }
 
 # ---- containers ---------------------------------------------------------------------------------------------

@@ -9,6 +9,12 @@
 # here: they are in CONFIG, and ranks and GPUs are in configs/cluster. With R1MEGA_IMAGE set to an image of containers/,
 # trainer and servers run in it.
 #
+# A node that is lost: Slurm itself puts the job back into the queue, and the next start has the nodes that there are.
+# With --nodes=MIN-MAX it goes on with the data-parallel ranks that fit on them, where cluster.trainer.least_dp allows
+# that; without, it waits for its nodes. Not with --no-kill: what that keeps has no node in the place of the lost one,
+# and nothing at all where the lost one is the first, on which this runs. So a requeue has to work in any case, and as
+# the ranks that remain must meet anew in any case, the wait in the queue is all that --no-kill could save.
+#
 # How it ends: done: 0. Something given to it was wrong, such as nodes that do not fit, or a config of a stage that
 # another script runs: 2, and it is not requeued. Asked to leave (SIGUSR1 before the time limit, as early as --signal
 # says; SIGTERM or SIGUSR1 at preemption): the trainer saves, the job is requeued. Crashed or killed: requeued, 10 times
@@ -80,6 +86,7 @@ requeue() { # WHY; returns where that cannot be done
   state=$(job_field JobState)
   if [[ $state != RUNNING ]]; then
     say "$1: not requeued from here, the job is $state; Slurm requeues it where it was preempted"
+    [[ $state == CANCELLED || $state == COMPLETING ]] || event "$run_dir" requeued "$1: by Slurm, the job is $state"
     return
   fi
   if [[ $(job_field Requeue) == 0 ]]; then
@@ -111,6 +118,7 @@ settle() { # EXIT_CODE
       requeue "crash $num_crashes of at most $MAX_CRASHES (exit code $code)"
     else
       say "exit code $code, crash $num_crashes of this job: given up. Not requeued"
+      event "$run_dir" crashed "exit code $code, crash $num_crashes of this job: given up, not requeued"
     fi
   fi
   exit "$code"
@@ -183,7 +191,8 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
     ((code != 2)) || stop
     return "$code"
   fi
-  if [[ -n ${place[unused]} && $dir == "$run_dir" ]]; then # a base made on the way takes what there is
+  # A base made on the way takes what there is, and so does a layout that lacks a node.
+  if [[ -n ${place[unused]} && $dir == "$run_dir" && -z ${place[dp]-} ]]; then
     say "${place[unused]}: granted, and of no use to ${place[ranks]} trainer rank(s): ask for fewer nodes, or have more" \
       "ranks in the cluster file; \`r1mega check CONFIG --cluster CLUSTER --print slurm\` prints what to ask for"
     stop
@@ -193,16 +202,23 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
     say "the last $idle starts of this job came to nothing: each was asked to leave, or killed, before there was a" \
       "checkpoint or an answer to go on from. Ask for more time (--time, --signal), or set a smaller" \
       "save.every_steps; --run-dir $dir goes on with this run"
+    event "$dir" crashed "the last $idle starts of job $JOB left nothing to go on from: given up, not requeued"
     stop
   fi
+  lost_nodes "$dir"
   say_grace "$dir"
+  [[ -z ${place[loss]-} ]] || say "${place[loss]}"
+  if [[ -n ${place[dp]-} ]]; then
+    say "fewer nodes than the layout fills: ${place[dp]} data-parallel rank(s), until a start is granted more"
+    apart+=(--set "cluster.trainer.dp=${place[dp]}")
+  fi
   MASTER_ADDR=$(address_of "${place[trainer]%%,*}") || return 1
   # This script runs on the first node, where rank 0 will.
   MASTER_PORT=$("$PYTHON" -c 'from r1mega.runtime.process import free_port; print(free_port("0.0.0.0"))') || return 1
   export MASTER_ADDR MASTER_PORT
   if [[ -n ${place[server]} ]]; then
     where="rollout servers on ${place[server]}"
-    apart=(--set "cluster.address=$MASTER_ADDR" --set "cluster.rollout.attendants=$(realpath -m "$dir/servers")")
+    apart+=(--set "cluster.address=$MASTER_ADDR" --set "cluster.rollout.attendants=$(realpath -m "$dir/servers")")
   fi
   read -ra options <<<"${place[trainer_options]}"
   say "$config in $dir: ${place[ranks]} trainer rank(s) on ${place[trainer]}, $where"

@@ -72,6 +72,9 @@ class TrainerLayout(Section):
     """Context parallel: ranks that share each sequence. Needs Transformer Engine."""
     dp: Annotated[int, OnResume.ROUNDING] = Field(default=1, gt=0)
     """Data parallel: copies of the model."""
+    least_dp: Annotated[int | None, OnResume.FREE] = Field(default=None, gt=0)
+    """The fewest copies with which a job under Slurm goes on where it gets fewer nodes than `dp` fills, as after a
+    node was lost: the same training, up to rounding. None: none fewer, and it waits for its nodes."""
     distributed_optimizer: Annotated[bool, OnResume.ROUNDING] = True
     """Whether data-parallel ranks divide the optimiser's state (ZeRO-1); otherwise each has all of it."""
     dispatcher: Annotated[Literal["allgather", "alltoall", "flex"] | None, OnResume.ROUNDING] = None

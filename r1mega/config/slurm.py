@@ -3,11 +3,15 @@
 A GPU carries one trainer rank. On GPUs rollout servers have nodes of their own, as many as their ranks fill: a server
 is on one node or has several whole ones. Colocated, they are on the trainer's. On CPUs they take turns with the
 trainer: one node is enough for both, and where there are more they have the last one for themselves.
+
+Where fewer nodes are granted than a stage fills, as after the loss of one, it goes on with fewer data-parallel ranks,
+if its cluster file allows that (`trainer.least_dp`) and the layout that is left is one. Servers stay as many as they
+are.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from r1mega.config.cluster import Cluster
 from r1mega.errors import ConfigError
@@ -38,6 +42,8 @@ class Needs:
     """GPUs that a node of the cluster file has; 0 on the CPU."""
     servers: int = 1
     """Rollout servers, all alike."""
+    least_nodes: int | None = None
+    """With which it can do as well, by fewer data-parallel ranks; None: with no fewer than `nodes`."""
 
     @property
     def trainer_nodes(self) -> int:
@@ -81,8 +87,9 @@ class Needs:
     @property
     def options(self) -> str:
         """Options of `sbatch` that grant it."""
+        nodes = f"{self.nodes}" if self.least_nodes in (None, self.nodes) else f"{self.least_nodes}-{self.nodes}"
         words = [
-            f"--nodes={self.nodes}", f"--ntasks-per-node={self.ranks_per_node}", f"--cpus-per-task={self.threads}",
+            f"--nodes={nodes}", f"--ntasks-per-node={self.ranks_per_node}", f"--cpus-per-task={self.threads}",
             *([f"--gpus-per-node={self.gpus_asked}"] if self.gpus_asked else []),
         ]  # fmt: skip
         return " ".join(words)
@@ -152,6 +159,53 @@ def needs(machine: Cluster, *, trains: bool, serves: bool) -> Needs:
     return Needs(
         ranks, machine.trainer.threads, trainer_gpus, server_gpus, serves, machine.gpus_per_node, layout.servers
     )
+
+
+def sizes(machine: Cluster, fits: Callable[[Cluster], bool]) -> tuple[Cluster, ...]:
+    """`machine`, and the same with ever fewer data-parallel ranks down to its `least_dp`, where `fits` says that such
+    a layout is one."""
+    full = machine.trainer
+    fewer = range(full.dp - 1, (full.least_dp or full.dp) - 1, -1)
+    smaller = (machine.model_copy(update={"trainer": full.model_copy(update={"dp": dp})}) for dp in fewer)
+    return (machine, *(one for one in smaller if fits(one)))
+
+
+def needs_of(machines: Sequence[Cluster], *, trains: bool, serves: bool) -> tuple[Needs, ...]:
+    """`needs` of a stage on each of its `sizes`, the full one first, which knows the fewest nodes of them all."""
+    found = [needs(machine, trains=trains, serves=serves) for machine in (machines if trains else machines[:1])]
+    return (replace(found[0], least_nodes=min(one.nodes for one in found)), *found[1:])
+
+
+def place_largest(wanted: Sequence[Needs], granted: Sequence[GrantedNode]) -> tuple[int, Placement]:
+    """The first of `wanted`, the largest first, that can be laid over the nodes of a job: which one, and how.
+
+    Raises:
+        ConfigError: none can; what is said is of the largest (`place`).
+    """
+    first: ConfigError | None = None
+    for number, one in enumerate(wanted):
+        try:
+            return number, place(one, granted)
+        except ConfigError as error:
+            first = first or error
+    assert first is not None, "of no size at all"
+    raise first
+
+
+def when_a_node_is_lost(machine: Cluster, wanted: Sequence[Needs], placed: Placement) -> str:
+    """What then becomes of the job, in words; nothing where it has one node, in whose place it gets another."""
+    used, full = len({*placed.trainer, *placed.server}), wanted[0]
+    least = full.least_nodes or full.nodes
+    if used == 1:
+        return ""
+    begins = "should a node be lost, the job is requeued and"
+    if least < used:
+        return f"{begins} goes on with as few as {least} node(s), where sbatch was given --nodes={least}-{used}"
+    trainer = machine.trainer
+    why = "cluster.trainer.least_dp is not set"
+    if trainer.least_dp is not None:
+        why = f"no layout of dp = {trainer.least_dp} to {trainer.dp} takes fewer"
+    return f"{begins} waits until there are {used} nodes again ({why})"
 
 
 def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:

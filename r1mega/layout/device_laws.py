@@ -18,6 +18,10 @@ def layout_faults(cluster: Cluster) -> list[str]:
         )
     if layout.tp > 1 and not layout.sp:
         faults.append("cluster.trainer.sp: tensor parallelism trains mixtures of experts with sp = true only")
+    if (layout.least_dp or 1) > layout.dp:
+        faults.append(
+            f"cluster.trainer.least_dp: {layout.least_dp} is more than dp = {layout.dp}, which it is the lower end of"
+        )
     if (layout.tp * layout.dp) % layout.ep:
         faults.append(
             f"cluster.trainer.ep: {layout.ep} does not divide the tp x dp = {layout.tp * layout.dp} ranks that "

@@ -10,6 +10,8 @@ from r1mega.config.load import raise_if_any
 from r1mega.errors import ConfigError
 from r1mega.families.registry import read_stage_model
 from r1mega.families.spec import ModelSpec
+from r1mega.layout.device_laws import layout_faults
+from r1mega.layout.engine_laws import engine_layout_faults
 from r1mega.preflight.data import check_data
 from r1mega.preflight.reward_models import check_reward_models
 from r1mega.preflight.weights import check_weights
@@ -42,6 +44,11 @@ class Look:
     def num_ranks(self) -> int:
         """Processes of the stage itself."""
         return self.recipe.ranks(self.cluster)
+
+    def fits(self, machine: Cluster) -> bool:
+        """Whether the stage could run on another layout than `cluster`'s as well."""
+        by_itself = layout_faults(machine) + engine_layout_faults(machine)
+        return not (by_itself or self.recipe.faults_on(machine, self.spec))
 
     def refuse_absent(self) -> None:
         """Raises ConfigError where something is not there yet."""

@@ -58,6 +58,7 @@ KINDS: Mapping[str, EventKind] = {
     ),
     "straggler": EventKind("warning", "a rank is slower than the others, step after step"),
     "recovered-server": EventKind("warning", "a rollout server failed and serves again"),
+    "node-lost": EventKind("warning", "a node that the job's last start had is down; the job goes on without it"),
     "node-left-out": EventKind("warning", "a node failed its check, and the job goes on without it"),
     "disk-full": EventKind("alert", "something could not be written: no space, or no quota left"),
     "skipped-step": EventKind("warning", "an optimiser step was computed and not applied"),

@@ -1,8 +1,8 @@
 """A real Slurm on this machine: one controller, and compute nodes that all are this host under names of their own.
 
 Node k listens on 127.0.0.(k + 1), so an address says which node is meant. The partitions share the nodes: a job in
-`high` takes them from one in `batch` or, without grace, in `brief`, which is requeued. The waits that a production
-cluster makes (a requeued job sits out the lifetime of its credential, two minutes) are cut short.
+`high` takes them from one in `batch` or, with little grace or none, in `short` or `brief`; that is requeued. The waits
+that a production cluster makes (a requeued job sits out the lifetime of its credential, two minutes) are cut short.
 """
 
 import contextlib
@@ -62,6 +62,7 @@ SlurmctldLogFile={folder}/log/slurmctld.log
 SlurmdLogFile={folder}/log/slurmd.%n.log
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_s}
 PartitionName=brief Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=0
+PartitionName=short Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=3
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 

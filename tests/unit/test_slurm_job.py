@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from r1mega.runtime.events import read
+
 ROOT = Path(__file__).parents[2]
 SLURM = """
 JOB=7 SLURM_JOB_PARTITION=batch
@@ -15,11 +17,15 @@ scontrol() {
   case "$*" in
     'show config') echo "PreemptType             = $TYPE" ;;
     'show --oneliner partition batch') echo "PartitionName=batch GraceTime=$GRACE MaxNodes=9 PreemptMode=$MODE" ;;
+    'show hostnames n[1-2]') printf 'n1\nn2\n' ;;
+    'show hostnames n2') printf 'n2\n' ;;
+    'show --oneliner node n1') echo "NodeName=n1 State=$STATE ThreadsPerCore=1" ;;
     'show --oneliner job 7') echo "JobId=7 JobState=RUNNING TimeLimit=1 EndTime=$END PreemptTime=$PREEMPTED" ;;
     *) echo "no answer to $*" >&2; return 1 ;;
   esac
 }
 date() { if [[ $1 == +%s ]]; then echo $CLOCK; else command date -u "$@"; fi; }
+SLURM_JOB_NODELIST=n[1-2]
 CLOCK=0 TYPE=preempt/partition_prio MODE=REQUEUE GRACE=60 END=Unknown PREEMPTED=None
 source "$ROOT/slurm/job.sh"
 """
@@ -109,3 +115,15 @@ def test_starts_are_counted_until_one_leaves_something(tmp_path: Path):
     (tmp_path / "run/summary.json").touch()
     assert start() == "0"
     assert len((logs / "starts.txt").read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize(
+    "state, lost", [("DOWN", True), ("DOWN*", True), ("IDLE+NOT_RESPONDING", True), ("ALLOCATED", False)]
+)
+def test_a_node_of_the_last_start_that_is_down_is_told(tmp_path: Path, state: str, lost: bool):
+    """One that another job has now is none that was lost."""
+    bash("idle_starts run", tmp_path)
+    told = bash(f"STATE={state} SLURM_JOB_NODELIST=n2; idle_starts run; lost_nodes run", tmp_path)
+    assert (f"n1, which the last start had, is {state}" in told) is lost
+    assert [(e.kind, e.text.split(",")[0]) for e in read(tmp_path / "run")] == [("node-lost", "n1")] * lost
+    assert bash("JOB=8 SLURM_JOB_NODELIST=n2; idle_starts run; lost_nodes run", tmp_path) == "0\n"
