@@ -1,7 +1,7 @@
 """A real Slurm on this machine: one controller, and compute nodes that all are this host under names of their own.
 
 Node k listens on 127.0.0.(k + 1), so an address says which node is meant. The partitions share the nodes: a job in
-`high` takes them from one in `batch` or, with little grace or none, in `short` or `brief`; that is requeued. The waits
+`high` takes them from one in `batch` or, with little grace or none, `short` or `brief`, which is requeued. The waits
 that a production cluster makes (a requeued job sits out the lifetime of its credential, two minutes) are cut short.
 """
 

@@ -11,6 +11,7 @@ from r1mega.config.load import load_cluster
 from r1mega.config.slurm import GrantedNode, needs_of, place_largest, sizes, when_a_node_is_lost
 from r1mega.errors import ConfigError
 from r1mega.layout.device_laws import layout_faults
+from r1mega.runtime import slurm
 
 ROOT = Path(__file__).parents[2]
 GPUS = ["gpus_per_node=8", "trainer.tp=8", "trainer.dp=4", "trainer.cp=1", "rollout.servers=1", "rollout.tp=8"]
@@ -98,3 +99,14 @@ def test_check_asks_for_a_range_of_nodes_and_refuses_a_lower_end_above_dp():
     assert "--nodes=2 " in check("--print", "slurm", *held)
     refused = CliRunner().invoke(app, [*sft, "--set", "cluster.trainer.least_dp=5"])
     assert "least_dp: 5 is more than dp = 4" in str(refused.exception)
+
+
+def test_a_job_is_told_its_script_and_what_it_does_with_a_node_less(monkeypatch: pytest.MonkeyPatch):
+    base = ["check", "configs/tiny/r1_zero/0_base.toml", "--cluster", "laptop2", "--print", "placement"]
+    base += ["--set", "cluster.trainer.threads=8", "--set", "cluster.trainer.least_dp=1"]
+    for number, dp, ranks in ((2, "", "2"), (1, "1", "1")):
+        monkeypatch.setattr(slurm, "granted", lambda number=number: nodes(number, cpus=8, gpus=None))
+        said = CliRunner().invoke(app, base).stdout.splitlines()
+        told = dict(line.split("=", 1) for line in said)
+        assert said[0] == "script=sft_stage" and (told["dp"], told["ranks"]) == (dp, ranks)
+        assert told["loss"].endswith("--nodes=1-2" if number == 2 else "")
