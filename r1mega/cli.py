@@ -121,7 +121,7 @@ def _print(fact: Fact, seen: Look) -> None:
         return
     from r1mega.runtime.slurm import granted
 
-    print(f"script={slurm.SCRIPTS[seen.recipe.stage]}")  # first: it holds whatever was granted
+    print(f"script={seen.recipe.script}")  # first: it holds whatever was granted
     number, placed = slurm.place_largest(wanted, granted())
     print(f"dp={machines[number].trainer.dp if number else ''}")
     print(f"loss={slurm.when_a_node_is_lost(seen.cluster, wanted, placed)}")

@@ -16,13 +16,6 @@ from dataclasses import dataclass, replace
 from r1mega.config.cluster import Cluster
 from r1mega.errors import ConfigError
 
-SCRIPTS = {
-    "pretrain": "sft_stage", "sft": "sft_stage", "reward_model": "reward_model_stage", "grpo": "rl_stage",
-    "preferences": "rejection_stage", "rejection": "rejection_stage", "mixture": "rejection_stage",
-    "evaluate": "eval_stage",
-}  # fmt: skip
-"""The script of slurm/ that runs a stage; distill_stage.sh is sft_stage.sh by another name."""
-
 
 @dataclass(frozen=True)
 class Needs:

@@ -40,6 +40,7 @@ class Evaluate(Answering, Evaluated):
     """Held-out questions answered by finished models, no trainer: one, or several on the same questions."""
 
     runs = "r1mega.stages.evaluate:run"
+    script = "eval_stage"
     checks_data = "r1mega.preflight.questions:check_held_out"
     learns_from = "nothing"
 

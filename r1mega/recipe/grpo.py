@@ -76,6 +76,7 @@ class GRPO(Evaluated, Training):
     """Reinforcement learning with GRPO (report Eq. 1-3; R1-Zero: section 2.2)."""
 
     runs = "r1mega.stages.grpo:run"
+    script = "rl_stage"
     checks_data = "r1mega.preflight.questions:check_training_questions"
     learns_from = "rewards"
 

@@ -46,6 +46,7 @@ class MakeMixture(Recipe):
     that says what is in it. It trains nothing and asks nobody."""
 
     runs = "r1mega.stages.mixture:run"
+    script = "rejection_stage"
     checks_data = "r1mega.preflight.mixture:check_mixture"
     learns_from = "nothing"
 

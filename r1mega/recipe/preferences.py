@@ -23,6 +23,7 @@ class MakePreferences(Making):
     better, or which is safe."""
 
     runs = "r1mega.stages.preferences:run"
+    script = "rejection_stage"
     checks_data = "r1mega.preflight.questions:check_preference_questions"
     learns_from = "nothing"
 

@@ -45,6 +45,7 @@ class Pretrain(Training):
     """Pretraining of a base model: next-token cross-entropy + MTP loss (DeepSeek-V3 report 2.2)."""
 
     runs = "r1mega.stages.pretrain:run"
+    script = "sft_stage"
     checks_data = "r1mega.preflight.questions:check_tasks"
     learns_from = "text"
 

@@ -36,6 +36,8 @@ class Recipe(RunSettings):
 
     runs: ClassVar[str]
     """module:function that is the stage; takes (recipe, cluster, run directory)."""
+    script: ClassVar[str]
+    """Of slurm/, without .sh, that runs the stage on Slurm."""
     checks_data: ClassVar[str]
     """module:function that reads the stage's data as the stage would; takes (recipe, model or None, folder of the
     tokenizer or None) and `brief`, whether what the stage reads first thing and takes long is left to it."""

@@ -73,6 +73,7 @@ class Rejection(Making):
     is right and can be read becomes conversations to train on."""
 
     runs = "r1mega.stages.rejection:run"
+    script = "rejection_stage"
     checks_data = "r1mega.preflight.questions:check_rejection_questions"
     learns_from = "nothing"
     shows_examples = True

@@ -26,6 +26,7 @@ class RewardModelTraining(TrainingOnRows):
     """
 
     runs = "r1mega.stages.reward_model:run"
+    script = "reward_model_stage"
     checks_data = "r1mega.preflight.preferences:check_preferences"
     learns_from = "preferences"
     head = "score"

@@ -17,6 +17,7 @@ class SFT(TrainingOnRows):
     """Supervised fine-tuning on conversations: cold start (2.3.1), the 800K set (2.3.3), distillation (2.4)."""
 
     runs = "r1mega.stages.sft:run"
+    script = "sft_stage"
     checks_data = "r1mega.preflight.conversations:check_conversations"
     learns_from = "conversations"
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from emulated_slurm import Slurm, ended, wait_until
 
-from r1mega.config.slurm import SCRIPTS
+from r1mega.recipe.load import RECIPES
 
 sys.path.append(str(Path(__file__).parents[1]))
 import rotation
 
 pytestmark = pytest.mark.slow
 
+SCRIPTS = {kind: recipe.script for kind, recipe in RECIPES.items()}
 CONFIGS = {
     "pretrain": "configs/tiny/r1_zero/0_base.toml",
     "sft": "configs/tiny/r1/1_cold_start.toml",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.config.slurm import SCRIPTS
+from r1mega.recipe.load import RECIPES
 
+SCRIPTS = {kind: recipe.script for kind, recipe in RECIPES.items()}
 ROOT = Path(__file__).parents[2]
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >words
