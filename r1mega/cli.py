@@ -1,5 +1,5 @@
-"""The command line: `r1mega check | run | pipeline | trace | convert | score | make-tests | report | compare |
-decontaminate | review`.
+"""The command line: `r1mega check | run | pipeline | trace | convert | score | make-tests | report | status | watch |
+compare | decontaminate | review`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal; a rank that has lost another one, and a run whose endpoint failed again and again, with 75.
@@ -29,6 +29,7 @@ from r1mega.pipeline import commands as chains
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
+from r1mega.report.live import commands as live
 from r1mega.rewards import commands as rewards
 from r1mega.runtime import env, openmp, process
 
@@ -43,6 +44,8 @@ app.command()(rewards.make_tests)
 app.command()(evaluation.compare)
 app.command()(evaluation.decontaminate)
 app.command()(chains.trace)
+app.command()(live.status)
+app.command()(live.watch)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]

@@ -1,4 +1,4 @@
-"""What metrics.jsonl of a stage says, read as it grows: curves, the newest row of each kind, and what came of late."""
+"""What metrics.jsonl of a stage says, read as it grows: curves, the newest row of each kind, what came of late."""
 
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from r1mega.report.rows import Row, number
 RECENT_ROWS = 400
 """Rows of training steps that are kept whole, for what is compared with the run's own past."""
 PHASE = "seconds/"
-MAX_CURVES = 60
-"""Of keys that the run itself names (phases), so that no file of metrics fills the memory."""
+MOST_CURVES = 200
+"""A run names its phases itself: no file of metrics fills the memory with names."""
 
 ROLLOUT_RATE, UPDATE_RATE = "live/rollout_rate", "live/update_rate"
 
@@ -78,8 +78,8 @@ class Feed:
         """Of training steps."""
         self.counts: Counter[str] = Counter()
         """Rows of each kind."""
-        self.warnings: deque[Row] = deque(maxlen=RECENT_ROWS)
-        """Rows of other kinds than steps and evaluations."""
+        self.others: deque[Row] = deque(maxlen=RECENT_ROWS)
+        """Neither of steps nor of evaluations: what happened on the way."""
         self._generation = self.tail.generation
 
     @property
@@ -106,16 +106,17 @@ class Feed:
         if step is None:
             return
         before = number(self.newest.get(kind, {}), "step")
-        if before is not None and (step < before or (step == before and kind == "train")):
+        if before is not None and step <= before:
             self._go_back(kind, step)
         self.newest[kind] = row
         self.counts[kind] += 1
         for key, value, low, high in _figures(row, kind):
-            self._curve(kind, key).add(step, value, end, low, high)
+            if (kind, key) in self.curves or len(self.curves) < MOST_CURVES:
+                self._curve(kind, key).add(step, value, end, low, high)
         if kind == "train":
             self.recent.append(row)
-        elif (kind, "result") not in _KNOWN and not kind.startswith(("eval", "validation")):
-            self.warnings.append(row)
+        elif not kind.startswith(("eval", "validation")):
+            self.others.append(row)
 
     def _go_back(self, kind: str, step: float) -> None:
         """Steps are taken again: what was measured from `step` on counts no more, of all kinds where steps of
@@ -132,9 +133,6 @@ class Feed:
         if (kind, key) not in self.curves:
             self.curves[kind, key] = Thinned(interval=(kind, key) in _BARS)
         return self.curves[kind, key]
-
-    def has_room(self, kind: str, key: str) -> bool:
-        return (kind, key) in self.curves or len(self.curves) < len(_KNOWN) + MAX_CURVES
 
     def phases(self) -> list[str]:
         """Names of the phases that training steps have spent seconds in."""

@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Any
 
 MAX_POINTS = 500
 """Points above twice as many are joined in pairs; a drawn curve is some hundred dots wide."""
@@ -76,7 +77,7 @@ class Thinned:
         return [_rounded(value) for value in point]
 
     @property
-    def _columns(self) -> Sequence["array[float] | array[int]"]:
+    def _columns(self) -> Sequence["array[Any]"]:
         return self._first, self._x, self._y, self._low, self._high, self._count, self._ends
 
     def _join(self) -> None:

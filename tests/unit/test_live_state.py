@@ -1,0 +1,298 @@
+"""Where a run is, from hand-made folders: by its end, its lock, its beats, its last writes, its events."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from watched_runs import NOW, age, eval_row, event, train_row, write_lines, write_stage
+
+from r1mega.errors import DataError
+from r1mega.report.live.beats import RankBeat
+from r1mega.report.live.chain import RunFacts, RunReader, stage_names
+from r1mega.report.live.facts import left, seconds_a_step
+from r1mega.report.live.life import EXIT_CODES, RunState, holder_of, life_of
+from r1mega.report.live.spans import figure, moment, span
+from r1mega.report.live.status_text import as_json, lines
+from r1mega.runtime import locks
+from r1mega.runtime.events import Event
+
+
+def look(run_dir: Path, now: float = NOW) -> RunFacts:
+    return RunReader(run_dir).read(now)
+
+
+def told(facts: RunFacts) -> dict[str, list[str]]:
+    """Lines by topic."""
+    found: dict[str, list[str]] = {}
+    topic = ""
+    for name, text, _ in lines(facts):
+        topic = name or topic
+        found.setdefault(topic, []).append(text)
+    return found
+
+
+# ---- one stage ----------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_is_done(tmp_path: Path):
+    write_stage(tmp_path / "rl", [train_row(399), train_row(400), eval_row(400, 0.7)], done=True)
+    facts = look(tmp_path / "rl")
+    assert facts.life.state is RunState.DONE and EXIT_CODES[facts.life.state] == 0
+    assert told(facts)["at"] == ["rl, step 400 of 400 (100%), last sign of life 2026-09-21 13:13:20 UTC"]
+    assert told(facts)["held out"] == ["70.0% (60.0% to 80.0%) right in the format, after step 400"]
+    assert facts.advice == [] and facts.waits == []
+
+
+def test_a_stage_that_runs_has_a_pace_and_time_left(tmp_path: Path):
+    """Two steps are a rollout of 4 + 2 s and two updates of 1 s: 4 s a step, and 390 are left."""
+    write_stage(tmp_path, [train_row(step) for step in range(1, 11)], written=NOW - 5)
+    facts = look(tmp_path)
+    stage = facts.current
+    assert facts.life.state is RunState.RUNNING and EXIT_CODES[facts.life.state] == 3
+    assert stage is not None and (stage.step, stage.num_steps) == (10, 400)
+    assert stage.seconds_a_step == 4.0 and stage.left_s == 390 * 4.0
+    assert "about 26 min 00 s of steps left" in told(facts)["at"][0]
+
+
+def test_a_clock_ends_a_stage_sooner(tmp_path: Path):
+    assert left(10, 400, 4.0, 100.0) == 60.0 and left(10, 400, 4.0, 0.0) == 1560.0
+    assert left(10, None, 4.0, None) is None and left(30, 400, 4.0, 100.0) == 0.0
+    assert seconds_a_step([]) is None
+
+
+def test_a_stage_of_which_nothing_is_heard_is_silent(tmp_path: Path):
+    write_stage(tmp_path, [train_row(1)], written=NOW - 7200)
+    facts = look(tmp_path)
+    assert facts.life.state is RunState.SILENT and EXIT_CODES[facts.life.state] == 4
+    assert facts.life.why == "nothing was written for 2 h 00 min, and no end was told: killed, or cut off"
+
+
+def test_steps_of_an_hour_are_no_silence(tmp_path: Path):
+    rows = [train_row(step, **{"seconds/update": 3600.0}) for step in (1, 2, 3)]
+    write_stage(tmp_path, rows, written=NOW - 7200)
+    assert look(tmp_path).life.state is RunState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("stopped", RunState.STOPPED),
+        ("crashed", RunState.FAILED),
+        ("disk-full", RunState.FAILED),
+        ("watchdog", RunState.FAILED),
+        ("requeued", RunState.WAITING),
+        ("spike", RunState.RUNNING),
+    ],
+)
+def test_the_last_event_says_how_it_ended(tmp_path: Path, kind: str, state: RunState):
+    events = [event("started", NOW - 90), event(kind, NOW - 10, "for this reason", step=3)]
+    write_stage(tmp_path, [train_row(3)], events=events, written=NOW - 10)
+    facts = look(tmp_path)
+    assert facts.life.state is state
+    if state is not RunState.RUNNING:
+        assert facts.life.why == f"{kind}: for this reason"
+
+
+def test_what_happened_before_a_resumption_is_no_end(tmp_path: Path):
+    events = [event("crashed", NOW - 60), event("resumed", NOW - 30)]
+    write_stage(tmp_path, [train_row(3)], events=events, starts=2, written=NOW - 10)
+    facts = look(tmp_path)
+    assert facts.life.state is RunState.RUNNING and told(facts)["began"][0].endswith("started again 1 times")
+
+
+def beat(rank: int, age: float, phase: str = "update", since: float = 10.0) -> RankBeat:
+    return RankBeat(rank, phase, 3, NOW - since, NOW - age, "node1")
+
+
+def life(**changes: object) -> RunState:
+    given: dict = {
+        "done": False, "begun": True, "holder": None, "beats": [], "written": NOW - 7200, "last": None, "queued": "",
+        "pace": None, "now": NOW,
+    }  # fmt: skip
+    return life_of(**{**given, **changes}).state
+
+
+def test_beats_count_more_than_files():
+    assert life(beats=[beat(0, 3)]) is RunState.RUNNING
+    assert life(beats=[beat(0, 300)], written=NOW - 1) is RunState.SILENT
+    assert life(beats=[beat(0, 300), beat(1, 3)]) is RunState.RUNNING
+
+
+def test_an_end_counts_once_no_rank_beats_behind_it():
+    crashed = Event(NOW - 5, "crashed", "")
+    assert life(beats=[beat(0, 20)], last=crashed) is RunState.FAILED
+    assert life(beats=[beat(0, 2)], last=crashed) is RunState.RUNNING  # the others are still there
+    assert life(beats=[beat(0, 2)], last=Event(NOW - 900, "crashed", "")) is RunState.RUNNING
+
+
+def test_a_job_in_the_queue_waits_and_so_does_a_folder_that_is_empty(tmp_path: Path):
+    assert life(queued="Slurm: Priority") is RunState.WAITING and life(begun=False) is RunState.WAITING
+    with pytest.raises(DataError, match="no run here: no config"):
+        look(tmp_path)
+    facts = RunReader(tmp_path / "later", may_wait=True).read(NOW)
+    assert facts.life.state is RunState.WAITING and facts.waits == ["it has not begun"]
+
+
+def test_who_holds_the_lock_is_asked_of_the_kernel(tmp_path: Path):
+    lock = tmp_path / ".lock"
+    with lock.open("w") as file:
+        assert holder_of(lock) is None
+        if sys.platform != "linux":
+            pytest.skip("the kernel's list is Linux's")
+        assert locks.take(file) and holder_of(lock) == os.getpid()
+    assert holder_of(lock) is None and holder_of(tmp_path / "none") is None
+
+
+def test_a_held_lock_is_a_life_and_a_look_takes_none(tmp_path: Path):
+    run = write_stage(tmp_path / "run", [train_row(1)], written=NOW - 9e6)
+    held = "import fcntl,sys; f=open(sys.argv[1],'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        facts = look(run)
+        process.communicate()
+    assert facts.life.state is RunState.RUNNING and f"process {process.pid}" in facts.life.why
+    age(run, NOW - 9e6)
+    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    assert look(run).life.state is RunState.SILENT
+    assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+
+
+def test_locks_of_another_file_system_are_others(tmp_path: Path):
+    lock, listed = tmp_path / ".lock", tmp_path / "locks"
+    lock.touch()
+    status = lock.stat()
+    major, minor = os.major(status.st_dev), os.minor(status.st_dev)
+    form = "1: {} ADVISORY  WRITE 4242 {:02x}:{:02x}:{} 0 EOF\nnonsense\n"
+    for kind, device, inode, holder in (
+        ("FLOCK ", (major, minor), status.st_ino, 4242),
+        ("POSIX ", (major, minor), status.st_ino, None),
+        ("FLOCK ", (major, minor + 1), status.st_ino, None),
+        ("FLOCK ", (major, minor), status.st_ino + 1, None),
+    ):
+        listed.write_text(form.format(kind, *device, inode))
+        assert holder_of(lock, listed) == holder
+
+
+# ---- a chain ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """One stage done, one that runs; a third is still to come."""
+    write_stage(tmp_path / "base", kind="pretrain", started="2026-09-21T08:00:00+00:00", done=True)
+    rows = [train_row(step) for step in range(1, 11)]
+    write_stage(tmp_path / "a_rl", rows, started="2026-09-21T09:00:00+00:00", written=NOW - 4)
+    (tmp_path / "chain.json").write_text('{"wall_seconds": 5.0, "stages": ["base", "a_rl", "eval"]}')
+    return tmp_path
+
+
+def test_a_chain_that_runs(chain: Path):
+    facts = look(chain)
+    assert facts.life.state is RunState.RUNNING and facts.done == 1 and facts.chain
+    assert [stage.name for stage in facts.stages] == ["base", "a_rl", "eval"]
+    assert facts.current is not None and facts.current.name == "a_rl"
+    assert told(facts)["stages"] == ["done: base", "a_rl (grpo): running, step 10 of 400", "eval (to come): waiting"]
+
+
+def test_stages_that_nobody_listed_come_in_the_order_in_which_they_began(chain: Path):
+    (chain / "chain.json").write_text('{"wall_seconds": 5.0}')
+    shutil.copytree(chain / "base", chain / ".superseded")
+    assert stage_names(chain) == ["base", "a_rl"]
+    (chain / "chain.json").write_text('{"stages": ["../../etc", "base"]}')
+    assert stage_names(chain) == ["base", "a_rl"]
+    assert stage_names(chain / "base") is None
+
+
+def test_a_chain_ends_as_its_stage_did(chain: Path):
+    write_stage(chain / "a_rl", [train_row(3)], events=[event("crashed", NOW - 999, "out of memory")])
+    facts = look(chain)
+    assert facts.life.state is RunState.FAILED and facts.life.why == "a_rl: crashed: out of memory"
+    assert facts.current is not None and facts.current.name == "a_rl"
+    assert told(facts)["happened"][0].startswith("a_rl: crashed: out of memory, 2026-09-21")
+    write_stage(chain / "a_rl", [train_row(3)], done=True)
+    (chain / "a_rl/events.jsonl").unlink()
+    facts = look(chain)
+    assert facts.life.state is RunState.SILENT and "eval to come" in facts.life.why
+    write_stage(chain / "eval", kind="evaluate", done=True)
+    (chain / "summary.json").write_text('{"stages": {"base": {}, "a_rl": {}, "eval": {}}}')
+    assert look(chain).life.state is RunState.DONE
+
+
+def test_what_is_done_is_read_once_until_it_changes(chain: Path, monkeypatch):
+    from r1mega.report.live import chain as chains
+
+    read: list[str] = []
+    whole = chains.stage_facts
+    monkeypatch.setattr(chains, "stage_facts", lambda stage, *more: read.append(stage.name) or whole(stage, *more))
+    reader = RunReader(chain)
+    reader.read(NOW)
+    reader.read(NOW)
+    assert read == ["base", "a_rl", "eval", "a_rl", "eval"]
+    (chain / "base/summary.json").unlink()
+    reader.read(NOW)
+    assert read[5:] == ["base", "a_rl", "eval"]
+
+
+# ---- words --------------------------------------------------------------------------------------------------
+
+
+def test_files_that_cannot_be_read_are_told_of(tmp_path: Path):
+    write_stage(tmp_path, [train_row(3)], written=NOW - 1)
+    (tmp_path / "config.json").write_text('{"stage": ')
+    (tmp_path / "run.json").write_text("[]")
+    (tmp_path / "events.jsonl").mkdir()
+    facts = look(tmp_path)
+    assert [fault.split(" ")[0] for fault in facts.faults] == ["config.json", "run.json", "events.jsonl"]
+    assert facts.current is not None and facts.current.step == 3
+
+
+def test_events_are_counted_by_kind_with_the_last_ones_words(tmp_path: Path):
+    events = [event("recovered-server", NOW - 90 + i, f"the {i}th", step=i) for i in range(3)]
+    events += [event("collapsed", NOW - 95, "router 3"), event("started", NOW - 99)]
+    write_stage(tmp_path, [train_row(5), {"kind": "recovery", "step": 1, "reason": "gone"}], events=events)
+    happened = look(tmp_path).happened
+    assert [(h.kind, h.count, h.text) for h in happened] == [
+        ("collapsed", 1, "router 3"),
+        ("recovered-server", 3, "the 2th"),
+        ("started", 1, "words"),
+    ]
+
+
+def test_rows_of_metrics_tell_where_no_event_does(tmp_path: Path):
+    rows = [
+        train_row(5),
+        {"kind": "recovery", "step": 4, "reason": "gone"},
+        {"kind": "hacking", "step": 5, "text": "up"},
+    ]
+    write_lines(tmp_path / "metrics.jsonl", rows)
+    assert [(h.kind, h.step, h.text) for h in look(tmp_path).happened] == [
+        ("hacking", 5, "up"),
+        ("recovered-server", 4, "gone"),
+    ]
+
+
+def test_a_reward_has_the_interval_of_its_last_lines(tmp_path: Path):
+    """Four values 1, 2, 3, 4: mean 2.5, standard deviation 1.29099, t(3) = 3.18245: 2.5 +- 2.05426."""
+    write_stage(tmp_path, [train_row(i, **{"reward/total": float(i)}) for i in range(1, 5)])
+    reward = as_json(look(tmp_path))["stages"][0]["figures"]["reward"]
+    assert reward["value"] == 4.0 and reward["mean"] == 2.5
+    assert reward["low"] == pytest.approx(0.44574, abs=1e-4) and reward["high"] == pytest.approx(4.55426, abs=1e-4)
+
+
+def test_times_and_figures():
+    assert [span(s) for s in (3.21, 59, 119, 120, 3599, 3600, 86400, 200000)] == [
+        "3.2 s", "59 s", "119 s", "2 min 00 s", "59 min 59 s", "1 h 00 min", "24 h 00 min", "2 d 7 h",
+    ]  # fmt: skip
+    assert [figure(x) for x in (0.0, 0.12345, 12345.6, 1e-7, 2e12)] == [
+        "0",
+        "0.1235",
+        "12,346",
+        "1.00e-07",
+        "2.00e+12",
+    ]
+    assert moment(0) == "" and moment(NOW) == "2026-09-21 14:13:20 UTC" and span(float("nan")) == "an unknown time"
