@@ -88,7 +88,7 @@ def stage_facts(stage: Path, now: float, queued: str = "") -> StageFacts:
         now: seconds since 1970 of this machine.
         queued: what it waits for where it was submitted and has not begun.
     """
-    read = _Reader(stage)
+    read = _StageReader(stage)
     config = read.object("config.json").get("stage")
     config = config if isinstance(config, dict) else {}
     record = read.object("run.json")
@@ -136,7 +136,7 @@ def stage_facts(stage: Path, now: float, queued: str = "") -> StageFacts:
     )
 
 
-class _Reader:
+class _StageReader:
     """Reads files of a folder, and keeps what could not be."""
 
     def __init__(self, folder: Path) -> None:

@@ -60,10 +60,10 @@ class LivePage:
         self.key = secrets.token_urlsafe(16)
         files = {name: (Path(__file__).with_name(file).read_bytes(), kind) for name, (file, kind) in FILES.items()}
         handler = type(
-            "PageHandler", (Handler,), {"key": self.key, "files": files, "view": staticmethod(watcher.view)}
+            "ServingHandler", (PageHandler,), {"key": self.key, "files": files, "view": staticmethod(watcher.view)}
         )
         try:
-            self._server = Server((ADDRESS, port), handler)
+            self._server = PageServer((ADDRESS, port), handler)
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"--port {port}: {ADDRESS}:{port} cannot be had ({error}); leave --port out to take any that is free"
@@ -79,7 +79,7 @@ class LivePage:
         self._thread.join()
 
 
-class Server(ThreadingHTTPServer):
+class PageServer(ThreadingHTTPServer):
     """Says nothing of clients that go away, in the terminal in which the run is shown."""
 
     daemon_threads = True
@@ -87,7 +87,7 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None: ...
 
 
-class Handler(BaseHTTPRequestHandler):
+class PageHandler(BaseHTTPRequestHandler):
     """One request; the connection is closed behind it."""
 
     key: str
