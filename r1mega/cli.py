@@ -20,7 +20,9 @@ import typer
 
 from r1mega.config import slurm
 from r1mega.config.cluster import Cluster
+from r1mega.config.entering import shell_lines
 from r1mega.config.inputs import default_run_dir
+from r1mega.config.load import cluster_overrides, load_cluster
 from r1mega.conversion import commands
 from r1mega.data import commands as data
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError, is_of_a_lost_rank
@@ -31,7 +33,7 @@ from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
 from r1mega.report.live import commands as live
 from r1mega.rewards import commands as rewards
-from r1mega.runtime import env, openmp, process
+from r1mega.runtime import env, environment, openmp, process
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """A disk that is full or not ours to write: the user's to mend, at whatever write it shows."""
@@ -79,6 +81,7 @@ class Fact(enum.StrEnum):
 
     SLURM = "slurm"
     PLACEMENT = "placement"
+    ENVIRONMENT = "environment"
 
 
 Print = Annotated[
@@ -86,7 +89,7 @@ Print = Annotated[
     typer.Option(
         "--print",
         help="Print this alone. slurm: options of sbatch that grant what the stage needs; placement: within a Slurm "
-        "job, where its ranks and its server go.",
+        "job, where its ranks and its server go; environment: shell lines by which slurm/ enters [environment].",
     ),
 ]
 
@@ -99,6 +102,9 @@ def check(
 
     Weights, data and GPUs need not be there yet; what is missing is listed.
     """
+    if fact is Fact.ENVIRONMENT:  # of any stage on this machine, and for what is no stage as well
+        print(shell_lines(load_cluster(cluster, cluster_overrides(overrides or [])), Path.cwd()))
+        return
     if is_pipeline(config):
         if fact is not None:
             raise ConfigError(f"--print {fact}: {config} is a pipeline; ask about one of its stages")
@@ -153,8 +159,10 @@ def run(
     resumed = resume and any((path / "checkpoints").glob("step_*"))  # the stage looks closer
     seen = look(config, cluster, overrides or [], starting=True, resumed=resumed)
     seen.refuse_absent()
-    if env.launch() is None:
-        for line in seen.notes:
+    environment.enter(seen.cluster.environment)
+    leads = (launch := env.launch()) is None or launch.rank == 0
+    for line in (*(seen.notes if launch is None else ()), *environment.not_entered(seen.cluster.environment)):
+        if leads:
             print(f"note: {line}", file=sys.stderr)
     if env.launch() is None and seen.num_ranks > 1:
         raise typer.Exit(_run_ranks(path, seen.num_ranks))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A model folder into another form on Slurm, with all cores of a node: Hugging Face's or Megatron's. No ranks, no GPU.
 #
-#   sbatch [sbatch options] slurm/convert.sh to-hf|to-megatron FROM OUT [more arguments of `r1mega convert`]
+#   sbatch [sbatch options] slurm/convert.sh to-hf|to-megatron FROM OUT [--cluster C] [more arguments of `r1mega convert`]
 #
+# Of the cluster file it takes the [environment], in which the conversion then runs.
 # Killed, preempted or out of time, it is requeued and writes only the parts that are not there yet. How it ends stands
 # in slurm/stage.sh; its records are in runs/slurm-<job id>.
 #
@@ -33,6 +34,18 @@ kept_of() { # in place of a run's: the records of parts that are written
 }
 again="submit the same again to go on"
 begin
+arguments=() machine=()
+while (($#)); do
+  if [[ $1 == --cluster ]]; then
+    machine=(--cluster "${2:?--cluster needs a name}") && shift
+  else
+    arguments+=("$1")
+  fi
+  shift
+done
+enter_environment "$SCRIPT" "${machine[@]}" && code=0 || code=$?
+((code != 2)) || stop
+settle "$code"
 idle=$(idle_starts "$run_dir")
 if ((idle > MAX_IDLE_STARTS)); then
   say "the last $idle starts of this job came to nothing: each ended before a part was written. Ask for more time (--time)"
@@ -50,7 +63,8 @@ fi
 rm -f "$run_dir/logs/"{first_failure,first_loss}
 code=0
 run_step --nodes=1 --ntasks=1 --nodelist="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" \
-  --job-name=convert slurm/rank.sh "$run_dir/logs" "$R1MEGA_PYTHON" -m r1mega.cli convert "$@" || code=$?
+  --job-name=convert "${WITHIN[@]}" slurm/rank.sh "$run_dir/logs" "${TRAINER[@]}" -m r1mega.cli convert \
+  "${arguments[@]}" || code=$?
 first_failure "$run_dir/logs" "$code" && code=0 || code=$?
 settle "$code"
 say "done: $out"

@@ -127,17 +127,3 @@ idle_starts() { # RUN_DIR: counts this start; prints how many before it, in a ro
   tac "$starts" | awk -v job="$JOB" -v kept="$kept" '$2 == job { if ($6 != kept) exit; n++ } END { print n + 0 }'
   echo "job $JOB start ${SLURM_RESTART_COUNT:-0} kept $kept nodes $(nodes_of_job)" >>"$starts"
 }
-
-# ---- containers ---------------------------------------------------------------------------------------------
-
-# Where R1MEGA_IMAGE names an image that pyxis can start, steps run in it: SRUN gets its options. This folder is there
-# under its own path; R1MEGA_MOUNTS adds others, as FROM:TO,FROM:TO. R1MEGA_PYTHON becomes the trainer's interpreter,
-# in a step; what it is set to already stays.
-enter_container() {
-  if [[ -n ${R1MEGA_IMAGE-} ]]; then
-    SRUN+=(--container-image="$R1MEGA_IMAGE" --container-workdir="$PWD" --no-container-mount-home
-      --container-mounts="$PWD:$PWD${R1MEGA_MOUNTS:+,$R1MEGA_MOUNTS}")
-    : "${R1MEGA_PYTHON:=/opt/r1mega/.venv-gpu-trainer/bin/python}"
-  fi
-  export R1MEGA_PYTHON=${R1MEGA_PYTHON:-$PYTHON}
-}

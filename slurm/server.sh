@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # A node of the rollout servers: starts there what rank 0 orders, in a folder that all nodes share.
 #
-#   srun ... slurm/server.sh FOLDER ADDRESS,ADDRESS...    a task a node, and each one's address
+#   srun ... slurm/server.sh FOLDER ADDRESS,ADDRESS... COMMAND...    a task a node, and each one's address
+#
+# COMMAND is what Python's arguments are put behind: the interpreter, with what sets its variables before it.
 #
 # Ends when there is a file FOLDER/over. Until then it is started again when it ends (r1mega/rollout/attendant.py).
 #
@@ -12,12 +14,12 @@ set -euo pipefail
 folder=$1
 IFS=, read -ra addresses <<<"$2"
 node=$SLURM_PROCID
-python=${R1MEGA_PYTHON:-.venv/bin/python}
+python=("${@:3}")
 told=
 trap 'told=yes' TERM USR1
 while [[ ! -e $folder/over ]]; do
-  setsid "$python" -m r1mega.runtime.process $$ \
-    "$python" -m r1mega.rollout.attendant "$folder" "$node" "${addresses[node]}" &
+  setsid "${python[@]}" -m r1mega.runtime.process $$ \
+    "${python[@]}" -m r1mega.rollout.attendant "$folder" "$node" "${addresses[node]}" &
   while true; do
     told='' code=0
     wait $! || code=$?

@@ -6,8 +6,8 @@
 # What to ask sbatch for is printed by `r1mega check CONFIG --cluster C --print slurm`; on CPUs more nodes may be given.
 # Supervised stages use them all. A stage that samples keeps the last one for its rollout server, or on GPUs as many as
 # its servers fill; on one node of CPUs both take turns. The run directory is runs/slurm-<job id>. No hyper-parameters
-# here: they are in CONFIG, and ranks and GPUs are in configs/cluster. With R1MEGA_IMAGE set to an image of containers/,
-# trainer and servers run in it.
+# here: they are in CONFIG, and ranks and GPUs are in configs/cluster, as is in which container or environment trainer
+# and servers run ([environment]; slurm/environment.sh).
 #
 # A node that is lost: Slurm itself puts the job back into the queue, and the next start has the nodes that there are.
 # With --nodes=MIN-MAX it goes on with the data-parallel ranks that fit on them, where cluster.trainer.least_dp allows
@@ -149,10 +149,10 @@ start_servers() { # FOLDER: on each of their nodes a process that starts what ra
   orders=$1
   rm -rf "$orders" && mkdir -p "$orders" || return 1
   # Not on standard input: the script's own. A signal for the job is for the trainer's step alone.
-  srun "${SRUN[@]}" "${options[@]}" --job-name=rollout slurm/server.sh "$orders" "$(
+  srun "${SRUN[@]}" "${options[@]}" --job-name=rollout "${WITHIN[@]}" slurm/server.sh "$orders" "$(
     IFS=,
     echo "${addresses[*]}"
-  )" </dev/null &
+  )" "${SERVER[@]}" </dev/null &
   nodes=$!
 }
 
@@ -226,8 +226,8 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   if [[ -n ${place[server]} ]]; then start_servers "$(realpath -m "$dir/servers")" || return 1; fi
   rm -f "$dir/logs/"{first_failure,first_loss,begun}
   mkdir -p "$dir/logs" 2>/dev/null || true # where that cannot be, the run itself says so
-  run_step "${options[@]}" --kill-on-bad-exit=1 --job-name=trainer slurm/rank.sh "$dir/logs" \
-    "$R1MEGA_PYTHON" -m r1mega.cli run "$config" "$@" "${apart[@]}" --run-dir "$dir" --resume || code=$?
+  run_step "${options[@]}" --kill-on-bad-exit=1 --job-name=trainer "${WITHIN[@]}" slurm/rank.sh "$dir/logs" \
+    "${TRAINER[@]}" -m r1mega.cli run "$config" "$@" "${apart[@]}" --run-dir "$dir" --resume || code=$?
   stop_servers
   if ((code != 0)) && [[ -z $asked && ! -e $dir/logs/begun ]] && step_is_refused "${options[@]}"; then stop; fi
   first_failure "$dir/logs" "$code"
@@ -264,15 +264,15 @@ enter() { # looks at where the job is, and reads what is asked of Slurm
   if [[ ! -x slurm/rank.sh ]] || ! grep -qs '^name = "r1mega"' pyproject.toml; then
     refuse "$SLURM_SUBMIT_DIR is no checkout of r1mega: submit from the repository's root"
   fi
-  PYTHON=.venv/bin/python
-  [[ -x $PYTHON ]] || refuse "$SLURM_SUBMIT_DIR has no .venv: run \`make env\` first"
   # The number of the last task of an array is the whole array's.
   JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   JOB=${JOB:-$SLURM_JOB_ID}
   run_dir=runs/slurm-$JOB
   # shellcheck source-path=SCRIPTDIR/..
   source slurm/job.sh
-  enter_container
+  # shellcheck source-path=SCRIPTDIR/..
+  source slurm/environment.sh
+  find_python || refuse "$SLURM_SUBMIT_DIR has no .venv: run \`make env\` first"
   # What sbatch was told of tasks would be each srun's wish as well, beside the placement's own.
   unset "${!SLURM_NTASKS@}" "${!SLURM_GPUS_PER_@}" "${!SLURM_TRES_PER_@}" SLURM_GPUS SLURM_GPU_BIND SLURM_DISTRIBUTION \
     SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_HINT SLURM_THREADS_PER_CORE
@@ -309,6 +309,9 @@ stage() { # CONFIG ARGUMENTS...: the whole job of a script that runs a stage; wi
   done
   again="submit again with --run-dir $run_dir to go on"
   begin
+  enter_environment "$config" "${machine[@]}" && code=0 || code=$?
+  ((code != 2)) || stop
+  settle "$code"
   [[ $config != "${DEFAULT_CONFIG-}" ]] || make_bases
   run_stage "$config" "$run_dir" "${settings[@]}" && code=0 || code=$?
   settle "$code"

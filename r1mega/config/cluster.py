@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from r1mega.config.environment import Environment
 from r1mega.config.section import OnResume, Section
 
 
@@ -209,6 +210,8 @@ class Cluster(Section):
     trainer: TrainerLayout = TrainerLayout()
     rollout: RolloutLayout = RolloutLayout()
     weights: WeightsLayout = WeightsLayout()
+    environment: Environment = Environment()
+    """What processes run in: modules, a Python environment or a container, variables; and checks of nodes."""
 
     @property
     def placed(self) -> Literal["cpu", "disaggregated", "colocated"]:

@@ -19,6 +19,8 @@ from r1mega.config.section import FromShell, Section
 from r1mega.errors import ConfigError
 
 CLUSTER_DIR = Path("configs/cluster")
+CLUSTER = "cluster."
+"""Begins the name of a setting of the cluster file, as `--set` spells it."""
 
 Node = dict[str, "Node"] | list["Node"] | str | int | float | bool
 """What TOML can hold, dates aside."""
@@ -39,6 +41,11 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
     table = read_toml(path)
     apply_overrides(table, overrides)
     return validate(Cluster, table, path)
+
+
+def cluster_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of `--set` that are the cluster file's, as `load_cluster` takes them."""
+    return [override.removeprefix(CLUSTER) for override in overrides if override.startswith(CLUSTER)]
 
 
 def faulty(path: Path, faults: Sequence[str]) -> ConfigError:
@@ -180,6 +187,8 @@ def _names(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[str], Any
             here = tuple[Since, ...]
         if members := _members(here):
             here = members.get(part, Section)
+            continue
+        if part == "[key]":  # the name itself is at fault, which stands before
             continue
         names.append(str(part))
         if isinstance(here, type) and issubclass(here, Section):

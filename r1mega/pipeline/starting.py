@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -54,7 +54,7 @@ class Starts:
         """
         if self._modules and can_be_forked(plan):
             try:
-                return self._fork(arguments)
+                return self._fork(arguments, plan.machine.environment.of_trainer)
             except PreloadError as error:
                 log.warning("stages start by themselves, with imports of their own: no process to fork: %s", error)
                 self._modules = ()
@@ -63,8 +63,8 @@ class Starts:
         # Guarded: it ends with this process, however that ends. A signal reaches it once, from here.
         return process.spawn(command, environment=process.child_environment(), log_file=None, pass_signals=True)
 
-    def _fork(self, arguments: Sequence[str]) -> Child:
-        environment = process.child_environment(**openmp.preload())
+    def _fork(self, arguments: Sequence[str], variables: Mapping[str, str]) -> Child:
+        environment = process.child_environment(**variables, **openmp.preload())
         if self._preloaded is None:
             self._preloaded = Preloaded(self._modules, environment)
         return self._preloaded.start(arguments, environment, Path.cwd(), sys.stdout, sys.stderr)

@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.config.cluster import Cluster
-from r1mega.config.load import apply_overrides, load_cluster, nearest, raise_if_any, read_toml, validate
+from r1mega.config.load import (
+    CLUSTER,
+    apply_overrides,
+    cluster_overrides,
+    load_cluster,
+    nearest,
+    raise_if_any,
+    read_toml,
+    validate,
+)
 from r1mega.errors import ConfigError
 from r1mega.layout.device_laws import layout_faults
 from r1mega.layout.engine_laws import engine_layout_faults
@@ -69,8 +78,7 @@ def load(path: Path, cluster: str, overrides: Sequence[str] = ()) -> tuple[Recip
     Raises:
         ConfigError: as `load_recipe`; or a layout that nothing can be trained with.
     """
-    prefix = "cluster."
-    machine = load_cluster(cluster, [o.removeprefix(prefix) for o in overrides if o.startswith(prefix)])
-    recipe = load_recipe(path, [o for o in overrides if not o.startswith(prefix)])
+    machine = load_cluster(cluster, cluster_overrides(overrides))
+    recipe = load_recipe(path, [o for o in overrides if not o.startswith(CLUSTER)])
     raise_if_any(path, layout_faults(machine) + engine_layout_faults(machine))
     return recipe.resolved(machine), machine

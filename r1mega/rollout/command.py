@@ -79,6 +79,8 @@ class ServerPlace:
     """Which of the servers it is."""
     nodes: tuple[int, ...] = ()
     """Of those where attendants start servers, the ones that it is on; empty: the first rank starts it."""
+    variables: tuple[tuple[str, str | None], ...] = ()
+    """Names and values that the cluster file sets for servers; None: for the trainer alone, who starts them."""
 
     @classmethod
     def of(cls, machine: Cluster, number: int = 0, *, trains: bool) -> Self:
@@ -91,8 +93,9 @@ class ServerPlace:
         layout = machine.rollout
         ranks = layout.tp * layout.dp
         attended = bool(layout.attendants)
+        variables = tuple({**dict.fromkeys(machine.environment.trainer), **machine.environment.of_rollout}.items())
         if machine.device == "cpu":
-            return cls(number=number, nodes=(0,) if attended else ())
+            return cls(number=number, nodes=(0,) if attended else (), variables=variables)
         of_node = machine.gpus_per_node or ranks
         hosts, on_node = math.ceil(ranks / of_node), max(1, of_node // ranks)
         nodes: tuple[int, ...] = ()
@@ -105,16 +108,10 @@ class ServerPlace:
             nodes, first = (number // on_node,), number % on_node * ranks
             gpus = tuple(range(first, first + ranks))
         return cls(
-            device="cuda",
-            transport=machine.transport,
-            sleeps=trains and machine.placed == "colocated",
-            fp8=machine.weights.fp8,
-            pushed=trains,
-            gpus=gpus,
-            hosts=hosts,
-            number=number,
-            nodes=nodes,
-        )
+            device="cuda", transport=machine.transport, sleeps=trains and machine.placed == "colocated",
+            fp8=machine.weights.fp8, pushed=trains, gpus=gpus, hosts=hosts, number=number, nodes=nodes,
+            variables=variables,
+        )  # fmt: skip
 
 
 def places_of(machine: Cluster, *, trains: bool) -> tuple[ServerPlace, ...]:
@@ -175,9 +172,10 @@ def environment(
         visible: CUDA_VISIBLE_DEVICES of this process, where it is set: `ServerPlace.gpus` count within it.
         own_address: of a host among several, as the others reach it.
     """
+    said = {name: value for name, value in place.variables if value is not None}
     if place.device == "cpu":
-        return cpu_environment(folder, layout)
-    return cuda_environment(layout, place, visible=visible, own_address=own_address)
+        return {**said, **cpu_environment(folder, layout)}
+    return {**said, **cuda_environment(layout, place, visible=visible, own_address=own_address)}
 
 
 def cpu_command(folder: ServedFolder, layout: RolloutLayout, start: Start) -> list[str]:

@@ -178,7 +178,9 @@ class Server:
     def _environment(self) -> dict[str, str]:
         """Environment of the server."""
         found = environment(ServedFolder.read(self.model_dir), self.layout, self.place, visible=env.visible_gpus())
-        return process.child_environment(**found, **(openmp.preload() if self.place.device == "cpu" else {}))
+        inherited = process.child_environment(**found, **(openmp.preload() if self.place.device == "cpu" else {}))
+        others = {name for name, value in self.place.variables if value is None}
+        return {name: value for name, value in inherited.items() if name not in others}
 
     def _parts(self) -> dict[NodePart, dict[str, object]]:
         """What each of its nodes is to start."""

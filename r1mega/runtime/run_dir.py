@@ -1,6 +1,6 @@
 """The directory of a run: what it holds, who may write to it, and how a resumed run finds its place.
 
-config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds
+config.json   the resolved stage config and cluster        run.json      commit, versions, device, seeds, environment
 metrics.jsonl one line a step                              summary.json  written once, when the stage is done
 experts.jsonl every expert's load, each few steps              events.jsonl  what happened to the run
 checkpoints/step_N/   hf/   hf_steps/step_N/   samples/   figures/   wandb/   logs/
@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
-from r1mega.runtime import files, locks, provenance
+from r1mega.runtime import environment, files, locks, provenance
 from r1mega.runtime.digests import Digests, digest_of
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
 from r1mega.runtime.resume import changes, recipe_digest
@@ -90,7 +90,8 @@ class RunDir:
         for setting, places in record["inputs"].items():  # what it holds stays as it was begun with
             for place, now in zip(places, inputs.get(setting, []), strict=False):
                 place |= {name: now[name] for name in ("path", "from_run")}
-        record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], provenance.part(recipe.seed)]}
+        part = {**provenance.part(recipe.seed), "environment": environment.in_force(cluster.environment)}
+        record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], part]}
         files.write_json(path / RUN, record)
         config = {"stage": recipe.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
         files.write_json(path / "config.json", config)

@@ -42,7 +42,8 @@ def test_refuses_a_folder_that_is_no_checkout(slurm: Slurm, tmp_path: Path, make
 def test_asks_for_the_environment(slurm: Slurm, tmp_path: Path, make_checkout):
     folder = make_checkout(tmp_path / "checkout")
     (folder / ".venv").unlink()
-    said, output = ended(slurm, slurm.submit(RL_SCRIPT, cwd=folder), "FAILED", folder)
+    job = slurm.submit("--export=ALL,VIRTUAL_ENV=,CONDA_PREFIX=", RL_SCRIPT, cwd=folder)
+    said, output = ended(slurm, job, "FAILED", folder)
     assert said["ExitCode"] == "2:0"
     assert output == f"rl_stage: {folder} has no .venv: run `make env` first\n"
 

@@ -1,0 +1,11 @@
+environment_modules=()
+environment_srun=()
+environment_within=(apptainer exec --nv --no-home --writable-tmpfs --bind /home/me/r1mega:/home/me/r1mega,/data:/data --pwd /home/me/r1mega docker://r1mega:gpu)
+environment_variables=()
+environment_trainer=()
+environment_rollout=()
+environment_venv=''
+environment_conda=''
+environment_image=''
+environment_python=/opt/r1mega/.venv-gpu-trainer/bin/python
+environment_checks=on

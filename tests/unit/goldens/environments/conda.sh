@@ -1,0 +1,11 @@
+environment_modules=()
+environment_srun=()
+environment_within=()
+environment_variables=()
+environment_trainer=(NVTE_FLASH_ATTN=1)
+environment_rollout=(VLLM_LOGGING_LEVEL=WARNING)
+environment_venv=''
+environment_conda=r1mega
+environment_image=''
+environment_python=''
+environment_checks=on

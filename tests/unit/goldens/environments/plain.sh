@@ -1,0 +1,11 @@
+environment_modules=()
+environment_srun=()
+environment_within=()
+environment_variables=()
+environment_trainer=()
+environment_rollout=()
+environment_venv=''
+environment_conda=''
+environment_image=''
+environment_python=''
+environment_checks=on
