@@ -32,6 +32,7 @@ def pytest_configure() -> None:
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda signum, frame: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # What earlier tests, or their user, kept there (verdicts, digests) decides nothing here.
+    os.environ["WANDB_MODE"] = "disabled"  # but where W&B is what is tested, since its start takes a second or two
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="r1mega-tests-cache-")
 
 

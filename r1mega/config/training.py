@@ -64,13 +64,3 @@ class Experts(Section):
     patience: int = Field(default=20, gt=0)
     """Steps in a row with a starved or a crowded expert after which a layer's router counts as collapsed and is
     warned of, once."""
-
-
-class Wandb(Section):
-    """Weights & Biases. Metrics always go to metrics.jsonl as well."""
-
-    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """auto: as WANDB_MODE in the environment says; without it online where `wandb login` has left a key, otherwise
-    offline files in the run directory. Where another choice and WANDB_MODE differ, the one that shows less to others
-    holds: disabled before offline before online. Where an online run cannot reach its server, it writes the files."""
-    project: str = "r1mega"

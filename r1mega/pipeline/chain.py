@@ -6,14 +6,16 @@ anything runs, every stage is looked at with its overrides and data, so that the
 after the first one's hours. At the end the questions that stages were evaluated on are held against those that any
 stage trained on.
 
-chain.json   {"wall_seconds": ...}, of all parts of a run so far
+chain.json   {"id": ..., "wall_seconds": ...}, the latter of all parts of a run so far
 """
 
 import contextlib
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from r1mega.errors import DataError, R1MegaError, RunDirError
 from r1mega.pipeline import artefacts
@@ -27,9 +29,10 @@ from r1mega.recipe.recipe import Recipe
 from r1mega.runtime import files, locks
 from r1mega.runtime.digests import Digests
 from r1mega.runtime.interrupt import Interrupted
+from r1mega.runtime.provenance import CHAIN
 from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
 
-STATE, LOCK = "chain.json", ".lock"
+LOCK = ".lock"
 
 
 class StageCrashed(Exception):
@@ -79,6 +82,7 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
             seen.refuse_absent()
     with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept, Starts(plans) as starts:
         _refuse_used(run_dir, resume=resume)  # by a chain that was faster
+        files.write_json(run_dir / CHAIN, _state(run_dir))  # by whose id its stages know that they belong together
         for number, node in enumerate(chain.pipeline.stages):
             if node.name in asked:
                 kept.before(plan.recipe for plan in plans[number:] if plan.runs != "no")
@@ -93,7 +97,7 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
 
 def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     try:
-        used = run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir())
+        used = run_dir.exists() and any(path.name not in (LOCK, CHAIN) for path in run_dir.iterdir())
     except OSError as error:
         raise _unusable(run_dir, error) from None
     if used and not resume:
@@ -178,13 +182,16 @@ def _counted(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        files.write_json(run_dir / STATE, {"wall_seconds": _wall_seconds(run_dir) + time.monotonic() - began})
+        state = _state(run_dir)
+        files.write_json(run_dir / CHAIN, state | {"wall_seconds": state["wall_seconds"] + time.monotonic() - began})
 
 
-def _wall_seconds(run_dir: Path) -> float:
-    """Of all stages' processes so far."""
-    file = run_dir / STATE
-    return float(json.loads(file.read_text())["wall_seconds"]) if file.is_file() else 0.0
+def _state(run_dir: Path) -> dict[str, Any]:
+    """chain.json, with an id that no other chain has where there is none yet; wall_seconds are of all stages'
+    processes so far."""
+    file = run_dir / CHAIN
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    return {"id": secrets.token_hex(4), "wall_seconds": 0.0, **found}
 
 
 def _summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe]) -> None:
@@ -193,7 +200,7 @@ def _summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe])
     stages = {node.name: read_summary(run_dir / node.name) for node in pipeline.stages}
     num_trained, num_held_out = _check_held_out(run_dir, pipeline)
     questions = {"trained_on": num_trained, "held_out": num_held_out, "overlap": 0}
-    summary = {"stages": stages, "questions": questions, "wall_seconds": _wall_seconds(run_dir)}
+    summary = {"stages": stages, "questions": questions, "wall_seconds": _state(run_dir)["wall_seconds"]}
     if pipeline.table is not None:
         from r1mega.pipeline.outcome import outcome_of  # with numpy, which a dry run does without
 

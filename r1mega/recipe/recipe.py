@@ -4,12 +4,13 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.inputs import Input
 from r1mega.config.model import Model
-from r1mega.config.section import RunSettings
+from r1mega.config.section import OnResume, RunSettings
+from r1mega.config.watching import Wandb
 from r1mega.families.spec import Head, ModelSpec
 from r1mega.recipe.memory import Holds, memory_faults
 
@@ -49,6 +50,8 @@ class Recipe(RunSettings):
     """Whether an engine answers questions."""
     keeps_data: ClassVar[bool] = False
     """Whether a run that resumes has all it learns from in its run directory, and needs the files no more."""
+
+    wandb: Annotated[Wandb, OnResume.FREE] = Wandb()
 
     @property
     def begins_with(self) -> Model:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import OnResume
-from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
+from r1mega.config.training import Batch, Experts, Optimizer, Save
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import length_faults, model_faults
 from r1mega.recipe.from_model import FromModel
@@ -17,7 +17,6 @@ class Training(FromModel):
     batch: Annotated[Batch, OnResume.FREE]
     experts: Annotated[Experts, OnResume.FREE] = Experts()
     save: Annotated[Save, OnResume.FREE]
-    wandb: Annotated[Wandb, OnResume.FREE] = Wandb()
 
     def longest(self) -> tuple[int, str] | None:
         """Tokens that some sequence will have, as far as settings alone tell, and the setting that tells."""

@@ -1,7 +1,8 @@
-"""How many verdicts fail through no fault of the answers: past a bound the run stops and says why."""
+"""How many verdicts fail through no fault of the answers: past a bound the run stops and says why; from half of it
+on it is told of."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from r1mega.errors import RewardError, listed
 from r1mega.samples import Group, VerdictStatus
@@ -11,14 +12,20 @@ LEAST = 64
 SHOWN = 3
 """Reasons that are told, the commonest first."""
 REASON_CHARACTERS = 300
+TOLD_AT, OVER_AT = 0.5, 0.25
+"""Shares of the bound: from the first on it is told once that verdicts fail, until fewer than the second do."""
 
 
 class Failures:
     """The verdicts of the latest rollouts, as many as `LEAST` of them take."""
 
-    def __init__(self, max_failed: float) -> None:
-        """max_failed: the share of failed verdicts that training goes on with (`rollout.max_failed`)."""
-        self._max_failed = max_failed
+    def __init__(self, max_failed: float, tell: Callable[[int, str], None] = lambda step, text: None) -> None:
+        """
+        Args:
+            max_failed: the share of failed verdicts that training goes on with (`rollout.max_failed`).
+            tell: called with the step and a sentence when verdicts begin to fail.
+        """
+        self._max_failed, self._tell, self._told = max_failed, tell, False
         self._latest: deque[tuple[int, Counter[str]]] = deque()
         """Of each rollout its verdicts, and the reasons of those that failed."""
 
@@ -35,9 +42,15 @@ class Failures:
             self._latest.popleft()
         total = sum(num for num, _ in self._latest)
         failed = sum((reasons for _, reasons in self._latest), Counter[str]())
-        if failed.total() <= self._max_failed * max(total, LEAST):
-            return
+        bound = self._max_failed * max(total, LEAST)
         told = [f"{num} x {reason}" for reason, num in failed.most_common(SHOWN)]
+        if failed.total() <= bound:
+            if failed.total() > TOLD_AT * bound and not self._told:
+                self._told = True
+                self._tell(step, f"{failed.total()} of the latest {total} verdicts have failed: {'; '.join(told)}")
+            elif failed.total() < OVER_AT * bound:
+                self._told = False
+            return
         if (more := len(failed) - SHOWN) > 0:
             told.append(f"and {more} other reasons")
         raise RewardError(

@@ -31,8 +31,9 @@ FILE = "events.jsonl"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What a disk answers on which there is no space, or no quota, left."""
-_BEGUN = frozenset({"started", "resumed"})
-_ENDED = frozenset({"finished", "stopped", "crashed", "rank-lost", "disk-full", "watchdog"})
+BEGUN = frozenset({"started", "resumed"})
+"""Kinds that say that a run goes, and those that say that it does not any more."""
+ENDED = frozenset({"finished", "stopped", "crashed", "rank-lost", "disk-full", "watchdog"})
 
 Level = Literal["note", "warning", "alert"]
 """note: the run goes its way. warning: something was wrong, and was dealt with. alert: someone should look."""
@@ -67,6 +68,7 @@ KINDS: Mapping[str, EventKind] = {
     "spike": EventKind("warning", "loss or gradient norm is far from its recent values"),
     "collapsed": EventKind("alert", "a router, or what the policy answers, has collapsed"),
     "hacking": EventKind("alert", "reward rises while what it stands for does not"),
+    "failing-verdicts": EventKind("alert", "rewards fail to judge, more often than half of what ends the run"),
     "mismatch-alert": EventKind("alert", "engine and trainer disagree on the probability of tokens"),
     "torn": EventKind(
         "warning", "a line of this file that cannot be read: its writer was killed, or the disk was full"
@@ -134,9 +136,13 @@ def read(run_dir: Path) -> list[Event]:
     kind "torn" with its first characters.
     """
     try:
-        data = (run_dir / FILE).read_bytes()
+        return parse((run_dir / FILE).read_bytes())
     except FileNotFoundError:
         return []
+
+
+def parse(data: bytes) -> list[Event]:
+    """The events of some lines of the file, as `read` has them."""
     found: list[Event] = []
     for line in data.decode(errors="replace").split("\n")[:-1]:
         if line.strip():
@@ -153,9 +159,9 @@ def told(run_dir: Path, what: str, *, resumed: bool) -> Iterator[None]:
         resumed: the run directory had work in it.
     """
     events = Events(run_dir)
-    before = [event.kind for event in read(run_dir) if event.kind in _BEGUN | _ENDED]
+    before = [event.kind for event in read(run_dir) if event.kind in BEGUN | ENDED]
     killed = "; the start before this one ended without a word: it was killed, or its host went down"
-    text = what + (killed if before and before[-1] in _BEGUN else "")
+    text = what + (killed if before and before[-1] in BEGUN else "")
     events.say("resumed" if resumed else "started", text)
     try:
         yield

@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from r1mega.config.training import Wandb
+from r1mega.config.watching import Wandb
 from r1mega.runtime import process
+from r1mega.runtime.interrupt import Interrupted
+from r1mega.runtime.provenance import CHAIN
 
 log = logging.getLogger(__name__)
 
@@ -62,37 +64,90 @@ def choose_mode(setting: Mode, environment: Mapping[str, str]) -> tuple[Mode, st
     )
 
 
+@contextmanager
+def mirrored(run_dir: Path, settings: Wandb, config: Mapping[str, Any]) -> Iterator["Mirror | None"]:
+    """W&B beside the run inside, which it learns the end of; None where it is disabled.
+
+    Args:
+        config: config.json's, {"stage", "cluster"}; the stage's name is the run's type there.
+    """
+    mode, said = choose_mode(settings.mode, os.environ)
+    if said:
+        log.warning("%s", said)
+    if mode == "disabled":
+        yield None
+        return
+    mirror = Mirror(run_dir, settings, mode, config)
+    try:
+        yield mirror
+    except Interrupted as error:
+        mirror.close(128 + error.signum, preempted=True)
+        raise
+    except BaseException:
+        mirror.close(1)
+        raise
+    mirror.close(0)
+
+
+def group_of(run_dir: Path, settings: Wandb) -> str | None:
+    """The group of a run: as the settings or WANDB_RUN_GROUP say, or that of the chain whose stage it is."""
+    if given := settings.group or os.environ.get("WANDB_RUN_GROUP"):
+        return given
+    try:
+        chain = json.loads((run_dir.parent / CHAIN).read_text(encoding="utf-8"))["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"{run_dir.resolve().parent.name}-{chain}"
+
+
 class Mirror:
     """Logs rows to W&B from a thread; no method raises for what W&B does, and only `close` waits."""
 
-    def __init__(self, run_dir: Path, settings: Wandb, mode: Mode, config: dict[str, Any]) -> None:
-        """Begins to start W&B, in any `mode` but disabled; `config` is shown there as the run's."""
+    def __init__(self, run_dir: Path, settings: Wandb, mode: Mode, config: Mapping[str, Any]) -> None:
+        """Begins to start W&B, in any `mode` but disabled; `config` as in `mirrored`."""
         self._run_dir, self._log_file = run_dir, run_dir / "logs/wandb.log"
+        stage: Mapping[str, Any] = config["stage"]
         self._wanted: dict[str, Any] = {
             "project": settings.project,
+            "entity": settings.entity,
             "name": f"{run_dir.parent.name}-{run_dir.name}",
+            "group": group_of(run_dir, settings),
+            "job_type": stage.get("stage"),
+            "tags": list(settings.tags),
             "dir": str(run_dir),
             "mode": mode,
-            "config": config,
+            "config": {**stage, **{name: of for name, of in config.items() if name != "stage"}},
             "program": sys.argv[0],
+            "settings": settings.model_dump(mode="json"),
         }
-        self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._given = self._logged = 0
+        self._ended_with: dict[str, Any] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         self._thread.start()
 
+    def stands(self, size: int) -> None:
+        """Before any row: so many bytes of metrics.jsonl are of earlier parts, which may lack some of them at W&B."""
+        if self._thread.is_alive():
+            self._asked.put({"stands": size})
+
     def log(self, row: dict[str, Any]) -> None:
-        """Hand on one row of numbers."""
+        """Hand on one row of numbers, with its kind."""
         self._given += 1
         if self._thread.is_alive():
-            self._rows.put(row)
+            self._asked.put({"row": row})
 
-    def close(self) -> None:
-        """Wait for what is still to be logged, within `CLOSE_TIMEOUT_S`, and say what was not."""
-        self._rows.put(None)
+    def close(self, exit_code: int = 0, *, preempted: bool = False) -> None:
+        """Wait for what is still to be logged, within `CLOSE_TIMEOUT_S`, and say what was not.
+
+        Args:
+            exit_code, preempted: as `wandb_process.Session.finish`.
+        """
+        self._ended_with = {"finish": exit_code, "preempted": preempted}
+        self._asked.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             log.warning(
@@ -104,7 +159,8 @@ class Mirror:
         self._end()
         if self._logged < self._given:
             log.warning(
-                "W&B: %d of %d rows were not logged there; %s/metrics.jsonl has them all",
+                "W&B: %d of %d rows were not logged there; %s/metrics.jsonl has them all, and a resumed run makes up "
+                "for them",
                 self._given - self._logged, self._given, self._run_dir,
             )  # fmt: skip
 
@@ -112,11 +168,11 @@ class Mirror:
         """The thread."""
         try:
             self._start()
-            while (row := self._rows.get()) is not None:
-                self._ask({"row": row}, ROW_TIMEOUT_S)
-                self._logged += 1
+            while (asked := self._asked.get()) is not None:
+                self._ask(asked, ROW_TIMEOUT_S if "row" in asked else START_TIMEOUT_S)
+                self._logged += "row" in asked
             try:
-                self._ask("finish", CLOSE_TIMEOUT_S)
+                self._ask(self._ended_with, CLOSE_TIMEOUT_S)
             except _MirrorFailed as error:
                 log.warning(
                     "W&B: the run's end failed there (%s); `wandb sync` sends what stands in %s/wandb",
@@ -136,13 +192,7 @@ class Mirror:
         """
         if importlib.util.find_spec("wandb") is None:
             raise _MirrorFailed(f"it is not installed in {sys.prefix}")
-        # The same id joins the parts of a resumed run into one.
-        id_file = self._run_dir / "wandb/r1mega_id"
-        self._wanted["resumed"] = id_file.is_file()
-        if not id_file.is_file():
-            id_file.parent.mkdir(exist_ok=True)
-            id_file.write_text(uuid.uuid4().hex[:12])
-        self._wanted["id"] = id_file.read_text()
+        (self._run_dir / "wandb").mkdir(exist_ok=True)
         try:
             self._spawn()
             self._ask(self._wanted, START_TIMEOUT_S)
@@ -163,6 +213,8 @@ class Mirror:
         # not let a run that was killed begin again ("run ID ... is in use"). The mode is ours, see `choose_mode`.
         environment = process.child_environment(WANDB_DISABLE_WEAVE="true")  # it advertises itself on every start
         environment = {k: v for k, v in environment.items() if k not in ("WANDB_SERVICE", "WANDB_MODE")}
+        # Where files of artifacts wait to be sent: another host that sees the run directory may send them.
+        environment.setdefault("WANDB_DATA_DIR", str(self._run_dir.resolve() / "wandb"))
         with self._lock:
             if self._closed:
                 raise _MirrorFailed("the run is over")
@@ -197,6 +249,8 @@ class Mirror:
         told = json.loads(answer)
         if "error" in told:
             raise _MirrorFailed(" ".join(told["error"].split())[:500])
+        for said in told.get("said", ()):
+            log.warning("W&B: %s", " ".join(said.split())[:500])
         return told
 
     def _end(self) -> None:

@@ -23,6 +23,8 @@ from r1mega.config.section import Section
 from r1mega.runtime.digests import Digests, digest_of
 
 RUN = "run.json"
+CHAIN = "chain.json"
+"""In the folder above a stage's, where it is a chain's: {"id": 8 hexadecimal digits, "wall_seconds": so far}."""
 MODELS = "models."
 """Before the name of each of several models that a stage asks, as a setting."""
 GIT_TIMEOUT_S = 30.0

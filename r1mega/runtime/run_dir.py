@@ -19,6 +19,7 @@ from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
 from r1mega.runtime import environment, files, locks, provenance
 from r1mega.runtime.digests import Digests, digest_of
+from r1mega.runtime.mirror import Mirror
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
 from r1mega.runtime.resume import changes, recipe_digest
 
@@ -55,6 +56,8 @@ class RunDir:
         self.path = path
         self.resumed = exists = holds_work(path)
         """Whether it had work in it. On ranks that `join`, where nobody asks, False."""
+        self.mirror: Mirror | None = None
+        """What shows the run elsewhere, on rank 0."""
         if exists and not resume:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
         create(path)
@@ -93,8 +96,7 @@ class RunDir:
         part = {**provenance.part(recipe.seed), "environment": environment.in_force(cluster.environment)}
         record |= {"inode": path.stat().st_ino, "parts": [*record["parts"], part]}
         files.write_json(path / RUN, record)
-        config = {"stage": recipe.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
-        files.write_json(path / "config.json", config)
+        files.write_json(path / "config.json", config_of(recipe, cluster))
 
     def _beat(self) -> None:
         file = self.path / OPENING
@@ -120,7 +122,7 @@ class RunDir:
                 )
             time.sleep(0.05)
         joined = cls.__new__(cls)
-        joined.path, joined._lock, joined.resumed = path, None, False
+        joined.path, joined._lock, joined.resumed, joined.mirror = path, None, False, None
         return joined
 
     @property
@@ -239,6 +241,11 @@ class RunDir:
                 lock.close()
                 raise RunDirError(f"{self.path}: another process is running in this directory; wait for it")
             time.sleep(0.2)
+
+
+def config_of(recipe: RunSettings, cluster: Cluster) -> dict[str, Any]:
+    """What config.json holds."""
+    return {"stage": recipe.model_dump(mode="json"), "cluster": cluster.model_dump(mode="json")}
 
 
 def create(path: Path) -> None:

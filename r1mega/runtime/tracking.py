@@ -1,22 +1,12 @@
 """Where metrics go: metrics.jsonl (always) and Weights & Biases (offline unless logged in)."""
 
 import json
-import logging
 import math
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from r1mega.config.training import Wandb
-from r1mega.runtime.mirror import Mirror, choose_mode
-
-log = logging.getLogger(__name__)
-
-
-class Settings(Protocol):
-    """Of any stage."""
-
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+from r1mega.runtime.mirror import Mirror
 
 
 class Tracker:
@@ -26,21 +16,21 @@ class Tracker:
     written as null, since NaN is not JSON.
     """
 
-    def __init__(self, run_dir: Path, wandb: Wandb, stage: Settings) -> None:
+    def __init__(self, run_dir: Path, mirror: Mirror | None = None) -> None:
+        """mirror: which others than the run's own end close."""
         self._file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        mode, said = choose_mode(wandb.mode, os.environ)
-        if said:
-            log.warning("%s", said)
-        config = stage.model_dump(mode="json")
-        self._wandb = Mirror(run_dir, wandb, mode, config) if mode != "disabled" else None
+        self._mirror = mirror
+        if mirror is not None:
+            mirror.stands(self._file.tell())
 
     def log(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Append the metrics of one step."""
         row = {"kind": kind, "step": step, **{k: _json_number(v) for k, v in metrics.items()}}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log({k: v for k, v in metrics.items() if isinstance(v, int | float)} | {"step": step})
+        if self._mirror is not None:
+            numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+            self._mirror.log(numbers | {"step": step, "kind": kind})
 
     def sync(self) -> None:
         """Make the lines survive the machine: a checkpoint must not know more steps than they do."""
@@ -48,8 +38,6 @@ class Tracker:
 
     def close(self) -> None:
         self._file.close()
-        if self._wandb is not None:
-            self._wandb.close()
 
 
 def _json_number(value: Any) -> Any:

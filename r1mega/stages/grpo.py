@@ -96,7 +96,7 @@ def run(
         served = run.enter(part.served(serve, config, cluster, run_dir, run.interrupt, step=run.step))
         policy = _policy(config, mesh, build)
         engine = run.enter(_pushed_to(config, cluster, part, pusher)(policy, served, interrupt=run.interrupt))
-        failures = Failures(config.rollout.max_failed)
+        failures = Failures(config.rollout.max_failed, partial(run.records.event, "failing-verdicts"))
         judging = run.enter(part.judges(pool, config, run_dir))
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
         scoring = Scoring(config, mesh, policy, failures, run_dir.samples, scorers_of(config, mesh, scorers, load))

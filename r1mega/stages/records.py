@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from r1mega.config.training import Experts, Optimizer, Save, Wandb
+from r1mega.config.training import Experts, Optimizer, Save
 from r1mega.diagnostics.load_balance import CollapseWatch
 from r1mega.diagnostics.load_balance import metrics as expert_metrics
 from r1mega.runtime.events import Events
 from r1mega.runtime.run_dir import RunDir
-from r1mega.runtime.tracking import Settings, Tracker
+from r1mega.runtime.tracking import Tracker
 from r1mega.samples import ExpertLoad
 from r1mega.trainer.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
 
-class TrainingSettings(Settings, Protocol):
+class TrainingSettings(Protocol):
     """What the skeleton reads of a training stage's config."""
 
     @property
@@ -29,8 +29,6 @@ class TrainingSettings(Settings, Protocol):
     def experts(self) -> Experts: ...
     @property
     def save(self) -> Save: ...
-    @property
-    def wandb(self) -> Wandb: ...
 
 
 class Carried:
@@ -81,7 +79,7 @@ class FirstRanksRecords(Records):
     """Rank 0's: metrics.jsonl and its mirror, experts.jsonl, and a warning where a router collapses."""
 
     def __init__(self, run_dir: RunDir, settings: TrainingSettings) -> None:
-        self._tracker = Tracker(run_dir.path, settings.wandb, settings)
+        self._tracker = Tracker(run_dir.path, run_dir.mirror)
         self._events = Events(run_dir.path)
         self._loads, self._experts = run_dir.expert_loads, settings.experts
         self._watch = CollapseWatch(settings.experts)

@@ -4,6 +4,7 @@ The base is pretrained, and the RL run is resumed, as a user starts them; the ot
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import torch
 import warm
 from holding import hold_after_step
 from safetensors.torch import load_file
+
+from r1mega.runtime import wandb_parts
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs/tiny/r1_zero"
@@ -66,7 +69,8 @@ def said(output: IO[str]) -> str:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a base that was pretrained for eight steps without interruption."""
     run_dir = tmp_path_factory.mktemp("base") / "run"
-    done = warm.run("run", *BASE, "--run-dir", str(run_dir), cold=True)
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    done = warm.run("run", *BASE, "--run-dir", str(run_dir), cold=True, environment=environment)
     assert done.returncode == 0, done.stderr
     return run_dir
 
@@ -77,7 +81,10 @@ def test_pretrain_leaves_the_whole_run_directory(base: Path):
                  "hf/tokenizer.json"):  # fmt: skip
         assert (base / name).exists(), name
     assert not (base / "checkpoints/step_4").exists()  # keep_last = 2
-    assert list((base / "wandb").glob("offline-run-*"))
+    (part,) = wandb_parts.parts_of(base)
+    assert [row["step"] for row in wandb_parts.rows(part) if row["kind"] == "train"] == list(range(1, 9))
+    (run,) = (record.run for record in wandb_parts.records(part) if record.HasField("run"))
+    assert (run.run_id, run.job_type) == (json.loads((base / "run.json").read_text())["run"], "pretrain")
     rows = metrics(base)
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss"] < rows[0]["loss"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from r1mega.config.training import Experts, Wandb
+from r1mega.config.training import Experts
 from r1mega.diagnostics.load_balance import CollapseWatch, metrics, summarise
 from r1mega.errors import DataError
 from r1mega.report import heatmap
@@ -52,13 +52,10 @@ def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
 def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
     from r1mega.stages.records import FirstRanksRecords
 
-    run_dir = SimpleNamespace(path=tmp_path, expert_loads=tmp_path / "experts.jsonl")
+    run_dir = SimpleNamespace(path=tmp_path, expert_loads=tmp_path / "experts.jsonl", mirror=None)
 
     def records(**experts) -> FirstRanksRecords:
-        settings = SimpleNamespace(
-            experts=Experts(**experts), wandb=Wandb(mode="disabled"), model_dump=lambda *, mode: {}
-        )
-        return FirstRanksRecords(run_dir, settings)
+        return FirstRanksRecords(run_dir, SimpleNamespace(experts=Experts(**experts)))
 
     def logged(kind: str) -> list[dict]:
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

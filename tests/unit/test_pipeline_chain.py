@@ -64,11 +64,25 @@ def test_stages_run_in_order_each_from_the_one_named(tmp_path: Path, demo, stage
         ("anneal", ["seed=3", "wandb.mode=disabled", hf[0]]),
         ("rl", ["seed=3", "num_steps=40", "wandb.mode=disabled", hf[1]]),
         ("control", ["seed=3", "wandb.mode=disabled", hf[1], "max_seconds=12.3"]),
-        ("control_eval", ["seed=3", hf[2]]),  # it has no wandb section
+        ("control_eval", ["seed=3", "wandb.mode=disabled", hf[2]]),
     ]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert list(summary["stages"]) == ["base", "anneal", "rl", "control", "control_eval"]
     assert summary["questions"] == {"trained_on": 1, "held_out": 1, "overlap": 0}
+
+
+def test_a_chain_has_an_id_before_its_first_stage_starts_and_keeps_it(tmp_path: Path, demo, monkeypatch):
+    ids: list[str] = []
+
+    def crashes(plan, of, starts):
+        ids.append(json.loads((of.run_dir / "chain.json").read_text())["id"])
+        return 1, None
+
+    monkeypatch.setattr(chain, "_run_stage", crashes)
+    for name, resume in (("run", False), ("run", True), ("other", False)):
+        with pytest.raises(chain.StageCrashed):
+            run_chain(demo, tmp_path / name, resume=resume)
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_resume_passes_over_what_is_done_with_the_same_config(tmp_path: Path, demo, stages, monkeypatch):

@@ -21,6 +21,7 @@ from r1mega.errors import RewardError
 from r1mega.rewards.failures import Failures
 from r1mega.rewards.pool import Pool
 from r1mega.rollout.collect import judged
+from r1mega.runtime import events
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.samples import Completion, FinishReason, Group, Prompt, Verdict, VerdictStatus
 from r1mega.stages import rank_zero
@@ -101,6 +102,17 @@ def test_verdicts_that_models_have_added_to_take_the_place_of_those_before():
         watch.see_again(1, [group("f" * 17 + "s" * 23)])
 
 
+def test_it_is_told_once_from_half_of_the_bound_on_and_again_when_it_was_over():
+    told: list[tuple[int, str]] = []
+    watch = Failures(0.5, lambda step, text: told.append((step, text)))
+    for step, failed in enumerate((25, 26, 40, 13, 26, 12, 26)):  # of 100; the bound is 50
+        watch.see(step, [group("f" * (failed - 1) + "F" + "s" * (100 - failed))])
+    assert told == [
+        (1, "26 of the latest 100 verdicts have failed: 25 x no sandbox; 1 x no disk"),
+        (6, "26 of the latest 100 verdicts have failed: 25 x no sandbox; 1 x no disk"),
+    ]
+
+
 # ---- in the loop -------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +153,9 @@ def test_one_in_two_failing_stops_the_run_and_says_why(base: Path, tmp_path: Pat
         Run(tmp_path / "run").start(base, changes(tmp_path, 50))
     assert re.match(r"step (4|6|8): \d+ of the latest \d+ verdicts have failed", str(told.value))
     assert f" x {tmp_path / 'flaky.py'}:9: OSError: no such model server" in str(told.value)
-    Run(tmp_path / "allowed").start(base, {**changes(tmp_path, 50), "rollout": {"max_failed": 1.0}})
+    Run(tmp_path / "allowed").start(base, {**changes(tmp_path, 50), "rollout": {"max_failed": 0.7}})
+    (said,) = events.read(tmp_path / "allowed")
+    assert said.kind == "failing-verdicts" and "OSError: no such model server" in said.text
 
 
 def test_a_signal_while_answers_are_judged_ends_the_run_and_its_workers(

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from kills import killed_at
 
-from r1mega.config.training import Wandb
 from r1mega.errors import RunDirError
 from r1mega.recipe.load import load
 from r1mega.runtime import files, run_dir
@@ -263,35 +262,12 @@ def test_a_folder_whose_replacement_was_broken_off_is_there_again_in_the_next_ru
 
 
 def test_metrics_are_json_whatever_the_numbers(tmp_path: Path, config):
-    tracker = Tracker(tmp_path, Wandb(mode="disabled"), config[0])
+    tracker = Tracker(tmp_path)
     tracker.log("train", 1, {"loss": float("nan"), "lr": 0.5})
     tracker.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "kind": "train", "step": 1, "loss": None, "lr": 0.5,
     }  # fmt: skip
-
-
-def test_wandb_records_offline(tmp_path: Path, config):
-    tracker = Tracker(tmp_path, Wandb(mode="offline"), config[0])
-    tracker.log("train", 1, {"loss": 1.5})
-    tracker.close()
-    (record,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"loss" in record.read_bytes()
-
-
-def test_wandb_is_the_runs_own_also_where_a_process_with_another_starts_it(tmp_path: Path, monkeypatch):
-    """That one's service is gone here; W&B itself would look for it."""
-    monkeypatch.setenv("WANDB_SERVICE", f"3-{os.getpid()}-unix-{tmp_path}/gone")
-    code = (
-        "import sys, pathlib; from r1mega.recipe.load import load_recipe; from r1mega.config.training import Wandb\n"
-        "from r1mega.runtime.tracking import Tracker\n"
-        "folder, config = map(pathlib.Path, sys.argv[1:])\n"
-        "tracker = Tracker(folder, Wandb(mode='offline'), load_recipe(config))\n"
-        "tracker.log('train', 1, {'loss': 1.5}); tracker.close()"
-    )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path, BASE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_first_signal_waits_for_the_step_and_the_second_does_not():

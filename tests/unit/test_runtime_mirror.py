@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from r1mega.config.training import Wandb
-from r1mega.recipe.load import load_recipe
+from r1mega.config.watching import Wandb
 from r1mega.runtime import mirror, tracking
 from r1mega.runtime.mirror import choose_mode
 
 ROOT = Path(__file__).parents[2]
-STAGE = ROOT / "configs/tiny/r1_zero/0_base.toml"
+CONFIG = {"stage": {"stage": "sft", "seed": 3}, "cluster": {"device": "cpu"}}
 ROWS = 3
 
 PLANTED = """
@@ -53,15 +52,18 @@ class Run:
         self.rows = 0
     def define_metric(self, *names, **given):
         act("define")
-    def log(self, row):
+    def log(self, row, step, commit):
         self.rows += 1
         act(f"log{self.rows}")
         with self.file.open("a") as file:
-            print(json.dumps(row), file=file)
+            print(json.dumps(row | {"_step": step}), file=file)
+    def mark_preempting(self):
+        self.given["preempted"] = True
     def finish(self, exit_code=None):
         act("finish")
         with self.file.open("a") as file:
-            print(json.dumps({name: self.given[name] for name in ("id", "resume")}), file=file)
+            given = {name: of for name, of in self.given.items() if name != "settings"}
+            print(json.dumps(given | {"exit_code": exit_code}), file=file)
 
 def init(**given):
     act("init")
@@ -69,6 +71,11 @@ def init(**given):
     return Run(given)
 """
 """In wandb's place: does what the words POINT=FAULT of $PLANTED say, and writes down what it is given."""
+
+
+@pytest.fixture(autouse=True)
+def _without_a_word_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
 
 
 @pytest.fixture
@@ -84,10 +91,11 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def track(run: Path, mode: str, rows: int = ROWS) -> None:
-    tracker = tracking.Tracker(run, Wandb.model_validate({"mode": mode}), load_recipe(STAGE))
-    for step in range(rows):
-        tracker.log("train", step, {"loss": step / 4, "text": "no number"})
-    tracker.close()
+    with mirror.mirrored(run, Wandb.model_validate({"mode": mode}), CONFIG) as shown:
+        tracker = tracking.Tracker(run, shown)
+        for step in range(rows):
+            tracker.log("train", step, {"loss": step / 4, "text": "no number"})
+        tracker.close()
 
 
 def logged(run: Path, mode: str) -> list[dict]:
@@ -128,7 +136,9 @@ def test_a_fault_of_wandb_is_a_warning(
     rows = [json.loads(line) for line in (planted / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [0.0, 0.25, 0.5]
     offline = [row for row in logged(planted, "offline") if "loss" in row]
-    assert offline == [{"loss": step / 4, "step": step} for step in range(kept)]
+    assert offline == [
+        {"loss": step / 4, "step": step, "kind": "train", "part": 1, "_step": step} for step in range(kept)
+    ]
     assert said in caplog.text and ("planted" in caplog.text or not said.startswith("RuntimeError: p"))
     assert (f"{ROWS - kept} of {ROWS} rows were not logged" in caplog.text) == (kept < ROWS)
     assert bool(caplog.text) == bool(said)
@@ -142,8 +152,9 @@ def test_a_key_sends_rows_online_and_a_resumed_run_joins_them(planted: Path, mon
     monkeypatch.setenv("PLANTED", "key")
     track(planted, "auto", rows=1)
     track(planted, "auto", rows=1)
-    (_, first), (_, second) = logged(planted, "online")[:2], logged(planted, "online")[2:]
-    assert first["id"] == second["id"] and (first["resume"], second["resume"]) == (None, "allow")
+    (one, first), (two, second) = logged(planted, "online")[:2], logged(planted, "online")[2:]
+    assert first["id"] == second["id"] and (first["resume"], second["resume"]) == ("allow", "allow")
+    assert [(row["_step"], row["part"]) for row in (one, two)] == [(0, 1), (1, 2)]
 
 
 def test_an_unwritable_folder_is_a_warning(planted: Path, monkeypatch, caplog):
@@ -163,15 +174,15 @@ def test_a_run_that_is_over_does_not_wait_for_ever(planted: Path, monkeypatch, c
 def test_signals_to_all_of_a_run_leave_its_rows(planted: Path, monkeypatch):
     """Slurm sends SIGTERM to every process of a job step."""
     monkeypatch.setenv("PLANTED", "")
-    tracker = tracking.Tracker(planted, Wandb(mode="offline"), load_recipe(STAGE))
-    tracker.log("train", 1, {"loss": 1.0})
-    while not logged(planted, "offline"):
-        time.sleep(0.02)
-    child: Any = tracker._wandb and tracker._wandb._child
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        os.killpg(child.pid, number)
-    tracker.log("train", 2, {"loss": 2.0})
-    tracker.close()
+    with mirror.mirrored(planted, Wandb(mode="offline"), CONFIG) as shown:
+        tracker = tracking.Tracker(planted, shown)
+        tracker.log("train", 1, {"loss": 1.0})
+        while not logged(planted, "offline"):
+            time.sleep(0.02)
+        child: Any = shown and shown._child
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.killpg(child.pid, number)
+        tracker.log("train", 2, {"loss": 2.0})
     assert [row.get("loss") for row in logged(planted, "offline")] == [1.0, 2.0, None]
 
 

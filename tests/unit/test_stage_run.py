@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
-from r1mega.config.training import Batch, Experts, Optimizer, Save, Wandb
+from r1mega.config.training import Batch, Experts, Optimizer, Save
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import read_model
 from r1mega.runtime.interrupt import Interrupted, Stopped
@@ -44,7 +44,6 @@ class Recite(RunSettings):
     batch: Batch = Batch(chunk_tokens=16)
     experts: Experts = Experts()
     save: Save = Save(every_steps=2, hf_every=3)
-    wandb: Wandb = Wandb(mode="disabled")
 
 
 def squared(logp: torch.Tensor, fields: Mapping[str, torch.Tensor], doc: torch.Tensor):

@@ -1,0 +1,132 @@
+"""slurm/wandb_sync.sh sends the offline files of runs: beside them, in order, each once, until they are done."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_runtime_wandb import CONFIG, alone, begin, kill_after_row, take_steps
+from wandb_server import Uploaded, recording
+
+from r1mega.config.watching import Wandb
+from r1mega.runtime import wandb_parts
+from r1mega.runtime.events import Events
+from r1mega.runtime.mirror import mirrored
+
+__all__ = ["alone"]  # a fixture
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Wandb(mode="offline", references=False)
+LIMIT_S = 240
+
+
+@contextmanager
+def sending(root: Path, server: Uploaded, *options: str) -> Iterator[subprocess.Popen[str]]:
+    sender = subprocess.Popen(
+        ["bash", str(ROOT / "slurm/wandb_sync.sh"), str(root), "--every", "3", *options],
+        env=os.environ | server.environment | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}, cwd=root.parent,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield sender
+    finally:
+        sender.terminate()
+        sender.communicate(timeout=60)
+
+
+def send(root: Path, server: Uploaded, *options: str) -> tuple[int, str]:
+    with sending(root, server, *options) as sender:
+        said, _ = sender.communicate(timeout=LIMIT_S)
+    return sender.returncode, said
+
+
+def until(what: str, ask: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not ask():
+        assert time.monotonic() < deadline, f"not in {LIMIT_S} s: {what}"
+        time.sleep(0.2)
+
+
+def steps(server: Uploaded) -> list[int]:
+    return [row["step"] for row in server.rows if row["kind"] == "train"]
+
+
+def test_parts_are_sent_while_and_as_a_run_writes_them(tmp_path: Path):
+    """The second part begins where W&B's process of the first was killed, and its alert comes once."""
+    run_dir = tmp_path / "chain/rl"
+    begin(run_dir)
+    with recording() as server, sending(tmp_path / "chain", server) as sender:
+        Events(run_dir).say("started", "grpo stage")
+        with mirrored(run_dir, SETTINGS, CONFIG) as shown:
+
+            def followed() -> None:
+                until("the part that is written is followed", lambda: 2 in steps(server))
+                assert not server.ends
+                kill_after_row(run_dir, 2, shown)
+
+            take_steps(run_dir, range(1, 4), shown=shown, then={2: followed})
+        Events(run_dir).say("hacking", "reward rises", step=3)
+        Events(run_dir).say("resumed", "grpo stage")
+        with mirrored(run_dir, SETTINGS, CONFIG) as shown:
+            take_steps(run_dir, range(4, 6), shown=shown)
+            Events(run_dir).say("finished", "grpo stage")
+        until("all of the run", lambda: 5 in steps(server))
+        assert sender.poll() is None, "the chain is not done yet"
+        (tmp_path / "chain/summary.json").write_text("{}")
+        said, _ = sender.communicate(timeout=LIMIT_S)
+    assert sender.returncode == 0 and "done, and all of it is sent" in said, said
+    assert steps(server) == [1, 2, 3, 4, 5] and sorted(server.order) == sorted(set(server.order))
+    assert len(server.alerts) == 1 and server.ends[-1] == 0
+    assert {run["name"] for run in server.runs} == {wandb_parts.State.of(run_dir).id}
+    assert len(list((run_dir / "wandb").glob("offline-*/*.synced"))) == 2
+
+
+def test_what_cannot_be_sent_is_said_and_sent_later(tmp_path: Path):
+    begin(tmp_path / "runs/one")
+    with mirrored(tmp_path / "runs/one", SETTINGS, CONFIG) as shown:
+        take_steps(tmp_path / "runs/one", range(1, 3), shown=shown)
+    Events(tmp_path / "runs/one").say("finished", "grpo stage")
+    with recording() as server:
+        time.sleep(3.5)  # from then on its file counts as whole
+        server.down = True
+        code, said = send(tmp_path / "runs/one", server, "--once")
+        assert code == 1 and "`wandb sync` could not send it" in said, said
+        server.down = False
+        assert send(tmp_path / "runs/one", server, "--once")[0] == 0 and steps(server) == [1, 2]
+        before = len(server.runs)
+        assert send(tmp_path / "runs/one", server)[0] == 0 and len(server.runs) == before, "sent anew"
+
+
+def test_a_run_that_nobody_goes_on_with_is_left(tmp_path: Path):
+    begin(tmp_path / "runs/one")
+    Events(tmp_path / "runs/one").say("crashed", "no more")
+    with recording() as server:
+        code, said = send(tmp_path / "runs/one", server, "--patience", "0.1")
+        assert code == 1 and "nothing has changed for 0.1 s" in said, said
+
+
+def test_a_second_one_beside_it_leaves(tmp_path: Path):
+    begin(tmp_path / "runs/one")
+    with recording() as server, sending(tmp_path / "runs/one", server) as first:
+        until("its lock", (tmp_path / "runs/one/.wandb_sync.lock").exists)
+        time.sleep(0.5)
+        code, said = send(tmp_path / "runs/one", server)
+        assert code == 2 and "already" in said, said
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=60)
+        assert first.returncode not in (0, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), "which run?"), (("--once",), "which run?"), (("/no/such/folder",), "no such folder")],
+)
+def test_what_it_is_to_send_has_to_be_there(arguments: tuple[str, ...], said: str):
+    command = ["bash", str(ROOT / "slurm/wandb_sync.sh"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2 and said in done.stderr
