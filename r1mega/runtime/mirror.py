@@ -144,7 +144,7 @@ class Mirror:
         """Wait for what is still to be logged, within `CLOSE_TIMEOUT_S`, and say what was not.
 
         Args:
-            exit_code, preempted: as `wandb_process.Session.finish`.
+            exit_code, preempted: as `wandb_process.WandbSession.finish`.
         """
         self._ended_with = {"finish": exit_code, "preempted": preempted}
         self._asked.put(None)

@@ -16,7 +16,7 @@ from r1mega.runtime import events
 from r1mega.runtime.digests import digest_of
 from r1mega.runtime.provenance import RUN, Lineage
 from r1mega.runtime.run_dir import STEP
-from r1mega.runtime.wandb_parts import State
+from r1mega.runtime.wandb_parts import PartsState
 
 CHARACTERS = 4000
 """Of a text in a table."""
@@ -35,10 +35,12 @@ LEVELS: Mapping[str, str] = {"warning": "WARN", "alert": "ERROR"}
 """Level of an event -> W&B's of its alert; those of other levels raise none."""
 
 
-class Folder:
+class ShownFolder:
     """A run directory, looked at again and again by the one process that tells W&B of it."""
 
-    def __init__(self, run_dir: Path, run: Any, state: State, settings: Mapping[str, Any], number: Callable[[], int]):
+    def __init__(
+        self, run_dir: Path, run: Any, state: PartsState, settings: Mapping[str, Any], number: Callable[[], int]
+    ):
         """
         Args:
             run: W&B's.

@@ -23,7 +23,7 @@ from r1mega.runtime.provenance import RUN
 
 STATE, LEGACY_ID = "r1mega.json", "r1mega_id"
 BLOCK = 1000
-"""Numbers that are set aside at once, in a file that outlives a crash; those of them that no row got stay free."""
+"""RowNumbers that are set aside at once, in a file that outlives a crash; those of them that no row got stay free."""
 
 _BLOCK_BYTES, _HEAD = 32768, struct.Struct("<IHB")
 """Of a .wandb file: 7 bytes that say what it is, then LevelDB's log format: checksum, length, type, data."""
@@ -32,7 +32,7 @@ _FIRST, _ENDS = (1, 2), (1, 4)
 
 
 @dataclass
-class State:
+class PartsState:
     """What the next part has to know of the earlier ones."""
 
     id: str
@@ -72,10 +72,10 @@ class State:
             files.write_json(file, now)
 
 
-class Numbers:
-    """Numbers of rows, ascending over all parts of a run."""
+class RowNumbers:
+    """RowNumbers of rows, ascending over all parts of a run."""
 
-    def __init__(self, state: State, run_dir: Path) -> None:
+    def __init__(self, state: PartsState, run_dir: Path) -> None:
         self._state, self._run_dir, self._next = state, run_dir, state.next_row
 
     def take(self) -> int:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from r1mega.runtime.process import STOP_SIGNALS
-from r1mega.runtime.wandb_folder import Folder
-from r1mega.runtime.wandb_parts import Numbers, State, left_out, parts_of
+from r1mega.runtime.wandb_folder import ShownFolder
+from r1mega.runtime.wandb_parts import PartsState, RowNumbers, left_out, parts_of
 
 INIT_TIMEOUT_S = 10.0
 """How long wandb tries to reach its server; only then come the files."""
@@ -32,7 +32,7 @@ LOOK_EVERY_S = 5.0
 """How often the run directory is looked at."""
 
 
-class Session:
+class WandbSession:
     """A part of a run at W&B."""
 
     def __init__(self, wanted: dict[str, Any]) -> None:
@@ -42,13 +42,13 @@ class Session:
             wanted: as `mirror.Mirror` puts it together.
         """
         self._dir = Path(wanted["dir"])
-        self._state = State.of(self._dir)
-        self._numbers = Numbers(self._state, self._dir)
+        self._state = PartsState.of(self._dir)
+        self._numbers = RowNumbers(self._state, self._dir)
         self._earlier = parts_of(self._dir, self._state.id)
         self._run, self.mode = _begin(wanted, self._state)
         self._state.parts += 1
         self._state.save(self._dir)
-        self._folder = Folder(self._dir, self._run, self._state, wanted["settings"], self._numbers.take)
+        self._folder = ShownFolder(self._dir, self._run, self._state, wanted["settings"], self._numbers.take)
         self._looked = time.monotonic()
 
     def log(self, row: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ def _is_shown(name: str, value: Any) -> bool:
     return isinstance(value, int | float) or name == "kind"
 
 
-def _begin(wanted: dict[str, Any], state: State) -> tuple[Any, str]:
+def _begin(wanted: dict[str, Any], state: PartsState) -> tuple[Any, str]:
     """The run of W&B, and the mode it is in."""
     import wandb
 
@@ -131,7 +131,7 @@ def _begin(wanted: dict[str, Any], state: State) -> tuple[Any, str]:
 
 def _serve(asked: Iterator[Any], answers: IO[str]) -> None:
     """Do what each line asks, and say how that went; where none comes for a while, look at the run directory."""
-    session: Session | None = None
+    session: WandbSession | None = None
     unsaid: list[str] = []
     for line in asked:
         if line is None:
@@ -141,7 +141,7 @@ def _serve(asked: Iterator[Any], answers: IO[str]) -> None:
         answer: dict[str, Any] = {}
         try:
             if session is None:
-                session = Session(line)
+                session = WandbSession(line)
                 answer["mode"] = session.mode
             elif "finish" in line:
                 unsaid += session.finish(line["finish"], preempted=line["preempted"])

@@ -37,7 +37,7 @@ LOCK, LOG = ".wandb_sync.lock", "wandb_sync.log"
 
 
 @dataclass
-class Follower:
+class PartFollower:
     """What sends a part while it is being written."""
 
     part: Path
@@ -46,14 +46,14 @@ class Follower:
 
 
 @dataclass
-class Sync:
+class OfflineSync:
     """The sending of all runs in a folder."""
 
     root: Path
     every_s: float
     """Between two turns. A file that has not changed for so long is not being written, and what follows a part that
     was torn off has by then sent what it has read."""
-    followers: dict[Path, Follower] = field(default_factory=dict[Path, Follower])
+    followers: dict[Path, PartFollower] = field(default_factory=dict[Path, PartFollower])
     failed: dict[Path, str] = field(default_factory=dict[Path, str])
     """Part -> why it could not be sent when it was last tried."""
 
@@ -98,13 +98,13 @@ class Sync:
             elif follow:
                 log.info("%s: followed, while the run writes it", part.parent)
                 child = self._spawn("beta", "sync", "--live", str(part))
-                self.followers[run_dir] = Follower(part, child)
+                self.followers[run_dir] = PartFollower(part, child)
                 return
             else:
                 log.info("%s: still being written", part.parent)
                 return
 
-    def _has_come_to_its_end(self, run_dir: Path, follower: Follower) -> bool:
+    def _has_come_to_its_end(self, run_dir: Path, follower: PartFollower) -> bool:
         """Whether a part is followed no more: it is sent, or will be by `_send`, or its writer was killed."""
         part = follower.part
         if (code := follower.child.poll()) is not None:
@@ -170,7 +170,7 @@ def last_word(run_dir: Path) -> str:
 
 def run(root: Path, *, every_s: float, patience_s: float, once: bool) -> int:
     """Send until all is done; returns the exit code."""
-    sync = Sync(root, every_s)
+    sync = OfflineSync(root, every_s)
     try:
         while True:
             sync.turn(follow=not once)

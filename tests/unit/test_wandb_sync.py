@@ -82,7 +82,7 @@ def test_parts_are_sent_while_and_as_a_run_writes_them(tmp_path: Path):
     assert sender.returncode == 0 and "done, and all of it is sent" in said, said
     assert steps(server) == [1, 2, 3, 4, 5] and sorted(server.order) == sorted(set(server.order))
     assert len(server.alerts) == 1 and server.ends[-1] == 0
-    assert {run["name"] for run in server.runs} == {wandb_parts.State.of(run_dir).id}
+    assert {run["name"] for run in server.runs} == {wandb_parts.PartsState.of(run_dir).id}
     assert len(list((run_dir / "wandb").glob("offline-*/*.synced"))) == 2
 
 
