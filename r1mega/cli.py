@@ -218,20 +218,21 @@ def _run_stage(recipe: Recipe, machine: Cluster, path: Path, *, resume: bool, ve
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.")
 
-    from r1mega.runtime import events
+    from r1mega.runtime import events, watchdog
     from r1mega.runtime.mirror import mirrored
     from r1mega.runtime.run_dir import RunDir, config_of
 
     telling, shown = nullcontext(), nullcontext()
+    rank, ranks = (launch.rank, launch.world_size) if launch else (0, 1)
     if leads:
         directory = RunDir(path, recipe, machine, resume=resume, verify_inputs=verify_inputs)
-        what = f"{recipe.stage} stage, {launch.world_size if launch else 1} rank(s)"
+        what = f"{recipe.stage} stage, {ranks} rank(s)"
         telling = events.told(path, what, resumed=directory.resumed)
         shown = mirrored(path, recipe.wandb, config_of(recipe, machine))
     else:
         directory = RunDir.join(path, machine.trainer.collective_timeout_s)
     try:
-        with shown as directory.mirror, telling:
+        with watchdog.guarded(path, rank, ranks, machine.trainer.watchdog), shown as directory.mirror, telling:
             imported(recipe.runs)(recipe, machine, directory)
     finally:
         directory.close()

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from r1mega.config.environment import Environment
 from r1mega.config.section import OnResume, Section
+from r1mega.config.watchdog import Watchdog
 
 
 class Recompute(Section):
@@ -103,6 +104,13 @@ class TrainerLayout(Section):
     a checkpoint nothing more comes to the disk."""
     first_rank_timeout_s: Annotated[float, OnResume.FREE] = Field(default=7200.0, gt=0)
     """Longest wait of the other ranks for the first one, which samples, judges and evaluates."""
+    watchdog: Watchdog = Watchdog()
+
+    @property
+    def spoken_first_s(self) -> float:
+        """By how much longer than `collective_timeout_s` and `first_rank_timeout_s` say a collective itself waits, so
+        that the watchdog, which knows who is missing, speaks first."""
+        return 6 * self.watchdog.beat_s
 
     @property
     def ranks(self) -> int:

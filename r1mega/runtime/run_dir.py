@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
-from r1mega.runtime import environment, files, locks, provenance
+from r1mega.runtime import environment, files, heartbeat, locks, provenance
 from r1mega.runtime.digests import Digests, digest_of
 from r1mega.runtime.mirror import Mirror
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
@@ -25,6 +25,8 @@ from r1mega.runtime.resume import changes, recipe_digest
 
 LOCK_TIMEOUT_S = 15.0
 """How long a run waits for the one before it to let go of its directory."""
+LEASE_S = 150.0
+"""How long where that one gives no sign of life: its host may be gone, whose locks a file server gives back later."""
 
 BEAT_S = 2.0
 """How often rank 0 lets the others know that it is still opening the run directory."""
@@ -62,6 +64,7 @@ class RunDir:
             raise RunDirError(f"{path}: already holds a run; pass --resume to continue it, or another --run-dir")
         create(path)
         self._lock: IO[str] | None = self._take_lock()
+        files.remove(path / heartbeat.FOLDER)  # of the start before
         try:
             digests = Digests(path, verify=verify_inputs, beat=self._beat)
             self._open(recipe, cluster, provenance.inputs_of(recipe, path, digests), exists=exists)
@@ -233,14 +236,18 @@ class RunDir:
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w")
         # The ranks of a run whose parent was killed end within seconds.
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            if locks.take(lock):
-                return lock
-            if time.monotonic() > deadline:
+        began, sign = time.monotonic(), heartbeat.beat_file(self.path, 0)
+        first = _mtime_ns(sign)
+        while not locks.take(lock):
+            waited, holder = time.monotonic() - began, heartbeat.read_beat(sign)
+            silent = holder is not None and holder.phase != heartbeat.ENDED and _mtime_ns(sign) == first
+            if waited > (LEASE_S if silent else LOCK_TIMEOUT_S):
                 lock.close()
-                raise RunDirError(f"{self.path}: another process is running in this directory; wait for it")
+                who = f"another process, {holder}," if holder else "another process"
+                since = f"; it gave no sign of life for {waited:.0f} s: end it" if silent else "; wait for it"
+                raise RunDirError(f"{self.path}: {who} is running in this directory{since}")
             time.sleep(0.2)
+        return lock
 
 
 def config_of(recipe: RunSettings, cluster: Cluster) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from r1mega.rewards.pool import Pool
 from r1mega.rollout.collect import GroupSource, NoGroups
 from r1mega.rollout.engine import derived_seed
 from r1mega.rollout.served import ServedModel
+from r1mega.runtime import heartbeat
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Group, Sample
@@ -104,12 +105,12 @@ def run(
         compared = compared_by(config, cluster, policy, run.records)
         run.begin(
             policy, first_weights=lambda: _first_weights(config, policy), tokenizer=run_dir.tokenizer,
-            carried=[left, hacking, compared],
-            evaluation=HeldOutEvaluation(config, engine, held_out, left),
+            carried=[left, hacking, compared], evaluation=HeldOutEvaluation(config, engine, held_out, left),
         )  # fmt: skip
         for step in run.steps():
             temperature = config.sampling_at(step).temperature  # of the rollout that is learnt from
             if not left.minibatches:
+                heartbeat.phase("sampling", step)
                 part.tell_changes(config, run_dir, step)
                 pushed = engine.push_seconds
                 with engine.alone():
@@ -165,6 +166,7 @@ class LeftToLearn(Carried):
 
         The rollout's cost stands on its first step's line, so that the lines add up to the run's seconds.
         """
+        heartbeat.phase("update")
         metrics = dict(self.metrics)
         self.metrics = {k: v for k, v in metrics.items() if not k.startswith("seconds/")}
         return self.minibatches.pop(0), metrics

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from r1mega.algos.schedule import learning_rate
 from r1mega.diagnostics.load_balance import summarise
-from r1mega.runtime import files
+from r1mega.runtime import files, heartbeat
 from r1mega.runtime.interrupt import Interrupt, Interrupted, Stopped
 from r1mega.runtime.progress import Bar
 from r1mega.runtime.resources import peak_rss_gib
@@ -128,6 +128,7 @@ class TrainingRun:
             CheckpointError: the checkpoint is of another run or another model.
         """
         self.policy, self._tokenizer, self._carried, self._evaluation = policy, tokenizer, carried, evaluation
+        heartbeat.phase("load", self.step)
         self._saves = self.enter(Saves(policy, self._run_dir, self._config.save, tokenizer))
         if self._checkpoint is None:
             first_weights()
@@ -165,6 +166,7 @@ class TrainingRun:
         self._evaluate_if_due()  # at the start, or the one that was broken off
         while not self.is_over:
             taken = self.step
+            heartbeat.phase("update", taken)  # a stage that does more says so itself
             yield taken
             assert self.step == taken + 1, "a step ends with after_step"
         self._finish_saving()
@@ -187,7 +189,7 @@ class TrainingRun:
         all_seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
         taken, stop = self._mesh.from_first(lambda: (all_seconds, self.interrupt.received))
         self.seconds += taken
-        self.records.step(self.step, metrics, self.policy.expert_load)
+        self.records.step(self.step, metrics | heartbeat.figures(), self.policy.expert_load)
         assert self._bar is not None
         self._bar.advance(taken if self._max_seconds else 1, note=self._note(metrics))
         self._check_saves()
@@ -200,6 +202,7 @@ class TrainingRun:
 
     def say(self, what: str, text: str) -> None:
         """Tell people what is waited for (`Bar.say`)."""
+        heartbeat.detail(f"{what}: {text}")
         if self._bar is not None:
             self._bar.say(what, text)
 
@@ -213,12 +216,14 @@ class TrainingRun:
     def _evaluate_if_due(self) -> None:
         evaluation = self._evaluation
         if evaluation is not None and evaluation.due(self.step, last=self.is_over):
+            heartbeat.phase("evaluate", self.step)
             evaluation.run(self.step, last=self.is_over)
 
     # ---- checkpoints and the end ------------------------------------------------------------------------
 
     def _save(self) -> None:
         """A checkpoint of everything that a resumed run needs."""
+        heartbeat.phase("save", self.step)
         self.records.sync()
         state: dict[str, Any] = {"step": self.step}
         state |= {"seconds": self.seconds} if self._max_seconds is not None else {}
@@ -271,6 +276,7 @@ class TrainingRun:
         Args:
             summary: makes what summary.json holds, on rank 0; otherwise it is `summary`'s.
         """
+        heartbeat.phase("export", self.step)
         identity = self._run_dir.lineage.policy(self.step)
         hf_io.export(self.policy, self._run_dir.hf, self._tokenizer, identity=identity)
         file = self._run_dir.path / "summary.json"

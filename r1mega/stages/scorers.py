@@ -18,7 +18,7 @@ from r1mega.rewards.failures import Failures
 from r1mega.rewards.reward import ModelReward, Scorer, ToRead, Unread
 from r1mega.rewards.reward_model import LearntReward
 from r1mega.rollout.collect import Rollout
-from r1mega.runtime import files
+from r1mega.runtime import files, heartbeat
 from r1mega.runtime.progress import Stopwatch
 from r1mega.samples import Document, Group
 from r1mega.stages.rank_zero import usable
@@ -101,6 +101,7 @@ class Scoring:
         config, rubric = self._config, self._config.rubric()
         if not rubric.models(step):
             return rollout.groups, {}, {}
+        heartbeat.phase("rewards", step)
         with Stopwatch() as watch, aside(self._policy, self._mesh):
             groups, counts = scored_by_models(
                 self._mesh,

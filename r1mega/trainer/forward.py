@@ -3,6 +3,7 @@
 Shapes: T targets of a micro-batch.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from r1mega.runtime import heartbeat
 from r1mega.trainer.batch import MicroBatch, Targets
 from r1mega.trainer.context import gathered
 from r1mega.trainer.logprob import target_logprobs
@@ -115,6 +117,7 @@ def score(chunks: Sequence[Any], mesh: Mesh, batches: Sequence[MicroBatch], *, t
 
 
 def _forward(model: Any, batch: MicroBatch, *, run_mtp: bool) -> Any:
+    heartbeat.tick()
     ahead = batch.ahead if run_mtp else ()
     return model(batch.input_ids, batch.position_ids, batch.segments, batch.padding_mask, ahead=ahead)
 
@@ -166,7 +169,8 @@ def _scaled(result: tuple[Tensor, dict[str, Tensor]]) -> tuple[Tensor, Tensor, d
 
 def _schedule(chunks: Sequence[Any], batches: Sequence[MicroBatch], step: Any, **options: Any) -> list[Any]:
     iterators = [iter(batches) for _ in chunks]
-    return get_forward_backward_func()(
+    began = time.perf_counter()
+    found = get_forward_backward_func()(
         forward_step_func=step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
@@ -176,6 +180,10 @@ def _schedule(chunks: Sequence[Any], batches: Sequence[MicroBatch], step: Any, *
         micro_batch_size=batches[0].input_ids.size(0),
         **options,
     )
+    if batches[0].input_ids.is_cuda:
+        torch.cuda.synchronize()  # what comes next waits for it anyway
+    heartbeat.work(time.perf_counter() - began)
+    return found
 
 
 def _sum(metrics: list[dict[str, Tensor]], mesh: Mesh) -> dict[str, float]:

@@ -73,7 +73,7 @@ class _Meeting:
                     store=store,
                     rank=launch.rank,
                     world_size=launch.world_size,
-                    timeout=datetime.timedelta(seconds=layout.collective_timeout_s),
+                    timeout=datetime.timedelta(seconds=layout.collective_timeout_s + layout.spoken_first_s),
                 )
         except RuntimeError as error:
             raise self._lost("a connection to each of the others, who had all come to", error) from error

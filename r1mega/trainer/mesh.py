@@ -17,7 +17,7 @@ from torch import Tensor
 from r1mega.config.cluster import TrainerLayout
 from r1mega.config.pp_layout import expand
 from r1mega.errors import ConfigError, RanksLostError
-from r1mega.runtime import env, resources, shims
+from r1mega.runtime import env, heartbeat, resources, shims
 from r1mega.trainer.meeting import forming, meet
 
 T = TypeVar("T")
@@ -90,17 +90,18 @@ class Mesh:
     def waiting(
         self, for_what: str, setting: Literal["collective_timeout_s", "first_rank_timeout_s"] = "collective_timeout_s"
     ) -> Iterator[None]:
-        """Say what collectives inside waited for when they fail; every other error passes as it is.
+        """Say what collectives inside wait for, also when they fail; every other error passes as it is.
 
         Raises:
             RanksLostError: another rank is gone, or did not answer within `layout`'s `setting`.
         """
+        limit: float = getattr(self.layout, setting)
         try:
-            yield
+            with heartbeat.waiting(for_what, limit, setting):
+                yield
         except RuntimeError as error:
             if not _is_of_a_collective(error):
                 raise
-            limit = getattr(self.layout, setting)
             raise RanksLostError(
                 f"rank {self.rank} waited for {for_what}: gone, or longer away than cluster.trainer.{setting} = "
                 f"{limit:g} s ({str(error).splitlines()[0]})"
@@ -236,7 +237,7 @@ def _form(layout: TrainerLayout, own_device: torch.device) -> Any:
     global _formed
     state = _state()
     axes = (layout.tp, layout.pp, layout.vpp, layout.cp, layout.ep, layout.expert_tp, layout.dp, layout.pipeline)
-    wanted = (*axes, layout.collective_timeout_s, layout.first_rank_timeout_s, own_device)
+    wanted = (*axes, layout.collective_timeout_s, layout.first_rank_timeout_s, layout.spoken_first_s, own_device)
     if _formed is not None and _formed[0] == wanted and state.model_parallel_is_initialized():
         return _formed[1]
     _part()
@@ -252,10 +253,11 @@ def _form(layout: TrainerLayout, own_device: torch.device) -> Any:
             get_embedding_ranks=_embedding_ranks(layout),  # type: ignore[arg-type] (called with the ranks alone)
             # Their one use is in optimizer checkpoints of Megatron's own; each costs a socket to every rank of it.
             create_gloo_process_groups=False,
-            distributed_timeout_minutes=layout.collective_timeout_s / 60,  # type: ignore[arg-type] (a timedelta's)
+            distributed_timeout_minutes=(layout.collective_timeout_s + layout.spoken_first_s) / 60,  # type: ignore[arg-type] (a timedelta's)
         )
         if dist.get_world_size() > 1 or own_device.type != "cpu":
-            patient = dist.new_group(timeout=datetime.timedelta(seconds=layout.first_rank_timeout_s), backend="gloo")
+            patience = datetime.timedelta(seconds=layout.first_rank_timeout_s + layout.spoken_first_s)
+            patient = dist.new_group(timeout=patience, backend="gloo")
     _formed = (wanted, patient)
     return patient
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from r1mega.buffers import Float32s
 from r1mega.diagnostics.mismatch import answers_past, measure, mismatch
 from r1mega.diagnostics.rounded_mismatch import measure_spread, spread
+from r1mega.runtime import heartbeat
 from r1mega.samples import NO_LOGP, Document, Sample
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.scatter import MiniBatches
@@ -18,6 +19,7 @@ def attach_logprobs(policy: Policy, minibatches: MiniBatches, *, temperature: fl
 
     Each is [len(completion_ids)] float32.
     """
+    heartbeat.phase("logprobs")
     bare = [_document(s) for m in minibatches for s in m]
     old = [Float32s(o.numpy()) for o in policy.logprobs(bare, temperature=temperature)]
     ref = [NO_LOGP] * len(bare)

@@ -46,6 +46,7 @@ from r1mega.rollout.engine import OnAnswer, Request, SamplingParams
 from r1mega.rollout.recovery import Recovery
 from r1mega.rollout.served import Lengthened, NotServed, ServedModel
 from r1mega.rollout.server import Server
+from r1mega.runtime import heartbeat
 from r1mega.runtime.interrupt import Interrupt, StopNow, Stopped
 from r1mega.samples import Completion
 from r1mega.trainer.mesh import Mesh
@@ -244,7 +245,8 @@ class LiveEngine:
             self._pusher.close()
 
     def _push(self, version: int) -> None:
-        report = self._pusher_of(self._served.servers).push(version)
+        with heartbeat.within("push"):
+            report = self._pusher_of(self._served.servers).push(version)
         self._version = version
         self.push_seconds += report.seconds
         self._count(report.proof)
@@ -299,7 +301,8 @@ class Follower:
         """Serve rank 0 until it goes on; see `LiveEngine.alone`."""
         while (order := self._orders.next()) != "go on":
             if order == "push":
-                self._take_part()
+                with heartbeat.within("push"):
+                    self._take_part()
             else:
                 self._orders.obey(self._policy, order)
         yield

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from r1mega.config.training import Save
 from r1mega.errors import CheckpointError
+from r1mega.runtime import heartbeat
 from r1mega.runtime.background import Background
 from r1mega.runtime.run_dir import RunDir
 from r1mega.trainer.checkpoint.checkpointer import Checkpointer
@@ -97,6 +98,7 @@ class Saves:
         """A Hugging Face folder of the current weights, every `save.hf_every` steps."""
         every = self._settings.hf_every
         if every and step % every == 0:
+            heartbeat.phase("export", step)
             identity = self._run_dir.lineage.policy(step)
             folder = self._run_dir.hf_step(step)
             hf_io.export(self._policy, folder, self._tokenizer_dir, identity=identity, beside=self._exports)
