@@ -6,7 +6,7 @@ anything runs, every stage is looked at with its overrides and data, so that the
 after the first one's hours. At the end the questions that stages were evaluated on are held against those that any
 stage trained on.
 
-chain.json   {"id": ..., "wall_seconds": ...}, the latter of all parts of a run so far
+chain.json   {"id": ..., "wall_seconds": ..., "stages": [...]}: seconds of all parts of a run so far, stages in their order
 """
 
 import contextlib
@@ -82,7 +82,8 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
             seen.refuse_absent()
     with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept, Starts(plans) as starts:
         _refuse_used(run_dir, resume=resume)  # by a chain that was faster
-        files.write_json(run_dir / CHAIN, _state(run_dir))  # by whose id its stages know that they belong together
+        names = [node.name for node in chain.pipeline.stages]  # for whoever watches
+        files.write_json(run_dir / CHAIN, _state(run_dir) | {"stages": names})  # its stages belong together by its id
         for number, node in enumerate(chain.pipeline.stages):
             if node.name in asked:
                 kept.before(plan.recipe for plan in plans[number:] if plan.runs != "no")

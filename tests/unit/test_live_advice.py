@@ -64,7 +64,7 @@ def test_a_rank_that_stopped_beating_is_named_with_its_host_and_phase():
     beats = tuple(
         RankBeat(rank, "update", 60, NOW - 400, NOW - (300 if rank == 2 else 1), f"n{rank}") for rank in range(4)
     )
-    assert said([], beats)["ranks"] == "rank 2 (n2) of 4 stopped beating 5 min 00 s ago, in update"
+    assert said([], beats)["ranks"] == "rank 2 on n2 of 4 ranks stopped beating 5 min 00 s ago, in update"
     assert advise([], beats, NOW, running=False) == []
 
 

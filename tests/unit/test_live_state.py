@@ -1,5 +1,6 @@
 """Where a run is, from hand-made folders: by its end, its lock, its beats, its last writes, its events."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -100,11 +101,58 @@ def test_what_happened_before_a_resumption_is_no_end(tmp_path: Path):
     events = [event("crashed", NOW - 60), event("resumed", NOW - 30)]
     write_stage(tmp_path, [train_row(3)], events=events, starts=2, written=NOW - 10)
     facts = look(tmp_path)
-    assert facts.life.state is RunState.RUNNING and told(facts)["began"][0].endswith("started again 1 times")
+    assert facts.life.state is RunState.RUNNING and told(facts)["began"][0].endswith("started again once")
 
 
 def beat(rank: int, age: float, phase: str = "update", since: float = 10.0) -> RankBeat:
     return RankBeat(rank, phase, 3, NOW - since, NOW - age, "node1")
+
+
+def write_beat(run_dir: Path, rank: int, **changes: object) -> None:
+    """As `runtime.heartbeat` writes one."""
+    row = {
+        "rank": rank,
+        "host": f"node{rank}",
+        "pid": 7,
+        "phase": "update",
+        "step": 3,
+        "since": NOW - 40.0,
+        "wait": None,
+    }
+    row |= {"time": NOW - 1.0, "phases": 9, "detail": "", "blocked": False, "at": "", "worked": {}, "verdict": ""}
+    file = run_dir / f"logs/beats/rank_{rank}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row | changes))
+
+
+def test_who_is_waited_for_is_told_by_the_beats(tmp_path: Path):
+    """Two ranks wait for the third, which is a phase behind; the first says what it asks for; one line is torn."""
+    write_stage(tmp_path, [train_row(3)], written=NOW - 9000)
+    wait = {"what": "all ranks", "seconds": 33.0, "limit_s": 600.0, "setting": "collective_timeout_s"}
+    write_beat(tmp_path, 0, wait=wait, detail="answers: 37 of 512")
+    write_beat(tmp_path, 1, wait={**wait, "seconds": 30.0})
+    write_beat(tmp_path, 2, phases=8, phase="sampling", at="r1mega/a.py:3 draw")
+    (tmp_path / "logs/beats/rank_3.json").write_text('{"rank": 3, "ho')
+    (tmp_path / "logs/beats/rank_4.json").write_text("[]")
+    facts = look(tmp_path)
+    assert facts.life.state is RunState.RUNNING and facts.life.why == "a rank beat 1.0 s ago"
+    assert facts.waits == [
+        "rank 2 on node2, in sampling for 40 s, at r1mega/a.py:3 draw: 2 of 3 ranks wait for all ranks, for 33 s, "
+        "of 10 min 00 s at most",
+        "update: answers: 37 of 512",
+    ]
+    assert "update for 40 s, sampling for 40 s" in told(facts)["at"][0]
+    write_beat(tmp_path, 2, time=NOW - 90.0)
+    assert look(tmp_path).waits[0] == "rank 2 on node2, silent for 90 s, in update"
+
+
+def test_ranks_that_have_left_beat_no_more(tmp_path: Path):
+    write_stage(tmp_path, [train_row(3)], written=NOW - 9000)
+    for rank in range(2):
+        write_beat(tmp_path, rank, phase="ended")
+    age(tmp_path, NOW - 9000)
+    facts = look(tmp_path)
+    assert facts.life.state is RunState.SILENT and facts.waits == [] and facts.advice == []
 
 
 def life(**changes: object) -> RunState:

@@ -168,6 +168,7 @@ def test_a_stage_that_is_killed_is_started_again_and_goes_on(tmp_path: Path, dem
     with pytest.raises(R1MegaError):
         run_chain(demo, tmp_path / "run", resume=True)
     assert json.loads((tmp_path / "run/chain.json").read_text())["wall_seconds"] > seconds > 0
+    assert json.loads((tmp_path / "run/chain.json").read_text())["stages"] == [n.name for n in demo.stages]
 
 
 def test_an_ignored_ctrl_c_is_not_handed_on(tmp_path: Path, demo, monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from r1mega.report.live.beats import BEAT_LIMIT_S, RankBeat
+from r1mega.report.live.beats import IN_METRICS, RankBeat, silent
 from r1mega.report.live.feed import PHASE, ROLLOUT_RATE, UPDATE_RATE, rates
 from r1mega.report.live.spans import figure, span
 from r1mega.report.rows import Row, number
@@ -79,8 +79,9 @@ def slow_phases(train: Sequence[Row]) -> Iterator[Advice]:
 def long_phase(train: Sequence[Row], beats: Sequence[RankBeat], now: float) -> Iterator[Advice]:
     """A phase that goes on for much longer than it did before."""
     usual = {name: median(values[-PAST:]) for name, values in _by_phase(train).items() if len(values) >= LEAST}
-    for phase in dict.fromkeys(beat.phase for beat in beats):
-        lasted = now - max(beat.since for beat in beats if beat.phase == phase)
+    for name in dict.fromkeys(beat.phase for beat in beats):
+        lasted = now - max(beat.since for beat in beats if beat.phase == name)
+        phase = IN_METRICS.get(name, name)
         if phase in usual and _far(lasted, usual[phase]):
             yield Advice(
                 f"phase {phase}",
@@ -147,14 +148,12 @@ def learning(train: Sequence[Row]) -> Iterator[Advice]:
 
 def ranks(beats: Sequence[RankBeat], now: float) -> Iterator[Advice]:
     """Ranks that have stopped beating while others go on, or all of them."""
-    gone = [beat for beat in beats if now - beat.time > BEAT_LIMIT_S]
-    if gone:
-        oldest = min(gone, key=lambda beat: beat.time)
+    if gone := silent(beats, now):
         others = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        ago = span(now - gone[0].time)
         yield Advice(
             "ranks",
-            f"rank {oldest.rank}{f' ({oldest.host})' if oldest.host else ''}{others} of {len(beats)} stopped beating "
-            f"{span(now - oldest.time)} ago, in {oldest.phase or 'no phase'}",
+            f"{gone[0]}{others} of {len(beats)} ranks stopped beating {ago} ago, in {gone[0].phase or 'no phase'}",
         )
 
 

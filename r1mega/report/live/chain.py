@@ -9,7 +9,7 @@ from typing import Any
 
 from r1mega.errors import DataError
 from r1mega.report.live.advice import Advice, advise
-from r1mega.report.live.beats import BEAT_LIMIT_S
+from r1mega.report.live.beats import BEAT_LIMIT_S, waits
 from r1mega.report.live.facts import LEVELS, Happened, StageFacts, digest, stage_facts
 from r1mega.report.live.life import Life, RunState, holder_of
 from r1mega.report.live.log_digest import LogFile, LogLine, digest_logs, logs_of
@@ -150,7 +150,7 @@ def _picture(run_dir: Path, now: float, stages: Sequence[StageFacts], *, chain: 
         stages=stages,
         current=current,
         happened=happened,
-        waits=waits_of(life, current, stages, now),
+        waits=waits_of(life, current, now),
         advice=advice,
         logs=logs,
         said=digest_logs(logs),
@@ -200,25 +200,13 @@ def _chain_life(run_dir: Path, stages: Sequence[StageFacts], now: float, *, done
     return Life(RunState.SILENT, f"no stage runs, {what}, and nothing was written for {span(now - seen)}", seen)
 
 
-def waits_of(life: Life, current: StageFacts | None, stages: Sequence[StageFacts], now: float) -> list[str]:
+def waits_of(life: Life, current: StageFacts | None, now: float) -> list[str]:
     """What a run waits for, a line each."""
     if life.state is RunState.WAITING:
         return [life.why]
     if current is None or current.life.state is not RunState.RUNNING:
         return []
-    told: list[str] = []
-    if gone := [beat for beat in current.beats if now - beat.time > BEAT_LIMIT_S]:
-        told += [
-            f"rank {b.rank}{f' on {b.host}' if b.host else ''}, silent for {span(now - b.time)}" for b in gone[:3]
-        ]
-    phases = {beat.phase for beat in current.beats}
-    if len(phases) > 1:
-        late = min(current.beats, key=lambda beat: (beat.step if beat.step is not None else 0, -beat.since))
-        told.append(
-            f"rank {late.rank}, in {late.phase} since {span(now - late.since)}; others are in "
-            f"{', '.join(sorted(phases - {late.phase}))}"
-        )
-    return told
+    return waits(current.beats, now)
 
 
 def _limits(stage: Path) -> Mapping[str, Any]:

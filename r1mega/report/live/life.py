@@ -85,25 +85,26 @@ def life_of(
         queued: what a submitted job waits for; "" where none does.
         pace: seconds a step.
     """
-    beat = max((beat.time for beat in beats), default=0.0)
-    seen = max(beat, written)
+    living = [beat for beat in beats if not beat.ended]
+    beaten = max((beat.time for beat in beats), default=0.0)
+    alive = max((beat.time for beat in living), default=0.0)
+    seen = max(beaten, written)
     if done and holder is None:
         return Life(RunState.DONE, "its summary is written", seen)
     if holder is not None:
         return Life(RunState.RUNNING, f"process {holder} of this machine holds its lock", max(seen, now))
-    ended = ENDED.get(last.kind) if last is not None else None
-    over = last is not None and ended is not None and last.time >= beat - BEAT_LIMIT_S
-    if beats and now - beat <= BEAT_LIMIT_S and not (over and last is not None and last.time >= beat):
-        return Life(RunState.RUNNING, f"a rank beat {span(now - beat)} ago", seen)
-    if over and last is not None and ended is not None:
-        return Life(RunState(ended), f"{last.kind}: {last.text}", seen)
+    end = last if last is not None and last.kind in ENDED and last.time >= beaten - BEAT_LIMIT_S else None
+    if living and now - alive <= BEAT_LIMIT_S and (end is None or end.time < beaten):
+        return Life(RunState.RUNNING, f"a rank beat {span(now - alive)} ago", seen)
+    if end is not None:
+        return Life(RunState(ENDED[end.kind]), f"{end.kind}: {end.text}", seen)
     if queued:
         return Life(RunState.WAITING, queued, seen)
     if not begun:
         return Life(RunState.WAITING, "it has not begun", seen)
-    if not beats and now - written <= max(FRESH_S, PACE_TIMES * (pace or 0.0)):
+    if not living and now - written <= max(FRESH_S, PACE_TIMES * (pace or 0.0)):
         return Life(RunState.RUNNING, f"it wrote something {span(now - written)} ago", seen)
-    what = "no rank has beaten" if beats else "nothing was written"
+    what = "no rank has beaten" if living else "nothing was written"
     return Life(RunState.SILENT, f"{what} for {span(now - seen)}, and no end was told: killed, or cut off", seen)
 
 

@@ -64,7 +64,7 @@ def _lines(facts: RunFacts) -> Iterator[Line]:
 
 def _of_stage(stage: StageFacts, facts: RunFacts) -> Iterator[Line]:
     if stage.started:
-        again = f", started again {stage.parts - 1} times" if stage.parts > 1 else ""
+        again = {0: "", 1: "", 2: ", started again once"}.get(stage.parts, f", started again {stage.parts - 1} times")
         yield "began", f"{stage.started}{again}", ""
     if where := progress(stage, facts.now):
         yield "at", where, ""
@@ -90,7 +90,7 @@ def progress(stage: StageFacts, now: float) -> str:
         share = f" ({stage.share:.0%})" if stage.share is not None else ""
         parts.append(f"step {stage.step:,}{of}{share}")
     if stage.life.state is RunState.RUNNING:
-        phases = dict.fromkeys(beat.phase for beat in stage.beats if beat.phase)
+        phases = dict.fromkeys(beat.phase for beat in stage.beats if beat.phase and not beat.ended)
         for phase in phases:
             since = min(beat.since for beat in stage.beats if beat.phase == phase)
             parts.append(f"{phase} for {span(now - since)}")

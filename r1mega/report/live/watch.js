@@ -244,7 +244,7 @@ function showWhere(status, stage) {
   const parts = [];
   if (stage.step !== null) parts.push(`step ${stage.step.toLocaleString("en-US")}${stage.num_steps ? ` of ${stage.num_steps.toLocaleString("en-US")}` : ""}`);
   if (stage.state === "running") {
-    for (const phase of new Set(stage.ranks.map((rank) => rank.phase).filter(Boolean))) {
+    for (const phase of new Set(stage.ranks.map((rank) => rank.phase).filter((name) => name && name !== "ended"))) {
       const since = Math.min(...stage.ranks.filter((rank) => rank.phase === phase).map((rank) => rank.since));
       parts.push(`${phase} for ${span(status.time - since)}`);
     }
