@@ -1,6 +1,5 @@
 """Where a run is, from hand-made folders: by its end, its lock, its beats, its last writes, its events."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -8,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from watched_runs import NOW, age, eval_row, event, train_row, write_lines, write_stage
+from watched_runs import NOW, age, eval_row, event, train_row, write_beat, write_lines, write_stage
 
 from r1mega.errors import DataError
 from r1mega.report.live.beats import RankBeat
@@ -106,23 +105,6 @@ def test_what_happened_before_a_resumption_is_no_end(tmp_path: Path):
 
 def beat(rank: int, age: float, phase: str = "update", since: float = 10.0) -> RankBeat:
     return RankBeat(rank, phase, 3, NOW - since, NOW - age, "node1")
-
-
-def write_beat(run_dir: Path, rank: int, **changes: object) -> None:
-    """As `runtime.heartbeat` writes one."""
-    row = {
-        "rank": rank,
-        "host": f"node{rank}",
-        "pid": 7,
-        "phase": "update",
-        "step": 3,
-        "since": NOW - 40.0,
-        "wait": None,
-    }
-    row |= {"time": NOW - 1.0, "phases": 9, "detail": "", "blocked": False, "at": "", "worked": {}, "verdict": ""}
-    file = run_dir / f"logs/beats/rank_{rank}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(row | changes))
 
 
 def test_who_is_waited_for_is_told_by_the_beats(tmp_path: Path):

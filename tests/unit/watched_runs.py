@@ -92,3 +92,20 @@ def answer(question: str, text: str, step: int = 1) -> dict[str, Any]:
         "step": step, "question": question, "truth": "2", "text": text, "status": "scored", "reward": 1.0,
         "parts": {"accuracy": 1.0}, "reason": "", "tokens": 5, "finish_reason": "stop",
     }  # fmt: skip
+
+
+def write_beat(run_dir: Path, rank: int, **changes: object) -> None:
+    """As `runtime.heartbeat` writes one."""
+    row = {
+        "rank": rank,
+        "host": f"node{rank}",
+        "pid": 7,
+        "phase": "update",
+        "step": 3,
+        "since": NOW - 40.0,
+        "wait": None,
+    }
+    row |= {"time": NOW - 1.0, "phases": 9, "detail": "", "blocked": False, "at": "", "worked": {}, "verdict": ""}
+    file = run_dir / f"logs/beats/rank_{rank}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(row | changes))

@@ -13,6 +13,7 @@ from r1mega.report.live.life import EXIT_CODES
 from r1mega.report.live.status_text import as_json
 from r1mega.report.live.terminal import screen, told
 
+clock = time.time
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory, of a stage or a chain.")]
 
 
@@ -25,7 +26,7 @@ def status(
     Leaves with 0 where it is done, 3 where it runs or waits, 4 where it ended otherwise or nothing tells that it
     lives, and 2 where there is no run.
     """
-    facts = RunReader(run_dir).read(time.time())
+    facts = RunReader(run_dir).read(clock())
     if for_scripts:
         print(json.dumps(as_json(facts), indent=2, default=str))
     else:
@@ -53,7 +54,7 @@ def watch(
     from r1mega.report.live.terminal import watch as show
     from r1mega.report.live.watcher import Watcher
 
-    watcher, console = Watcher(run_dir), _console()
+    watcher, console = Watcher(run_dir, clock), _console()
     if once:
         console.print(screen(watcher), soft_wrap=True)
         raise typer.Exit(EXIT_CODES[watcher.facts().life.state])
