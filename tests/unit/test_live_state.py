@@ -61,6 +61,7 @@ def test_a_clock_ends_a_stage_sooner(tmp_path: Path):
     assert left(10, 400, 4.0, 100.0) == 60.0 and left(10, 400, 4.0, 0.0) == 1560.0
     assert left(10, None, 4.0, None) is None and left(30, 400, 4.0, 100.0) == 0.0
     assert seconds_a_step([]) is None
+    assert seconds_a_step([train_row(step) for step in range(1, 12)]) == 4.0  # the last has half of its rollout
 
 
 def test_a_stage_of_which_nothing_is_heard_is_silent(tmp_path: Path):

@@ -36,6 +36,7 @@ ADDED = {
     "r1mega run configs/tiny/dense/0_base.toml --cluster laptop2": sets(*FEW_STEPS),
     "r1mega run configs/tiny/dense/0_base.toml --cluster laptop2 --resume": sets(*FEW_STEPS),
     "r1mega report runs/tiny/dense/0_base": "",
+    "r1mega status runs/tiny/dense/0_base": "",
     "r1mega convert to-megatron runs/tiny/dense/0_base/hf runs/megatron": "--processes 1",
     "r1mega convert to-hf runs/megatron runs/hf": "--processes 1",
     "r1mega convert inspect runs/megatron": "",
