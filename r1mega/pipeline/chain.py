@@ -6,7 +6,7 @@ anything runs, every stage is looked at with its overrides and data, so that the
 after the first one's hours. At the end the questions that stages were evaluated on are held against those that any
 stage trained on.
 
-chain.json   {"id": ..., "wall_seconds": ..., "stages": [...]}; seconds of all parts of a run so far, stages in their order
+chain.json   {"id": ..., "wall_seconds": ..., "stages": [...]}: seconds of all parts so far, stages in their order
 """
 
 import contextlib
