@@ -1,0 +1,74 @@
+"""docs/guides/cluster.md: its commands run as typed, in its order, on a Slurm; a few lines stand for training."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from emulated_slurm import Slurm, ended, wait_until
+
+from r1mega.recipe.load import RECIPES
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs/guides/cluster.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```", GUIDE, re.M | re.S)
+TRAINER = """
+echo "$*" >>runs.txt
+case "$*" in *0_base*|*0_anneal*) exit 0 ;; esac
+((RANK > 0)) || { source slurm/job.sh && event "runs/slurm-$SLURM_JOB_ID" started "grpo stage" && touch up; }
+[[ -f cancelled ]] || exec sleep 6000
+"""
+WAITS = "until [[ -f up ]]; do sleep 0.1; done; rm up"
+"""Before whoever types looks at a job, it runs."""
+LEAVES = {"r1mega status": 3, "r1mega watch": 3}
+"""What they leave with of a run that is not done."""
+
+
+def commands() -> list[str]:
+    """Lines, and what is written into a file with the command that does it."""
+    return re.findall(r"^(?:.*<<'END'\n(?:.*\n)*?END|.+)$", "".join(BLOCKS), re.M)
+
+
+def test_the_table_has_every_kind_of_stage_and_its_script():
+    rows = re.findall(r"^\| (`.*?) \| `slurm/(\w+)\.sh", GUIDE, re.M)
+    assert {kind: script for kinds, script in rows for kind in re.findall(r"`(\w+)`", kinds)} == {
+        kind: recipe.script for kind, recipe in RECIPES.items()
+    }
+
+
+def test_make_and_the_environment_are_there():
+    done = subprocess.run(["make", "--dry-run", "env", "env-gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert commands()[:2] == ["make env", ". .venv/bin/activate"]
+
+
+def test_its_commands_run_as_typed(slurm: Slurm, stub: Callable[..., Path], tmp_path: Path):
+    folder = stub(tmp_path, TRAINER)
+    (folder / "bin").mkdir()
+    (folder / "bin/r1mega").write_text(f'#!/bin/sh\nexec {sys.executable} -m r1mega.cli "$@"\n')
+    (folder / "bin/r1mega").chmod(0o755)
+    lines = ["set -e -o pipefail", f"cd {folder}"]
+    for command in commands()[2:]:
+        words = next((leaves for start, leaves in LEAVES.items() if command.startswith(start)), 0)
+        lines += [WAITS] if command.startswith(("r1mega status", "scancel")) else []
+        lines += ["touch cancelled"] if command.startswith("scancel") else []
+        lines.append(f"echo {shlex.quote(command)}")
+        lines.append(command if not words else f"{command} || [[ $? == {words} ]]")
+    environment = {**slurm.environment, "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    script = "\n".join([*lines, 'echo "JOB=$JOB"'])
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    job = re.findall(r"JOB=(\d+)", done.stdout)[-1]
+    again = re.findall(r"Submitted batch job (\d+)", done.stdout)[-1]
+    assert "--nodes=1 --ntasks-per-node=2 --cpus-per-task=1" in done.stdout and "JobState=RUNNING" in done.stdout
+    ended(slurm, job, "CANCELLED", folder)
+    ended(slurm, again, "COMPLETED", folder)
+    last = (folder / "runs.txt").read_text().splitlines()[-1]
+    assert f"--run-dir runs/slurm-{job} --resume" in last
+    wait_until("nothing of it is left", lambda: not slurm.processes(int(job)), 60)
