@@ -1,6 +1,7 @@
 """slurm/wandb_sync.sh sends the offline files of runs: beside them, in order, each once, until they are done."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ from test_runtime_wandb import CONFIG, alone, begin, kill_after_row, take_steps
 from wandb_server import Uploaded, recording
 
 from r1mega.config.watching import Wandb
-from r1mega.runtime import wandb_parts
+from r1mega.runtime import locks, wandb_parts
 from r1mega.runtime.events import Events
 from r1mega.runtime.mirror import mirrored
 
@@ -130,3 +131,36 @@ def test_what_it_is_to_send_has_to_be_there(arguments: tuple[str, ...], said: st
     command = ["bash", str(ROOT / "slurm/wandb_sync.sh"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and said in done.stderr
+
+
+@pytest.fixture
+def as_a_job(tmp_path: Path) -> dict[str, str]:
+    """The environment of a job whose script lies in a spool; `scontrol` writes down what it is asked."""
+    spool, programs = tmp_path / "spool", tmp_path / "bin"
+    for folder in (spool, programs):
+        folder.mkdir()
+    shutil.copy(ROOT / "slurm/wandb_sync.sh", spool / "slurm_script")
+    (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (programs / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(ROOT), "PYTHONPATH": str(ROOT)}
+    return os.environ | job | {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def test_a_job_is_requeued_before_its_time_limit(tmp_path: Path, as_a_job: dict[str, str]):
+    begin(tmp_path / "runs/one")
+    command = ["bash", str(tmp_path / "spool/slurm_script"), str(tmp_path / "runs/one"), "--every", "600"]
+    with recording() as server:
+        job = subprocess.Popen(command, env=as_a_job | server.environment, cwd=tmp_path)
+        until("its lock", (tmp_path / "runs/one/.wandb_sync.lock").exists)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(60) != 0
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"
+    with (tmp_path / "runs/one/.wandb_sync.lock").open("w") as lock:
+        until("what it started is gone", lambda: locks.take(lock))
+
+
+def test_a_job_that_was_submitted_elsewhere_says_where_it_belongs(tmp_path: Path, as_a_job: dict[str, str]):
+    command = ["bash", str(tmp_path / "spool/slurm_script"), str(tmp_path)]
+    environment = as_a_job | {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "submit from the repository's root" in done.stderr
