@@ -64,6 +64,7 @@ class WandbSession:
             return [f"{gone} earlier parts are no longer in wandb/, so nobody can tell whether rows lack there"]
         lines = (self._dir / "metrics.jsonl").read_bytes()[:size].splitlines()
         metrics = [{k: v for k, v in json.loads(line).items() if _is_shown(k, v)} for line in lines]
+        self._folder.step = max((row["step"] for row in metrics if row["kind"] == "train"), default=-1)
         rows = left_out(metrics, self._earlier)
         for row in rows:
             self.log(row)

@@ -52,7 +52,9 @@ def test_a_collapse_is_a_fault_that_lasts_and_is_said_once():
 def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
     from r1mega.stages.records import FirstRanksRecords
 
-    run_dir = SimpleNamespace(path=tmp_path, expert_loads=tmp_path / "experts.jsonl", mirror=None)
+    shown: list[dict] = []
+    mirror = SimpleNamespace(stands=lambda size: None, log=shown.append)
+    run_dir = SimpleNamespace(path=tmp_path, expert_loads=tmp_path / "experts.jsonl", mirror=mirror)
 
     def records(**experts) -> FirstRanksRecords:
         return FirstRanksRecords(run_dir, SimpleNamespace(experts=Experts(**experts)))
@@ -68,6 +70,7 @@ def test_a_stage_keeps_figures_loads_and_one_warning(tmp_path, caplog):
         kept.step(9, {"loss": 1.0}, None)
     *found, dense = logged("train")
     assert dense == {"kind": "train", "step": 9, "loss": 1.0}
+    assert shown[-1] == dense and len(shown) == 10
     rows = logged("warning")
     assert all(f["experts/max_violation/worst"] == 1.0 for f in found)
     assert [(r["kind"], r["step"]) for r in rows] == [("warning", 2)]

@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 from wandb_server import Uploaded, recording
 
+from r1mega import cli
 from r1mega.config.watching import Wandb
-from r1mega.runtime import wandb_parts
+from r1mega.recipe.load import load
+from r1mega.runtime import wandb_folder, wandb_parts, wandb_process
 from r1mega.runtime.events import Events
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.mirror import group_of, mirrored
 from r1mega.runtime.provenance import Lineage
+from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker
 
+ROOT = Path(__file__).parents[2]
 CONFIG = {"stage": {"stage": "grpo", "optimizer": {"lr": 0.5}}, "cluster": {"device": "cpu"}}
 LINEAGE = Lineage("5" * 32, "7" * 32, ("00aa11bb22cc33dd",))
 HOSTILE = '<img src=x onerror="alert(1)"> ünï\n$(reboot)'
@@ -135,7 +139,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kill_after_row(run_dir: Path, step: int, shown: Any) -> None:
     """When W&B's own file has it: what it has not written when it is killed is lost there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 + wandb_process.FLUSH_S
     while step not in [row.get("step") for part in wandb_parts.parts_of(run_dir) for row in wandb_parts.rows(part)]:
         assert time.monotonic() < deadline, "no such row"
         time.sleep(0.2)
@@ -186,7 +190,9 @@ def test_transcripts_are_bounded_tables_of_text(uploaded: Uploaded):
     shown = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert [row["text"].split()[0] for row in shown] == ["4.0", "4.2", "4.5", "4.7"]
     assert {row["question"] for row in shown} == {HOSTILE} and shown[3]["reward"] == 3.5
-    assert len(shown[1]["text"]) < 4100 and shown[1]["text"].endswith("x… [1,004 more characters]")
+    assert len(shown[1]["text"]) < wandb_folder.CHARACTERS + 100 and shown[1]["text"].endswith(
+        "x… [1,004 more characters]"
+    )
 
 
 def test_weights_are_referenced_and_stay_where_they_are(run_dir: Path, uploaded: Uploaded):
@@ -253,6 +259,39 @@ def test_the_service_of_a_process_that_starts_the_run_is_not_its_own(tmp_path: P
         r for r in found if r.HasField("alert") or (r.HasField("artifact") and r.artifact.type == "checkpoint")
     ]
     assert not caplog.text
+
+
+def test_how_a_stage_ends_is_known_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The event of its crash comes after its last row, and before W&B is told that the run is over."""
+    monkeypatch.chdir(ROOT)
+    recipe, machine = load(ROOT / "configs/tiny/r1_zero/0_base.toml", "laptop", ["wandb.mode=offline"])
+
+    def crashes(recipe: Any, machine: Any, run_dir: RunDir) -> None:
+        Tracker(run_dir.path, run_dir.mirror).log("train", 1, {"loss": 0.5})
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(cli, "imported", lambda entry: crashes)
+    monkeypatch.setattr(cli.openmp, "restart_with_preload", lambda: None)
+    with pytest.raises(RuntimeError, match="no luck"):
+        cli._run_stage(recipe, machine, tmp_path / "run", resume=False, verify_inputs=False)
+    (part,) = wandb_parts.parts_of(tmp_path / "run")
+    found = list(wandb_parts.records(part))
+    assert [record.alert.title for record in found if record.HasField("alert")] == ["crashed: no luck"]
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]
+    assert [row["loss"] for row in wandb_parts.rows(part)] == [0.5]
+
+    def ends(recipe: Any, machine: Any, run_dir: RunDir) -> None:
+        Tracker(run_dir.path, run_dir.mirror)
+        run_dir.hf.mkdir()
+
+    monkeypatch.setattr(cli, "imported", lambda entry: ends)
+    monkeypatch.setattr(cli, "_report_of_done", lambda path: None)
+    cli._run_stage(recipe, machine, tmp_path / "run", resume=True, verify_inputs=False)
+    _, part = wandb_parts.parts_of(tmp_path / "run")
+    found = list(wandb_parts.records(part))
+    (model,) = (r.artifact for r in found if r.HasField("artifact") and r.artifact.type == "model")
+    assert json.loads(model.metadata)["step"] == 1, "of the step that an earlier part took"
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
 
 
 def test_the_group_is_the_settings_or_the_environments_or_the_chains(tmp_path: Path, monkeypatch):

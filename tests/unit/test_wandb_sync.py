@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,19 +19,21 @@ from r1mega.config.watching import Wandb
 from r1mega.runtime import locks, wandb_parts
 from r1mega.runtime.events import Events
 from r1mega.runtime.mirror import mirrored
+from r1mega.runtime.wandb_sync import LOCK
 
 __all__ = ["alone"]  # a fixture
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Wandb(mode="offline", references=False)
 LIMIT_S = 240
+OURS = {"PYTHONPATH": str(ROOT), "R1MEGA_PYTHON": sys.executable}
 
 
 @contextmanager
 def sending(root: Path, server: Uploaded, *options: str) -> Iterator[subprocess.Popen[str]]:
     sender = subprocess.Popen(
         ["bash", str(ROOT / "slurm/wandb_sync.sh"), str(root), "--every", "3", *options],
-        env=os.environ | server.environment | {"WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}, cwd=root.parent,
+        env=os.environ | server.environment | {"WANDB_MODE": "offline"} | OURS, cwd=root.parent,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -114,7 +117,7 @@ def test_a_run_that_nobody_goes_on_with_is_left(tmp_path: Path):
 def test_a_second_one_beside_it_leaves(tmp_path: Path):
     begin(tmp_path / "runs/one")
     with recording() as server, sending(tmp_path / "runs/one", server) as first:
-        until("its lock", (tmp_path / "runs/one/.wandb_sync.lock").exists)
+        until("its lock", (tmp_path / "runs/one" / LOCK).exists)
         time.sleep(0.5)
         code, said = send(tmp_path / "runs/one", server)
         assert code == 2 and "already" in said, said
@@ -129,7 +132,7 @@ def test_a_second_one_beside_it_leaves(tmp_path: Path):
 )
 def test_what_it_is_to_send_has_to_be_there(arguments: tuple[str, ...], said: str):
     command = ["bash", str(ROOT / "slurm/wandb_sync.sh"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | OURS)
     assert done.returncode == 2 and said in done.stderr
 
 
@@ -142,7 +145,7 @@ def as_a_job(tmp_path: Path) -> dict[str, str]:
     shutil.copy(ROOT / "slurm/wandb_sync.sh", spool / "slurm_script")
     (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     (programs / "scontrol").chmod(0o755)
-    job = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(ROOT), "PYTHONPATH": str(ROOT)}
+    job = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(ROOT), **OURS}
     return os.environ | job | {"PATH": f"{programs}:{os.environ['PATH']}"}
 
 
@@ -151,11 +154,11 @@ def test_a_job_is_requeued_before_its_time_limit(tmp_path: Path, as_a_job: dict[
     command = ["bash", str(tmp_path / "spool/slurm_script"), str(tmp_path / "runs/one"), "--every", "600"]
     with recording() as server:
         job = subprocess.Popen(command, env=as_a_job | server.environment, cwd=tmp_path)
-        until("its lock", (tmp_path / "runs/one/.wandb_sync.lock").exists)
+        until("its lock", (tmp_path / "runs/one" / LOCK).exists)
         job.send_signal(signal.SIGUSR1)
         assert job.wait(60) != 0
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
-    with (tmp_path / "runs/one/.wandb_sync.lock").open("w") as lock:
+    with (tmp_path / "runs/one" / LOCK).open("w") as lock:
         until("what it started is gone", lambda: locks.take(lock))
 
 
