@@ -1,5 +1,5 @@
-"""The command line: `r1mega check | run | pipeline | trace | convert | score | make-tests | report | status | watch |
-compare | decontaminate | review`.
+"""The command line: `r1mega check | run | pipeline | launch | jobs | trace | convert | score | make-tests | report |
+status | watch | compare | decontaminate | review`.
 
 Faults of the user's making (R1MegaError) are one message on stderr and exit code 2; an interrupted run leaves
 with 128 + signal; a rank that has lost another one, and a run whose endpoint failed again and again, with 75.
@@ -27,7 +27,9 @@ from r1mega.conversion import commands
 from r1mega.data import commands as data
 from r1mega.errors import ConfigError, R1MegaError, RanksLostError, is_of_a_lost_rank
 from r1mega.evaluation import commands as evaluation
+from r1mega.launchers import commands as launched
 from r1mega.pipeline import commands as chains
+from r1mega.pipeline import launching
 from r1mega.pipeline.graph import is_pipeline, load_pipeline, look_at_chain
 from r1mega.preflight.look import Look, look
 from r1mega.recipe.recipe import Recipe, imported
@@ -48,6 +50,9 @@ app.command()(evaluation.decontaminate)
 app.command()(chains.trace)
 app.command()(live.status)
 app.command()(live.watch)
+app.command()(launching.launch)
+app.command()(launched.jobs)
+app.command("chain-stage", hidden=True)(launching.chain_stage)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A stage config (TOML).")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="A file of configs/cluster, by name or path.")]

@@ -77,7 +77,15 @@ for signal in USR1 USR2 HUP INT TERM; do
   # shellcheck disable=SC2064 # the signal as it is now
   trap "at_notice SIG$signal" "$signal"
 done
-trap 'stop_timer; stop_servers' EXIT # the timer would requeue the job's next start
+trap 'leave $?' EXIT
+
+leave() { # EXIT_CODE
+  stop_timer # it would requeue the job's next start
+  stop_servers
+  # For `r1mega jobs`, where Slurm has forgotten the job: see r1mega/launchers/job.py.
+  [[ -z ${run_dir-} ]] || echo "job $JOB start ${SLURM_RESTART_COUNT:-0} exit code $1" 2>/dev/null \
+    >>"${job_logs:-$run_dir/logs}/exits.txt" || true
+}
 
 requeue() { # WHY; returns where that cannot be done
   # A job that is not running any more is Slurm's: it requeues a preempted job itself, and one that its user has
@@ -184,7 +192,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   local config=$1 dir=$2 code=0 idle options=() apart=() where="no rollout server of its own"
   shift 2
   read_placement "$config" "$@" || code=$?
-  if [[ $dir == "$run_dir" && ${place[script]:-$SCRIPT} != "$SCRIPT" ]]; then
+  if [[ $dir == "$run_dir" && $SCRIPT != chain_stage && ${place[script]:-$SCRIPT} != "$SCRIPT" ]]; then
     refuse "$config is a stage for slurm/${place[script]}.sh: submit that one, with the same arguments"
   fi
   if ((code != 0)); then

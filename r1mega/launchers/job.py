@@ -102,6 +102,8 @@ class Launcher(Protocol):
     """
 
     name: str
+    elsewhere: bool
+    """Whether jobs run on other machines than this one, which then need not have what they need."""
 
     def render(self, jobs: Sequence[StageJob], folder: Path) -> list[Path]:
         """Write into `folder` what `submit` would start, as files that people read; nothing is started.

@@ -106,7 +106,7 @@ def main(description: str | None = None) -> int:
 # ---- the launcher -----------------------------------------------------------------------------------------------
 
 
-def make(options: LaunchOptions) -> "Local":
+def make(options: LaunchOptions) -> "LocalLauncher":
     """`LaunchOptions.more`: "max_restarts=N", of each job after a crash; 10 unless said.
 
     Raises:
@@ -118,16 +118,17 @@ def make(options: LaunchOptions) -> "Local":
         if name != "max_restarts" or not value.isdecimal():
             raise ConfigError(f"--with {setting}: the local launcher has one setting, max_restarts=N")
         max_restarts = int(value)
-    return Local(options.root, max_restarts)
+    return LocalLauncher(options.root, max_restarts)
 
 
-class Local:
+class LocalLauncher:
     """Jobs in the background of this machine, those of a submission one after the other.
 
     A job's id is that of its submission, whose files lie in its folder of logs.
     """
 
     name = "local"
+    elsewhere = False
 
     def __init__(self, root: Path, max_restarts: int = MAX_RESTARTS) -> None:
         self._root, self._max_restarts = root, max_restarts
@@ -141,7 +142,7 @@ class Local:
         return [file]
 
     def submit(self, jobs: Sequence[StageJob], *, earlier: Mapping[str, Submitted]) -> list[Submitted]:
-        logs = jobs[0].logs
+        logs = (self._root / jobs[0].logs).resolve()
         id = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
         files.make_folder(logs)
         files.write_json(
@@ -150,7 +151,7 @@ class Local:
                 "root": str(self._root),
                 "max_restarts": self._max_restarts,
                 "jobs": [dataclasses.asdict(job) for job in jobs],
-                "earlier": [{"name": name, "logs": str(e.job.logs), "id": e.id} for name, e in earlier.items()],
+                "earlier": [{"name": name, "logs": str(self._logs(e)), "id": e.id} for name, e in earlier.items()],
             },
         )
         with (logs / f"local-{id}.log").open("ab") as log:
@@ -167,18 +168,21 @@ class Local:
         return [Submitted(job, self.name, id) for job in jobs]
 
     def states(self, jobs: Sequence[Submitted]) -> list[JobState]:
-        read = {key: _read_states(*key) for key in {(job.job.logs, job.id) for job in jobs}}
+        read = {key: _read_states(*key) for key in {(self._logs(job), job.id) for job in jobs}}
         lost = JobState(Phase.UNKNOWN, "what was written of it is not there any more")
-        return [read[job.job.logs, job.id].get(job.job.name, lost) for job in jobs]
+        return [read[self._logs(job), job.id].get(job.job.name, lost) for job in jobs]
 
     def cancel(self, jobs: Sequence[Submitted]) -> None:
         for job, state in zip(jobs, self.states(jobs), strict=True):
             if not state.phase.is_over:
-                _cancel_file(job.job.logs, job.id, job.job.name).touch()
+                _cancel_file(self._logs(job), job.id, job.job.name).touch()
 
     def logs(self, job: Submitted) -> list[Path]:
-        ranks = sorted((job.job.run_dir / "logs").glob("rank_*.log"))
-        return [file for file in (_output(job.job.logs, job.id, job.job.name), *ranks) if file.exists()]
+        ranks = sorted((self._root / job.job.run_dir / "logs").glob("rank_*.log"))
+        return [file for file in (_output(self._logs(job), job.id, job.job.name), *ranks) if file.exists()]
+
+    def _logs(self, job: Submitted) -> Path:
+        return (self._root / job.job.logs).resolve()
 
 
 def _plan(logs: Path, id: str) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.errors import DataError, R1MegaError, RunDirError
+from r1mega.launchers.record import LOCK as LAUNCH_LOCK
 from r1mega.pipeline import artefacts
 from r1mega.pipeline.artefacts import State
 from r1mega.pipeline.graph import Pipeline, look_at_chain, refuse_unfit, refuse_unmeant
@@ -80,7 +81,7 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
     for plan, seen in zip(plans, looks, strict=True):
         if plan.runs == "yes":
             seen.refuse_absent()
-    with _held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept, Starts(plans) as starts:
+    with held(run_dir), Keeping(run_dir, chain.pipeline.server) as kept, Starts(plans) as starts:
         _refuse_used(run_dir, resume=resume)  # by a chain that was faster
         names = [node.name for node in chain.pipeline.stages]  # for whoever watches
         files.write_json(run_dir / CHAIN, _state(run_dir) | {"stages": names})  # its stages belong together by its id
@@ -92,13 +93,13 @@ def run_chain(chain: PipelineRun, *, resume: bool, retries: int = 0) -> bool:
         if left := [plan.node.name for plan in others if not plan.runs_never()]:
             print(f"not done yet: {', '.join(left)}; continue with --resume", flush=True)
             return False
-        _summarise(chain.pipeline, run_dir, {plan.node.name: plan.recipe for plan in plans})
+        summarise(chain.pipeline, run_dir, {plan.node.name: plan.recipe for plan in plans})
     return True
 
 
 def _refuse_used(run_dir: Path, *, resume: bool) -> None:
     try:
-        used = run_dir.exists() and any(path.name not in (LOCK, CHAIN) for path in run_dir.iterdir())
+        used = run_dir.exists() and any(p.name not in (LOCK, CHAIN, LAUNCH_LOCK) for p in run_dir.iterdir())
     except OSError as error:
         raise _unusable(run_dir, error) from None
     if used and not resume:
@@ -106,16 +107,19 @@ def _refuse_used(run_dir: Path, *, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def _held(run_dir: Path) -> Iterator[None]:
-    """The run directory, for this chain alone."""
+def held(run_dir: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """The run directory, for this chain alone, or for one job of it; others are waited for so long."""
     try:
         files.make_folder(run_dir)
         lock = (run_dir / LOCK).open("w")
     except OSError as error:
         raise _unusable(run_dir, error) from None
+    deadline = time.monotonic() + wait_s
     with lock:
-        if not locks.take(lock):
-            raise RunDirError(f"{run_dir}: another chain is running in this directory; wait for it")
+        while not locks.take(lock):
+            if time.monotonic() >= deadline:
+                raise RunDirError(f"{run_dir}: another chain is running in this directory; wait for it")
+            time.sleep(0.2)
         yield
 
 
@@ -125,23 +129,34 @@ def _unusable(run_dir: Path, error: OSError) -> RunDirError:
 
 def _bring_to_its_end(plan: Planned, chain: PipelineRun, starts: Starts, retries: int) -> None:
     """Run a stage, all that is earlier being done, unless it is done itself."""
-    name, folder, standing = plan.node.name, chain.run_dir / plan.node.name, plan.standing
-    if standing.state is State.DONE:
-        print(f"{name}: done before", flush=True)
-        if artefacts.is_recorded(folder):
-            return
-    else:
-        print(f"\n== {name}: {plan.node.config.name}: {plan.told()}", flush=True)
-        (chain.run_dir / "summary.json").unlink(missing_ok=True)
-        if standing.state is State.CHANGED:
-            print(f"{name}: what was there is now {artefacts.set_aside(folder)}", flush=True)
-        else:
-            artefacts.reopen(folder)
+    folder = chain.run_dir / plan.node.name
+    if made_ready(plan, chain.run_dir):
         for left in range(retries, -1, -1):
             with _counted(chain.run_dir):
                 if _ended(plan, chain, starts, tries_left=left):
                     break
+    elif artefacts.is_recorded(folder):
+        return
     artefacts.record_outputs(folder, plan.recipe, Digests(folder))
+
+
+def made_ready(plan: Planned, run_dir: Path) -> bool:
+    """Make the chain's run directory ready for a stage that now begins, goes on or begins anew, and say which.
+
+    Returns:
+        Whether it runs: False where it is done.
+    """
+    name, folder, standing = plan.node.name, run_dir / plan.node.name, plan.standing
+    if standing.state is State.DONE:
+        print(f"{name}: done before", flush=True)
+        return False
+    print(f"\n== {name}: {plan.node.config.name}: {plan.told()}", flush=True)
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    if standing.state is State.CHANGED:
+        print(f"{name}: what was there is now {artefacts.set_aside(folder)}", flush=True)
+    else:
+        artefacts.reopen(folder)
+    return True
 
 
 def _ended(plan: Planned, chain: PipelineRun, starts: Starts, *, tries_left: int) -> bool:
@@ -164,8 +179,7 @@ def _ended(plan: Planned, chain: PipelineRun, starts: Starts, *, tries_left: int
 def _run_stage(plan: Planned, chain: PipelineRun, starts: Starts) -> tuple[int, int | None]:
     """Exit code of a stage's process, 128 + signal where one ended it; and the signal that this one got meanwhile."""
     arguments = ["run", str(plan.node.config), "--cluster", plan.node.on(chain.cluster), "--resume"]
-    overrides = for_shell(plan.overrides, plan.recipe)
-    arguments += ["--run-dir", str(chain.run_dir / plan.node.name), *(x for o in overrides for x in ("--set", o))]
+    arguments += ["--run-dir", str(chain.run_dir / plan.node.name), *settings(plan)]
     arguments += ["--verify-inputs"] if chain.verify_inputs else []
     with collected_signals() as received:
         stage = starts.start(plan, arguments)
@@ -176,6 +190,11 @@ def _run_stage(plan: Planned, chain: PipelineRun, starts: Starts) -> tuple[int, 
     return exit_code(stage), next(iter([*sent, *received]), None)
 
 
+def settings(plan: Planned) -> list[str]:
+    """The `--set` arguments of a stage's process."""
+    return [word for override in for_shell(plan.overrides, plan.recipe) for word in ("--set", override)]
+
+
 @contextlib.contextmanager
 def _counted(run_dir: Path) -> Iterator[None]:
     """Add the time that is spent here to the chain's, also where it is left by an error."""
@@ -183,8 +202,13 @@ def _counted(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        state = _state(run_dir)
-        files.write_json(run_dir / CHAIN, state | {"wall_seconds": state["wall_seconds"] + time.monotonic() - began})
+        count(run_dir, time.monotonic() - began)
+
+
+def count(run_dir: Path, seconds: float) -> None:
+    """Add what a stage's process took to the chain's time."""
+    state = _state(run_dir)
+    files.write_json(run_dir / CHAIN, state | {"wall_seconds": state["wall_seconds"] + seconds})
 
 
 def _state(run_dir: Path) -> dict[str, Any]:
@@ -195,7 +219,7 @@ def _state(run_dir: Path) -> dict[str, Any]:
     return {"id": secrets.token_hex(4), "wall_seconds": 0.0, **found}
 
 
-def _summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe]) -> None:
+def summarise(pipeline: Pipeline, run_dir: Path, recipes: Mapping[str, Recipe]) -> None:
     """summary.json: every stage's, table and relations, and the check of held-out questions; seconds add up over
     resumed parts."""
     stages = {node.name: read_summary(run_dir / node.name) for node in pipeline.stages}

@@ -126,11 +126,14 @@ def load_pipeline(path: Path) -> Pipeline:
     return pipeline
 
 
-def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str]) -> list[Look]:
+def look_at_chain(
+    pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Sequence[str], *, elsewhere: bool = False
+) -> list[Look]:
     """Each stage of a chain, with what earlier ones will make.
 
     Args:
         run_dir: of the chain; what it holds already counts as it is.
+        elsewhere: as `look`.
 
     Raises: as `look`, and ConfigError where an override concerns no stage, or one reads what an earlier one does not
         leave behind.
@@ -145,6 +148,7 @@ def look_at_chain(pipeline: Pipeline, cluster: str, run_dir: Path, overrides: Se
         looks[node.name] = look(
             node.config, node.on(cluster), own, model=start.spec if start else None, made_before=start is not None,
             awaited={(run_dir / stage / below).resolve() for _, stage, below in node.files_read()},
+            elsewhere=elsewhere,
         )  # fmt: skip
     _refuse_unscored(pipeline, {name: seen.recipe for name, seen in looks.items()})
     return list(looks.values())

@@ -100,11 +100,12 @@ class PipelineRun:
     asked: Selection = ALL
     verify_inputs: bool = False
 
-    def plan(self, *, glance: bool = False) -> list[Planned]:
+    def plan(self, *, glance: bool = False, names: Collection[str] | None = None) -> list[Planned]:
         """Of every stage, in order.
 
         Args:
             glance: take no time, and write nothing; a stage that would take some "is looked at".
+            names: of these stages alone, and with each all that it needs.
 
         Raises:
             ConfigError: a stage's settings are wrong, or no such stage is asked for.
@@ -112,6 +113,8 @@ class PipelineRun:
         """
         asked, plans = self.asked.names(self.pipeline), dict[str, Planned]()
         for node in self.pipeline.stages:
+            if names is not None and node.name not in names:
+                continue
             waits = [name for name in node.earlier() if not plans[name].runs_never()]
             plans[node.name] = self.of(node, waits_for=waits, asked=node.name in asked, glance=glance)
         return list(plans.values())

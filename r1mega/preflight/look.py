@@ -70,6 +70,7 @@ def look(
     model: ModelSpec | None = None,
     made_before: bool = False,
     awaited: Collection[Path] = (),
+    elsewhere: bool = False,
 ) -> Look:
     """Everything that can be said of a stage without starting it.
 
@@ -79,6 +80,7 @@ def look(
         model: what is known of a model whose folder is not there yet.
         made_before: an earlier stage of the chain makes that folder.
         awaited: files and folders of data that an earlier stage of the chain makes.
+        elsewhere: it will run on other machines that share this one's file system; what this one lacks is no fault.
 
     Raises:
         ConfigError, DataError, WeightMappingError, CheckpointError: something is wrong, or not built; in the order of
@@ -106,7 +108,8 @@ def look(
         check_weights(recipe, spec)
     if leads:
         check_reward_models(recipe)
-    absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
+    if not elsewhere:
+        absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
     shared = memory_by_state(recipe.holds(), machine, spec) if spec is not None else []
     notes = [*recipe.notes(), *(f"a GPU that trainer and engine share, {line}" for line in shared)]
     return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()), tuple(notes))

@@ -83,3 +83,20 @@ def test_its_options_are_there_and_its_number_is_the_codes():
     assert options == {"--cluster", "--dry-run", "--resume"}
     assert all(option in said for option in (*options, "--from", "--until", "--only", "--set"))
     assert "Fewer than six questions" in GUIDE and LEAST_DIFFERENT == 6
+
+
+def test_its_lines_for_slurm_are_taken(chain: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = re.findall(r"^slurm/pipeline.sh chain.toml (.*?)(?: +#.*)?$", GUIDE, re.M)
+    assert len(lines) == 2
+    run_dir = chain.parent / "run"
+    for line in lines:
+        words = ["launch", str(chain), "--run-dir", str(run_dir), *line.replace("--dry-run", "").split(), "--dry-run"]
+        done = CliRunner().invoke(cli.app, words)
+        assert done.exit_code == 0, done.exception
+    jobs = [line for line in done.stdout.splitlines() if line.startswith("job_")]
+    assert [("--partition=gpu" in job, "--time=04:00:00" in job) for job in jobs] == [(True, False)] * 4 + [
+        (True, True)
+    ]
+    shown = re.findall(r"^r1mega jobs runs/chain(.*?) +#", GUIDE, re.M)
+    assert [line.split() for line in shown] == [[], ["--logs", "sft"], ["--cancel"]]
+    assert not run_dir.exists()

@@ -7,7 +7,7 @@ import pytest
 
 from r1mega.errors import ConfigError
 from r1mega.launchers.job import LaunchOptions, Phase, StageJob, Submitted
-from r1mega.launchers.local import Local
+from r1mega.launchers.local import LocalLauncher
 from r1mega.launchers.registry import launcher
 from r1mega.runtime.process import Identity
 
@@ -31,19 +31,19 @@ if "r1mega.cli" in sys.orig_argv:
 
 
 @pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Local:
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalLauncher:
     root = str(Path(__file__).parents[2])
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(RUNS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{root}")
-    return Local(tmp_path)
+    return LocalLauncher(tmp_path)
 
 
 def job(folder: Path, name: str, *here: str, after: tuple[str, ...] = ()) -> StageJob:
     return StageJob(name, "slurm/no.sh", (), here, folder / name, folder / ".jobs", after=after)
 
 
-def wait(local: Local, jobs: list[Submitted], reached) -> list[str]:
+def wait(local: LocalLauncher, jobs: list[Submitted], reached) -> list[str]:
     from time import monotonic, sleep
 
     deadline = monotonic() + 60
@@ -57,7 +57,7 @@ def over(states) -> bool:
     return all(state.phase.is_over for state in states)
 
 
-def test_jobs_run_in_turn_and_what_needs_a_failed_one_is_cancelled(local: Local, tmp_path: Path):
+def test_jobs_run_in_turn_and_what_needs_a_failed_one_is_cancelled(local: LocalLauncher, tmp_path: Path):
     jobs = local.submit(
         [
             job(tmp_path, "a", "killed", str(tmp_path / "again")),
@@ -83,7 +83,7 @@ def test_jobs_run_in_turn_and_what_needs_a_failed_one_is_cancelled(local: Local,
     assert local.logs(jobs[2]) == []
 
 
-def test_a_job_that_is_cancelled_saves_and_the_next_submission_waits_for_it(local: Local, tmp_path: Path):
+def test_a_job_that_is_cancelled_saves_and_the_next_submission_waits_for_it(local: LocalLauncher, tmp_path: Path):
     up = tmp_path / "up"
     first = local.submit([job(tmp_path, "a", "waits", str(up)), job(tmp_path, "b", "ends", "0")], earlier={})
     wait(local, first, lambda states: states[0].phase is Phase.RUNNING and up.exists())
@@ -96,7 +96,7 @@ def test_a_job_that_is_cancelled_saves_and_the_next_submission_waits_for_it(loca
     assert wait(local, first, over)[1] == "done: : 0"
 
 
-def test_jobs_whose_process_was_killed_have_failed(local: Local, tmp_path: Path):
+def test_jobs_whose_process_was_killed_have_failed(local: LocalLauncher, tmp_path: Path):
     import json
     import os
 
@@ -110,7 +110,8 @@ def test_jobs_whose_process_was_killed_have_failed(local: Local, tmp_path: Path)
 
 
 def test_what_it_would_run_is_written_as_commands(tmp_path: Path):
-    (file,) = Local(tmp_path).render([job(tmp_path, "a", "run", "a.toml", "--set", "x=[1, 2]")], tmp_path / "dry")
+    jobs = [job(tmp_path, "a", "run", "a.toml", "--set", "x=[1, 2]")]
+    (file,) = LocalLauncher(tmp_path).render(jobs, tmp_path / "dry")
     assert file.read_text().splitlines()[-1] == "r1mega run a.toml --set 'x=[1, 2]' # a"
 
 
