@@ -31,7 +31,7 @@ _PATHS = ("run_dir", "logs")
 
 
 @dataclass(frozen=True)
-class Launch:
+class Submission:
     """Jobs that were submitted together."""
 
     time: str
@@ -52,7 +52,7 @@ class LaunchRecord:
     root: str
     """The checkout that it was launched from."""
     stages: tuple[str, ...]
-    launches: tuple[Launch, ...]
+    launches: tuple[Submission, ...]
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
@@ -65,7 +65,7 @@ class LaunchRecord:
         try:
             found: dict[str, Any] = json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
             launches = [
-                Launch(
+                Submission(
                     launch["time"], launch["launcher"], tuple(launch["with"]), tuple(launch["done"]),
                     tuple(_job(row, launch["launcher"], folder) for row in launch["jobs"]),
                 )
@@ -89,7 +89,7 @@ class LaunchRecord:
         """The stages that the last launch found done."""
         return frozenset(self.launches[-1].done) if self.launches else frozenset()
 
-    def with_launch(self, launch: Launch, stages: Sequence[str]) -> Self:
+    def with_launch(self, launch: Submission, stages: Sequence[str]) -> Self:
         return dataclasses.replace(self, stages=tuple(stages), launches=(*self.launches, launch))
 
     def write(self) -> None:

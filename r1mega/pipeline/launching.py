@@ -12,7 +12,7 @@ import typer
 from r1mega.config.inputs import default_run_dir
 from r1mega.errors import ConfigError, RunDirError
 from r1mega.launchers.job import Launcher, LaunchOptions, StageJob, Submitted
-from r1mega.launchers.record import Launch, LaunchRecord, launching, now
+from r1mega.launchers.record import LaunchRecord, Submission, launching, now
 from r1mega.launchers.registry import launcher
 from r1mega.launchers.slurm import refuse_options
 from r1mega.launchers.tree import lines, states
@@ -28,7 +28,7 @@ RunDirectory = Annotated[Path | None, typer.Option("--run-dir", help="Default: r
 
 
 @dataclass(frozen=True)
-class Asked:
+class LaunchRequest:
     """What a user wants launched."""
 
     config: Path
@@ -67,9 +67,9 @@ def launch(
         ),
     ] = None,
     more: Annotated[list[str] | None, typer.Option("--with", help="A setting of the launcher: name=value.")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="Launch this stage and later ones alone.")] = None,
-    last: Annotated[str | None, typer.Option("--until", help="Launch this stage and earlier ones alone.")] = None,
-    only: Annotated[str | None, typer.Option("--only", help="Launch this stage alone.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="Submission this stage and later ones alone.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Submission this stage and earlier ones alone.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Submission this stage alone.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write what would be submitted to <run dir>.launch; start nothing.")
     ] = False,
@@ -78,7 +78,7 @@ def launch(
 
     Launched again, a chain goes on from there: what is done has no job, what waits or runs keeps its own.
     """
-    asked = Asked(config, cluster, run_dir or default_run_dir(config), overrides or [], sbatch or [])
+    asked = LaunchRequest(config, cluster, run_dir or default_run_dir(config), overrides or [], sbatch or [])
     refuse_options(option.partition(":")[2] if _stage_of(option) else option for option in asked.sbatch)
     through = launcher(by, LaunchOptions(Path.cwd(), tuple(more or [])))
     selection = Selection(first, last, only)
@@ -108,7 +108,7 @@ def _stage_of(option: str) -> str:
     return name if colon and not option.startswith("-") else ""
 
 
-def _refuse_other(asked: Asked, *, chain: bool) -> None:
+def _refuse_other(asked: LaunchRequest, *, chain: bool) -> None:
     """Raises RunDirError where the run directory is another one's."""
     record, run_dir = LaunchRecord.read(asked.run_dir), asked.run_dir
     if record is not None and record.config != _named(asked.config):
@@ -131,7 +131,7 @@ def _named(config: Path) -> str:
     return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
 
 
-def _stage(asked: Asked, selection: Selection, elsewhere: bool) -> ToLaunch:
+def _stage(asked: LaunchRequest, selection: Selection, elsewhere: bool) -> ToLaunch:
     if selection != Selection():
         raise ConfigError(f"{asked.config} is a stage, not a chain: leave out --from, --until and --only")
     if own := [option for option in asked.sbatch if _stage_of(option)]:
@@ -142,7 +142,7 @@ def _stage(asked: Asked, selection: Selection, elsewhere: bool) -> ToLaunch:
     return ToLaunch([job], [job.name], (), {job.name: seen}, {})
 
 
-def _chain(asked: Asked, selection: Selection, elsewhere: bool) -> ToLaunch:
+def _chain(asked: LaunchRequest, selection: Selection, elsewhere: bool) -> ToLaunch:
     pipeline = load_pipeline(asked.config)
     names = [node.name for node in pipeline.stages]
     if other := [option for option in asked.sbatch if _stage_of(option) not in ("", *names)]:
@@ -183,7 +183,7 @@ def _render(through: Launcher, found: ToLaunch, run_dir: Path) -> None:
 
 
 def _submitted(
-    through: Launcher, found: ToLaunch, asked: Asked, settings: tuple[str, ...]
+    through: Launcher, found: ToLaunch, asked: LaunchRequest, settings: tuple[str, ...]
 ) -> tuple[LaunchRecord, int]:
     """Submit the jobs of stages that have none which still waits or runs, and write them down; how many they are."""
     record = LaunchRecord.read(asked.run_dir)
@@ -199,7 +199,7 @@ def _submitted(
     if not new:
         return record, 0
     submitted = through.submit(new, earlier=still)
-    record = record.with_launch(Launch(now(), through.name, settings, found.done, tuple(submitted)), found.stages)
+    record = record.with_launch(Submission(now(), through.name, settings, found.done, tuple(submitted)), found.stages)
     record.write()
     return record, len(new)
 

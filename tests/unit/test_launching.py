@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from r1mega.cli import app
 from r1mega.launchers.job import StageJob, Submitted
-from r1mega.launchers.record import Launch, LaunchRecord
+from r1mega.launchers.record import LaunchRecord, Submission
 
 ROOT = Path(__file__).parents[2]
 FIRST = 'stage = "mixture"\n[[data]]\nfiles = ["rows.jsonl"]\ndomain = "math"\n'
@@ -193,8 +193,10 @@ def test_a_stage_that_was_done_by_other_means_counts_as_done(tmp_path: Path):
         return Submitted(StageJob(name, "slurm/x.sh", (), (), tmp_path / name, tmp_path / ".jobs"), "slurm", id)
 
     record = LaunchRecord(tmp_path, "chain.toml", str(tmp_path), (), ())
-    record = record.with_launch(Launch("then", "slurm", (), (), (submitted("a", "1"), submitted("b", "2"))), "ab")
-    record = record.with_launch(Launch("now", "slurm", (), ("a",), (submitted("c", "3"), submitted("b", "4"))), "cab")
+    record = record.with_launch(Submission("then", "slurm", (), (), (submitted("a", "1"), submitted("b", "2"))), "ab")
+    record = record.with_launch(
+        Submission("now", "slurm", (), ("a",), (submitted("c", "3"), submitted("b", "4"))), "cab"
+    )
     record.write()
     read = LaunchRecord.read(tmp_path)
     assert read == record and list(read.latest()) == ["c", "a", "b"]
