@@ -67,9 +67,9 @@ def launch(
         ),
     ] = None,
     more: Annotated[list[str] | None, typer.Option("--with", help="A setting of the launcher: name=value.")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="Submission this stage and later ones alone.")] = None,
-    last: Annotated[str | None, typer.Option("--until", help="Submission this stage and earlier ones alone.")] = None,
-    only: Annotated[str | None, typer.Option("--only", help="Submission this stage alone.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="Launch this stage and later ones alone.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Launch this stage and earlier ones alone.")] = None,
+    only: Annotated[str | None, typer.Option("--only", help="Launch this stage alone.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write what would be submitted to <run dir>.launch; start nothing.")
     ] = False,
