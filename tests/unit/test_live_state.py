@@ -1,5 +1,6 @@
 """Where a run is, from hand-made folders: by its end, its lock, its beats, its last writes, its events."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,13 +11,15 @@ import pytest
 from watched_runs import NOW, age, eval_row, event, train_row, write_beat, write_lines, write_stage
 
 from r1mega.errors import DataError
-from r1mega.report.live.beats import RankBeat
+from r1mega.launchers.job import Phase
+from r1mega.report.live.beats import RankBeat, beats_of
 from r1mega.report.live.chain import RunFacts, RunReader, stage_names
 from r1mega.report.live.facts import left, seconds_a_step
+from r1mega.report.live.jobs import StageJobSeen
 from r1mega.report.live.life import EXIT_CODES, RunState, holder_of, life_of
 from r1mega.report.live.spans import figure, moment, span
 from r1mega.report.live.status_text import as_json, lines
-from r1mega.runtime import locks
+from r1mega.runtime import heartbeat, locks
 from r1mega.runtime.events import Event
 
 
@@ -129,6 +132,21 @@ def test_who_is_waited_for_is_told_by_the_beats(tmp_path: Path):
     assert look(tmp_path).waits[0] == "rank 2 on node2, silent for 90 s, in update"
 
 
+def test_a_beat_that_a_rank_writes_is_read(tmp_path: Path):
+    wait = heartbeat.Wait("all ranks", 12.0, 600.0, "collective_timeout_s")
+    now = heartbeat.Beat(
+        3, "node7", 99, "sampling", 12, NOW - 7, NOW - 1, phases=5, detail="words", wait=wait, at="a.py:3 f"
+    )
+    heartbeat.write_beat(tmp_path, now)
+    (tmp_path / "logs/beats/rank_5.json").write_text('{"rank": 5, "since": "x", "time": [], "wait": 3}')
+    (tmp_path / "logs/beats/rank_6.json").write_text(json.dumps({"rank": 6, "since": 1, "time": NOW, "wait": 3}))
+    first, second = beats_of(tmp_path)
+    assert first == RankBeat(
+        3, "sampling", 12, NOW - 7, NOW - 1, "node7", "words", "all ranks", 12.0, 600.0, 5, "a.py:3 f"
+    )
+    assert (second.rank, second.phase, second.waits) == (6, "", "")
+
+
 def test_ranks_that_have_left_beat_no_more(tmp_path: Path):
     write_stage(tmp_path, [train_row(3)], written=NOW - 9000)
     for rank in range(2):
@@ -140,7 +158,7 @@ def test_ranks_that_have_left_beat_no_more(tmp_path: Path):
 
 def life(**changes: object) -> RunState:
     given: dict = {
-        "done": False, "begun": True, "holder": None, "beats": [], "written": NOW - 7200, "last": None, "queued": "",
+        "done": False, "begun": True, "holder": None, "beats": [], "written": NOW - 7200, "last": None, "job": None,
         "pace": None, "now": NOW,
     }  # fmt: skip
     return life_of(**{**given, **changes}).state
@@ -160,7 +178,8 @@ def test_an_end_counts_once_no_rank_beats_behind_it():
 
 
 def test_a_job_in_the_queue_waits_and_so_does_a_folder_that_is_empty(tmp_path: Path):
-    assert life(queued="Slurm: Priority") is RunState.WAITING and life(begun=False) is RunState.WAITING
+    assert life(job=StageJobSeen("7", Phase.WAITING)) is RunState.WAITING and life(begun=False) is RunState.WAITING
+    assert life(job=StageJobSeen("7", Phase.UNKNOWN)) is RunState.SILENT
     with pytest.raises(DataError, match="no run here: no config"):
         look(tmp_path)
     facts = RunReader(tmp_path / "later", may_wait=True).read(NOW)

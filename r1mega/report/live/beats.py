@@ -7,12 +7,10 @@ from pathlib import Path
 
 from r1mega.report.live.spans import span
 from r1mega.report.rows import Row, number
+from r1mega.runtime.heartbeat import ENDED, FOLDER
 
 BEAT_LIMIT_S = 60.0
 """Seconds without a beat after which a rank counts as gone or frozen."""
-BEATS = Path("logs/beats")
-ENDED = "ended"
-"""The phase of a rank that has left."""
 IN_METRICS = {"sampling": "rollout", "rewards": "reward_models"}
 """Phases of beats that lines of metrics call otherwise."""
 MAX_RANKS = 4096
@@ -54,11 +52,13 @@ class RankBeat:
 
 
 def beats_of(stage: Path) -> list[RankBeat]:
-    """By rank; none where the run has written none. One that cannot be read is left out: it is being written."""
+    """By rank; none where the run has written none. One that cannot be read, or whose figures are none, is left out:
+    whoever looks at a run is not ended by a file of it, so that this is stricter than the ranks among themselves.
+    """
     found: list[RankBeat] = []
     try:
         files = [
-            path for path in (stage / BEATS).iterdir() if path.name.startswith("rank_") and path.suffix == ".json"
+            path for path in (stage / FOLDER).iterdir() if path.name.startswith("rank_") and path.suffix == ".json"
         ]
     except OSError:
         return []

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from r1mega.errors import DataError
+from r1mega.launchers.job import Phase
 from r1mega.report.live.advice import Advice, advise
 from r1mega.report.live.beats import BEAT_LIMIT_S, waits
 from r1mega.report.live.facts import LEVELS, Happened, StageFacts, digest, stage_facts
+from r1mega.report.live.jobs import JobsSeen, StageJobSeen
 from r1mega.report.live.life import Life, RunState, holder_of
 from r1mega.report.live.log_digest import LogFile, LogLine, digest_logs, logs_of
 from r1mega.report.live.spans import span
 from r1mega.runtime import events
 
+LOCK = ".lock"
 OF_A_STAGE = ("config.json", "run.json", "metrics.jsonl", "events.jsonl", "summary.json")
 
 
@@ -54,6 +57,7 @@ class RunReader:
         """
         self.run_dir, self._may_wait = run_dir, may_wait
         self._done: dict[Path, tuple[object, StageFacts]] = {}
+        self._jobs = JobsSeen(run_dir)
 
     def read(self, now: float) -> RunFacts:
         """The run as it is.
@@ -64,23 +68,26 @@ class RunReader:
         Raises:
             DataError: there is no run in the folder.
         """
-        names = stage_names(self.run_dir)
+        jobs, faults = self._jobs.look()
+        names = stage_names(self.run_dir, self._jobs.stages)
         if names is None:
-            if not is_stage(self.run_dir) and not self._may_wait:
+            there = is_stage(self.run_dir) or (self.run_dir / LOCK).is_file() or bool(jobs)
+            if not there and not self._may_wait:
                 raise DataError(
                     f"{self.run_dir}: no run here: no {', '.join(OF_A_STAGE)}, nor folders with them; name the "
                     "--run-dir of `r1mega run` or `r1mega pipeline`"
                 )
-            return _picture(self.run_dir, now, [self._stage(self.run_dir, now)], chain=False, done=False)
-        stages = [self._stage(self.run_dir / name, now) for name in names]
+            stage = self._stage(self.run_dir, now, next(iter(jobs.values()), None))
+            return _picture(self.run_dir, now, [stage], chain=False, done=False, faults=faults)
+        stages = [self._stage(self.run_dir / name, now, jobs.get(name)) for name in names]
         done = bool(_object(self.run_dir / "summary.json"))
-        return _picture(self.run_dir, now, stages, chain=True, done=done)
+        return _picture(self.run_dir, now, stages, chain=True, done=done, faults=faults)
 
-    def _stage(self, stage: Path, now: float) -> StageFacts:
+    def _stage(self, stage: Path, now: float, job: StageJobSeen | None) -> StageFacts:
         signature = [_signature(stage / name) for name in OF_A_STAGE]
         if stage in self._done and self._done[stage][0] == signature:
             return self._done[stage][1]
-        facts = stage_facts(stage, now)
+        facts = stage_facts(stage, now, job)
         if facts.life.state is RunState.DONE:
             self._done[stage] = signature, facts
         return facts
@@ -98,13 +105,15 @@ def is_stage(folder: Path) -> bool:
     return any((folder / name).is_file() for name in OF_A_STAGE)
 
 
-def stage_names(run_dir: Path) -> list[str] | None:
-    """The stages of a chain in their order, those to come included where the chain has written them down; None of a
-    folder that is no chain's."""
+def stage_names(run_dir: Path, launched: Sequence[str] = ()) -> list[str] | None:
+    """The stages of a chain in their order, those to come included where the chain has written them down, or was
+    `launched` as so many jobs; None of a folder that is no chain's."""
     for file in ("summary.json", "chain.json"):
         listed = _object(run_dir / file).get("stages")
         if isinstance(listed, (list, dict)) and listed and all(_is_name(name) for name in listed):
             return list(listed)
+    if launched and all(_is_name(name) for name in launched):
+        return list(launched)
     if is_stage(run_dir) and not (run_dir / "chain.json").is_file():
         return None
     try:
@@ -127,7 +136,9 @@ def _began(stage: Path) -> str:
     return str(first.get("started", "~"))
 
 
-def _picture(run_dir: Path, now: float, stages: Sequence[StageFacts], *, chain: bool, done: bool) -> RunFacts:
+def _picture(
+    run_dir: Path, now: float, stages: Sequence[StageFacts], *, chain: bool, done: bool, faults: Sequence[str]
+) -> RunFacts:
     current = current_of(stages)
     life = _chain_life(run_dir, stages, now, done=done) if chain else stages[0].life
     happened = [replace(h, where=stage.name if chain else "") for stage in stages for h in stage.happened]
@@ -150,11 +161,14 @@ def _picture(run_dir: Path, now: float, stages: Sequence[StageFacts], *, chain: 
         stages=stages,
         current=current,
         happened=happened,
-        waits=waits_of(life, current, now),
+        waits=waits_of(life, current, stages, now),
         advice=advice,
         logs=logs,
         said=digest_logs(logs),
-        faults=[f"{stage.name}: {fault}" if chain else fault for stage in stages for fault in stage.faults],
+        faults=[
+            *faults,
+            *(f"{stage.name}: {fault}" if chain else fault for stage in stages for fault in stage.faults),
+        ],
     )
 
 
@@ -182,13 +196,14 @@ def current_of(stages: Sequence[StageFacts]) -> StageFacts | None:
 
 def _chain_life(run_dir: Path, stages: Sequence[StageFacts], now: float, *, done: bool) -> Life:
     seen = max((stage.life.seen for stage in stages), default=0.0)
-    holder = holder_of(run_dir / ".lock")
+    holder = holder_of(run_dir / LOCK)
     if done and holder is None:
         return Life(RunState.DONE, "its summary is written", seen)
     if holder is not None:
         return Life(RunState.RUNNING, f"process {holder} of this machine holds its lock", max(seen, now))
-    for state in (RunState.RUNNING, RunState.FAILED, RunState.STOPPED, RunState.SILENT):
-        for stage in stages:
+    queued = [stage for stage in stages if waits_in_queue(stage)]
+    for state in (RunState.RUNNING, RunState.FAILED, RunState.STOPPED, RunState.WAITING, RunState.SILENT):
+        for stage in queued if state is RunState.WAITING else stages:
             if stage.life.state is state:
                 return Life(state, f"{stage.name}: {stage.life.why}", seen)
     left = [stage.name for stage in stages if stage.life.state is not RunState.DONE]
@@ -200,13 +215,18 @@ def _chain_life(run_dir: Path, stages: Sequence[StageFacts], now: float, *, done
     return Life(RunState.SILENT, f"no stage runs, {what}, and nothing was written for {span(now - seen)}", seen)
 
 
-def waits_of(life: Life, current: StageFacts | None, now: float) -> list[str]:
+def waits_in_queue(stage: StageFacts) -> bool:
+    return stage.life.state is RunState.WAITING and stage.job is not None and stage.job.phase is Phase.WAITING
+
+
+def waits_of(life: Life, current: StageFacts | None, stages: Sequence[StageFacts], now: float) -> list[str]:
     """What a run waits for, a line each."""
-    if life.state is RunState.WAITING:
+    if life.state is RunState.WAITING and len(stages) == 1:
         return [life.why]
+    told = [f"{stage.name}: {stage.life.why}" for stage in stages if waits_in_queue(stage)]
     if current is None or current.life.state is not RunState.RUNNING:
-        return []
-    return waits(current.beats, now)
+        return told
+    return [*waits(current.beats, now), *told]
 
 
 def _limits(stage: Path) -> Mapping[str, Any]:

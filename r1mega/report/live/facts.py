@@ -11,6 +11,7 @@ from typing import Any
 
 from r1mega.report.live.beats import RankBeat, beats_of
 from r1mega.report.live.feed import PHASE
+from r1mega.report.live.jobs import StageJobSeen
 from r1mega.report.live.life import Life, RunState, holder_of, life_of
 from r1mega.report.live.tail import last_rows
 from r1mega.report.rows import Row, number
@@ -49,6 +50,8 @@ class StageFacts:
     name: str
     path: Path
     life: Life
+    job: StageJobSeen | None = None
+    """The one that was launched for it."""
     kind: str = ""
     """As its config says: grpo, sft, ..."""
     step: int | None = None
@@ -81,12 +84,12 @@ class StageFacts:
         return min(1.0, self.step / self.num_steps) if self.step is not None and self.num_steps else None
 
 
-def stage_facts(stage: Path, now: float, queued: str = "") -> StageFacts:
+def stage_facts(stage: Path, now: float, job: StageJobSeen | None = None) -> StageFacts:
     """Read what a stage has written.
 
     Args:
         now: seconds since 1970 of this machine.
-        queued: what it waits for where it was submitted and has not begun.
+        job: the one that was launched for it.
     """
     read = _StageReader(stage)
     config = read.object("config.json").get("stage")
@@ -106,7 +109,7 @@ def stage_facts(stage: Path, now: float, queued: str = "") -> StageFacts:
         beats=beats,
         written=newest_write(stage),
         last=told[-1] if told else None,
-        queued=queued,
+        job=job,
         pace=pace,
         now=now,
     )
@@ -118,6 +121,7 @@ def stage_facts(stage: Path, now: float, queued: str = "") -> StageFacts:
         name=stage.resolve().name,
         path=stage,
         life=life,
+        job=job,
         kind=str(config.get("stage") or summary.get("stage") or ""),
         step=step,
         num_steps=int(num_steps) if num_steps else None,

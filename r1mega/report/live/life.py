@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1mega.launchers.job import Phase
 from r1mega.report.live.beats import BEAT_LIMIT_S, RankBeat
+from r1mega.report.live.jobs import StageJobSeen
 from r1mega.report.live.spans import span
 from r1mega.runtime.events import Event
 
@@ -41,6 +43,14 @@ class RunState(enum.StrEnum):
     """Nothing says that it lives, and nothing that it ended: killed, or its machine is gone."""
 
 
+OF_JOBS = {
+    Phase.WAITING: (RunState.WAITING, "waits in its queue"),
+    Phase.RUNNING: (RunState.RUNNING, "runs"),
+    Phase.FAILED: (RunState.FAILED, "has failed"),
+    Phase.CANCELLED: (RunState.FAILED, "was cancelled"),
+}
+"""What a launcher says of a job -> what that means for its run, where nothing of it is seen to live."""
+
 EXIT_CODES = {
     RunState.DONE: 0,
     RunState.RUNNING: 3,
@@ -70,7 +80,7 @@ def life_of(
     beats: Sequence[RankBeat],
     written: float,
     last: Event | None,
-    queued: str,
+    job: StageJobSeen | None,
     pace: float | None,
     now: float,
 ) -> Life:
@@ -82,7 +92,7 @@ def life_of(
         holder: the process of this machine that holds its lock.
         written: when it was last written to, seconds since 1970.
         last: its newest event.
-        queued: what a submitted job waits for; "" where none does.
+        job: the one that was launched for it.
         pace: seconds a step.
     """
     living = [beat for beat in beats if not beat.ended]
@@ -96,10 +106,11 @@ def life_of(
     end = last if last is not None and last.kind in ENDED and last.time >= beaten - BEAT_LIMIT_S else None
     if living and now - alive <= BEAT_LIMIT_S and (end is None or end.time < beaten):
         return Life(RunState.RUNNING, f"a rank beat {span(now - alive)} ago", seen)
+    if job is not None and job.phase in OF_JOBS and (end is None or job.phase is not Phase.FAILED):
+        state, what = OF_JOBS[job.phase]
+        return Life(state, f"{job} {what}", seen)
     if end is not None:
         return Life(RunState(ENDED[end.kind]), f"{end.kind}: {end.text}", seen)
-    if queued:
-        return Life(RunState.WAITING, queued, seen)
     if not begun:
         return Life(RunState.WAITING, "it has not begun", seen)
     if not living and now - written <= max(FRESH_S, PACE_TIMES * (pace or 0.0)):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from r1mega.report.live.tail import last_bytes
 
+JOBS = ".jobs"
+"""What a launched chain's jobs write."""
 READ_BYTES = 512 * 2**10
 """The end of each log that is read."""
 MAX_LOGS = 64
@@ -58,7 +60,7 @@ class LogFile:
 def logs_of(stage: Path) -> list[LogFile]:
     """The logs of a stage or a chain that have anything in them, the newest first."""
     found: list[LogFile] = []
-    for folder in (stage / "logs", stage / ".server"):
+    for folder in (stage / "logs", stage / ".server", stage / JOBS):
         try:
             files = [path for path in folder.iterdir() if path.suffix in (".log", ".txt", ".out") and path.is_file()]
         except OSError:

@@ -217,6 +217,7 @@ def _stage_json(stage: StageFacts) -> dict[str, Any]:
         "seconds_left": stage.left_s,
         "started": stage.started or None,
         "starts": stage.parts,
+        "job": dataclasses.asdict(stage.job) if stage.job else None,
         "ranks": [dataclasses.asdict(beat) for beat in stage.beats],
         "figures": figures(stage),
         "held_out": _held_out(stage),
