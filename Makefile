@@ -184,11 +184,11 @@ $(TE_PYTHON)/.installed: requirements/te-python.lock $(STAMP)
 	  exit $(if $(IN_CI),1,0); }
 
 # What judges code: bubblewrap, the Python and the C++ compiler of the sandbox. For tests alone: Slurm, which
-# tests/cluster runs on this machine, and what tests/distributed/two_hosts.py makes hosts with. apt-get's lists may be
-# missing or too old.
+# tests/cluster runs on this machine, an SSH server and rsync, which NeMo-Run reaches it by, and what
+# tests/distributed/two_hosts.py makes hosts with. apt-get's lists may be missing or too old.
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge \
-  iproute2 bubblewrap util-linux python3 g++
-system-deps:  ## bubblewrap and g++, which judge code; Slurm and iproute2 for tests (Debian or Ubuntu, as root)
+  openssh-client openssh-server rsync iproute2 bubblewrap util-linux python3 g++
+system-deps:  ## bubblewrap and g++, which judge code; Slurm, SSH and iproute2 for tests (Debian or Ubuntu, as root)
 	@command -v apt-get >/dev/null || { echo "system-deps: no apt-get here; install bubblewrap, g++ and, for tests," \
 	  "Slurm (slurmctld, slurmd and its commands) with your system's package manager" >&2; exit 2; }
 	@test "$$(id -u)" = 0 || { echo "system-deps: needs root: sudo make system-deps" >&2; exit 2; }

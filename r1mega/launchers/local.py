@@ -144,6 +144,22 @@ class LocalLauncher:
     def submit(self, jobs: Sequence[StageJob], *, earlier: Mapping[str, Submitted]) -> list[Submitted]:
         logs = (self._root / jobs[0].logs).resolve()
         id = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        self._write_plan(logs, id, jobs, earlier)
+        with (logs / f"local-{id}.log").open("ab") as log:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "r1mega.launchers.local", str(logs), id],
+                cwd=self._root, env=process.child_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # neither a Ctrl-C nor the end of a terminal is meant for it
+            )  # fmt: skip
+        deadline = time.monotonic() + START_S
+        while not state_file(logs, id).exists():
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise ConfigError(f"the process in the background did not start; {log.name} says why")
+            time.sleep(0.02)
+        return [Submitted(job, self.name, id) for job in jobs]
+
+    def _write_plan(self, logs: Path, id: str, jobs: Sequence[StageJob], earlier: Mapping[str, Submitted]) -> None:
+        """What `python -m r1mega.launchers.local LOGS ID` is to run."""
         files.make_folder(logs)
         files.write_json(
             _plan(logs, id),
@@ -154,18 +170,6 @@ class LocalLauncher:
                 "earlier": [{"name": name, "logs": str(self._logs(e)), "id": e.id} for name, e in earlier.items()],
             },
         )
-        with (logs / f"local-{id}.log").open("ab") as log:
-            started = subprocess.Popen(
-                [sys.executable, "-m", "r1mega.launchers.local", str(logs), id],
-                cwd=self._root, env=process.child_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,  # neither a Ctrl-C nor the end of a terminal is meant for it
-            )  # fmt: skip
-        deadline = time.monotonic() + START_S
-        while not _state_file(logs, id).exists():
-            if started.poll() is not None or time.monotonic() > deadline:
-                raise ConfigError(f"the process in the background did not start; {log.name} says why")
-            time.sleep(0.02)
-        return [Submitted(job, self.name, id) for job in jobs]
 
     def states(self, jobs: Sequence[Submitted]) -> list[JobState]:
         read = {key: _read_states(*key) for key in {(self._logs(job), job.id) for job in jobs}}
@@ -185,11 +189,18 @@ class LocalLauncher:
         return (self._root / job.job.logs).resolve()
 
 
+def write_states(logs: Path, id: str, states: Mapping[str, JobState]) -> None:
+    """Write down the states of a submission's jobs; they are true as long as this process runs."""
+    jobs = {name: dataclasses.asdict(state) for name, state in states.items()}
+    told = {"host": socket.gethostname(), "process": Identity.of(os.getpid()), "jobs": jobs}
+    files.write_json(state_file(logs, id), told)
+
+
 def _plan(logs: Path, id: str) -> Path:
     return logs / f"local-{id}.json"
 
 
-def _state_file(logs: Path, id: str) -> Path:
+def state_file(logs: Path, id: str) -> Path:
     return logs / f"local-{id}.state.json"
 
 
@@ -204,7 +215,7 @@ def _output(logs: Path, id: str, name: str) -> Path:
 def _read_states(logs: Path, id: str) -> dict[str, JobState]:
     """Of every job of a submission; jobs that cannot run any more, as their process is gone, have failed."""
     try:
-        found: dict[str, Any] = json.loads(_state_file(logs, id).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(state_file(logs, id).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     states = {name: JobState(Phase(s["phase"]), s["reason"], s["exit_code"]) for name, s in found["jobs"].items()}
@@ -278,9 +289,7 @@ class JobsInTurn:
         self._write()
 
     def _write(self) -> None:
-        jobs = {name: dataclasses.asdict(state) for name, state in self._states.items()}
-        told = {"host": socket.gethostname(), "process": Identity.of(os.getpid()), "jobs": jobs}
-        files.write_json(_state_file(self._logs, self._id), told)
+        write_states(self._logs, self._id, self._states)
 
 
 if __name__ == "__main__":

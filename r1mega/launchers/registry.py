@@ -14,6 +14,7 @@ from r1mega.launchers.job import Launcher, LaunchOptions
 LAUNCHERS: Mapping[str, str] = {
     "local": "r1mega.launchers.local",
     "slurm": "r1mega.launchers.slurm",
+    "nemo_run": "r1mega.launchers.nemo_run",
 }
 """Name -> module with `make(options: LaunchOptions) -> Launcher`."""
 

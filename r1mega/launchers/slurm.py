@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from r1mega.errors import ConfigError
@@ -39,6 +39,8 @@ FAILED: Mapping[str, str] = {
 }
 """States of Slurm in which a job has failed, for people."""
 NEVER = "DependencyNeverSatisfied"
+Run = Callable[[Sequence[str], Path | None], subprocess.CompletedProcess[str]]
+"""Runs one of Slurm's commands in a folder, and does not raise where it fails."""
 _EXIT = re.compile(r"^job (\S+) start (\d+) exit code (\d+)$", re.MULTILINE)
 
 
@@ -70,8 +72,9 @@ class SlurmLauncher:
     name = "slurm"
     elsewhere = True
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, run: Run | None = None) -> None:
+        """run: how one of Slurm's commands is run, where that is not on this machine."""
+        self._root, self._run = root, run or run_here
 
     def command(self, job: StageJob, after: Sequence[str]) -> list[str]:
         """The line that submits a job.
@@ -122,7 +125,7 @@ class SlurmLauncher:
                 self._root / job.logs
             )  # sbatch takes a folder that is not there, and the job then fails
             command = self.command(job, [ids[name] for name in job.after])
-            said = _run(command, cwd=self._root)
+            said = self._run(command, self._root)
             number = said.stdout.strip().partition(";")[0]
             if said.returncode or not number.isdecimal():
                 self.cancel(done)
@@ -136,25 +139,28 @@ class SlurmLauncher:
         return done
 
     def states(self, jobs: Sequence[Submitted]) -> list[JobState]:
-        found, why = _squeue([job.id for job in jobs])
+        found, why = _squeue([job.id for job in jobs], self._run)
         if missing := [job.id for job in jobs if job.id not in found]:
-            found |= _sacct(missing)
+            found |= _sacct(missing, self._run)
         return [found.get(job.id) or self._left(job, why) for job in jobs]
 
     def _left(self, job: Submitted, why: str) -> JobState:
         """By the line that its script left at its end."""
         file = self._root / job.job.logs / EXITS
-        lines = _EXIT.findall(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else []
+        lines = _EXIT.findall(self._written(file))
         codes = [int(code) for id, _, code in lines if id == job.id]
         if not codes:
             told = f"{why}, and its script has left no exit code in {file}: it still waits or runs, or was killed"
             return JobState(Phase.UNKNOWN, told)
         return _ended("FAILED" if codes[-1] else "COMPLETED", codes[-1], "")
 
+    def _written(self, file: Path) -> str:
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
     def cancel(self, jobs: Sequence[Submitted]) -> None:
         if not jobs:
             return
-        said = _run(["scancel", "--quiet", *(job.id for job in jobs)])
+        said = self._run(["scancel", "--quiet", *(job.id for job in jobs)], self._root)
         if said.returncode:
             raise ConfigError(f"scancel {' '.join(job.id for job in jobs)}: {_error(said)}")
 
@@ -168,9 +174,9 @@ def _variable(name: str) -> str:
     return "job_" + re.sub(r"\W", "_", name)
 
 
-def _squeue(ids: Sequence[str]) -> tuple[dict[str, JobState], str]:
+def _squeue(ids: Sequence[str], run: Run) -> tuple[dict[str, JobState], str]:
     """States of the jobs that Slurm remembers, by their numbers; and why it does not know the others."""
-    said = _run(["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", SQUEUE])
+    said = run(["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", SQUEUE], None)
     if said.returncode and "Invalid job id" not in said.stderr:
         return {}, f"Slurm cannot be asked ({_error(said)})"
     rows = (line.strip().split("|") for line in said.stdout.splitlines() if line.count("|") >= 4)
@@ -178,10 +184,10 @@ def _squeue(ids: Sequence[str]) -> tuple[dict[str, JobState], str]:
     return found, "Slurm does not know it any more"
 
 
-def _sacct(ids: Sequence[str]) -> dict[str, JobState]:
+def _sacct(ids: Sequence[str], run: Run) -> dict[str, JobState]:
     """States of jobs by Slurm's accounting; none where there is no accounting."""
     fields = ["--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode"]
-    said = _run(["sacct", *fields, f"--jobs={','.join(ids)}"])
+    said = run(["sacct", *fields, f"--jobs={','.join(ids)}"], None)
     if said.returncode:
         return {}
     rows = (line.split("|") for line in said.stdout.splitlines() if line.count("|") == 2)
@@ -219,7 +225,7 @@ def _code(text: str) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _run(command: Sequence[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_here(command: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands; one that is not here fails as a shell would have it."""
     try:
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -36,15 +36,15 @@ def test_every_part_is_run_and_timed(tmp_path: Path):
     system = ["system-deps"] if os.geteuid() == 0 else []
     assert code == 0
     assert asked[0] == "env" and asked[-1] == "test"
-    assert sorted(asked[1:-1]) == sorted(["lint", "smollm2", *system])
+    assert sorted(asked[1:-1]) == sorted(["lint", "smollm2", "env-launch", *system])
     table = printed.partition("---- seconds of each part")[2].splitlines()[1:]
-    assert {line.partition("  ")[0] for line in table} == {"env", "lint", "smollm2", "tests"} | (
+    assert {line.partition("  ")[0] for line in table} == {"env", "lint", "smollm2", "nemo-run", "tests"} | (
         {"system deps"} if system else set()
     )
     assert all(f"output of {name}\n" in printed for name in asked)
 
 
-@pytest.mark.parametrize("broken", ["env", "lint", "smollm2", "test"])
+@pytest.mark.parametrize("broken", ["env", "lint", "smollm2", "env-launch", "test"])
 def test_a_part_that_fails_fails_the_run(tmp_path: Path, broken: str):
     code, printed, asked = run(tmp_path, broken)
     assert code != 0
