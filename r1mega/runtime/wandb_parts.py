@@ -85,6 +85,10 @@ class RowNumbers:
         self._next += 1
         return self._next - 1
 
+    def go_on_from(self, number: int) -> None:
+        """Take none below: W&B would throw the row away."""
+        self._next = max(self._next, number)
+
     def give_back(self) -> None:
         """Those of the last block that are left; nothing takes a number after that."""
         self._state.next_row = self._next

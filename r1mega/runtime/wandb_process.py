@@ -46,6 +46,8 @@ class WandbSession:
         self._numbers = RowNumbers(self._state, self._dir)
         self._earlier = parts_of(self._dir, self._state.id)
         self._run, self.mode = _begin(wanted, self._state)
+        # Online W&B says at which number it is, which is higher where an earlier part was sent after a later one.
+        self._numbers.go_on_from(self._run.starting_step)
         self._state.parts += 1
         self._state.save(self._dir)
         self._folder = ShownFolder(self._dir, self._run, self._state, wanted["settings"], self._numbers.take)

@@ -110,7 +110,8 @@ def test_imports_that_fail_are_told(environment: dict[str, str]):
 
 def planned(stage: str = "sft", ranks: int = 1, device: str = "cpu", runs: str = "yes") -> Any:
     recipe = SimpleNamespace(runs=f"r1mega.stages.{stage}:run", samples=stage == "grpo", ranks=lambda machine: ranks)
-    return SimpleNamespace(runs=runs, recipe=recipe, machine=SimpleNamespace(device=device))
+    machine = SimpleNamespace(device=device, environment=SimpleNamespace(of_trainer={}))
+    return SimpleNamespace(runs=runs, recipe=recipe, machine=machine)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def teardown():
     act("teardown")
 
 class Run:
+    starting_step = 0
     def __init__(self, given):
         self.given = given
         self.file = pathlib.Path(given["dir"], "wandb", given["mode"] + ".jsonl")

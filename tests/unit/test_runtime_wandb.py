@@ -21,7 +21,7 @@ from r1mega.recipe.load import load
 from r1mega.runtime import wandb_folder, wandb_parts, wandb_process
 from r1mega.runtime.events import Events
 from r1mega.runtime.interrupt import Interrupted
-from r1mega.runtime.mirror import group_of, mirrored
+from r1mega.runtime.mirror import mirrored
 from r1mega.runtime.provenance import Lineage
 from r1mega.runtime.run_dir import RunDir
 from r1mega.runtime.tracking import Tracker
@@ -261,6 +261,21 @@ def test_the_service_of_a_process_that_starts_the_run_is_not_its_own(tmp_path: P
     assert not caplog.text
 
 
+def test_online_rows_come_behind_those_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """W&B has a higher number than this run knows of, and throws away what comes below it."""
+    begin(tmp_path / "run")
+    with recording() as server:
+        server.runs.append({"name": LINEAGE.runs[0]})
+        server.lines[0] = {"_step": 50, "kind": "train", "step": 9}
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        with mirrored(tmp_path / "run", Wandb(mode="online", transcripts=0), CONFIG) as shown:
+            take_steps(tmp_path / "run", range(10, 12), shown=shown)
+        assert [(row["_step"], row["step"]) for row in server.rows if row["kind"] == "train"] == [
+            (50, 9), (51, 10), (52, 11),
+        ]  # fmt: skip
+
+
 def test_how_a_stage_ends_is_known_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The event of its crash comes after its last row, and before W&B is told that the run is over."""
     monkeypatch.chdir(ROOT)
@@ -294,15 +309,6 @@ def test_how_a_stage_ends_is_known_there(tmp_path: Path, monkeypatch: pytest.Mon
     assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
 
 
-def test_the_group_is_the_settings_or_the_environments_or_the_chains(tmp_path: Path, monkeypatch):
-    begin(tmp_path / "chain/run")
-    assert group_of(tmp_path / "chain/run", Wandb()) == "chain-0a1b2c3d"
-    assert group_of(tmp_path / "chain", Wandb()) is None  # a stage alone
-    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    assert group_of(tmp_path / "chain/run", Wandb()) == "mine"
-    assert group_of(tmp_path / "chain/run", Wandb(group="ours")) == "ours"
-
-
 def test_what_cannot_be_shown_is_said_once_and_the_rows_go_on(tmp_path: Path, caplog):
     begin(tmp_path / "chain/run")
     with caplog.at_level(logging.WARNING), mirrored(tmp_path / "chain/run", SETTINGS, CONFIG) as shown:
@@ -311,33 +317,3 @@ def test_what_cannot_be_shown_is_said_once_and_the_rows_go_on(tmp_path: Path, ca
     (part,) = wandb_parts.parts_of(tmp_path / "chain/run")
     assert [row["step"] for row in wandb_parts.rows(part) if row["kind"] == "train"] == [1, 2, 3]
     assert caplog.text.count("W&B: transcripts: JSONDecodeError") == 1 and "not logged" not in caplog.text
-
-
-def test_an_earlier_version_left_an_id_and_rows_without_numbers_of_ours(tmp_path: Path):
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb/r1mega_id").write_text("abc123")
-    (tmp_path / "metrics.jsonl").write_text("{}\n" * 7)
-    state = wandb_parts.PartsState.of(tmp_path)
-    assert (state.id, state.next_row) == ("abc123", 7)
-
-
-def test_a_copied_run_directory_is_another_run(tmp_path: Path):
-    begin(tmp_path / "run")
-    state = wandb_parts.PartsState.of(tmp_path / "run")
-    state.next_row = 5
-    state.save(tmp_path / "run")
-    assert wandb_parts.PartsState.of(tmp_path / "run").next_row == 5
-    (tmp_path / "run/run.json").write_text(json.dumps({"run": "ffff000011112222"}))
-    copy = wandb_parts.PartsState.of(tmp_path / "run")
-    assert (copy.id, copy.next_row, copy.parts) == ("ffff000011112222", 0, 0)
-
-
-def test_numbers_go_on_behind_those_that_a_crash_took(tmp_path: Path):
-    state = wandb_parts.PartsState("id")
-    numbers = wandb_parts.RowNumbers(state, tmp_path)
-    assert [numbers.take() for _ in range(3)] == [0, 1, 2]
-    (tmp_path / "run.json").write_text("{}")
-    after = wandb_parts.PartsState.of(tmp_path)  # nobody has given back what is left
-    assert after.next_row == wandb_parts.BLOCK
-    numbers.give_back()
-    assert state.next_row == 3
