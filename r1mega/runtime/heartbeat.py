@@ -77,6 +77,8 @@ class Beat:
     worked_to: int = 0
     verdict: str = ""
     """Why this rank ends, and all others with it."""
+    num_steps: int = 0
+    """Optimiser steps of the stage; 0: not known yet."""
 
     def age(self) -> float:
         """Seconds since it was written, by the clocks of two hosts; not below 0."""
@@ -122,6 +124,8 @@ class Doing:
         self.worked_to = 0
         self.worked: dict[str, float] = {}
         """As `Beat` has both: complete optimiser steps alone."""
+        self.num_steps = 0
+        """Of the stage, once it is known."""
         self.lost_s = 0.0
         """Seconds in which this process did not run, so that nobody waited in them."""
         self.figures: dict[str, float] = {}
@@ -195,7 +199,7 @@ class Doing:
         worked = {phase: round(seconds, 3) for phase, seconds in self.worked.items()}
         return Beat(
             rank, self.host, self.pid, self.phase, self.step, self.since, time.time(), count, self.phases,
-            self.detail, self.wait(), blocked, _place(frame), worked, self.worked_to, verdict,
+            self.detail, self.wait(), blocked, _place(frame), worked, self.worked_to, verdict, self.num_steps,
         )  # fmt: skip
 
 
@@ -272,6 +276,11 @@ def work(seconds: float) -> None:
 def figures() -> dict[str, float]:
     """How alike the ranks are (`runtime.stragglers`), for metrics; nothing on ranks but 0, and of a rank alone."""
     return dict(current.figures)
+
+
+def length(num_steps: int) -> None:
+    """How many optimiser steps the stage has, which only its data may tell."""
+    current.num_steps = num_steps
 
 
 def detail(text: str) -> None:

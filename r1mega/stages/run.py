@@ -162,6 +162,7 @@ class TrainingRun:
         seconds = self._max_seconds
         total, unit, done = (seconds, "second", self.seconds) if seconds else (self._num_steps, "step", self.step)
         self._bar = self.enter(Bar(self._config.stage, total, unit=unit, done=done, silent=not self._mesh.first))
+        heartbeat.length(self._num_steps)
         self._saves.make_up(self.step)
         self._evaluate_if_due()  # at the start, or the one that was broken off
         while not self.is_over:

@@ -122,6 +122,7 @@ def test_who_is_waited_for_is_told_by_the_beats(tmp_path: Path):
     (tmp_path / "logs/beats/rank_4.json").write_text("[]")
     facts = look(tmp_path)
     assert facts.life.state is RunState.RUNNING and facts.life.why == "a rank beat 1.0 s ago"
+    assert facts.stages[0].num_steps == 400  # its config's
     assert facts.waits == [
         "rank 2 on node2, in sampling for 40 s, at r1mega/a.py:3 draw: 2 of 3 ranks wait for all ranks, for 33 s, "
         "of 10 min 00 s at most",
@@ -145,6 +146,14 @@ def test_a_beat_that_a_rank_writes_is_read(tmp_path: Path):
         3, "sampling", 12, NOW - 7, NOW - 1, "node7", "words", "all ranks", 12.0, 600.0, 5, "a.py:3 f"
     )
     assert (second.rank, second.phase, second.waits) == (6, "", "")
+
+
+def test_how_long_a_stage_is_its_ranks_know_where_its_config_does_not(tmp_path: Path):
+    """As of SFT, whose data decide; 40 steps of 4 s are left."""
+    write_stage(tmp_path, [train_row(step) for step in range(1, 11)], num_steps=None, kind="sft")
+    write_beat(tmp_path, 0, num_steps=50)
+    stage = look(tmp_path).stages[0]
+    assert stage.num_steps == 50 and stage.left_s == 160.0 and stage.share == 0.2
 
 
 def test_ranks_that_have_left_beat_no_more(tmp_path: Path):

@@ -24,6 +24,7 @@ from r1mega.config.section import RunSettings
 from r1mega.config.training import Batch, Experts, Optimizer, Save
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import read_model
+from r1mega.runtime import heartbeat
 from r1mega.runtime.interrupt import Interrupted, Stopped
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
@@ -182,6 +183,11 @@ def test_a_stage_of_ones_own_is_logged_saved_exported_evaluated_and_summed_up(re
     summary = json.loads((recital.folder / "summary.json").read_text())
     assert (summary["stage"], summary["steps"], summary["tokens"]) == ("recite", 6, 18)
     assert summary["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-5)
+
+
+def test_a_rank_says_how_long_its_stage_is(recital: Recital):
+    recital.start(Recite())
+    assert heartbeat.current.num_steps == 6
 
 
 def test_metrics_are_synced_before_a_checkpoint_that_knows_their_step(recital: Recital, monkeypatch):

@@ -17,24 +17,38 @@ READ_BYTES = 2 * CHUNK_BYTES
 OF_A_STEP = re.compile(r"step_(0|[1-9][0-9]*)\.jsonl", re.ASCII)
 
 
-def newest_answers(stage: Path) -> tuple[str, list[dict[str, Any]]]:
-    """The first answer to each of the newest rollout's first questions, and a name that is another one when they are.
+class NewestAnswers:
+    """Of one stage; a file that has not changed is read once."""
 
-    Texts come in pieces [kind, text], as `text.pieces` has them.
-    """
-    try:
-        names = [(int(name[1]), path) for path in (stage / "samples").iterdir() if (name := _step(path))]
-        if not names:
+    def __init__(self, stage: Path) -> None:
+        self._samples = stage / "samples"
+        self._known: tuple[str, list[dict[str, Any]]] = "", []
+
+    def look(self) -> tuple[str, list[dict[str, Any]]]:
+        """The first answer to each of the newest rollout's first questions, and a name that is another one when they
+        are.
+
+        Texts come in pieces [kind, text], as `text.pieces` has them.
+        """
+        try:
+            names = [(int(name[1]), path) for path in self._samples.iterdir() if (name := _step(path))]
+            if not names:
+                return "", []
+            step, file = max(names)
+            status = file.stat()
+            name = f"{step}.{status.st_ino}.{min(READ_BYTES, status.st_size)}"
+            if name != self._known[0]:
+                with file.open("rb") as opened:
+                    self._known = name, [_shown(row, step) for row in _firsts(opened.read(READ_BYTES))]
+        except OSError:
             return "", []
-        step, file = max(names)
-        status = file.stat()
-        with file.open("rb") as opened:
-            data = opened.read(READ_BYTES)
-    except OSError:
-        return "", []
-    whole = data.split(b"\n")[:-1]
+        return self._known
+
+
+def _firsts(data: bytes) -> list[dict[str, Any]]:
+    """The first row of each of the first questions among whole lines."""
     rows: dict[str, dict[str, Any]] = {}
-    for line in whole:
+    for line in data.split(b"\n")[:-1]:
         if len(rows) == NUM_SHOWN:
             break
         try:
@@ -43,7 +57,7 @@ def newest_answers(stage: Path) -> tuple[str, list[dict[str, Any]]]:
             continue
         if isinstance(row, dict):
             rows.setdefault(str(row.get("question")), row)
-    return f"{step}.{status.st_ino}.{min(len(data), status.st_size)}", [_shown(row, step) for row in rows.values()]
+    return list(rows.values())
 
 
 def _step(path: Path) -> re.Match[str] | None:

@@ -42,6 +42,8 @@ class RankBeat:
     """Phases before this one: equal on ranks that have come equally far."""
     at: str = ""
     """Where it stands: file:line function."""
+    num_steps: int | None = None
+    """Optimiser steps of the stage, where it knows them."""
 
     @property
     def ended(self) -> bool:
@@ -91,6 +93,7 @@ def _beat(row: Row) -> RankBeat | None:
         limit_s=number(wait, "limit_s") or 0.0,
         phases=int(number(row, "phases") or 0),
         at=str(row.get("at") or ""),
+        num_steps=int(number(row, "num_steps") or 0) or None,
     )
 
 

@@ -12,6 +12,7 @@ from r1mega.report.live.chain import RunReader
 from r1mega.report.live.life import EXIT_CODES
 from r1mega.report.live.status_text import as_json
 from r1mega.report.live.terminal import screen, told
+from r1mega.report.live.watcher import Watcher, shown
 
 clock = time.time
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory, of a stage or a chain.")]
@@ -28,7 +29,7 @@ def status(
     """
     facts = RunReader(run_dir).read(clock())
     if for_scripts:
-        print(json.dumps(as_json(facts), indent=2, default=str))
+        print(json.dumps(shown(as_json(facts)), indent=2, allow_nan=False, default=str))
     else:
         console = _console()
         for line in told(facts):
@@ -52,7 +53,6 @@ def watch(
     """
     from r1mega.report.live.server import LivePage
     from r1mega.report.live.terminal import watch as show
-    from r1mega.report.live.watcher import Watcher
 
     watcher, console = Watcher(run_dir, clock), _console()
     if once:

@@ -116,7 +116,7 @@ def stage_facts(stage: Path, now: float, job: StageJobSeen | None = None) -> Sta
     parts = record.get("parts")
     parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     step = int(number(train[-1], "step") or 0) if train else None
-    num_steps = number(config, "num_steps")
+    num_steps = number(config, "num_steps") or next((beat.num_steps for beat in beats if beat.num_steps), None)
     return StageFacts(
         name=stage.resolve().name,
         path=stage,

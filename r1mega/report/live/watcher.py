@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r1mega.report.live.answers import MAX_CHARS, newest_answers
+from r1mega.report.live.answers import MAX_CHARS, NewestAnswers
 from r1mega.report.live.chain import RunFacts, RunReader
 from r1mega.report.live.feed import Feed, curves_since
 from r1mega.report.live.spans import moment
@@ -32,6 +32,7 @@ class Watcher:
         self._looked = -math.inf
         self._facts: RunFacts | None = None
         self._feeds: dict[str, Feed] = {}
+        self._answers: tuple[Path, NewestAnswers] | None = None
         self._own = secrets.token_hex(4)
         """Versions of curves are this process's: a page that outlived another one draws them anew."""
 
@@ -78,12 +79,14 @@ class Watcher:
                 "answers": None,
             }
             if chosen is None:
-                return _fit(told)
+                return shown(told)
             told["feed"] = self._feed_since(chosen.path, chosen.name, version, at)
-            name, found = newest_answers(chosen.path)
-            name = f"{chosen.name}.{name}"
+            if self._answers is None or self._answers[0] != chosen.path:
+                self._answers = chosen.path, NewestAnswers(chosen.path)
+            name, found = self._answers[1].look()
+            name = visible(f"{chosen.name}.{name}")
             told["answers"] = {"id": name, "same": name == answers, "rows": [] if name == answers else found}
-            return _fit(told)
+            return shown(told)
 
     def _feed_since(self, stage: Path, name: str, version: str, at: int) -> dict[str, Any]:
         try:
@@ -111,14 +114,14 @@ class Watcher:
         }
 
 
-def _fit(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """As JSON, which knows no number that is not finite, and as text that can do nothing where it is shown."""
     if isinstance(value, str):
         return visible(cut(value, MAX_CHARS))
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _fit(part) for key, part in value.items()}
+        return {str(key): shown(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_fit(part) for part in value]
+        return [shown(part) for part in value]
     return value
