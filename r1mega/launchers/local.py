@@ -143,7 +143,7 @@ class LocalLauncher:
 
     def submit(self, jobs: Sequence[StageJob], *, earlier: Mapping[str, Submitted]) -> list[Submitted]:
         logs = (self._root / jobs[0].logs).resolve()
-        id = f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        id = new_id()
         self._write_plan(logs, id, jobs, earlier)
         with (logs / f"local-{id}.log").open("ab") as log:
             started = subprocess.Popen(
@@ -187,6 +187,11 @@ class LocalLauncher:
 
     def _logs(self, job: Submitted) -> Path:
         return (self._root / job.job.logs).resolve()
+
+
+def new_id() -> str:
+    """Of a submission; no two of one process are alike, however quickly they follow each other."""
+    return f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 def write_states(logs: Path, id: str, states: Mapping[str, JobState]) -> None:

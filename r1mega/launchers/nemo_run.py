@@ -9,14 +9,12 @@ job after the other: NeMo-Run itself would start a job whatever became of those 
 
 import dataclasses
 import json
-import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -227,7 +225,7 @@ class NemoRunHere(local.LocalLauncher):
         self._driver = driver
 
     def submit(self, jobs: Sequence[StageJob], *, earlier: Mapping[str, Submitted]) -> list[Submitted]:
-        logs, id = (self._root / jobs[0].logs).resolve(), f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        logs, id = (self._root / jobs[0].logs).resolve(), local.new_id()
         done: dict[str, Submitted] = {}
         for job in jobs:
             done[job.name] = Submitted(job, self.name, f"{id}-{job.name}")
