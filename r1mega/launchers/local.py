@@ -248,7 +248,8 @@ class JobsInTurn:
         self._earlier: list[dict[str, str]] = plan["earlier"]
         self._states = {job["name"]: JobState(Phase.WAITING) for job in self._jobs}
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Returns whether all of them ended well."""
         self._write()
         with collected_signals() as received:
             before, stopped = self._wait_for_earlier(received), False
@@ -266,6 +267,7 @@ class JobsInTurn:
                     self._put(name, self._ended(job, received))
                     # A signal that came meanwhile was handed on to it, and is meant for those after it as well.
                     stopped = self._states[name].phase is Phase.CANCELLED and not self._is_cancelled(name)
+        return all(state.phase is Phase.DONE for state in self._states.values())
 
     def _ended(self, job: Mapping[str, Any], received: list[int]) -> JobState:
         name = job["name"]
@@ -299,4 +301,4 @@ class JobsInTurn:
 
 if __name__ == "__main__":
     process.settle_signals()
-    JobsInTurn(Path(sys.argv[1]), sys.argv[2]).run()
+    sys.exit(0 if JobsInTurn(Path(sys.argv[1]), sys.argv[2]).run() else 1)

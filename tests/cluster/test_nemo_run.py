@@ -216,6 +216,11 @@ def a_chain_runs_on_this_machine(slurm: Slurm, make: Callable[[Path], Path], tmp
     (folder / "configs/tiny/r1/pipeline.toml").write_text(reads.replace('{ "seed" = 5 }', '{ "data.0.num" = 50 }'))
     r1mega(folder, HERE)
     wait_until("the chain's end", lambda: phases(folder) == {"one": Phase.DONE, "two": Phase.FAILED}, 300)
+    (log,) = (folder / "runs/tiny/r1/pipeline/.jobs").glob("nemo_run-*.log")
+    ends = re.compile(r"Job (\w+)-\w+\s+finished:\s+(\w+)")
+    wait_until(
+        "NeMo-Run's end", lambda: ends.findall(log.read_text()) == [("one", "SUCCEEDED"), ("two", "FAILED")], 60
+    )
     (folder / "configs/tiny/r1/pipeline.toml").write_text(reads)
     r1mega(folder, HERE)
     assert list(launched(folder)) == ["two"]
