@@ -54,11 +54,13 @@ def test_a_command_of_the_guide_runs(command: str, chain: Path, monkeypatch, cap
     shows_until_someone_leaves = command.startswith("r1mega watch") and "--once" not in command
     if shows_until_someone_leaves:
         monkeypatch.setattr(terminal.time, "sleep", interrupted)
-        command = command.replace("8080", str(free_port()))
+        port = str(free_port())
+        command = command.replace("8080", port)
     assert typed(command, monkeypatch) == (0 if shows_until_someone_leaves else EXIT_CODES[RunState.RUNNING])
     told = capsys.readouterr().out
     if shows_until_someone_leaves:
         assert "page: http://127.0.0.1:" in told and "is watched no more" in told
+        assert "--port" not in command or f"127.0.0.1:{port}/" in told
     elif "--json" in command:
         assert json.loads(told)["state"] == "running"
     else:

@@ -133,6 +133,9 @@ def test_slurm_is_not_asked_at_every_look(chain: Path, squeue, tmp_path: Path):
     for _ in range(3):
         reader.read(NOW)
     assert (tmp_path / "asked").read_text().count("x") == 1
+    (chain / "summary.json").write_text('{"stages": {"base": {}}}')
+    RunReader(chain).read(NOW)  # done: nobody need be asked
+    assert (tmp_path / "asked").read_text().count("x") == 1
 
 
 def test_a_record_that_cannot_be_read_is_told_of(chain: Path):

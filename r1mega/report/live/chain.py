@@ -68,7 +68,7 @@ class RunReader:
         Raises:
             DataError: there is no run in the folder.
         """
-        jobs, faults = self._jobs.look()
+        jobs, faults = self._jobs.look(ask=not (self.run_dir / "summary.json").is_file())
         names = stage_names(self.run_dir, self._jobs.stages)
         if names is None:
             there = is_stage(self.run_dir) or (self.run_dir / LOCK).is_file() or bool(jobs)

@@ -40,8 +40,12 @@ class JobsSeen:
         self.stages: tuple[str, ...] = ()
         """Of a launched chain, in its order; empty of a stage by itself, and where nothing was launched."""
 
-    def look(self) -> tuple[dict[str, StageJobSeen], list[str]]:
-        """The last known job of every stage, and what could not be asked or read."""
+    def look(self, *, ask: bool = True) -> tuple[dict[str, StageJobSeen], list[str]]:
+        """The last known job of every stage, and what could not be asked or read.
+
+        Args:
+            ask: False: of a run that is done, whose launcher need not be asked.
+        """
         try:
             record = LaunchRecord.read(self._run_dir)
         except Exception as error:  # whatever stands in the file
@@ -52,7 +56,7 @@ class JobsSeen:
         alone = any(job.job.run_dir.resolve() == self._run_dir.resolve() for job in jobs)
         self.stages = () if alone else record.stages
         asking = self._answer is not None and self._answer.is_alive()
-        if not asking and time.monotonic() - self._asked_at >= ASK_EVERY_S:
+        if ask and not asking and time.monotonic() - self._asked_at >= ASK_EVERY_S:
             self._asked_at = time.monotonic()
             self._answer = threading.Thread(target=self._ask, args=(record,), daemon=True)
             self._answer.start()

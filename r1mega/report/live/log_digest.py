@@ -62,7 +62,7 @@ def logs_of(stage: Path) -> list[LogFile]:
     found: list[LogFile] = []
     for folder in (stage / "logs", stage / ".server", stage / JOBS):
         try:
-            files = [path for path in folder.iterdir() if path.suffix in (".log", ".txt", ".out") and path.is_file()]
+            files = [path for path in folder.iterdir() if path.suffix in (".log", ".out") and path.is_file()]
         except OSError:
             continue
         for path in files:

@@ -43,7 +43,8 @@ def lines(facts: RunFacts) -> Iterator[Line]:
 
 def _lines(facts: RunFacts) -> Iterator[Line]:
     tones = {RunState.DONE: "good", RunState.RUNNING: "", RunState.WAITING: "soft"}
-    what = f"chain of {len(facts.stages)} stages, {facts.done} done" if facts.chain else "stage"
+    num = len(facts.stages)
+    what = f"chain of {num} stage{'s' * (num != 1)}, {facts.done} done" if facts.chain else "stage"
     kind = facts.stages[0].kind if not facts.chain and facts.stages else ""
     yield "run", f"{facts.path} ({kind or what})", ""
     yield "state", f"{facts.life.state.value}: {facts.life.why}", tones.get(facts.life.state, "bad")
@@ -170,7 +171,7 @@ def _when(seconds: float) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes >= 2**20 else f"{num_bytes / 2**10:,.0f} KiB"
+    return f"{num_bytes / 2**20:,.1f} MiB" if num_bytes >= 2**20 else f"{max(1, num_bytes / 2**10):,.0f} KiB"
 
 
 def one_line(text: str, most: int = MAX_CHARS) -> str:
