@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import sys
 import warnings
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +102,13 @@ Print = Annotated[
 
 @app.command()
 def check(
-    config: ConfigFile, cluster: ClusterName = "laptop", overrides: Overrides = None, fact: Print = None
+    config: ConfigFile,
+    cluster: ClusterName = "laptop",
+    overrides: Overrides = None,
+    fact: Print = None,
+    leave_out: Annotated[
+        str, typer.Option("--leave-out", help="With --print placement: nodes of the job to use nothing of, N,N.")
+    ] = "",
 ) -> None:
     """Say whether `run`, or of a pipeline `pipeline`, would start: exit 2 with the fault, or 0.
 
@@ -122,12 +129,12 @@ def check(
     seen = look(config, cluster, overrides or [])
     _note(seen)
     if fact is not None:
-        _print(fact, seen)
+        _print(fact, seen, leave_out.split(","))
     else:
         print(f"{config}: {seen.recipe.stage} stage on {cluster}: ok")
 
 
-def _print(fact: Fact, seen: Look) -> None:
+def _print(fact: Fact, seen: Look, left_out: Collection[str]) -> None:
     machines = slurm.sizes(seen.cluster, seen.fits)
     wanted = slurm.needs_of(machines, trains=seen.recipe.trains, serves=seen.recipe.serves)
     if fact is Fact.SLURM:
@@ -136,7 +143,7 @@ def _print(fact: Fact, seen: Look) -> None:
     from r1mega.runtime.slurm import granted
 
     print(f"script={seen.recipe.script}")  # first: it holds whatever was granted
-    number, placed = slurm.place_largest(wanted, granted())
+    number, placed = slurm.place_largest(wanted, [node for node in granted() if node.name not in left_out])
     print(f"dp={machines[number].trainer.dp if number else ''}")
     print(f"loss={slurm.when_a_node_is_lost(seen.cluster, wanted, placed)}")
     print(placed.lines)

@@ -143,7 +143,7 @@ declare -A place # of a stage: see `lines` in r1mega/config/slurm.py; and the sc
 
 read_placement() { # CONFIG SETTINGS...; what is known is read even where the stage does not fit
   local lines name value code=0
-  lines=$("$PYTHON" -m r1mega.cli check "$@" --print placement) || code=$?
+  lines=$("$PYTHON" -m r1mega.cli check "$@" --print placement --leave-out "$left_out") || code=$?
   place=()
   while IFS='=' read -r name value; do [[ -z $name ]] || place[$name]=$value; done <<<"$lines"
   return "$code"
@@ -215,6 +215,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
   fi
   lost_nodes "$dir"
   say_grace "$dir"
+  check_nodes "$dir" "$config" "$@" || return $?
   [[ -z ${place[loss]-} ]] || say "${place[loss]}"
   if [[ -n ${place[dp]-} ]]; then
     say "fewer nodes than the layout fills: ${place[dp]} data-parallel rank(s), until a start is granted more"
@@ -280,6 +281,8 @@ enter() { # looks at where the job is, and reads what is asked of Slurm
   source slurm/job.sh
   # shellcheck source-path=SCRIPTDIR/..
   source slurm/environment.sh
+  # shellcheck source-path=SCRIPTDIR/..
+  source slurm/nodes.sh
   find_python || refuse "$SLURM_SUBMIT_DIR has no .venv: run \`make env\` first"
   # What sbatch was told of tasks would be each srun's wish as well, beside the placement's own.
   unset "${!SLURM_NTASKS@}" "${!SLURM_GPUS_PER_@}" "${!SLURM_TRES_PER_@}" SLURM_GPUS SLURM_GPU_BIND SLURM_DISTRIBUTION \

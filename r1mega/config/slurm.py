@@ -115,6 +115,10 @@ class Placement:
     server_options: tuple[str, ...]
     unused: tuple[str, ...]
     """Granted nodes that the stage has no use for."""
+    gpus: int = 0
+    """Of each granted node, for the check of nodes."""
+    node_options: tuple[str, ...] = ()
+    """Of a step that is to see them, on one node."""
 
     @property
     def lines(self) -> str:
@@ -122,7 +126,7 @@ class Placement:
         values = {
             "ranks": str(self.ranks), "trainer": ",".join(self.trainer), "server": ",".join(self.server),
             "trainer_options": " ".join(self.trainer_options), "server_options": " ".join(self.server_options),
-            "unused": ",".join(self.unused),
+            "unused": ",".join(self.unused), "gpus": str(self.gpus), "node_options": " ".join(self.node_options),
         }  # fmt: skip
         return "\n".join(f"{name}={value}" for name, value in values.items())
 
@@ -243,6 +247,8 @@ def place(wanted: Needs, granted: Sequence[GrantedNode]) -> Placement:
         server=tuple(node.name for node in server),
         server_options=_step(server, [1] * len(server), server_gpus) if server else (),
         unused=tuple(node.name for node in granted if node not in (*trainer, *server)),
+        gpus=(seen := min([wanted.gpus_asked, *(node.gpus for node in granted if node.gpus is not None)])),
+        node_options=_gpu_option(granted, seen),
     )
 
 
@@ -256,7 +262,11 @@ def _step(nodes: Sequence[GrantedNode], tasks: Sequence[int], gpus: int) -> tupl
         f"--nodes={len(nodes)}", f"--ntasks={sum(tasks)}", f"--nodelist={','.join(node.name for node in nodes)}",
         f"--cpus-per-task={min(node.cpus // n for node, n in zip(nodes, tasks, strict=False))}",
     )  # fmt: skip
-    return (*options, f"--gpus-per-node={gpus}") if gpus and all(node.gpus is not None for node in nodes) else options
+    return (*options, *_gpu_option(nodes, gpus))
+
+
+def _gpu_option(nodes: Sequence[GrantedNode], gpus: int) -> tuple[str, ...]:
+    return (f"--gpus-per-node={gpus}",) if gpus and all(node.gpus is not None for node in nodes) else ()
 
 
 def _unfit(wanted: Needs, granted: Sequence[GrantedNode], faults: Sequence[str]) -> str:

@@ -31,6 +31,8 @@ class Met:
     phase: Phase = "told"
     failed: str = ""
     """What one of its processes ended with."""
+    gone: bool = False
+    """Whether its step has ended in the middle of it, which the others then fail for."""
     links: dict[str, float] = field(default_factory=dict[str, float])
     """Other node -> MiB/s to it and back."""
     seconds: float = 0.0
@@ -79,6 +81,12 @@ def judge_meetings(meetings: Mapping[str, Met], checks: Checks) -> tuple[Faults,
     if order[least] != "done":
         behind = {node for node, one in meetings.items() if order.index(one.phase) == least}
         causes = {node: one.failed for node, one in meetings.items() if one.failed}
+        gone = {node for node, one in meetings.items() if one.gone}
+        if 0 < len(gone) < len(meetings):
+            return {node: ["its step ended in the middle of the all-reduce"] for node in gone}, ""
+        alone = {node for node in causes if meetings[node].phase == "told"}
+        if 0 < len(alone) < len(meetings):
+            return {node: [f"cannot take part in the all-reduce: {causes[node]}"] for node in alone}, ""
         if len(behind) < len(meetings):
             for node in behind:
                 said = f": {causes[node]}" if node in causes else ""

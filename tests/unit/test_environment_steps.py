@@ -34,11 +34,22 @@ for word; do [[ $word != --job-name=* ]] || name=${word#*=}; done
 printf '%s\\n' "$@" >"words.$name"
 env -0 >"variables.$name"
 """
+SCONTROL = """#!/usr/bin/env bash
+case "$*" in
+  *hostnames*) tr , '\\n' <<<"${@: -1}" ;;
+  *partition*) echo "TotalNodes=${TOTAL:-1}" ;;
+  *"oneliner job"*) echo "JobState=RUNNING PreemptTime=None NumNodes=1 ExcNodeList=${OUT:-(null)}" ;;
+  *"oneliner node"*) echo NodeAddr=10.0.0.1 ;;
+  show*) ;;
+  *) echo "$*" >>asked ;;
+esac
+"""
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
-  *"--print placement"*) cat placement ;;
+  *"--print placement"*) echo "$*" >>placed; cat placement ;;
   *"--print environment"*) cat environment ;;
   *free_port*) echo 1234 ;;
+  *r1mega.runtime.node_check*) printf '%s\\n' "$@" >checked; echo "seen"; echo "bad=${BAD-}"; exit "${CODE:-0}" ;;
 esac
 """
 
@@ -48,7 +59,7 @@ def on(cluster: str, table: dict[str, object]) -> Cluster:
     return machine.model_copy(update={"environment": Environment.model_validate(table)})
 
 
-def job(folder: Path, machine: Cluster, **variables: str) -> tuple[int, str]:
+def job(folder: Path, machine: Cluster, *arguments: str, **variables: str) -> tuple[int, str]:
     """Exit code and output of slurm/rl_stage.sh with an RL stage on as many nodes as it asks for."""
     shutil.copytree(ROOT / "slurm", folder / "slurm")
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -60,7 +71,7 @@ def job(folder: Path, machine: Cluster, **variables: str) -> tuple[int, str]:
     fakes = {
         ".venv/bin/python": PYTHON,
         "bin/srun": SRUN,
-        "bin/scontrol": "#!/usr/bin/env bash\necho JobState=RUNNING NodeAddr=10.0.0.1 PreemptTime=None Requeue=0\n",
+        "bin/scontrol": SCONTROL,
     }
     for name, text in fakes.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +81,8 @@ def job(folder: Path, machine: Cluster, **variables: str) -> tuple[int, str]:
     around = {"PATH": f"{folder}/bin:/usr/bin:/bin", "SLURM_JOB_PARTITION": "p", **slurm, **variables}
     with (folder / "said").open("w") as said:  # no pipe: what watches the job's end would hold it open
         done = subprocess.run(
-            ["bash", "slurm/rl_stage.sh", "a.toml"], cwd=folder, env=around, stdout=said, stderr=subprocess.STDOUT,
-            timeout=120,
+            ["bash", "slurm/rl_stage.sh", "a.toml", *arguments], cwd=folder, env=around, stdout=said,
+            stderr=subprocess.STDOUT, timeout=120,
         )  # fmt: skip
     return done.returncode, (folder / "said").read_text()
 

@@ -5,7 +5,8 @@ import tomllib
 from pathlib import Path
 
 from r1mega.config import variables
-from r1mega.config.environment import Environment
+from r1mega.config.environment import Checks, Environment
+from r1mega.runtime.node_report import XIDS
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs/guides/environment.md"
@@ -28,3 +29,9 @@ def test_what_it_says_is_refused_is_refused():
     for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_KEY", "RANK", "MASTER_PORT", "OMP_NUM_THREADS"):
         assert variables.fault_of(name)
     assert variables.fault_of("NCCL_DEBUG") is None and not variables.recorded("HF_TOKEN")
+
+
+def test_the_defaults_of_the_checks_are_what_they_are():
+    assert tables(GUIDE)[1].checks == Checks()
+    assert sorted(Checks.model_fields) == sorted(tables(GUIDE)[1].checks.model_fields_set)
+    assert all(f" {number}" in GUIDE.read_text().replace(",", "").replace("(Xid", "") for number in XIDS)

@@ -122,6 +122,8 @@ def test_placement_on_gpus_fills_a_node_before_the_next():
         "--distribution=plane=8",
         "server_options=--nodes=1 --ntasks=1 --nodelist=n3 --cpus-per-task=96 --gpus-per-node=2",
         "unused=",
+        "gpus=8",
+        "node_options=--gpus-per-node=8",
     ]
 
 
