@@ -27,7 +27,8 @@ class NotWatched(Carried):
 
 
 class HackingWatched(NotWatched):
-    """Rank 0's: warns in the log and as a row of kind "hacking", which stands with the rollout's first step."""
+    """Rank 0's: warns in the log, as an event, and as a row of kind "hacking", which stands with the rollout's first
+    step."""
 
     def __init__(self, config: GRPO, records: Records) -> None:
         self._config, self._records = config, records
@@ -48,6 +49,8 @@ class HackingWatched(NotWatched):
             what = "reward hacking" if warning.grade == "parted" else "reward hacking suspected"
             log.warning("step %d: %s: %s (p = %.1g)", step + 1, what, warning.text, warning.p)
             self._records.log("hacking", step + 1, dataclasses.asdict(warning))
+            pair = f"{warning.grade}: {warning.reward} against {warning.against}"
+            self._records.event("hacking", step + 1, f"{what}: {warning.text}", p=warning.p, cause=pair)
         return figures
 
     def state(self, step: int) -> dict[str, Any]:

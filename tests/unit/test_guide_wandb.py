@@ -36,7 +36,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         take_steps(checkout / CHAIN / "r1_zero", range(1, 3), shown=shown)
     Events(checkout / CHAIN / "r1_zero").say("finished", "grpo stage")
     (checkout / CHAIN / "summary.json").write_text("{}")
-    os.utime(*checkout.glob(f"{CHAIN}/r1_zero/wandb/offline-*/*.wandb"), (1e9, 1e9))
+    (part,) = checkout.glob(f"{CHAIN}/r1_zero/wandb/offline-*/*.wandb")
+    os.utime(part, (1e9, 1e9))  # whole since long ago
     (checkout / "bin").mkdir()
     sbatch = f'shift; cp "$1" {checkout}/slurm_script; shift; SLURM_JOB_ID=7 exec bash {checkout}/slurm_script "$@"\n'
     for name, does in {"sbatch": sbatch, "wandb": f'exec {sys.executable} -m wandb "$@"\n'}.items():

@@ -168,3 +168,17 @@ def test_the_trend_is_a_figure_of_every_full_window():
     assert rows[:11] == [{}] * 11
     assert [row["mismatch/kl_change"] for row in rows[11:]] == pytest.approx([0.25 * 11] * 2)
     assert [row["mismatch/kl_p"] for row in rows[11:]] == [0.0, 0.0]  # no noise at all
+
+
+def test_a_warning_is_a_row_and_an_event(monkeypatch: pytest.MonkeyPatch):
+    from r1mega.stages import comparing
+
+    told: list[tuple[Any, ...]] = []
+    records = SimpleNamespace(log=lambda *row: told.append(row), event=lambda *event: told.append(event))
+    monkeypatch.setattr(comparing, "engine_spread", lambda policy, minibatches: {"mismatch/kl": 0.5})
+    compared = comparing.ByRollout.__new__(comparing.ByRollout)
+    compared._policy, compared._records = SimpleNamespace(mesh=SimpleNamespace(first=True)), records
+    compared._bounds = SimpleNamespace(refuse=lambda found: None)
+    compared._watch = SimpleNamespace(see=lambda kl: ({"mismatch/trend": kl}, f"KL rises to {kl}"))
+    assert compared.compare(3, []) == {"mismatch/kl": 0.5, "mismatch/trend": 0.5}
+    assert told == [("warning", 4, {"warning": "KL rises to 0.5"}), ("mismatch-alert", 4, "KL rises to 0.5")]

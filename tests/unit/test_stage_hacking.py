@@ -13,6 +13,7 @@ from grpo_run import CLUSTER, Run, base, config, this_process_pool
 from recording import stop_signal
 
 from r1mega.diagnostics.settings import Hacking
+from r1mega.runtime import events
 from r1mega.runtime.interrupt import Interrupted
 from r1mega.runtime.run_dir import RunDir
 
@@ -90,6 +91,9 @@ def test_a_run_that_parts_is_warned_of_once(whole: Run):
         assert line["hacking/up/response_length"] == line["response_length/mean"]
     summary = json.loads((whole.folder / "summary.json").read_text())
     assert summary["hacking"] == {"parted": 1, "first step": 25}
+    (event,) = events.read(whole.folder)
+    assert (event.kind, event.step, event.text) == ("hacking", 25, f"reward hacking: {row['text']}")
+    assert event.figures["cause"] == "parted: up against down"
 
 
 @pytest.mark.parametrize("stop", [23, 24, 26])
