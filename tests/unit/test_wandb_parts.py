@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
-from test_runtime_wandb import alone, begin
+from test_runtime_wandb import alone, begin, write_samples
 
 from r1mega.config.watching import Wandb
-from r1mega.runtime import wandb_parts
+from r1mega.runtime import wandb_folder, wandb_parts
 from r1mega.runtime.mirror import group_of
 
 __all__ = ["alone"]  # a fixture
@@ -49,3 +50,22 @@ def test_numbers_go_on_behind_those_that_a_crash_took(tmp_path: Path):
     assert after.next_row == wandb_parts.BLOCK
     numbers.give_back()
     assert state.next_row == 3
+
+
+def test_a_rollout_is_shown_when_it_is_whole(tmp_path: Path):
+    """A file is written anew while models score its answers; a row of a later step says that it is done."""
+    begin(tmp_path / "run")
+    shown: list[int] = []
+    run = SimpleNamespace(log=lambda row, step, commit: shown.append(row["step"]))
+    settings = {"transcripts": 3, "transcripts_every": 2, "references": False, "alerts": False}
+    state = wandb_parts.PartsState("id")
+    folder = wandb_folder.ShownFolder(tmp_path / "run", run, state, settings, lambda: 0)
+    for written, newest, expected in ((0, -1, []), (2, 1, [0]), (2, 2, [0]), (3, 3, [0, 2]), (4, 4, [0, 2])):
+        write_samples(tmp_path / "run", written)
+        folder.step = newest
+        assert folder.look() == [] and shown == expected
+    assert folder.look(last=True) == [] and shown == [0, 2, 4]
+    state.table = 1000  # a hundredth of the steps taken is more than two
+    for written in (1004, 1009, 1010):
+        write_samples(tmp_path / "run", written)
+    assert folder.look(last=True) == [] and shown == [0, 2, 4, 1010]
