@@ -26,7 +26,7 @@ its groups are constant."""
 PYTHON = """#!/usr/bin/env bash
 # In place of .venv/bin/python: free_port answers at once, r1mega run is the test's own program.
 case "$*" in
-  *" check "*) exec {python} "$@" ;;
+  *" check "* | *" launch "*) exec {python} "$@" ;;
   *free_port*) echo 23456 ;;
   *r1mega.runtime.node_check*) echo bad= ;;
   *r1mega.runtime.process*) exec python3 "$@" ;;

@@ -24,6 +24,13 @@ case "$*" in *0_base*|*0_anneal*) exit 0 ;; esac
 ((RANK > 0)) || { source slurm/job.sh && event "runs/slurm-$SLURM_JOB_ID" started "grpo stage" && touch up; }
 [[ -f cancelled ]] || exec sleep 6000
 """
+APPTAINER = """#!/bin/bash
+until [[ $1 == *.sif ]]; do shift; done
+echo "$SLURM_PROCID in $1" >>contained.txt
+shift
+exec "${@/#\\/opt\\/r1mega\\/.venv-gpu-trainer/.venv}"
+"""
+"""In its place: the command alone, with this checkout's interpreter for the image's."""
 WAITS = "until [[ -f up ]]; do sleep 0.1; done; rm up"
 """Before whoever types looks at a job, it runs."""
 LEAVES = {"r1mega status": 3, "r1mega watch": 3}
@@ -52,9 +59,13 @@ def test_its_commands_run_as_typed(slurm: Slurm, stub: Callable[..., Path], tmp_
     folder = stub(tmp_path, TRAINER)
     (folder / "bin").mkdir()
     (folder / "bin/r1mega").write_text(f'#!/bin/sh\nexec {sys.executable} -m r1mega.cli "$@"\n')
-    (folder / "bin/r1mega").chmod(0o755)
+    (folder / "bin/apptainer").write_text(APPTAINER)
+    for program in ("r1mega", "apptainer"):
+        (folder / f"bin/{program}").chmod(0o755)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/r1mega.sif").touch()
     lines = ["set -e -o pipefail", f"cd {folder}"]
-    for command in commands()[2:]:
+    for command in (typed.replace("/shared", str(tmp_path)) for typed in commands()[2:]):
         words = next((leaves for start, leaves in LEAVES.items() if command.startswith(start)), 0)
         lines += [WAITS] if command.startswith(("r1mega status", "scancel")) else []
         lines += ["touch cancelled"] if command.startswith("scancel") else []
@@ -65,10 +76,15 @@ def test_its_commands_run_as_typed(slurm: Slurm, stub: Callable[..., Path], tmp_
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
     job = re.findall(r"JOB=(\d+)", done.stdout)[-1]
-    again = re.findall(r"Submitted batch job (\d+)", done.stdout)[-1]
+    again, contained = re.findall(r"Submitted batch job (\d+)", done.stdout)
     assert "--nodes=1 --ntasks-per-node=2 --cpus-per-task=1" in done.stdout and "JobState=RUNNING" in done.stdout
     ended(slurm, job, "CANCELLED", folder)
     ended(slurm, again, "COMPLETED", folder)
-    last = (folder / "runs.txt").read_text().splitlines()[-1]
-    assert f"--run-dir runs/slurm-{job} --resume" in last
+    ended(slurm, contained, "COMPLETED", folder)
+    runs = [line.split("--run-dir ")[1] for line in (folder / "runs.txt").read_text().splitlines()]
+    assert runs.count(f"runs/slurm-{job} --resume") == 2 * 3  # ranks x starts
+    assert runs.count(f"runs/slurm-{contained} --resume") == 2
+    image = tmp_path / "images/r1mega.sif"
+    assert sorted((folder / "contained.txt").read_text().splitlines()) == [f"0 in {image}", f"1 in {image}"]
+    assert f"environment_venv={folder}/.venv" in done.stdout and "WANDB_MODE=offline" in done.stdout
     wait_until("nothing of it is left", lambda: not slurm.processes(int(job)), 60)
