@@ -92,6 +92,13 @@ event() { # RUN_DIR KIND TEXT: a line of its events.jsonl; kinds: KINDS in r1meg
     "$before" "$now" "$2" "${text//[[:cntrl:]]/ }" "${HOSTNAME-}" 2>/dev/null >>"$file" || true
 }
 
+requeued_by_others() { # RUN_DIR: an event where this start follows one that did not requeue the job itself
+  local before=$((${SLURM_RESTART_COUNT:-0} - 1))
+  ((before >= 0)) || return 0
+  [[ $(cat "$1/logs/requeued" 2>/dev/null) == "$JOB $before" ]] ||
+    event "$1" requeued "by Slurm or by an operator: start $((before + 1)) of job $JOB"
+}
+
 lost_nodes() { # RUN_DIR: says which nodes this job's last start had and this one has not, where they are not well
   local node last state starts=$1/logs/starts.txt
   last=$(awk -v job="$JOB" '$2 == job { nodes[++n] = $8 } END { print nodes[n - 1] }' "$starts" 2>/dev/null) || return 0

@@ -94,7 +94,6 @@ requeue() { # WHY; returns where that cannot be done
   state=$(job_field JobState)
   if [[ $state != RUNNING ]]; then
     say "$1: not requeued from here, the job is $state; Slurm requeues it where it was preempted"
-    [[ $state == CANCELLED || $state == COMPLETING ]] || event "$run_dir" requeued "$1: by Slurm, the job is $state"
     return
   fi
   if [[ $(job_field Requeue) == 0 ]]; then
@@ -103,6 +102,7 @@ requeue() { # WHY; returns where that cannot be done
   fi
   say "$1: requeued; the run goes on from its last checkpoint"
   event "$run_dir" requeued "$1"
+  echo "$JOB ${SLURM_RESTART_COUNT:-0}" 2>/dev/null >"$run_dir/logs/requeued" || true
   trap '' TERM USR1 # Slurm now ends the job
   scontrol requeue "$JOB" || say "scontrol requeue failed; $again"
 }
@@ -213,6 +213,7 @@ run_stage() { # CONFIG RUN_DIR SETTINGS...: the exit code of `r1mega run`
     event "$dir" crashed "the last $idle starts of job $JOB left nothing to go on from: given up, not requeued"
     stop
   fi
+  requeued_by_others "$dir"
   lost_nodes "$dir"
   say_grace "$dir"
   check_nodes "$dir" "$config" "$@" || return $?

@@ -52,7 +52,7 @@ KINDS: Mapping[str, EventKind] = {
     "finished": EventKind("note", "the stage is done, and its summary is written"),
     "stopped": EventKind("note", "the run was asked to leave, and has left"),
     "crashed": EventKind("alert", "the run, or one rank of it, ended with an error"),
-    "requeued": EventKind("note", "the job was put back in the queue by its batch script"),
+    "requeued": EventKind("note", "the job was put back in the queue, by its batch script or by Slurm"),
     "rank-lost": EventKind("warning", "a rank is gone, or was ended by a signal; the run ends to be started again"),
     "watchdog": EventKind(
         "warning", "a rank was silent for longer than allowed; all ranks were ended to start again"

@@ -164,7 +164,7 @@ WAYS = {
     "preempted, GraceTime=3, no save within it": (too_slow, ["--partition=short"], 2),
     "preempted, GraceTime=0": (preempted, ["--partition=brief"], 2),
     "asked to leave before the time limit": (near_its_time_limit, [], 0),
-    "scontrol requeue": (requeued, [], 0),
+    "scontrol requeue": (requeued, [], 2),
     "a rank SIGKILLed": (killed, [], 2),
     "a node DOWN, one is left": (node_down, [], 2),
     "the first node DOWN, one is left": (first_node_down, [], 2),

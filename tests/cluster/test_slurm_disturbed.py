@@ -116,6 +116,8 @@ def an_operators_requeues_are_followed_until_there_are_too_many(
     assert (said["ExitCode"], said["Restarts"]) == ("2:0", "3")
     assert printed.count("the last 2 starts of this job came to nothing") == 1
     told = [event for event in read(folder / f"runs/slurm-{job}") if event.kind == "crashed"]
+    requeued = [event.text for event in read(folder / f"runs/slurm-{job}") if event.kind == "requeued"]
+    assert requeued == [f"by Slurm or by an operator: start {start} of job {job}" for start in (1, 2)]
     assert [event.text for event in told] == [
         f"the last 2 starts of job {job} left nothing to go on from: given up, not requeued"
     ]

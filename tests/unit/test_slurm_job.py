@@ -127,3 +127,13 @@ def test_a_node_of_the_last_start_that_is_down_is_told(tmp_path: Path, state: st
     assert (f"n1, which the last start had, is {state}" in told) is lost
     assert [(e.kind, e.text.split(",")[0]) for e in read(tmp_path / "run")] == [("node-lost", "n1")] * lost
     assert bash("JOB=8 SLURM_JOB_NODELIST=n2; idle_starts run; lost_nodes run", tmp_path) == "0\n"
+
+
+def test_a_start_that_follows_no_requeue_of_the_scripts_own_is_told(tmp_path: Path):
+    (tmp_path / "run/logs").mkdir(parents=True)
+    bash("requeued_by_others run", tmp_path)  # the first start
+    for start, own in ((1, "7 0"), (2, "7 0"), (3, "8 2")):
+        (tmp_path / "run/logs/requeued").write_text(f"{own}\n")
+        bash(f"SLURM_RESTART_COUNT={start}; requeued_by_others run", tmp_path)
+    told = [(event.kind, event.text) for event in read(tmp_path / "run")]
+    assert told == [("requeued", f"by Slurm or by an operator: start {start} of job 7") for start in (2, 3)]
