@@ -148,6 +148,6 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", rotation.rows("what Slurm does to a job in mid-run", rotating=CASES, take=2))
+@pytest.mark.parametrize("case", rotation.rows("what Slurm does to a job in mid-run", rotating=CASES, take=1))
 def test_a_job_comes_back(slurm: Slurm, stub: Callable[..., Path], tmp_path: Path, case: str):
     CASES[case](slurm, stub, tmp_path)
