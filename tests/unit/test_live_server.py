@@ -55,7 +55,11 @@ def page(run: Path) -> Iterator[LivePage]:
 
 
 def test_the_page_its_style_and_its_script_are_served_with_their_policy(page: LivePage):
-    for name, kind in (("", "text/html"), ("watch.css", "text/css"), ("watch.js", "text/javascript")):
+    for name, kind in (
+        ("", "text/html"),
+        ("watch.css", "text/css"),
+        *((n, "text/javascript") for n in ("watch.js", "plot.js")),
+    ):
         code, headers, body = get(page, name)
         assert code == 200 and headers["content-type"] == f"{kind}; charset=utf-8"
         assert len(body) == int(headers["content-length"]) > 1000
@@ -69,7 +73,8 @@ def test_the_page_its_style_and_its_script_are_served_with_their_policy(page: Li
 
 def test_the_pages_script_makes_no_html_of_a_string():
     folder = Path(watchers.__file__).parent
-    script, html = (folder / "watch.js").read_text(), (folder / "watch.html").read_text()
+    script = "".join(file.read_text() for file in sorted(folder.glob("*.js")))
+    html = (folder / "watch.html").read_text()
     for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc"):
         assert word not in script
     for word in ("<style", "style=", "onclick", "onload", "javascript:", "http:", "https:", "//"):

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1mega.report.live.chain import RunFacts, RunReader
+from r1mega.report.live.status_text import lines
+
 NOW = 1_790_000_000.0
 """Seconds since 1970 at which the runs are looked at."""
 HOSTILE = (
@@ -109,3 +112,17 @@ def write_beat(run_dir: Path, rank: int, **changes: object) -> None:
     file = run_dir / f"logs/beats/rank_{rank}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(row | changes))
+
+
+def look(run_dir: Path, now: float = NOW) -> RunFacts:
+    return RunReader(run_dir).read(now)
+
+
+def told(facts: RunFacts) -> dict[str, list[str]]:
+    """Lines by topic."""
+    found: dict[str, list[str]] = {}
+    topic = ""
+    for name, text, _ in lines(facts):
+        topic = name or topic
+        found.setdefault(topic, []).append(text)
+    return found

@@ -3,7 +3,7 @@
 Every user of a machine reaches its loopback addresses, and so does every page that a browser has open. So all that
 is served lies behind a random key; the Host header must name this machine, which a rebound name does not; nothing but
 GET and HEAD is answered; and the page's policy lets it load and run what comes from here alone. A path is looked up
-in a table of four, and nothing of a URL reaches the file system.
+in a table of five, and nothing of a URL reaches the file system.
 """
 
 import json
@@ -30,6 +30,7 @@ MAX_NAME = 300
 FILES = {
     "": ("watch.html", "text/html; charset=utf-8"),
     "watch.css": ("watch.css", "text/css; charset=utf-8"),
+    "plot.js": ("plot.js", "text/javascript; charset=utf-8"),
     "watch.js": ("watch.js", "text/javascript; charset=utf-8"),
 }
 STATE = "state.json"
