@@ -107,13 +107,13 @@ format: $(STAMP)  ## rewrite the code in the project's style
 
 env: $(STAMP)  ## the environment alone
 
-# NeMo-Run alone: `r1mega launch --launcher nemo_run` starts r1mega/launchers/nemo_driver.py in it.
+# NeMo-Run alone: `r1mega launch --launcher nemo_run` starts r1mega/launchers/nemo_driver.py in it. Most of it is never
+# imported, so nothing is compiled.
 env-launch: $(LAUNCH_STAMP)  ## the small environment of NeMo-Run, which submits jobs (docs/guides/nemo_run.md)
 $(LAUNCH_STAMP): requirements/launch.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "env-launch needs Python 3.11: make PYTHON=...")'
 	test -x $(LAUNCH)/bin/python || $(PYTHON) -m venv $(LAUNCH)
 	$(call pip_of,$(LAUNCH)) --require-hashes -r requirements/launch.lock
-	$(LAUNCH)/bin/python -m compileall -qq -j 0 $(LAUNCH)/lib || true
 	rm -f $(LAUNCH)/.installed-*
 	touch $@
 
