@@ -1,5 +1,6 @@
 """The environment variables this system reads; every other room asks here."""
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -55,6 +56,21 @@ def use_interface(name: str) -> None:
 def compute_the_same_twice() -> None:
     """Have Transformer Engine and cuBLAS choose kernels that add in a fixed order. Before CUDA is first used."""
     os.environ |= {"NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def let_nccl_speak_last(seconds: float) -> None:
+    """Keep NCCL's own watchdog from ending a rank before ours has said which one is missing. Before NCCL is used;
+    what the environment has already stays.
+
+    PyTorch ends a process whose NCCL thread has been stuck in CUDA for TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC, 480 unless
+    it is told; and where a collective runs out of its own time it writes down the last ones, if it has kept them.
+
+    Args:
+        seconds: the longest wait of a collective.
+    """
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(math.ceil(seconds) + 60))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
 
 
 def gloo_interfaces() -> list[str]:

@@ -6,6 +6,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from r1mega.runtime import heartbeat
+
 LINE_EVERY_S = 15.0
 """Seconds between lines where there is no terminal to draw a bar on."""
 
@@ -56,6 +58,7 @@ class Bar:
         Args:
             what: it is about. In a log the first word of each stands at once, later ones now and then.
         """
+        heartbeat.detail(f"{what}: {text}")
         if self._progress is not None:
             self._progress.update(self._task, note=f"{what}: {text}")
         elif what not in self._said or time.monotonic() - self._last_line > LINE_EVERY_S:

@@ -30,7 +30,7 @@ from r1mega.rollout.alike import served_as
 from r1mega.rollout.engine import Engine, SamplingParams
 from r1mega.rollout.kept import kinds_left
 from r1mega.rollout.replay import JournalledEngine, open_journal
-from r1mega.runtime import files
+from r1mega.runtime import files, heartbeat
 from r1mega.runtime.digests import digest_of
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Bar, Stopwatch
@@ -104,6 +104,7 @@ def run(
         Stopwatch() as watch,
     ):
         try:
+            heartbeat.phase("evaluate")
             for group in _served_alike(examined):
                 several = {"room": max(one.asked.room for one in group)} if len(group) > 1 else {}
                 with group[0].asked.start(interrupt, **several) as served:

@@ -33,7 +33,7 @@ from r1mega.rewards.judge import AnswerVerdict, judge_answer
 from r1mega.rewards.judges import preloaded
 from r1mega.rewards.language import Language
 from r1mega.rewards.pool import Pool
-from r1mega.runtime import files
+from r1mega.runtime import files, heartbeat
 from r1mega.runtime.interrupt import Interrupt, Interrupted, StopNow
 from r1mega.runtime.progress import Stopwatch
 from r1mega.runtime.run_dir import RunDir
@@ -85,6 +85,7 @@ def run(
     sifted = run_dir.path / SIFTED
     with Interrupt() as interrupt, Stopwatch() as watch:
         try:
+            heartbeat.phase("sampling")
             counted, waiting = _sample(config, asked, run_dir, interrupt, pool, sifted)
             judge, rewritten = config.verify.judge if waiting else None, RewriteTally()
             how = _asked_how(config)

@@ -203,7 +203,6 @@ class TrainingRun:
 
     def say(self, what: str, text: str) -> None:
         """Tell people what is waited for (`Bar.say`)."""
-        heartbeat.detail(f"{what}: {text}")
         if self._bar is not None:
             self._bar.say(what, text)
 

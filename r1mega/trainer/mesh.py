@@ -183,6 +183,7 @@ def start(layout: TrainerLayout, *, device: str, seed: int) -> Mesh:
         if layout.deterministic:
             env.compute_the_same_twice()
             torch.use_deterministic_algorithms(True)  # an operation that has no such kernel raises, and is named
+        env.let_nccl_speak_last(layout.collective_timeout_s + layout.spoken_first_s)
         torch.cuda.set_device(own_device)
         shims.install_megatron_cuda()
     from megatron.core import tensor_parallel

@@ -115,3 +115,46 @@ def test_two_hosts_meet_and_wait_no_longer_than_they_may(hosts: tuple[Host, Host
             rank.kill()
             rank.wait()
     assert all("Timed out waiting 2000ms" in text for text in said), said
+
+
+WATCHED = """
+import os, pathlib, sys, torch, torch.distributed as dist
+from r1mega.config.cluster import TrainerLayout
+from r1mega.config.watchdog import Watchdog
+from r1mega.runtime import heartbeat, watchdog
+from r1mega.trainer import meeting
+settings = Watchdog(beat_s=0.25, silence_s=60)
+with watchdog.guarded(pathlib.Path(sys.argv[1]), int(os.environ["RANK"]), 2, settings):
+    meeting.meet(TrainerLayout(), "gloo")
+    x = torch.ones(1)
+    dist.all_reduce(x)
+    heartbeat.phase("update", 4)
+    print("sum", x.item(), flush=True)
+    input()
+    with heartbeat.waiting("the other ranks", 3.0, "collective_timeout_s"):
+        dist.all_reduce(x)
+"""
+
+
+def test_two_hosts_that_are_cut_off_from_each_other_blame_the_network(hosts: tuple[Host, Host], tmp_path: Path):
+    """They share a file system still, which is how the watchdog knows that both are there, and both wait."""
+    pipes = (subprocess.PIPE, subprocess.PIPE)
+    ranks = start(hosts, [sys.executable, "-c", WATCHED, str(tmp_path)], stdin=pipes, stdout=pipes, stderr=pipes)
+    try:
+        assert [rank.stdout and rank.stdout.readline() for rank in ranks] == ["sum 2.0\n", "sum 2.0\n"]
+        hosts[1].run("ip", "link", "set", "cable", "down")
+        for rank in ranks:
+            assert rank.stdin
+            rank.stdin.write("\n")
+            rank.stdin.flush()
+        said = [rank.communicate(timeout=LIMIT_S)[1] for rank in ranks]
+    finally:
+        hosts[1].run("ip", "link", "set", "cable", "up")
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert "rank 0 on twin1 " in said[0] or "rank 1 on twin2 " in said[0]
+    for rank in (0, 1):
+        assert "and so do all the others, all in phase update: the network between them is cut" in said[rank]
+        assert " in all_reduce\n" in (tmp_path / f"logs/stacks/rank_{rank}.txt").read_text()

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from r1mega.runtime import progress
+from r1mega.runtime import heartbeat, progress
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_in_a_log_each_thing_is_said_once_at_once_and_then_now_and_then(clock: l
         for come in range(1, 9):
             clock[0] += 4.0
             bar.say("evaluation", f"{come} of 8 answers")
+        assert heartbeat.current.detail == "evaluation: 8 of 8 answers"  # what `r1mega status` shows
         bar.say("rollout", "waiting for the first of 4 answers")
         bar.advance(note="reward 0.50")
     assert capsys.readouterr().out.splitlines() == [

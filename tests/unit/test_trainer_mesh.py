@@ -76,3 +76,25 @@ def test_a_deterministic_layout_says_so_before_the_device_is_used(mesh, monkeypa
     assert seen == [(["as it was"] * 2, False), (["0", ":4096:8"], True)]
     assert model_fields(TrainerLayout(deterministic=True))["deterministic_mode"]
     assert "deterministic_mode" not in model_fields(TrainerLayout())
+
+
+def test_nccl_is_given_longer_than_the_watchdog_and_a_users_own_wish_stays(monkeypatch):
+    import os
+
+    from r1mega.trainer import mesh as meshes
+
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "7")
+    for name in ("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "TORCH_NCCL_DUMP_ON_TIMEOUT"):
+        monkeypatch.setenv(name, "gone at the end")
+        monkeypatch.delenv(name)
+    found = []
+    monkeypatch.setattr(meshes, "_device", lambda layout, name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: found.append(dict(os.environ)))
+    monkeypatch.setattr(meshes, "_join", lambda layout, backend: None)
+    monkeypatch.setattr(meshes, "_form", lambda layout, device: None)
+    meshes.start(TrainerLayout(collective_timeout_s=900), device="cuda", seed=0)
+    said = {name: value for name, value in found[0].items() if name.startswith("TORCH_NCCL_")}
+    assert said == {
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "990", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "7",
+    }  # fmt: skip

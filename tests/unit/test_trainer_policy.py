@@ -31,6 +31,23 @@ def test_losses_of_micro_batches_are_summed(make_policy, documents):
     assert max(g.abs().max() for g in gradients(one).values()) > 1e-3
 
 
+def test_each_micro_batch_is_a_sign_that_something_is_done(make_policy, documents, monkeypatch):
+    """What others wait for is a mini-batch at most in parts of one micro-batch; and its seconds are known."""
+    from r1mega.runtime import heartbeat
+
+    policy, waits = make_policy(chunks_per_micro_batch=1), []
+    tick = heartbeat.tick
+    monkeypatch.setattr(heartbeat, "tick", lambda: waits.append(heartbeat.current.wait()) or tick())
+    doing = heartbeat.begin()
+    doing.enter("update", 0)
+    policy.forward_backward(documents, nll)
+    assert len(waits) > 2 and all(wait.what == "the other ranks in forward and backward" for wait in waits)
+    assert {(wait.limit_s, wait.setting) for wait in waits} == {(600.0, "collective_timeout_s")}
+    policy.logprobs(documents, temperature=1.0)
+    doing.enter("update", 1)
+    assert doing.wait() is None and 0 < doing.beat(0, 0, "").worked["update"] < 60
+
+
 def test_a_virtual_pipeline_gets_micro_batches_in_whole_groups(mesh, documents):
     from r1mega.trainer.batch import micro_batches
 
