@@ -33,6 +33,11 @@ PATIENCE_S = 86400.0
 SEND_TIMEOUT_S = 3600.0
 MARK = ".synced"
 """After the name of a .wandb file: all of it is sent. `wandb sync` makes and heeds such files itself."""
+TRIES = 3
+"""How often a part is tried before later ones of its run no longer wait for it. It is tried again, first, all the
+same, and the rows that come late are none the fewer."""
+TORN = (b"incomplete record", b"transactionlog")
+"""What `wandb sync` says of a file whose writer was killed within a record, once all before that is sent."""
 LOCK, LOG = ".wandb_sync.lock", "wandb_sync.log"
 
 
@@ -54,8 +59,8 @@ class OfflineSync:
     """Between two turns. A file that has not changed for so long is not being written, and what follows a part that
     was torn off has by then sent what it has read."""
     followers: dict[Path, PartFollower] = field(default_factory=dict[Path, PartFollower])
-    failed: dict[Path, str] = field(default_factory=dict[Path, str])
-    """Part -> why it could not be sent when it was last tried."""
+    failed: dict[Path, tuple[int, str]] = field(default_factory=dict[Path, tuple[int, str]])
+    """Part -> how often it could not be sent in a row, and why the last time."""
 
     def turn(self, *, follow: bool) -> None:
         """Send what is whole, and follow what is being written."""
@@ -93,8 +98,8 @@ class OfflineSync:
             return
         for part in self.unsent(run_dir):
             if self._is_over(run_dir, part):
-                if not self._send(part):
-                    return  # the next one must not come before it
+                if not self._send(part) and self.failed[part][0] < TRIES:
+                    return  # in order, so far as that can be
             elif follow:
                 log.info("%s: followed, while the run writes it", part.parent)
                 child = self._spawn("beta", "sync", "--live", str(part))
@@ -135,6 +140,8 @@ class OfflineSync:
         return has_ended(part) or last_word(run_dir) in events.ENDED
 
     def _send(self, part: Path) -> bool:
+        said = self.root / LOG
+        before = said.stat().st_size if said.exists() else 0
         child = self._spawn("sync", str(part))
         try:
             child.wait(SEND_TIMEOUT_S)
@@ -145,12 +152,18 @@ class OfflineSync:
             log.info("%s: sent", part.parent)
             self.failed.pop(part, None)
             return True
+        if any(words in said.read_bytes()[before:] for words in TORN):
+            log.warning("%s: sent as far as it can be read; its writer was killed", part.parent)
+            part.with_name(part.name + MARK).touch()
+            self.failed.pop(part, None)
+            return True
         return self._fail(part, "`wandb sync` could not send it")
 
     def _fail(self, part: Path, why: str) -> bool:
-        if self.failed.get(part) != why:
+        tries, before = self.failed.get(part, (0, ""))
+        if before != why:
             log.warning("%s: %s; tried again. %s says more", part.parent, why, self.root / LOG)
-        self.failed[part] = why
+        self.failed[part] = tries + 1, why
         return False
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from r1mega.config.watching import Wandb
 from r1mega.runtime import locks, wandb_parts
 from r1mega.runtime.events import Events
 from r1mega.runtime.mirror import mirrored
-from r1mega.runtime.wandb_sync import LOCK
+from r1mega.runtime.wandb_sync import LOCK, LOG, TRIES, OfflineSync
 
 __all__ = ["alone"]  # a fixture
 
@@ -104,6 +104,60 @@ def test_what_cannot_be_sent_is_said_and_sent_later(tmp_path: Path):
         assert send(tmp_path / "runs/one", server, "--once")[0] == 0 and steps(server) == [1, 2]
         before = len(server.runs)
         assert send(tmp_path / "runs/one", server)[0] == 0 and len(server.runs) == before, "sent anew"
+
+
+def test_a_torn_part_is_sent_as_far_as_it_can_be_read(tmp_path: Path):
+    """`wandb sync` by itself would call it failed for ever, and raise its alerts each time."""
+    run_dir = tmp_path / "runs/one"
+    begin(run_dir)
+    with mirrored(run_dir, SETTINGS, CONFIG) as shown:
+        take_steps(run_dir, range(1, 31), shown=shown)
+    (part,) = wandb_parts.parts_of(run_dir)
+    part.write_bytes(part.read_bytes()[:-700])
+    whole = [row["step"] for row in wandb_parts.rows(part) if row["kind"] == "train"]
+    assert whole and not wandb_parts.has_ended(part)
+    Events(run_dir).say("rank-lost", "killed")
+    with recording() as server:
+        time.sleep(3.5)
+        code, said = send(run_dir, server, "--once")
+        assert code == 0 and "as far as it can be read" in said, said
+        assert steps(server) == whole
+        code, _ = send(run_dir, server, "--once")
+        assert code == 0 and server.ends == [1]
+
+
+def test_a_part_waits_for_those_before_it_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run_dir, tried = tmp_path / "runs/one", list[str]()
+    begin(run_dir)
+    Events(run_dir).say("finished", "grpo stage")
+    parts = [run_dir / f"wandb/offline-run-2026010{day}_000000-id/run-id.wandb" for day in (1, 2)]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b":W&B")
+        os.utime(part, (1e9, 1e9))
+
+    def fails(sync: OfflineSync, *arguments: str) -> subprocess.Popen[bytes]:
+        tried.append(Path(arguments[-1]).parent.name[19:20])
+        (run_dir / LOG).touch()
+        return subprocess.Popen(["false"])
+
+    monkeypatch.setattr(OfflineSync, "_spawn", fails)
+    sync = OfflineSync(run_dir, every_s=1.0)
+    for _ in range(TRIES):
+        sync.turn(follow=False)
+    assert tried == ["1", "1", "1", "2"] and not sync.done()
+
+
+def test_a_chain_is_done_when_its_stages_are_and_its_summary_is_there(tmp_path: Path):
+    begin(tmp_path / "chain/rl")
+    of_chain, of_stage = OfflineSync(tmp_path / "chain", 1.0), OfflineSync(tmp_path / "chain/rl", 1.0)
+    assert not of_stage.done()
+    Events(tmp_path / "chain/rl").say("finished", "grpo stage")
+    assert of_stage.done() and not of_chain.done(), "later stages have not begun"
+    (tmp_path / "chain/summary.json").write_text("{}")
+    assert of_chain.done()
+    Events(tmp_path / "chain/rl").say("resumed", "grpo stage")
+    assert not of_chain.done() and not of_stage.done()
 
 
 def test_a_run_that_nobody_goes_on_with_is_left(tmp_path: Path):
