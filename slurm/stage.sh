@@ -260,6 +260,11 @@ first_failure() { # LOG_DIR SRUN_CODE: returns the exit code of the rank that fa
       say "rank $rank failed first, with exit code $code. The end of its log $1/rank_$rank.log:"
       tail -n 20 "$1/rank_$rank.log" | sed 's/^/  /'
     fi
+    if ((code > 128)) && ! was_asked "$code"; then
+      event "${1%/logs}" rank-lost "rank $rank was ended by signal $((code - 128))"
+    elif ((rank > 0 && code != 75)) && ! was_asked "$code"; then
+      event "${1%/logs}" crashed "rank $rank failed first, with exit code $code; its log is logs/rank_$rank.log"
+    fi
   elif was_asked "$code"; then
     code=137 # no rank came to say so: they were killed
   fi

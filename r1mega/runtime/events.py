@@ -181,7 +181,16 @@ def _end_of(error: BaseException) -> tuple[str, str]:
     text = str(error) or type(error).__name__
     if isinstance(error, RanksLostError) or is_of_a_lost_rank(error):
         return "rank-lost", text
-    return ("disk-full" if isinstance(error, OSError) and error.errno in FULL else "crashed"), text
+    return ("disk-full" if _is_of_a_full_disk(error) else "crashed"), text
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    """Whether it is, or was made of, what a full disk answers; another rank's comes as its text alone."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if any(os.strerror(number) in str(error) for number in FULL):
+        return True
+    return error.__cause__ is not None and _is_of_a_full_disk(error.__cause__)
 
 
 def _event(line: str) -> Event | None:

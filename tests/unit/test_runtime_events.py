@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from r1mega.errors import ConfigError, RanksLostError
+from r1mega.errors import CheckpointError, ConfigError, RanksLostError
 from r1mega.runtime import events, ranks
 from r1mega.runtime.events import Events, read, told
 from r1mega.runtime.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
+
+
+def caused(error: BaseException, by: BaseException) -> BaseException:
+    error.__cause__ = by
+    return error
 
 
 def test_an_event_is_a_line_of_json_with_its_figures(tmp_path: Path):
@@ -87,6 +92,8 @@ def test_a_full_disk_is_said_in_the_log_and_ends_nothing(tmp_path: Path, caplog,
         (RanksLostError("rank 1 waited for the others"), "rank-lost"),
         (RuntimeError("gloo: Connection closed by peer [127.0.0.1]:5"), "rank-lost"),
         (OSError(ENOSPC, "No space left on device"), "disk-full"),
+        (CheckpointError("step_4: could not be saved (rank 1: [Errno 28] No space left on device)"), "disk-full"),
+        (caused(CheckpointError("step_4: could not be saved"), OSError(ENOSPC, "full")), "disk-full"),
         (PermissionError(13, "Permission denied"), "crashed"),
         (ConfigError("nothing to train on"), "crashed"),
         (None, "finished"),
@@ -161,3 +168,26 @@ def test_a_shell_script_appends_what_json_can_hold(tmp_path: Path, shell: Callab
     assert torn.text == "half a li"
     assert (first.kind, first.text, first.host) == ("requeued", 'the "time" limit: C:\\node 100%s', "login1")
     assert first.time > 1.7e9 and second.text == "again"
+
+
+@pytest.mark.parametrize(
+    "record, lost, kind, text",
+    [
+        ("1 3", "", "crashed", "rank 1 failed first, with exit code 3; its log is logs/rank_1.log"),
+        ("0 137", "", "rank-lost", "rank 0 was ended by signal 9"),
+        ("0 1", "", None, ""),  # it has said so itself
+        ("", "1 75", None, ""),  # so has rank 0's watchdog, or rank 0 of the rank that it lost
+        ("1 143", "", None, ""),  # it was asked to
+    ],
+)
+def test_of_a_rank_that_failed_under_slurm_the_batch_script_tells(
+    tmp_path: Path, shell: Callable[[str], str], record: str, lost: str, kind: str | None, text: str
+):
+    logs = tmp_path / "run/logs"
+    logs.mkdir(parents=True)
+    (logs / "rank_1.log").touch()
+    for name, content in (("first_failure", record), ("first_loss", lost)):
+        if content:
+            (logs / name).write_text(f"{content}\n")
+    shell(f"SCRIPT=rl_stage; source {ROOT}/slurm/stage.sh; first_failure run/logs 1 || true")
+    assert [(event.kind, event.text) for event in read(tmp_path / "run")] == ([(kind, text)] if kind else [])
