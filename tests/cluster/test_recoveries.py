@@ -55,19 +55,20 @@ class Recovery:
     """Optimiser steps that were done and not saved; -1: it took one more, and saved that."""
     ranks: tuple[int, int]
     """Data-parallel ranks before and after."""
+    load: float
+    """Of the machine, when it had ended: the mean number of processes that would run, over five minutes."""
 
 
 @pytest.fixture(scope="module")
 def recoveries() -> Iterator[list[Recovery]]:
     found: list[Recovery] = []
+    measured = [ROOT / "slurm" / name for name in ("stage.sh", "job.sh", "rank.sh")]
+    written = harness.provenance(["torch", "megatron-core"], measured)  # before anything changes
     yield found
     if file := os.environ.get("R1MEGA_RECOVERIES"):
         about = (
             "A pretraining of 12 steps on two emulated nodes of one machine, disturbed after step 6; checkpoints "
             "every 4. Slurm's wait for a requeued job's credential is 5 s here, and 120 s where nobody changed it."
-        )
-        written = harness.provenance(
-            ["torch", "megatron-core"], [ROOT / "slurm" / name for name in ("stage.sh", "job.sh", "rank.sh")]
         )
         Path(file).write_text(
             json.dumps({"about": about, **written, "runs": [asdict(one) for one in found]}, indent=2) + "\n"
@@ -196,9 +197,8 @@ def test_a_run_goes_on_and_ends_as_if_nothing_had_been(
     step = int(re.findall(r"^resumed from .*step_(\d+)", printed, re.M)[-1])
     ranks = [int(number) for number in re.findall(r": (\d) trainer rank\(s\) on", printed)]
     began = datetime.fromisoformat(said["StartTime"]).timestamp()
-    recoveries.append(
-        Recovery(what, round(began - since), round(back[0].time - since, 1), HELD_AT - step, (ranks[0], ranks[-1]))
-    )
+    took, load = round(back[0].time - since, 1), round(os.getloadavg()[1], 1)
+    recoveries.append(Recovery(what, round(began - since), took, HELD_AT - step, (ranks[0], ranks[-1]), load))
     assert HELD_AT - step <= most, "the last checkpoint, or a new one"
     assert ranks == [2, 1 if "one is left" in what else 2]
     found = losses(run_dir)
