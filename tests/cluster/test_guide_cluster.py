@@ -1,5 +1,6 @@
 """docs/guides/cluster.md: its commands run as typed, in its order, on a Slurm; a few lines stand for training."""
 
+import json
 import os
 import re
 import shlex
@@ -47,6 +48,16 @@ def test_the_table_has_every_kind_of_stage_and_its_script():
     assert {kind: script for kinds, script in rows for kind in re.findall(r"`(\w+)`", kinds)} == {
         kind: recipe.script for kind, recipe in RECIPES.items()
     }
+
+
+def test_the_table_of_recoveries_is_what_was_measured():
+    measured = json.loads((ROOT / "docs/measurements/recovery_slurm.json").read_text())
+    rows = [
+        f"| {run['what']} | {run['started_s']} s | {run['resumed_s']:.0f} s | {max(run['repeated_steps'], 0)} "
+        f"| {run['ranks'][0]} -> {run['ranks'][1]} |"
+        for run in measured["runs"]
+    ]
+    assert re.findall(r"^\|.*->.*\|$", GUIDE, re.M) == rows and len(rows) == 8
 
 
 def test_make_and_the_environment_are_there():
