@@ -1,9 +1,11 @@
 """What a rollout looked like, in the numbers people watch: rewards, lengths, groups that teach nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from r1mega.diagnostics.repetition import mean_repetition
+from r1mega.diagnostics.student_t import t_quantile
 from r1mega.samples import FinishReason, Group, VerdictStatus
 
 VERDICTS = ("reward/", "rewards/", "groups/", "rollout/failed", "rollout/unscorable")
@@ -16,7 +18,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     Rewards are means over the `reward/scored` scored answers alone, a part's over those that have it, and absent
     where there are none; `reward/unscored` is the share of the others, of which `rollout/failed` and
     `rollout/unscorable` are the numbers. `groups/constant` is the share of groups whose scored answers all have the
-    same reward: they carry no preference; a group without a scored answer is none of them.
+    same reward: they carry no preference; a group without a scored answer is none of them. `reward/total_low` and
+    `reward/total_high` are the ends of the total's 95% interval, clustered by question, where there are several.
     `repetition/mean` is the share of repeated 4-grams, of 256 of the answers at most (`diagnostics.repetition`).
     `rewards/NAME/unmeasured` is the number of scored answers of which a reward of weight 0 could not say anything.
     `response_length/stop_string` is the share of answers that a stop string ended, absent where none was.
@@ -46,6 +49,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["response_length/stop_string"] = stopped / len(completions)
     if scored:
         metrics["reward/total"] = _mean([v.reward for v in scored])
+        metrics |= _interval("reward/total", rewards)
     for part in sorted({part for v in scored for part in v.parts}):
         metrics[f"reward/{part}"] = _mean([v.parts[part] for v in scored if part in v.parts])
     for name in sorted({name for v in scored for name in v.unmeasured}):
@@ -53,6 +57,24 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     for kind in ("source", "domain"):
         metrics |= _by(kind, groups)
     return metrics
+
+
+def _interval(name: str, rewards: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The ends of a mean's 95% interval, whose answers are clustered by question; none of a single question.
+
+    The mean of n answers in G groups is a ratio of two sums. Its standard error is sqrt(G / (G - 1) x S) / n, where S
+    sums the squares of each group's sum of distances from it; Student's t with G - 1 degrees of freedom.
+
+    Args:
+        rewards: of each group, none of them empty.
+    """
+    num, answers = len(rewards), sum(map(len, rewards))
+    if num < 2:
+        return {}
+    mean = sum(map(sum, rewards)) / answers
+    apart = [sum(reward - mean for reward in group) for group in rewards]
+    half = t_quantile(num - 1) * math.sqrt(num / (num - 1) * sum(d * d for d in apart)) / answers
+    return {f"{name}_low": mean - half, f"{name}_high": mean + half}
 
 
 def _by(kind: Literal["source", "domain"], groups: Sequence[Group]) -> dict[str, float]:

@@ -91,7 +91,8 @@ def test_curves_are_the_catalogues_and_the_phases_and_speeds(stage: Path):
     told = curves_since(fed(stage), -1)
     curves = ids(told)
     assert curves["eval:eval/strict"]["points"] == [[0, 0.2, 0.1, 0.3], [8, 0.6, 0.5, 0.7]]
-    assert [x for x, _ in curves["train:reward/total"]["points"]] == list(range(1, 9))
+    assert [x for x, *_ in curves["train:reward/total"]["points"]] == list(range(1, 9))
+    assert curves["train:reward/total"]["points"][0] == [1, 0.501, 0.4, 0.6] and curves["train:reward/total"]["bars"]
     assert curves["train:seconds/rollout"]["points"] == [[1, 4], [3, 4], [5, 4], [7, 4]]
     assert curves["train:live/rollout_rate"]["points"][0] == [1, 2500]  # 10,000 tokens in 4 s
     assert curves["train:live/update_rate"]["points"][0] == [1, 5000]

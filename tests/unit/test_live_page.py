@@ -115,7 +115,7 @@ def test_curves_stand_where_their_figures_say(chain: Path, tab: Page):
     with watched(chain, tab):
         named = "(f) => f.querySelector('h3').textContent.startsWith('Reward')"
         find = f"[...document.querySelectorAll('figure')].find({named})"
-        path = tab.value(f"{find}.querySelector('path.k0').getAttribute('d')")
+        path = tab.value(f"{find}.querySelector('path.k0:not(.band)').getAttribute('d')")
         x, y = map(float, re.findall(r"[\d.]+ [\d.]+$", path)[0].split())
         marks = tab.value(
             f"[...{find}.querySelectorAll('text')].filter((t) => t.getAttribute('text-anchor') === 'end')"
@@ -133,7 +133,7 @@ def test_the_page_follows_its_run(chain: Path, tab: Page):
         with (chain / "rl/metrics.jsonl").open("a") as file:
             file.write(json.dumps(train_row(201, **{"reward/total": 0.123})) + "\n")
         tab.wait_for("document.querySelector('.legend').innerText.includes('0.123')")
-        assert tab.value("document.querySelector('path.k0').getAttribute('d').split('L').length") == 201
+        assert tab.value("document.querySelector('path.k0:not(.band)').getAttribute('d').split('L').length") == 201
 
 
 def test_another_stage_is_shown_when_it_is_chosen(chain: Path, tab: Page):

@@ -42,6 +42,8 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
         "reward/scored": 4.0,
         "reward/unscored": 1 - 4 / 6,
         "reward/total": 1.0,  # (2 + 0 + 1 + 1) / 4
+        "reward/total_low": 1.0,  # both groups are as far above it as below
+        "reward/total_high": 1.0,
         "reward/accuracy": 0.5,
         "groups/constant": 0.5,
         "response_length/mean": 6.0,  # of all six
@@ -50,6 +52,14 @@ def test_rewards_are_of_the_scored_answers_and_say_how_many_they_are():
         "rollout/tokens": 36.0,
         "repetition/mean": pytest.approx((0 + 2 / 3 + 6 / 7 + 0 + 0 + 8 / 9) / 6),  # of fours: all but one
     }
+
+
+def test_the_rewards_interval_is_clustered_by_question():
+    """Sums apart from the mean of 1: 2, -2 and 0; sqrt(3/2 x 8) / 6 = 0.57735, and t with 2 degrees is 4.30265."""
+    found = rollout_metrics([group(name, [r, r], [4, 4]) for name, r in (("a", 2.0), ("b", 0.0), ("c", 1.0))])
+    assert found["reward/total_low"] == pytest.approx(1 - 2.48414, abs=1e-5)
+    assert found["reward/total_high"] == pytest.approx(1 + 2.48414, abs=1e-5)
+    assert "reward/total_low" not in rollout_metrics([group("a", [2.0, 0.0], [4, 4])])
 
 
 def test_where_nothing_has_a_verdict_there_is_no_reward_and_no_zero():

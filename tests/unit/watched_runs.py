@@ -26,6 +26,8 @@ def train_row(step: int, **changes: Any) -> dict[str, Any]:
         "loss": 1.0 / step,
         "grad_norm": 0.5,
         "reward/total": 0.5 + step / 1000,
+        "reward/total_low": 0.4,
+        "reward/total_high": 0.6,
         "response_length/mean": 20.0,
         "kl/mean": 0.01 * step,
         "mismatch/mean": 1e-7,

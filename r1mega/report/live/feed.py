@@ -57,6 +57,7 @@ def _live_figures() -> tuple[Figure, ...]:
 
 LIVE_FIGURES = _live_figures()
 _BARS = {(curve.kind, curve.key) for figure in FIGURES for curve in figure.curves if curve.bars}
+_BARS.add(("train", "reward/total"))  # in a report a bar at every step would hide the curve; here it is a band
 _KNOWN = {(curve.kind, curve.key) for figure in LIVE_FIGURES for curve in figure.curves}
 
 
@@ -183,7 +184,7 @@ def curves_since(feed: Feed, end: int) -> list[dict[str, Any]]:
                 {
                     "id": f"{curve.kind}:{curve.key}",
                     "label": curve.label,
-                    "bars": curve.bars,
+                    "bars": (curve.kind, curve.key) in _BARS,
                     "dashed": curve.dashed,
                     "from": start,
                     "points": points,
