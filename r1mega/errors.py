@@ -51,7 +51,14 @@ class MismatchError(R1MegaError):
 
 
 class DivergenceError(R1MegaError):
-    """Loss or gradient is no longer a finite number."""
+    """Loss or gradient is no longer a finite number, or far from what it was."""
+
+
+class RolledBackError(DivergenceError):
+    """The run goes back to an earlier checkpoint, which it does by starting again."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: launchers start the run again."""
 
 
 class RewardError(R1MegaError):

@@ -51,6 +51,37 @@ class Save(Section):
     is gathered. 0: only the final weights, in hf."""
 
 
+class Health(Section):
+    """What becomes of an optimiser step whose numbers are wrong: its loss or its gradient norm is not finite, or far
+    above what it was lately. The same on every rank, whichever of them met it.
+
+    stop: the run ends with a message that names the step and what it learnt from; nothing is changed. log: the step
+    is taken and written down. skip: its update is not taken: weights, moments, Adam's step count and expert biases
+    stay as they are, and the step counts, for the learning rate and for the place in the data. drop_data: as skip,
+    and the documents, or questions, that the step learnt from never come again. roll_back: the run ends with exit
+    code 75, on which launchers start it again, and goes on from its last checkpoint with the data behind the step,
+    so that nothing of what came between is learnt from.
+    """
+
+    non_finite: Literal["stop", "skip", "roll_back", "drop_data"] = "stop"
+    """Of a loss or a gradient norm that is infinite or no number. Such an update is never taken."""
+    spike: Literal["off", "log", "stop", "skip", "roll_back", "drop_data"] = "log"
+    """Of one that is further above the median of the steps before than `loss_z` or `grad_norm_z` allows."""
+    window: int = Field(default=64, ge=8)
+    """Steps whose updates were taken that a step is held against; until there are so many, none is a spike."""
+    loss_z: float = Field(default=10.0, ge=0)
+    """Distance above the median, in standard deviations as the window's median absolute deviation estimates them; one
+    is never taken for less than 2% of the median. 0: losses are not judged."""
+    grad_norm_z: float = Field(default=10.0, ge=0)
+    """The same of gradient norms, before clipping; 0: they are not judged."""
+    limit: int = Field(default=20, gt=0)
+    """Steps of a run that may be skipped, rolled back or have their data dropped; at one more the run stops."""
+
+    def acts(self, action: str) -> list[str]:
+        """The settings that choose an action."""
+        return [name for name in ("non_finite", "spike") if getattr(self, name) == action]
+
+
 class Experts(Section):
     """Watching the routers of a mixture of experts. It changes nothing of the training."""
 

@@ -21,6 +21,10 @@ class Stream(Protocol):
         """The next `n` prompts, no two alike, for the rollout after `step` optimiser steps."""
         ...
 
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Draw the prompts of these ids no more."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on with the very next prompt; plain JSON."""
         ...
@@ -98,6 +102,7 @@ class Mixture:
             by_source[prompt.source].append(prompt)
         self._streams = {label: PromptStream(some, seed) for label, some in by_source.items()}
         self._sizes = {label: len(some) for label, some in by_source.items()}
+        self._ids = {label: {prompt.id for prompt in some} for label, some in by_source.items()}
         self._weights, self._borders = dict(weights), _borders(weights.values())
         self._since = 0
         """The last step at which weights began to change, or ended to; what follows is counted from there."""
@@ -132,6 +137,13 @@ class Mixture:
             self._due[label] += n * share[label]
             drawn += self._streams[label].take(num) if num else []
         return drawn
+
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Draw these prompts no more; where a source has too few others for its share, the other sources fill up."""
+        for label, stream in self._streams.items():
+            stream.leave_out(out := set(ids) & self._ids[label])
+            self._ids[label] -= out
+            self._sizes[label] = len(self._ids[label])
 
     def _shares(self, step: int) -> dict[str, Fraction]:
         found = shares(self._weights, step)

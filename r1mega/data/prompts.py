@@ -1,7 +1,7 @@
 """Prompts of RL: questions in their template, tokenised, and an endless, resumable stream of them."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from r1mega.buffers import Int32s
@@ -72,6 +72,7 @@ class PromptStream:
             raise DataError("no prompts to draw from" if not prompts else "two prompts have the same id")
         self._seed, self._epoch, self._position = seed, 0, 0
         self._late: list[str] = []
+        self._left_out: set[str] = set()
         self._order = self._shuffled()
 
     @property
@@ -81,15 +82,23 @@ class PromptStream:
 
     def take(self, n: int, step: int = 0) -> list[Prompt]:
         """The next `n` prompts, at whatever step of a run. Raises DataError when there are fewer than `n` in all."""
-        if n > len(self._order):
-            raise DataError(f"{n} prompts a step asked for, but there are only {len(self._order)} different ones")
-        drawn = self._order[self._position : self._position + n]
-        self._position += len(drawn)
-        if (missing := n - len(drawn)) > 0:
-            self._epoch, self._position, self._late = self._epoch + 1, missing, drawn
-            self._order = self._shuffled()
-            drawn = drawn + self._order[:missing]
+        if n > (left := len(self._order) - len(self._left_out)):
+            out = f", {len(self._left_out)} having been left out" if self._left_out else ""
+            raise DataError(f"{n} prompts a step asked for, but there are only {left} different ones{out}")
+        drawn: list[str] = []
+        while len(drawn) < n:
+            if self._position == len(self._order):
+                self._epoch, self._position, self._late = self._epoch + 1, 0, drawn.copy()
+                self._order = self._shuffled()
+            of = self._order[self._position]
+            self._position += 1
+            if of not in self._left_out:
+                drawn.append(of)
         return [self._prompts[id] for id in drawn]
+
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Draw these prompts no more; the others' orders stay as they are. Not part of `state`."""
+        self._left_out |= set(ids) & self._prompts.keys()
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on with the very next prompt; plain JSON."""

@@ -7,6 +7,7 @@ rows.txt has a line for each: the digest of its row, a number into store.json's 
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,16 @@ def load(folder: Path, key: str | None = None) -> TokenStore | None:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: tokenised data that cannot be read ({error}); remove the folder") from None
     return TokenStore(**arrays, about=about)
+
+
+def place_of(folder: Path, document: int) -> str:
+    """Where the row of a document stands, as "FILE, line N"; "" where the store does not say."""
+    file = folder / ROWS
+    if not file.is_file():
+        return ""
+    with file.open(encoding="utf-8") as rows:
+        _, place, number = next(itertools.islice(rows, document, None)).split()
+    return f"{json.loads((folder / 'store.json').read_text())['places'][int(place)]} {number}"
 
 
 def _fill(folder: Path, key: str, documents: Iterable[Stored], about: Mapping[str, Any]) -> None:

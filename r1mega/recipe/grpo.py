@@ -142,6 +142,13 @@ class GRPO(Evaluated, Training):
                 each=self.rollout.num_minibatches,
             )
         faults += reward_model_faults(self.rewards, self.objective.truncated, self.sampling.max_new_tokens.largest)
+        faults += self.health_faults(self.num_steps, "num_steps", whole=rollout.num_minibatches)
+        if rollout.keep_journal and (acting := self.health.acts("roll_back")):
+            faults.append(
+                f'health.{acting[0]}: "roll_back" removes the answers of the weights that the run leaves, so that '
+                "rollout.keep_journal, with which the whole run could be repeated from its answers, cannot hold: "
+                "choose one of them"
+            )
         return faults + self.warmup_faults(self.num_steps, "num_steps")
 
     def faults_of_code(self) -> list[str]:

@@ -14,6 +14,7 @@ from r1mega.data.settings import AnswerStyles
 from r1mega.data.sources.reasoning_gym import TASKS, Task
 from r1mega.data.worked_steps import StepLanguage, tape
 from r1mega.families.spec import ModelSpec
+from r1mega.recipe.health import health_notes
 from r1mega.recipe.training import Training
 
 
@@ -81,7 +82,12 @@ class Pretrain(Training):
         per_step, num_documents = self.documents_per_step, self.data.num_documents
         if per_step > num_documents:
             faults.append(f"documents_per_step: {per_step} exceeds data.num_documents = {num_documents}")
+        faults += self.health_faults(self.num_steps, "num_steps")
         return faults + self.warmup_faults(self.num_steps, "num_steps")
+
+    def notes(self) -> Sequence[str]:
+        once = self.num_steps * self.documents_per_step <= self.data.num_documents
+        return health_notes(self.health, once=once)
 
     def faults_on(self, machine: Cluster, spec: ModelSpec | None) -> list[str]:
         return _task_faults(self.tasks) + super().faults_on(machine, spec)

@@ -10,6 +10,7 @@ from r1mega.config.inputs import Input
 from r1mega.config.section import AnchoredPath, OnResume
 from r1mega.data.settings import Conversations, ValidationData
 from r1mega.errors import ConfigError
+from r1mega.recipe.health import health_notes
 from r1mega.recipe.training import Training
 
 
@@ -37,6 +38,7 @@ class TrainingOnRows(Training):
             faults.append("data: give files (JSONL or parquet), or dataset (a name)")
         if validation is not None and bool(validation.files or validation.dataset) == bool(validation.share):
             faults.append("validation: give files or dataset (rows of its own), or share, not both or neither")
+        faults += self.health_faults(self.max_steps, "max_steps")
         return faults + (self.warmup_faults(self.max_steps, "max_steps") if self.max_steps else [])
 
     def num_steps(self, steps_per_epoch: int) -> int:
@@ -49,6 +51,9 @@ class TrainingOnRows(Training):
                 f"the stage has {num_steps}: {self.num_epochs} epochs of {steps_per_epoch}, or max_steps"
             )
         return num_steps
+
+    def notes(self) -> Sequence[str]:
+        return health_notes(self.health, once=self.num_epochs == 1)
 
     def tables(self) -> Sequence[tuple[str, Conversations]]:
         """What is read, by the names of the settings that say so."""

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import OnResume
-from r1mega.config.training import Batch, Experts, Optimizer, Save
+from r1mega.config.training import Batch, Experts, Health, Optimizer, Save
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.laws import length_faults, model_faults
 from r1mega.recipe.from_model import FromModel
+from r1mega.recipe.health import health_faults
 
 
 class Training(FromModel):
@@ -15,6 +16,7 @@ class Training(FromModel):
 
     optimizer: Optimizer
     batch: Annotated[Batch, OnResume.FREE]
+    health: Annotated[Health, OnResume.FREE] = Health()
     experts: Annotated[Experts, OnResume.FREE] = Experts()
     save: Annotated[Save, OnResume.FREE]
 
@@ -34,6 +36,10 @@ class Training(FromModel):
         return [
             f"optimizer.warmup_steps: {warmup} leaves no step at the full learning rate; {setting} is {num_steps}"
         ]
+
+    def health_faults(self, num_steps: int, setting: str, *, whole: int = 1) -> list[str]:
+        """As `recipe.health.health_faults`."""
+        return health_faults(self.health, self.save, num_steps=num_steps, setting=setting, whole=whole)
 
     def faults(self) -> list[str]:
         faults = super().faults()

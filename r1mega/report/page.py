@@ -24,6 +24,8 @@ from r1mega.runtime import files
 NUM_ANSWERS = 8
 """Answers shown of the earliest samples, and of the latest."""
 MAX_ANSWER_CHARS = 6000
+MAX_INCIDENTS = 50
+"""Steps whose numbers were wrong that are shown, the latest."""
 MAX_RECOVERIES = 200
 COSTS = (*summary.COSTS[:1], ("time, s", "seconds_by_phase", ",.0f"), *summary.COSTS[1:])
 
@@ -80,6 +82,7 @@ def _stage(run_dir: Path, drawn: Sequence[Path]) -> dict[str, Any]:
     record = finished or summary.so_far(run_dir)
     evaluated = [row for row in rows if row.get("kind") == "eval"]
     warnings = [(row.get("step"), _warning(row)) for row in rows if row.get("kind") in ("warning", "hacking")]
+    warnings += _incidents([row for row in rows if row.get("kind") == "incident"])
     recoveries = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row.get("kind") == "recovery"]
     return {
         "path": run_dir,
@@ -112,6 +115,14 @@ def _warning(row: Row) -> str:
         return plain(row.get("warning"))
     what = "reward hacking" if row.get("grade") == "parted" else "reward hacking suspected"
     return f"{what}: {plain(row.get('text'))}"
+
+
+def _incidents(rows: Sequence[Row]) -> list[tuple[Any, str]]:
+    """Steps whose numbers were wrong, and what was done about each; of many the last."""
+    told = [(row.get("step"), f"{plain(row.get('text'))} ({plain(row.get('action'))})") for row in rows]
+    more = len(told) - MAX_INCIDENTS
+    before = [(told[0][0], f"the first of {more} more steps whose numbers were wrong")] if more > 0 else []
+    return before + told[-MAX_INCIDENTS:]
 
 
 def _figures(run_dir: Path, drawn: Sequence[Path]) -> list[dict[str, str]]:

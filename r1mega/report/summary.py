@@ -18,6 +18,7 @@ from r1mega.evaluation.intervals import Interval
 from r1mega.evaluation.metrics import EvalResult
 from r1mega.report.rows import Row, early_and_late, number, read_object, read_rows, read_summary, series
 from r1mega.report.text import cut, visible
+from r1mega.runtime import incidents
 
 MAX_SHOWN_CHARS = 600
 """Longer answers are cut in the terminal."""
@@ -34,6 +35,7 @@ COSTS = (
     ("mismatch, nats", "mismatch", ".1e"),
     ("experts, last 5% of steps", "experts", ".2f"),
     ("warnings of reward hacking", "hacking", ",.0f"),
+    ("numbers that went wrong", "incidents", ",.0f"),
     ("data", "data", ",.0f"),
 )
 """(name, key of summary.json, format); a key may hold one figure, or one for each part of the run."""
@@ -140,6 +142,7 @@ def so_far(run_dir: Path) -> Row:
             "answers": _total(sampled, "mismatch/answers") or None,
         },
         "experts": load_balance.summarise(train),
+        "incidents": incidents.counts(run_dir),
         "hacking": hacking.summarise([row for row in rows if row.get("kind") == "hacking"]),
         "eval": evals,
     }

@@ -10,7 +10,7 @@ source.handed_over()
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -184,6 +184,7 @@ class GroupSource:
         self._group_size, self._num_prompts = group_size, num_prompts
         self._num_usable, self._least = num_usable, least
         self._seed, self._folder, self._say = seed, folder, say
+        self._passed: list[tuple[int, int]] = []
         self._place: dict[str, Any] | None = None
         """Among the prompts, before the rollout that is not yet handed over."""
 
@@ -195,6 +196,9 @@ class GroupSource:
             RewardError: as `Failures.see`.
         """
         self._place = self._prompts.state()
+        for since, rollouts in self._passed:
+            for _ in range(rollouts if since == step else 0):
+                self._prompts.take(self._num_prompts, step)
         tried, seconds = list[Group](), 0.0
         for _ in range(MAX_EMPTY_ROLLOUTS):
             with Stopwatch() as watch:
@@ -251,6 +255,19 @@ class GroupSource:
         self._prompts.restore(state["prompts"])
         self._journal.check(state["journal"])
 
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Ask the questions of these ids no more, from the next rollout on."""
+        self._prompts.leave_out(ids)
+
+    def pass_over(self, step: int, rollouts: int) -> None:
+        """Let the rollout at a step's weights ask what comes so many rollouts further on. Told again where a run
+        resumes: `state` is of the place before."""
+        self._passed.append((step, rollouts))
+
+    def forget_after(self, step: int) -> None:
+        """Remove journalled answers of the weights after a step, which the run leaves."""
+        self._journal.drop_after(step)
+
     def forget_before(self, step: int) -> None:
         """Remove journalled answers of the weights before a step, which no checkpoint that is kept needs."""
         self._journal.prune(step)
@@ -268,5 +285,11 @@ class NoGroups:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+
+    def leave_out(self, ids: Iterable[str]) -> None: ...
+
+    def pass_over(self, step: int, rollouts: int) -> None: ...
+
+    def forget_after(self, step: int) -> None: ...
 
     def forget_before(self, step: int) -> None: ...

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from r1mega.errors import RanksLostError, is_of_a_lost_rank
+from r1mega.errors import RanksLostError, RolledBackError, is_of_a_lost_rank
 from r1mega.runtime.interrupt import Interrupted
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,8 @@ def _end_of(error: BaseException) -> tuple[str, str]:
     text = str(error) or type(error).__name__
     if isinstance(error, RanksLostError) or is_of_a_lost_rank(error):
         return "rank-lost", text
+    if isinstance(error, RolledBackError):
+        return "stopped", text
     return ("disk-full" if _is_of_a_full_disk(error) else "crashed"), text
 
 

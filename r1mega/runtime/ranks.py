@@ -29,6 +29,9 @@ LOG_LINES = 20
 _CONSEQUENCES = (RanksLostError.exit_code, 128 + signal.SIGABRT)
 """How a rank leaves that has lost another one; SIGABRT is what gloo's threads make of it. As in slurm/rank.sh."""
 
+_TOLD = (2, RanksLostError.exit_code)
+"""How every rank leaves where all of them meet the same error, which is one message."""
+
 
 class Child(Protocol):
     """A process that was started here, as subprocess.Popen shows it."""
@@ -102,7 +105,9 @@ def start_ranks(command: Sequence[str], num_ranks: int, *, log_dir: Path, events
     if failed is None:
         return 0
     code = exit_code(ranks[failed])
-    if code - 128 not in asked:
+    # Where rank 0 has left in the same way, it has said why; else whoever reads its output would not know.
+    told = code in _TOLD and exit_code(ranks[0]) == code
+    if code - 128 not in asked and not told:
         _explain(failed, code, logs[failed], starts[failed], events)
     return code
 

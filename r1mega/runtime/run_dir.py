@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
 from r1mega.errors import CheckpointError, RanksLostError, RunDirError
-from r1mega.runtime import environment, files, heartbeat, locks, provenance
+from r1mega.runtime import environment, files, heartbeat, incidents, locks, provenance
 from r1mega.runtime.digests import Digests, digest_of
 from r1mega.runtime.mirror import Mirror
 from r1mega.runtime.provenance import RUN, Inputs, Lineage
@@ -225,6 +225,8 @@ class RunDir:
         for file in (self.path / "metrics.jsonl", self.expert_loads):
             if file.exists():
                 files.write_jsonl(file, [row for row in _rows(file) if row["step"] <= step])
+        if (before := incidents.read(self.path)) != (kept := incidents.kept_at(before, step)):
+            incidents.write(self.path, kept)
         for file in self.samples.glob("step_*.jsonl"):
             if (of := STEP.fullmatch(file.stem)) and int(of[1]) > step:
                 file.unlink()

@@ -102,9 +102,10 @@ def run(
         source, held_out = part.asks(config, run_dir, engine, judging, failures, run.interrupt, run.say)
         scoring = Scoring(config, mesh, policy, failures, run_dir.samples, scorers_of(config, mesh, scorers, load))
         left, hacking = LeftToLearn(config, mesh, source), part.hacking(config)
+        taught = part.taught(config, run_dir, source, mesh, lambda: left.learning)
         compared = compared_by(config, cluster, policy, run.records)
         run.begin(
-            policy, first_weights=lambda: _first_weights(config, policy), tokenizer=run_dir.tokenizer,
+            policy, first_weights=lambda: _first_weights(config, policy), tokenizer=run_dir.tokenizer, taught=taught,
             carried=[left, hacking, compared], evaluation=HeldOutEvaluation(config, engine, held_out, left),
         )  # fmt: skip
         for step in run.steps():
@@ -130,12 +131,11 @@ def run(
             with Stopwatch() as watch:
                 lr = run.learning_rate()
                 learned = policy.forward_backward(documents(minibatch), _loss(objective), temperature=temperature)
-                grad_norm = policy.optim_step(lr)
+                learned |= run.update(learned, lr)
                 if _refreshes_reference(objective, step + 1):
                     policy.refresh_reference()
             tokens = sum(mesh.gather_over_data(sum(len(s.prompt_ids) + len(s.completion_ids) for s in minibatch)))
-            metrics |= learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-            run.after_step(metrics, watch.seconds)
+            run.after_step(metrics | learned | {"tokens": tokens}, watch.seconds)
         server_gib = served.peak_rss_gib()
     run.finish(lambda: _summary(run.summary(), run_dir, server_gib))
 
@@ -147,6 +147,8 @@ class LeftToLearn(Carried):
         self._config, self._mesh, self._source = config, mesh, source
         self.minibatches: MiniBatches = []
         """This rank's share of those not learnt from yet."""
+        self.learning: list[Sample] = []
+        """This rank's share of the mini-batch that was taken last."""
         self.metrics: dict[str, Any] = {}
         """The rollout's, for the lines of its steps."""
 
@@ -169,7 +171,8 @@ class LeftToLearn(Carried):
         heartbeat.phase("update")
         metrics = dict(self.metrics)
         self.metrics = {k: v for k, v in metrics.items() if not k.startswith("seconds/")}
-        return self.minibatches.pop(0), metrics
+        self.learning = self.minibatches.pop(0)
+        return self.learning, metrics
 
     def state(self, step: int) -> dict[str, Any]:
         return {**self._source.state(step), "metrics": self.metrics}
@@ -276,6 +279,6 @@ def _summary(run: Mapping[str, Any], run_dir: RunDir, server_gib: float) -> dict
         for counted, num in counts.items()
         if num or counted == "read"
     }
-    kept = {name: run[name] for name in ("stage", "steps", "experts")}
+    kept = {name: run[name] for name in ("stage", "steps", "experts", "incidents") if name in run}
     rows = run_dir.metrics()
     return {**kept, **summarise(rows), "hacking": hacked(rows), "peak_rss_gib": memory, "data": data}

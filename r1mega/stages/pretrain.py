@@ -30,6 +30,7 @@ from r1mega.runtime.run_dir import RunDir
 from r1mega.samples import Document
 from r1mega.stages.records import Carried
 from r1mega.stages.run import TrainingRun
+from r1mega.stages.taught import LearntDocuments
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
 from r1mega.weights.megatron_io import load_weights
@@ -78,14 +79,15 @@ def run(config: Pretrain, cluster: Cluster, run_dir: RunDir, *, build: Callable[
             first_weights=lambda: _first_weights(policy, config.model.path),
             tokenizer=config.model.path or run_dir.tokenizer,
             carried=[TextPosition(epochs)],
+            taught=LearntDocuments(epochs, corpus, config.model.path or run_dir.tokenizer, mesh),
         )
         for step in run.steps():
             with Stopwatch() as watch:
                 documents, tokens = batches.share(step)
                 lr = run.learning_rate()
                 learned = policy.forward_backward(documents, likelihood_loss)
-                grad_norm = policy.optim_step(lr)
-            run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+                updated = run.update(learned, lr)
+            run.after_step(learned | updated | {"tokens": tokens}, watch.seconds)
     run.finish()
 
 

@@ -31,6 +31,7 @@ from r1mega.stages.hacking import HackingWatched, NotWatched
 from r1mega.stages.held_out import HeldOut, NotHeldOut
 from r1mega.stages.questions import Questions, make_questions
 from r1mega.stages.records import Records
+from r1mega.stages.taught import LearntQuestions
 from r1mega.trainer.mesh import Mesh
 from r1mega.weights.folder import GiveFolder
 from r1mega.weights.live_engine import Follower, LiveEngine
@@ -105,6 +106,17 @@ class RankZero:
         self.records.log("recovery", version, figures)
         said = f"{recovery.url} serves again after {recovery.seconds:.0f} s: {recovery.reason}"
         self.records.event("recovered-server", version, said, **figures)
+
+    def taught(
+        self,
+        config: GRPO,
+        run_dir: RunDir,
+        source: GroupSource | NoGroups,
+        mesh: Mesh,
+        learning: Callable[[], Sequence[Sample]],
+    ) -> LearntQuestions:
+        each = config.rollout.num_minibatches
+        return LearntQuestions(self.questions.train, source, run_dir.tokenizer, mesh, learning, each=each)
 
     def hacking(self, config: GRPO) -> HackingWatched:
         return HackingWatched(config, self.records)
@@ -190,6 +202,16 @@ class OtherRank:
     def log_lengthened(self, version: int, lengthened: Lengthened) -> None: ...
 
     def log_recovery(self, version: int, recovery: Recovery) -> None: ...
+
+    def taught(
+        self,
+        config: GRPO,
+        run_dir: RunDir,
+        source: GroupSource | NoGroups,
+        mesh: Mesh,
+        learning: Callable[[], Sequence[Sample]],
+    ) -> LearntQuestions:
+        return LearntQuestions((), source, run_dir.tokenizer, mesh, learning, each=config.rollout.num_minibatches)
 
     def hacking(self, *_: object) -> NotWatched:
         return NotWatched()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from r1mega.config.training import Experts, Optimizer, Save
+from r1mega.config.training import Experts, Health, Optimizer, Save
 from r1mega.diagnostics.load_balance import CollapseWatch
 from r1mega.diagnostics.load_balance import metrics as expert_metrics
 from r1mega.runtime.events import Events
@@ -27,6 +27,8 @@ class TrainingSettings(Protocol):
     def optimizer(self) -> Optimizer: ...
     @property
     def experts(self) -> Experts: ...
+    @property
+    def health(self) -> Health: ...
     @property
     def save(self) -> Save: ...
 

@@ -34,6 +34,7 @@ from r1mega.stages import tokenizers
 from r1mega.stages.records import Records
 from r1mega.stages.rows import DataPosition, Validation
 from r1mega.stages.run import TrainingRun
+from r1mega.stages.taught import LearntDocuments
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.forward import LossFn
 from r1mega.trainer.policy import Policy
@@ -81,6 +82,7 @@ def run(
             first_weights=lambda: load_weights(policy, _base(config)),
             tokenizer=run_dir.tokenizer,
             carried=[DataPosition(data.store, epochs, run_dir)],
+            taught=LearntDocuments(epochs, data.store, run_dir.tokenizer, mesh, run_dir.path / "data" / "train"),
             evaluation=_validation(config, policy, run_dir, run.records),
         )
         for step in run.steps():
@@ -88,8 +90,8 @@ def run(
                 documents, tokens = batches.share(step)
                 lr = run.learning_rate()
                 learned = shares(policy.forward_backward(documents, loss))
-                grad_norm = policy.optim_step(lr)
-            run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+                updated = run.update(learned, lr)
+            run.after_step(learned | updated | {"tokens": tokens}, watch.seconds)
     run.finish(lambda: _summary(run.summary(), run_dir, data, epochs))
 
 

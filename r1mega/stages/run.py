@@ -4,8 +4,9 @@
         policy = build(...)
         run.begin(policy, first_weights=..., tokenizer=...)         # the checkpoint's weights, or the first ones
         for step in run.steps():                                    # until steps or seconds are used up
-            ... one optimiser step ...
-            run.after_step(metrics, seconds)                        # log, save, export, stop, evaluate
+            learned = policy.forward_backward(...)
+            learned |= run.update(learned, lr)                      # the optimiser's step, if its numbers are right
+            run.after_step(learned, seconds)                        # log, save, export, stop, evaluate
     run.finish()                                                    # the final weights and summary.json
 
 Every rank runs the same lines; what rank 0 alone writes is behind `Records`, which on other ranks writes nothing.
@@ -20,11 +21,12 @@ from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 from r1mega.algos.schedule import learning_rate
 from r1mega.diagnostics.load_balance import summarise
-from r1mega.runtime import files, heartbeat
+from r1mega.runtime import files, heartbeat, incidents
 from r1mega.runtime.interrupt import Interrupt, Interrupted, Stopped
 from r1mega.runtime.progress import Bar
 from r1mega.runtime.resources import peak_rss_gib
 from r1mega.runtime.run_dir import RunDir, checkpoint_step
+from r1mega.stages.health import StepHealth, Taught
 from r1mega.stages.records import Carried, TrainingSettings, records_of
 from r1mega.trainer.mesh import Mesh
 from r1mega.trainer.policy import Policy
@@ -91,6 +93,10 @@ class TrainingRun:
             # Before metrics.jsonl is opened, which this writes anew.
             self._mesh.from_first(lambda: self._run_dir.rewind(self.step if self._checkpoint else -1))
             self.records = stack.enter_context(records_of(self._mesh, self._config, self._run_dir))
+            self._health = StepHealth(
+                self._config.health, self._mesh, self._run_dir, self.records,
+                whole=self._whole, waits=lambda: self._finish_saving(),
+            )  # fmt: skip
             self._stack = stack.pop_all()
         return self
 
@@ -114,6 +120,7 @@ class TrainingRun:
         first_weights: Callable[[], None],
         tokenizer: Path | None,
         carried: Sequence[Carried] = (),
+        taught: Taught | None = None,
         evaluation: Measurement | None = None,
     ) -> None:
         """Bring the policy to where the run goes on.
@@ -122,6 +129,7 @@ class TrainingRun:
             first_weights: gives a policy that was just built the weights that the stage starts from.
             tokenizer: the folder whose files go along with exports.
             carried: what else is saved and restored.
+            taught: what the steps learn from, so that a step whose numbers are wrong can be told by it.
             evaluation: runs where it is due, after the step's checkpoint.
 
         Raises:
@@ -130,13 +138,14 @@ class TrainingRun:
         self.policy, self._tokenizer, self._carried, self._evaluation = policy, tokenizer, carried, evaluation
         heartbeat.phase("load", self.step)
         self._saves = self.enter(Saves(policy, self._run_dir, self._config.save, tokenizer))
+        self._health.begin(taught)
         if self._checkpoint is None:
             first_weights()
             return
         state = self._saves.resume(self._checkpoint)
         if self._max_seconds is not None:
             self.seconds = float(state.get("seconds", 0.0))  # none where the stage had no clock yet
-        for part in (self.records, *carried):
+        for part in (self.records, self._health, *carried):
             part.restore(state, self._checkpoint)
         log.info("resumed from %s", self._checkpoint)
 
@@ -173,6 +182,11 @@ class TrainingRun:
         self._finish_saving()
         self._peak_rss_gib = sum(self._mesh.gather(peak_rss_gib()))
 
+    def update(self, learned: Mapping[str, float], lr: float) -> dict[str, float]:
+        """Take the optimiser's step with the gradient that the policy has accumulated, unless its numbers are wrong
+        and [health] has it otherwise. For metrics, arguments and errors see `StepHealth.take`."""
+        return self._health.take(self.policy, self.step, learned, lr)
+
     def after_step(self, metrics: Mapping[str, Any], seconds: float) -> None:
         """Log an optimiser step that was just taken, then save, export, stop and evaluate as is due.
 
@@ -190,7 +204,8 @@ class TrainingRun:
         all_seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
         taken, stop = self._mesh.from_first(lambda: (all_seconds, self.interrupt.received))
         self.seconds += taken
-        self.records.step(self.step, metrics | heartbeat.figures(), self.policy.expert_load)
+        load = None if "skipped" in metrics else self.policy.expert_load
+        self.records.step(self.step, metrics | heartbeat.figures(), load)
         assert self._bar is not None
         self._bar.advance(taken if self._max_seconds else 1, note=self._note(metrics))
         self._check_saves()
@@ -228,7 +243,7 @@ class TrainingRun:
         state: dict[str, Any] = {"step": self.step}
         state |= {"seconds": self.seconds} if self._max_seconds is not None else {}
         own: dict[str, bytes] = {}
-        for part in (*self._carried, self.records):
+        for part in (*self._carried, self._health, self.records):
             state |= part.state(self.step)
             own |= part.files()
         self._saves.checkpoint(self.step, state, own)
@@ -258,16 +273,18 @@ class TrainingRun:
         """What any stage's summary.json has, from the metrics on disk, so that a resumed run counts all its parts."""
         train = [row for row in self._run_dir.metrics() if row["kind"] == "train"]
         seconds = sum(row["seconds/update"] for row in train)
-        recent = train[-max(1, len(train) // 20) :]
+        recent = [row["loss"] for row in train[-max(1, len(train) // 20) :] if row["loss"] is not None]
+        wrong = incidents.counts(self._run_dir.path)
         return {
             "stage": self._config.stage,
             "seconds": seconds,
             "steps": train[-1]["step"],
             "tokens": sum(row["tokens"] for row in train),
             "tokens_per_second": {"train": sum(row["tokens"] for row in train) / seconds},
-            "loss": sum(row["loss"] for row in recent) / len(recent),
+            "loss": sum(recent) / len(recent) if recent else None,
             "peak_rss_gib": {"trainer": self._peak_rss_gib},
             "experts": summarise(train),
+            **({"incidents": wrong} if wrong else {}),
         }
 
     def finish(self, summary: Callable[[], dict[str, Any]] | None = None) -> None:

@@ -33,6 +33,7 @@ from r1mega.stages import tokenizers
 from r1mega.stages.records import Records
 from r1mega.stages.rows import DataPosition, Validation
 from r1mega.stages.run import TrainingRun
+from r1mega.stages.taught import LearntDocuments
 from r1mega.trainer import mesh as meshes
 from r1mega.trainer.policy import Policy
 from r1mega.trainer.validation import mean_loss
@@ -74,6 +75,7 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
             first_weights=lambda: load_weights(policy, _base(config)),
             tokenizer=run_dir.tokenizer,
             carried=[DataPosition(data, epochs, run_dir)],
+            taught=LearntDocuments(epochs, data, run_dir.tokenizer, mesh, run_dir.path / "data" / "train"),
             evaluation=_validation(config, policy, run_dir, run.records),
         )
         for step in run.steps():
@@ -81,8 +83,8 @@ def run(config: SFT, cluster: Cluster, run_dir: RunDir, *, build: Callable[..., 
                 documents, tokens = batches.share(step)
                 lr = run.learning_rate()
                 learned = policy.forward_backward(documents, likelihood_loss)
-                grad_norm = policy.optim_step(lr)
-            run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+                updated = run.update(learned, lr)
+            run.after_step(learned | updated | {"tokens": tokens}, watch.seconds)
     run.finish(lambda: _summary(run.summary(), run_dir, data, epochs))
 
 

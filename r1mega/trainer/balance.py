@@ -110,6 +110,13 @@ class Balance:
         layers = {name: self._layer(row) for name, row in zip(self._names, rows, strict=True) if row[-3]}
         return ExpertLoad(self._moe.top_k, layers)
 
+    def put_back(self) -> None:
+        """Undo what became of this rank's biases since `take`: the step that moved them is not taken."""
+        if self._biases is not None:
+            for (_, router), before in zip(self._routers, self._biases, strict=True):
+                bias: Any = router.expert_bias
+                bias.detach().copy_(before)
+
     def _current_biases(self) -> Tensor | None:
         """[routers of this rank, E] fp32; None where it has none."""
         owned: list[Any] = [router.expert_bias for _, router in self._routers]

@@ -86,6 +86,15 @@ class Mesh:
             dist.broadcast(data, 0, group=self.patient)
         return made
 
+    def any(self, mine: bool) -> bool:
+        """Whether something is so on any rank; every rank is told the same."""
+        if self.world_size == 1:
+            return mine
+        found = torch.tensor(int(mine))
+        with self.waiting("all ranks", "first_rank_timeout_s"):
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.patient)
+        return bool(found)
+
     @contextmanager
     def waiting(
         self, for_what: str, setting: Literal["collective_timeout_s", "first_rank_timeout_s"] = "collective_timeout_s"

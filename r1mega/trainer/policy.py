@@ -1,9 +1,8 @@
 """The policy: a model in training and the verbs on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
@@ -177,31 +176,39 @@ class Policy:
             if self._balance and taken is not None:
                 self.expert_load = self._balance.over_ranks(taken)
 
-    def optim_step(self, lr: float, *, reduced: bool = False) -> float:
+    def optim_step(self, lr: float, *, reduced: bool = False, accept: Callable[[float], bool] | None = None) -> float:
         """Reduce, clip and apply the accumulated gradient, move the expert bias, clear the gradient.
 
         Args:
             reduced: `reduce_gradients` has been called.
+            accept: asked with the norm, on every rank, whether the gradient is to be applied; it must say the same on
+                all. Where it is not, nothing of the policy changes, neither moments nor the optimiser's count of
+                steps nor expert biases, and the gradient is cleared all the same. None: where it is finite.
 
         Returns:
             The global gradient norm before clipping.
 
         Raises:
-            DivergenceError: it is not finite; the weights must not be used or saved any more.
+            DivergenceError: it is not finite, and there is no `accept`; nothing has changed.
         """
         if not reduced:
             self.reduce_gradients()
         set_rates(self.optimizer, self._optimizer_settings, lr)
         with self._memory.optimizer_here(), self.mesh.waiting("the other ranks in the optimiser's step"):
-            step: Any = self.optimizer.step()
-        _, norm, _ = step
+            self.optimizer.prepare_grads()
+            norm = float(self.optimizer.get_grad_norm())  # type: ignore[arg-type]
+            taken = accept(norm) if accept else math.isfinite(norm)
+            if taken:
+                self.optimizer.step()
+            elif self._balance:
+                self._balance.put_back()
         self._zero_grad()
-        if not math.isfinite(float(norm)):
+        if not taken and accept is None:
             raise DivergenceError(
-                f"the gradient norm is {float(norm)}: training has diverged, and nothing was saved since the "
-                "last checkpoint; lower optimizer.lr or lengthen optimizer.warmup_steps in a new run"
+                f"the gradient norm is {norm}: training has diverged; lower optimizer.lr or lengthen "
+                "optimizer.warmup_steps in a new run"
             )
-        return float(norm)
+        return norm
 
     def scores(self, documents: Sequence[Document]) -> list[Tensor]:
         """What a model of scores gives each text of scored documents; no gradient, no change of any state.

@@ -5,6 +5,7 @@ the embedding, so that folders, pushes and exports carry it. An optimiser step i
 """
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -60,12 +61,14 @@ class RecordingPolicy:
         batch: Any = None,
         *,
         after_step: Callable[[int], None] = lambda taken: None,
+        damage: Callable[[Sequence[Document], Tensor], object] = lambda documents, gradient: None,
         margin: float = 1.0,
         **settings: Any,
     ) -> None:
         """
         Args:
             after_step: called with the steps taken by this policy, at the end of each.
+            damage: called with what each pass has learnt from, and the gradient [vocab_size], which it may spoil.
             margin: of every choice of experts, as `routing_margins` says.
         """
         self.spec, self.mesh = spec, mesh
@@ -78,6 +81,7 @@ class RecordingPolicy:
         self._gradient = torch.zeros(spec.vocab_size, dtype=torch.float64)
         self.reference: Tensor | None = None
         self._after_step, self._margin, self._taken = after_step, margin, 0
+        self._damage = damage
 
     @property
     def theta(self) -> Tensor:
@@ -102,16 +106,19 @@ class RecordingPolicy:
         value.backward()
         assert theta.grad is not None
         self._gradient += theta.grad
+        self._damage(documents, self._gradient)
         found = {"loss": float(value.detach()), **{name: float(m) for name, m in metrics.items()}}
         if "weight" in fields:
             p = torch.softmax(theta.detach() / temperature, 0)
             found["entropy"] = float(-(p * p.log()).sum() * fields["weight"].sum())
         return found
 
-    def optim_step(self, lr: float) -> float:
+    def optim_step(self, lr: float, *, accept: Callable[[float], bool] = math.isfinite) -> float:
+        """As `Policy.optim_step`; `after_step` is called at the end of those that were not taken as well."""
         self.calls.append(Call("optim_step", lr=lr))
         norm = float(self._gradient.norm())
-        self.theta.copy_(self.theta.double() - lr * self._gradient)
+        if accept(norm):
+            self.theta.copy_(self.theta.double() - lr * self._gradient)
         self._gradient.zero_()
         self._taken += 1
         self._after_step(self._taken)

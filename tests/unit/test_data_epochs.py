@@ -67,3 +67,37 @@ def test_too_few_documents_are_refused():
         Epochs([], 4, seed=0)
     with pytest.raises(DataError, match="3 documents do not make a batch of 4"):
         Epochs([1, 2, 3], 4, seed=0, keep_rest=False)
+
+
+@pytest.mark.parametrize(("unit", "size"), [("samples", 10), ("chunks", 7)])
+def test_what_is_left_out_comes_no_more_and_every_other_place_is_as_it_was(unit, size: int):
+    def of(*left_out: set[int]) -> Epochs:
+        epochs = Epochs(LENGTHS, size, seed=3, unit=unit, chunk_tokens=50)
+        for documents in left_out:
+            epochs.leave_out(documents)
+        return epochs
+
+    plain, first, second = of(), set(of().batch(4)), set(of().batch(9))
+    once, twice = of(first), of(first, second)
+    num = 3 * plain.steps_per_epoch
+    assert once.steps_per_epoch == plain.steps_per_epoch
+    for step in range(num):
+        before, after = plain.batch(step), once.batch(step)
+        assert not first & set(after)
+        assert set(before) - first <= set(after)  # and in the places of the others some that were kept
+        assert len(after) >= len(before) if unit == "samples" else after
+        if not second & set(after):
+            assert twice.batch(step) == after  # also where an earlier one had been replaced
+        assert not (first | second) & set(twice.batch(step))
+    assert steps(of(first | second), num) == steps(twice, num)  # as a run that resumes is told it
+    with pytest.raises(DataError, match="all 103 documents have been left out"):
+        of(set(range(103)))
+
+
+def test_batches_that_are_passed_over_are_taken_by_no_step():
+    plain, epochs = Epochs(LENGTHS, 10, seed=0), Epochs(LENGTHS, 10, seed=0)
+    epochs.pass_over(4, 3)
+    epochs.pass_over(4, 1)
+    epochs.pass_over(15, 2)
+    assert steps(epochs, 20) == [plain.batch(i) for i in [*range(4), *range(8, 19), *range(21, 26)]]
+    assert epochs.place(4) == {"epoch": 0, "batches": 8} and epochs.place(7) == {"epoch": 1, "batches": 0}

@@ -96,6 +96,18 @@ def test_a_small_source_is_capped_in_a_take_and_catches_up():
         stream.take(34)
 
 
+def test_of_what_is_left_out_the_other_sources_fill_the_places():
+    stream = mixed(prompts(a=3, b=30), {"a": 1.0, "b": 1.0}, 0)
+    stream.leave_out(["a0", "b7", "nobody's"])
+    assert counts(stream, 8) == {"a": 2, "b": 6}
+    drawn = {p.id for _ in range(10) for p in stream.take(8)}
+    assert len(drawn) == 31 and not drawn & {"a0", "b7"}
+    stream.leave_out(["a1", "a2"])
+    assert counts(stream, 8) == {"b": 8}
+    with pytest.raises(DataError, match="30 prompts a step asked for, but there are only 29"):
+        stream.take(30)
+
+
 @given(before=st.lists(st.integers(1, 9), max_size=6), after=st.lists(st.integers(1, 9), max_size=6))
 def test_a_restored_mixture_goes_on_with_the_next_prompt(before, after):
     weights = {"a": 1.5, "b": 1.0, "c": 0.3}

@@ -72,6 +72,26 @@ def test_a_stream_refuses_what_it_cannot_keep():
         PromptStream(some_prompts(4), 0).restore(PromptStream(some_prompts(5), 0).state())
 
 
+@given(num=st.integers(4, 12), out=st.sets(st.integers(0, 11), max_size=3), at=st.integers(0, 9))
+def test_what_is_left_out_is_drawn_no_more_and_the_others_keep_their_order(num: int, out: set[int], at: int):
+    """From a draw on, and in a stream that is restored there."""
+    left_out = {f"p{i}" for i in out}
+    kept = num - len(left_out & {f"p{i}" for i in range(num)})
+    plain, stream = PromptStream(some_prompts(num), 3), PromptStream(some_prompts(num), 3)
+    order = [p.id for _ in range(6 * num) for p in plain.take(1)]
+    assert [p.id for _ in range(at) for p in stream.take(1)] == order[:at]
+    stream.leave_out(left_out)
+    again = PromptStream(some_prompts(num), 3)
+    again.leave_out(left_out)
+    again.restore(json.loads(json.dumps(stream.state())))
+    wanted = [id for id in order[at:] if id not in left_out][: 3 * kept]
+    assert [p.id for _ in wanted for p in stream.take(1)] == wanted
+    assert [p.id for _ in wanted for p in again.take(1)] == wanted
+    assert len({p.id for p in stream.take(kept)}) == kept  # across an epoch's end as well
+    with pytest.raises(DataError, match=f"there are only {kept} different ones"):
+        stream.take(kept + 1)
+
+
 def test_training_and_held_out_prompts_are_disjoint(tokenizer):
     form = PromptForm(PromptSettings(), tokenizer)
     train = prompts(questions(TASKS, 300, 0, exclude=HELD_OUT), form)

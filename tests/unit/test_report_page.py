@@ -131,6 +131,23 @@ def run_dir(tmp_path: Path) -> Path:
     )
 
 
+def test_steps_whose_numbers_were_wrong_are_told_and_counted(tmp_path: Path):
+    rows = [train(1), train(2) | {"loss": None, "skipped": 1.0}]
+    rows += [
+        {"kind": "incident", "step": s, "what": "spike", "action": "log", "text": f"loss {s} <far> above"}
+        for s in range(1, 61)
+    ]
+    run = write_run(tmp_path / "run", rows=rows, config=CONFIG)
+    left = {"step": 2, "what": "non_finite", "action": "drop_data", "text": "loss nan", "data": ["4", "7"]}
+    (run / "incidents.jsonl").write_text(json.dumps(left) + "\n")
+    seen = made(run)
+    assert "step 60: loss 60 <far> above (log)" in seen.text and "step 11: loss 11" in seen.text
+    assert "step 1: the first of 10 more steps whose numbers were wrong" in seen.text
+    assert "step 10: loss" not in seen.text  # the last fifty
+    for what, count in (("steps whose data was dropped", 1), ("documents or questions dropped", 2)):
+        assert f"numbers that went wrong: {what}{count}" in "".join(seen.text.split("\n"))
+
+
 def test_a_finished_run(run_dir: Path):
     seen = made(run_dir)
     for part in ("chain / rl", "configs/tiny/1_rl.toml", "abc123 → def456+dirty", "torch 2.13.0, vllm 0.32.0"):

@@ -12,7 +12,7 @@ from r1mega.recipe.load import load_recipe
 from r1mega.runtime.resume import changes, flat, recipe_digest
 
 CONFIGS = Path(__file__).parents[2] / "configs/tiny"
-SECTIONS = {"save", "wandb", "batch", "experts", "hacking"}
+SECTIONS = {"save", "wandb", "batch", "experts", "hacking", "health"}
 """All of these: how a run is kept, watched and laid out in memory."""
 FREE = ("replay", "keep_journal", "judges", "max_failed", "false_negatives", "server_length")
 RL = (

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from r1mega.buffers import Int32s
 from r1mega.config.cluster import Cluster
 from r1mega.config.section import RunSettings
-from r1mega.config.training import Batch, Experts, Optimizer, Save
+from r1mega.config.training import Batch, Experts, Health, Optimizer, Save
 from r1mega.errors import CheckpointError
 from r1mega.families.registry import read_model
 from r1mega.runtime import heartbeat
@@ -44,6 +44,7 @@ class Recite(RunSettings):
     optimizer: Optimizer = Optimizer(lr=0.6, schedule="linear", warmup_steps=2)
     batch: Batch = Batch(chunk_tokens=16)
     experts: Experts = Experts()
+    health: Health = Health()
     save: Save = Save(every_steps=2, hf_every=3)
 
 
@@ -126,9 +127,8 @@ class Recital:
                     document, lr = DOCUMENTS[step % 3], run.learning_rate()
                     self.counts.of[step % 3] += 1
                     learned = policy.forward_backward([document], squared)
-                    grad_norm = policy.optim_step(lr)
-                tokens = len(document.token_ids)
-                run.after_step(learned | {"grad_norm": grad_norm, "lr": lr, "tokens": tokens}, watch.seconds)
+                    learned |= run.update(learned, lr)
+                run.after_step(learned | {"tokens": len(document.token_ids)}, watch.seconds)
         run.finish()
 
     def rows(self) -> list[dict[str, Any]]:
