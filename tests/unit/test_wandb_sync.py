@@ -26,13 +26,15 @@ __all__ = ["alone"]  # a fixture
 ROOT = Path(__file__).parents[2]
 SETTINGS = Wandb(mode="offline", references=False)
 LIMIT_S = 240
+LONG_AGO = (1e9, 1e9)
+"""When a file was last written that counts as whole."""
 OURS = {"PYTHONPATH": str(ROOT), "R1MEGA_PYTHON": sys.executable}
 
 
 @contextmanager
 def sending(root: Path, server: Uploaded, *options: str) -> Iterator[subprocess.Popen[str]]:
     sender = subprocess.Popen(
-        ["bash", str(ROOT / "slurm/wandb_sync.sh"), str(root), "--every", "3", *options],
+        ["bash", str(ROOT / "slurm/wandb_sync.sh"), str(root), "--every", "2", *options],
         env=os.environ | server.environment | {"WANDB_MODE": "offline"} | OURS, cwd=root.parent,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
@@ -95,8 +97,9 @@ def test_what_cannot_be_sent_is_said_and_sent_later(tmp_path: Path):
     with mirrored(tmp_path / "runs/one", SETTINGS, CONFIG) as shown:
         take_steps(tmp_path / "runs/one", range(1, 3), shown=shown)
     Events(tmp_path / "runs/one").say("finished", "grpo stage")
+    (part,) = wandb_parts.parts_of(tmp_path / "runs/one")
+    os.utime(part, LONG_AGO)
     with recording() as server:
-        time.sleep(3.5)  # from then on its file counts as whole
         server.down = True
         code, said = send(tmp_path / "runs/one", server, "--once")
         assert code == 1 and "`wandb sync` could not send it" in said, said
@@ -116,9 +119,9 @@ def test_a_torn_part_is_sent_as_far_as_it_can_be_read(tmp_path: Path):
     part.write_bytes(part.read_bytes()[:-700])
     whole = [row["step"] for row in wandb_parts.rows(part) if row["kind"] == "train"]
     assert whole and not wandb_parts.has_ended(part)
+    os.utime(part, LONG_AGO)
     Events(run_dir).say("rank-lost", "killed")
     with recording() as server:
-        time.sleep(3.5)
         code, said = send(run_dir, server, "--once")
         assert code == 0 and "as far as it can be read" in said, said
         assert steps(server) == whole
@@ -134,7 +137,7 @@ def test_a_part_waits_for_those_before_it_but_not_for_ever(tmp_path: Path, monke
     for part in parts:
         part.parent.mkdir(parents=True)
         part.write_bytes(b":W&B")
-        os.utime(part, (1e9, 1e9))
+        os.utime(part, LONG_AGO)
 
     def fails(sync: OfflineSync, *arguments: str) -> subprocess.Popen[bytes]:
         tried.append(Path(arguments[-1]).parent.name[19:20])

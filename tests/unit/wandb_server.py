@@ -39,7 +39,8 @@ class Uploaded:
     @property
     def environment(self) -> dict[str, str]:
         """For a client."""
-        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+        own = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_ERROR_REPORTING": "false"}
+        return own | {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1", "WANDB_X_GRAPHQL_RETRY_MAX": "0"}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
