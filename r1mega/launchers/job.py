@@ -20,7 +20,7 @@ class StageJob:
     """One stage to be run.
 
     StageJob("dev1", "slurm/chain_stage.sh", ("configs/r1/pipeline.toml", "dev1", "--cluster", "h800_v3", "--run-dir",
-        "runs/r1/pipeline"), ("pipeline", "configs/r1/pipeline.toml", "--only", "dev1", ...),
+        "runs/r1/pipeline"), ("chain-stage", "run", "configs/r1/pipeline.toml", "dev1", ...),
         Path("runs/r1/pipeline/dev1"), Path("runs/r1/pipeline/.jobs"), ("--nodes=64", ...), ("cold_start_data",))
     """
 

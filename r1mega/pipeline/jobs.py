@@ -7,6 +7,8 @@ last makes the chain's summary). Stages that need nothing of each other may run 
 """
 
 import dataclasses
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from r1mega.pipeline.chain import count, held, made_ready, settings, summarise
 from r1mega.pipeline.graph import Node, own_overrides
 from r1mega.pipeline.plan import PipelineRun, Planned, Selection
 from r1mega.preflight.look import Look
+from r1mega.runtime import process
 from r1mega.runtime.digests import Digests
+from r1mega.runtime.ranks import POLL_S, collected_signals, exit_code, hand_on
 
 LOGS = ".jobs"
 """Folder in a chain's run directory for what its jobs write; no stage has such a name."""
@@ -75,7 +79,7 @@ def jobs_of(
             name=name,
             script=SCRIPT,
             arguments=(str(config), name, *shared),
-            here=("pipeline", str(config), "--only", name, *shared, "--resume"),
+            here=("chain-stage", "run", str(config), name, *shared),
             run_dir=chain.run_dir / name,
             logs=chain.run_dir / LOGS,
             options=(*_needs(seen), *more.get(name, ())),
@@ -126,6 +130,28 @@ def begin(chain: PipelineRun, name: str) -> list[str]:
         count(chain.run_dir, 0.0)  # by whose id its stages know that they belong together
     cluster = ["--cluster", plan.node.on(chain.cluster)]
     return [str(plan.node.config), str(chain.run_dir / name), *cluster, *settings(plan)]
+
+
+def run(chain: PipelineRun, name: str) -> int:
+    """Begin a stage, run it on this machine alone, and end it: the exit code of `r1mega run`.
+
+    Raises: as `begin` and `end`.
+    """
+    began = time.monotonic()
+    if words := begin(chain, name):
+        config, run_dir, *more = words
+        command = [sys.executable, "-m", "r1mega.cli", "run", config, "--run-dir", run_dir, *more, "--resume"]
+        with collected_signals() as received:
+            # Guarded: it ends with this process, however that ends. A signal reaches it once, from here.
+            stage = process.spawn(command, environment=process.child_environment(), log_file=None, pass_signals=True)
+            while stage.poll() is None:
+                hand_on(received, [stage])
+                time.sleep(POLL_S)
+        if code := exit_code(stage):
+            return code
+    if end(chain, name, time.monotonic() - began):
+        print(f"the chain is done; `r1mega report {chain.run_dir}` draws it")
+    return 0
 
 
 def end(chain: PipelineRun, name: str, seconds: float) -> bool:

@@ -227,7 +227,7 @@ def _refuse_clash(by: str, wanted: Sequence[StageJob], still: dict[str, Submitte
 
 
 def chain_stage(
-    what: Annotated[str, typer.Argument(help="place, begin or end")],
+    what: Annotated[str, typer.Argument(help="place, begin, end or run")],
     config: Annotated[Path, typer.Argument(help="The chain.")],
     name: Annotated[str, typer.Argument(help="The stage.")],
     run_dir: Annotated[Path, typer.Option("--run-dir", help="Of the chain.")],
@@ -235,13 +235,15 @@ def chain_stage(
     overrides: Overrides = None,
     seconds: Annotated[float, typer.Option(help="end: how long its job took.", min=0.0)] = 0.0,
 ) -> None:
-    """What a job of a chain asks before and after its stage (slurm/chain_stage.sh).
+    """What a job of a chain asks before and after its stage (slurm/chain_stage.sh); run does all of it here.
 
     place prints the stage's config and what concerns its cluster file, a word a line. begin prints config, run
     directory and settings of the stage, each with a null byte behind it; nothing where it is done. end prints "done"
     where the whole chain is. All else that they say goes to stderr.
     """
     chain = PipelineRun(load_pipeline(config), cluster, run_dir, overrides or [])
+    if what == "run":
+        raise typer.Exit(jobs.run(chain, name))
     out, sys.stdout = sys.stdout, sys.stderr
     try:
         told = _part(what, chain, name, seconds)
@@ -257,4 +259,4 @@ def _part(what: str, chain: PipelineRun, name: str, seconds: float) -> str:
         return "".join(f"{word}\0" for word in jobs.begin(chain, name))
     if what == "end":
         return "done\n" if jobs.end(chain, name, seconds) else ""
-    raise ConfigError(f"chain-stage {what}: place, begin or end")
+    raise ConfigError(f"chain-stage {what}: place, begin, end or run")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from r1mega.cli import app
 from r1mega.launchers.job import StageJob, Submitted
 from r1mega.launchers.record import LaunchRecord, Submission
+from r1mega.preflight.look import look
 
 ROOT = Path(__file__).parents[2]
 FIRST = 'stage = "mixture"\n[[data]]\nfiles = ["rows.jsonl"]\ndomain = "math"\n'
@@ -165,6 +166,15 @@ def test_a_stage_by_itself(bench: Bench):
     moved = bench.folder / "elsewhere"
     (bench.folder / "runs/first").rename(moved)
     assert bench.ask("jobs", str(moved)).output.splitlines()[1] == "└─ first  waiting    job 1"
+
+
+def test_what_this_machine_lacks_is_asked_of_it_where_the_job_runs_on_it(monkeypatch: pytest.MonkeyPatch):
+    """A login node has no GPU."""
+    monkeypatch.chdir(ROOT)
+    config = Path("configs/distill/qwen2_5_math_1_5b.toml")
+    lacks = {elsewhere: look(config, "h800_1b5", [], elsewhere=elsewhere).absent for elsewhere in (True, False)}
+    told = [any("this machine has 0" in line for line in lacks[elsewhere]) for elsewhere in (True, False)]
+    assert told == [False, True] and lacks[True]  # weights and rows are not here either
 
 
 def test_what_cannot_be_launched_is_one_message(bench: Bench):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_chain import NAMES, SmallChain
@@ -53,7 +54,7 @@ def test_a_job_a_stage_after_what_it_needs(small: SmallChain):
     shared += ("--set", "sft:num_epochs=2")
     chain = str(small.folder / "chain.toml")
     assert (one.script, one.arguments) == ("slurm/chain_stage.sh", (chain, "rl", *shared))
-    assert one.here == ("pipeline", chain, "--only", "rl", *shared, "--resume")
+    assert one.here == ("chain-stage", "run", chain, "rl", *shared)
     assert one.options == ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2")
     assert (one.run_dir, one.logs) == (small.run_dir / "rl", small.run_dir / ".jobs")
 
@@ -128,6 +129,27 @@ def test_where_a_stage_runs_is_known_before_anything_of_it_is_there(small: Small
         str(small.folder / "stages/rm.toml"), "--cluster", "other", "--set", "cluster.trainer.threads=1", "--set",
         "cluster.trainer.dp=2",
     ]  # fmt: skip
+
+
+def test_on_this_machine_a_job_is_begun_run_and_ended(small: SmallChain, monkeypatch: pytest.MonkeyPatch):
+    codes, commands = [3, 0], list[list[str]]()
+
+    def spawn(command, **options):
+        commands.append(command[3:])
+        if (code := codes.pop(0)) == 0:
+            chain = small.chain()
+            small._run_stage(chain.of(chain.pipeline.stages[0]), chain, None)
+        return SimpleNamespace(poll=lambda: code, returncode=code)
+
+    monkeypatch.setattr(jobs.process, "spawn", spawn)
+    assert jobs.run(small.chain(), "base") == 3
+    assert not (small.run_dir / "base/outputs.json").exists()
+    assert jobs.run(small.chain(), "base") == 0
+    assert (small.run_dir / "base/outputs.json").is_file()
+    assert jobs.run(small.chain(), "base") == 0  # done: nothing is started
+    config, run_dir = str(small.folder / "stages/base.toml"), str(small.run_dir / "base")
+    cluster = str(small.folder / "cluster.toml")
+    assert commands == [["run", config, "--run-dir", run_dir, "--cluster", cluster, "--resume"]] * 2
 
 
 def test_two_jobs_at_once_wait_for_each_other(small: SmallChain, monkeypatch: pytest.MonkeyPatch):
