@@ -181,6 +181,10 @@ class RolloutLayout(Section):
     """Restarts of a server in a row, without one answered request, before the run gives up."""
 
 
+GLOO_BUCKET_MIB = 8
+"""Most of one message over gloo, in MiB (`weights.wire`)."""
+
+
 class WeightsLayout(Section):
     """How weights reach the engine."""
 
@@ -188,7 +192,8 @@ class WeightsLayout(Section):
     """gloo: through host memory; nccl: broadcast from GPU to GPU; ipc: handed over within a GPU, where trainer and
     engine share them. None: gloo on cpu, ipc where colocated, otherwise nccl."""
     bucket_mib: int = Field(default=1024, gt=0)
-    """Most of one message, but where a single tensor is larger; on gloo at most 8."""
+    """Most of one message, but where a single tensor is larger; on gloo never more than 8,
+    whatever stands here."""
     verify: int = Field(default=20, ge=0)
     """The first push and each so-manieth is proven: what the engine holds against what was sent, by checksums. 0:
     none is."""

@@ -7,7 +7,7 @@ for mixtures of experts, several hosts), config/scheduler.py (tokens of a step),
 
 from collections.abc import Iterator, Sequence
 
-from r1mega.config.cluster import Cluster, RolloutLayout, WeightsLayout
+from r1mega.config.cluster import GLOO_BUCKET_MIB, Cluster, RolloutLayout, WeightsLayout
 from r1mega.families.spec import Grouped, ModelSpec
 from r1mega.layout.engine_memory import FP8_BLOCK
 
@@ -75,6 +75,11 @@ def engine_model_faults(cluster: Cluster, spec: ModelSpec) -> list[str]:
     if moe is not None:
         what = "channels of the shared experts (moe_intermediate_size x n_shared_experts)"
         divided.append(("tp", layout.tp, what, moe.shared_ffn_size))
+        if layout.expert_parallel and ranks == 1:
+            faults.append(
+                "cluster.rollout.expert_parallel: true spreads experts over the ranks of a server, and it has one "
+                "(tp x dp = 1); take more, or leave it out"
+            )
         if layout.expert_parallel:
             divided.append(
                 ("tp x dp", ranks, "experts (n_routed_experts), over which they are spread", moe.num_experts)
@@ -97,6 +102,16 @@ def engine_model_faults(cluster: Cluster, spec: ModelSpec) -> list[str]:
             if is_so
         ]
     return faults + (_block_faults(layout, spec) if cluster.weights.fp8 and not faults else [])
+
+
+def transport_notes(cluster: Cluster) -> list[str]:
+    """A line for what is set of how weights travel and does not hold."""
+    weights = cluster.weights
+    if cluster.transport != "gloo" or "bucket_mib" not in weights.model_fields_set:
+        return []
+    if weights.bucket_mib <= GLOO_BUCKET_MIB:
+        return []
+    return [f"cluster.weights.bucket_mib: {weights.bucket_mib}; over gloo messages are of {GLOO_BUCKET_MIB} at most"]
 
 
 def _placement_faults(cluster: Cluster) -> list[str]:

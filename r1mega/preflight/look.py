@@ -11,7 +11,7 @@ from r1mega.errors import ConfigError
 from r1mega.families.registry import read_stage_model
 from r1mega.families.spec import ModelSpec
 from r1mega.layout.device_laws import layout_faults
-from r1mega.layout.engine_laws import engine_layout_faults
+from r1mega.layout.engine_laws import engine_layout_faults, transport_notes
 from r1mega.preflight.data import check_data
 from r1mega.preflight.reward_models import check_reward_models
 from r1mega.preflight.weights import check_weights
@@ -111,7 +111,8 @@ def look(
     if not elsewhere:
         absent += [*_missing_here(recipe, machine, spec), *recipe.lacks()]
     shared = memory_by_state(recipe.holds(), machine, spec) if spec is not None else []
-    notes = [*recipe.notes(), *(f"a GPU that trainer and engine share, {line}" for line in shared)]
+    told = transport_notes(machine) if recipe.trains and recipe.samples else []
+    notes = [*recipe.notes(), *told, *(f"a GPU that trainer and engine share, {line}" for line in shared)]
     return Look(config, recipe, machine, spec, tuple(absent), tuple(recipe.unseen()), tuple(notes))
 
 

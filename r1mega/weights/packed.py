@@ -6,12 +6,21 @@ that it has a `broadcast`. So does this end: on GPUs NCCL carries them (`weights
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from r1mega.errors import RolloutError
-from r1mega.weights.sender import NUM_BUFFERS, Carrier, Link, PushedWeights, Sent, pump, receiving, with_answer
+from r1mega.weights.sender import (
+    NUM_BUFFERS,
+    Carrier,
+    Link,
+    PushedWeights,
+    Sent,
+    answered,
+    pump,
+    receiving,
+    with_answer,
+)
 from r1mega.weights.servers import ServerClient
 from r1mega.weights.stream import Param, checked, evened, evened_stream, packed
 
@@ -61,16 +70,13 @@ class PackedSender:
             **meeting.told, "rank_offset": 1, "world_size": world_size, "packed": True,
             "packed_buffer_size_bytes": link.bucket_bytes, "packed_num_buffers": NUM_BUFFERS,
         }  # fmt: skip
-        executor = ThreadPoolExecutor(1)
-        answer = executor.submit(client.init_weight_transfer_engine, told)
+        answer = answered(client.init_weight_transfer_engine, told)
         try:
             self._group = meeting.join(world_size, lambda: answer.done() and answer.exception() is not None)
             answer.result(link.timeout_s)
         except Exception as error:
             self.close()
             raise with_answer(error, answer) from error
-        finally:
-            executor.shutdown(wait=False)
 
     def send(self, source: PushedWeights) -> None:
         if (group := self._group) is None:

@@ -3,10 +3,11 @@
 Nothing here or in what it imports knows vLLM: a trainer needs its routes alone.
 """
 
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
@@ -177,17 +178,29 @@ def receiving(client: ServerClient, params: Sequence[Param], give_up: Callable[[
     the cause, is raised with it.
     """
     client.start_weight_update()
-    executor = ThreadPoolExecutor(1)
-    answer = executor.submit(client.update_weights, described(params))
+    answer = answered(client.update_weights, described(params))
     try:
         yield Receiving(answer)
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # which hold messages under way, and those their group's sockets
         give_up()
         raise with_answer(error, answer) from error
-    finally:
-        executor.shutdown(wait=False)  # a worker that waits for ever in a collective never answers
     client.finish_weight_update()
+
+
+def answered(ask: Callable[..., None], *what: Any) -> Future[None]:
+    """What becomes of a call in a thread of its own, which the end of the process does not wait for: a worker that
+    waits for ever in a collective never answers."""
+    answer: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(ask(*what))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer
 
 
 def with_answer(error: Exception, answer: Future[None]) -> Exception:

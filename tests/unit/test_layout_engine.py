@@ -12,7 +12,7 @@ from r1mega.config.cluster import Cluster
 from r1mega.config.load import load_cluster
 from r1mega.families.registry import read_model
 from r1mega.families.spec import Grouped, ModelSpec
-from r1mega.layout.engine_laws import MOE_BACKENDS, engine_layout_faults, engine_model_faults
+from r1mega.layout.engine_laws import MOE_BACKENDS, engine_layout_faults, engine_model_faults, transport_notes
 from r1mega.layout.engine_memory import engine_memory
 from r1mega.layout.memory import GIB
 from r1mega.recipe.memory import Holds, memory_faults
@@ -138,6 +138,7 @@ def model(name: str) -> ModelSpec:
         ("Qwen2.5-14B", {"dp": 2}, ["rollout.dp: 2: of mixtures of experts, and the model is dense"]),
         ("Qwen2.5-14B", {"expert_parallel": True}, ["rollout.expert_parallel: true: of mixtures of experts"]),
         ("Qwen2.5-14B", {"moe_backend": "marlin"}, ["rollout.moe_backend: 'marlin': of mixtures of experts"]),
+        ("DeepSeek-V3-Base", {"expert_parallel": True}, ["expert_parallel: true spreads experts over the ranks"]),
         ("DeepSeek-V3-Base", {"dp": 3, "expert_parallel": True}, ["tp x dp: 3 ranks of the engine do not divide"]),
         ("DeepSeek-V3-Base", {"dp": 3}, ["do not divide the model's 2048 channels of an expert"]),
     ],
@@ -282,3 +283,12 @@ def test_an_engine_that_sleeps_has_no_cache_beside_a_push():
     for holds, placement in ((Holds(engine=True), "disaggregated"), (Holds(trainer=False, engine=True), "colocated")):
         (fault,) = found(holds, placement)
         assert "on a GPU of the engine 1.54B parameters make 2.9 GiB of weights; keys and values take 38.0" in fault
+
+
+def test_messages_over_gloo_are_said_to_be_smaller_than_they_are_set():
+    def told(**weights: Any) -> list[str]:
+        return transport_notes(cpu(weights=weights))
+
+    (note,) = told(bucket_mib=9)
+    assert note == "cluster.weights.bucket_mib: 9; over gloo messages are of 8 at most"
+    assert not told() and not told(bucket_mib=8) and not transport_notes(cuda(weights={"bucket_mib": 9}))
