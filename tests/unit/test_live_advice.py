@@ -74,8 +74,8 @@ def test_a_disk_that_is_nearly_full():
 
 
 VLLM = """(APIServer pid=13006) INFO 12-01 10:12:31 [api.py:347] starting
-(APIServer pid=13006) WARNING 12-01 10:12:31 [cpu.py:224] Triton is not installed: 3 tries
-(EngineCore pid=13010) WARNING 12-01 10:13:31 [cpu.py:224] Triton is not installed: 4 tries
+(APIServer pid=13006) WARNING 12-01 10:12:31 [cpu.py:224] Triton was not found: 3 tries
+(EngineCore pid=13010) WARNING 12-01 10:13:31 [cpu.py:224] Triton was not found: 4 tries
 (APIServer pid=13006) ERROR 12-01 10:16:50 [async_llm.py:906] Traceback (most recent call last):
 (APIServer pid=13006) ERROR 12-01 10:16:50 [async_llm.py:906]   File "x.py", line 1, in run
 (APIServer pid=13006) ERROR 12-01 10:16:50 [async_llm.py:906]     raise ValueError
@@ -91,12 +91,22 @@ def test_a_log_is_told_in_its_kinds_of_lines():
     written = datetime.datetime(2026, 12, 1, 12, 0).timestamp()
     found = digest_text(VLLM, LogFile(Path("vllm.log"), 1, written))
     assert [(line.level, line.count, line.text) for line in found] == [
-        ("warning", 2, "Triton is not installed: 4 tries"),
+        ("warning", 2, "Triton was not found: 4 tries"),
         ("alert", 1, "vllm.exceptions.EngineDeadError: see above"),
         ("alert", 1, "RuntimeError: CUDA out of memory. Tried 3 GiB"),
     ]
     assert found[0].last == datetime.datetime(2026, 12, 1, 10, 13, 31).timestamp()
     assert found[2].last == written  # it does not say
+
+
+def test_what_every_server_warns_of_is_left_out_and_nothing_else():
+    said = """WARNING 12-01 13:28:14 [layerwise.py:266] RotaryEmbedding: Failed to load weights
+WARNING 12-01 13:28:14 [layerwise.py:266] QKVParallelLinear: Failed to load weights
+(APIServer pid=1) WARNING 12-01 13:43:16 [api.py:6] SECURITY WARNING: Development endpoints are enabled! This is not
+(EngineCore pid=7696) WARNING 12-01 13:26:27 [cpu.py:224] Triton is not installed. triton-cpu is expected on x86 CPUs.
+"""
+    found = digest_text(said, LogFile(Path("vllm.log"), 1, 0.0))
+    assert [line.text for line in found] == ["QKVParallelLinear: Failed to load weights"]
 
 
 def test_a_line_of_last_december_is_no_line_of_the_next():

@@ -66,7 +66,7 @@ def _lines(facts: RunFacts) -> Iterator[Line]:
 def _of_stage(stage: StageFacts, facts: RunFacts) -> Iterator[Line]:
     if stage.started:
         again = {0: "", 1: "", 2: ", started again once"}.get(stage.parts, f", started again {stage.parts - 1} times")
-        yield "began", f"{stage.started}{again}", ""
+        yield "began", f"{stage.started.replace('T', ' ').replace('+00:00', ' UTC')}{again}", ""
     if where := progress(stage, facts.now):
         yield "at", where, ""
     if newest := figures(stage):
