@@ -26,7 +26,7 @@ SUMS = "{ min_terms = 2, max_terms = 3, min_digits = 1, max_digits = 1 }"
 def stage(config: str, *settings: str) -> tuple[str, ...]:
     """Arguments of a script for a stage that begins with the base."""
     mine = ("wandb.mode=disabled", "model.path=runs/base/hf", *settings)
-    return (config, "--cluster", "laptop", *(word for one in mine for word in ("--set", one)))
+    return (config, "--cluster", "laptop2", *(word for one in mine for word in ("--set", one)))
 
 
 JOBS = {
@@ -84,7 +84,7 @@ def killed(slurm: Slurm, job: int, run_dir: Path) -> None:
 
 @pytest.mark.parametrize("script", JOBS)
 def test_a_script_finishes_though_it_was_killed(slurm: Slurm, checkout: Path, script: str):
-    job = slurm.submit("--nodes=1-2", f"slurm/{script}.sh", *JOBS[script], cwd=checkout)
+    job = slurm.submit("--nodes=2", f"slurm/{script}.sh", *JOBS[script], cwd=checkout)
     run_dir = checkout / f"runs/slurm-{job}"
     killed(slurm, job, run_dir)
     said, printed = ended(slurm, job, "COMPLETED", checkout)
