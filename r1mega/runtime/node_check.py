@@ -156,14 +156,14 @@ class NodeCheck:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                     check._converse(self.request, self.rfile, self.client_address[0])
 
-        class Server(socketserver.ThreadingTCPServer):
+        class Responder(socketserver.ThreadingTCPServer):
             daemon_threads = allow_reuse_address = True
             block_on_close = False
             request_queue_size = 1024
             address_family = socket.AF_INET6 if ":" in self._address else socket.AF_INET
 
         host = "::" if ":" in self._address else "0.0.0.0"
-        with Server((host, process.free_port(host)), Handler) as server:
+        with Responder((host, process.free_port(host)), Handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
                 yield server.server_address[1]

@@ -45,7 +45,7 @@ def run(demo: Pipeline, run_dir: Path, monkeypatch: pytest.MonkeyPatch, stage: A
 
     monkeypatch.setattr(chains, "_ended", ended)
     monkeypatch.setattr(chains.artefacts, "record_outputs", lambda *_: None)
-    monkeypatch.setattr(chains, "_summarise", lambda *_: None)
+    monkeypatch.setattr(chains, "summarise", lambda *_: None)
     monkeypatch.setattr(PipelineRun, "of", without_handed_over(PipelineRun.of))
     chains.run_chain(PipelineRun(demo, "laptop", run_dir, (), ALL), resume=False)
 
