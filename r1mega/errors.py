@@ -76,6 +76,13 @@ class EndpointLostError(EndpointError):
     """EX_TEMPFAIL of sysexits.h: nothing that the user gave is wrong."""
 
 
+class SlurmSilentError(R1MegaError):
+    """Slurm's controller does not answer, within a job."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: nothing that the user gave is wrong, so the job is requeued."""
+
+
 class RanksLostError(Exception):
     """Another rank of the trainer is gone or does not answer. Nobody's fault to mend: the run resumes."""
 

@@ -13,6 +13,15 @@ job_field() { # NAME: its value in `scontrol show job`
   scontrol show --oneliner job "$JOB" | field "$1"
 }
 
+patiently() { # COMMAND...: for five minutes, where it fails: Slurm's controller may be busy, or being started anew
+  local pause
+  for pause in 2 4 8 16 30 60 60 60 60; do
+    "$@" && return 0
+    sleep "$pause"
+  done
+  "$@"
+}
+
 address_of() { # NODE: the address that Slurm itself reaches it at; its name need not resolve
   scontrol show --oneliner node "$1" | field NodeAddr
 }
@@ -33,20 +42,24 @@ preempt_mode() { # of the job's partition: REQUEUE, CANCEL, ...; OFF where nothi
   fi
 }
 
-seconds_left() { # until Slurm ends the job: its time limit, or the grace time once it is preempted
+seconds_left() { # until Slurm ends the job: its time limit, or the grace time once it is preempted; fails without an answer
   local end
-  end=$(job_field EndTime)
+  end=$(job_field EndTime) || return 1
   if [[ $end == [0-9]* ]]; then
     echo $(($(date -d "$end" +%s) - $(date +%s)))
   else
-    echo "$NO_LIMIT_S" # no limit, or Slurm does not answer at the moment
+    echo "$NO_LIMIT_S"
   fi
 }
 
 watch_end() { # LAST_S: requeues the job LAST_S before its end, whatever the trainer does then; to run beside it
-  local left
+  local left end=
   while true; do
-    left=$(seconds_left)
+    if left=$(seconds_left); then
+      end=$(($(date +%s) + left))
+    else # Slurm does not answer at the moment: as it said last
+      left=$((${end:-$(date +%s) + NO_LIMIT_S} - $(date +%s)))
+    fi
     if ((left <= $1)); then
       # Slurm itself requeues a job that it preempts, at the very end of the grace time.
       if preempted && [[ $(preempt_mode) == *REQUEUE* ]]; then return; fi
@@ -62,7 +75,7 @@ say_grace() { # RUN_DIR: what a preemption leaves of this run
   local mode grace took record=$1/logs/leaving_s
   mode=$(preempt_mode)
   [[ $mode == *REQUEUE* || $mode == *CANCEL* ]] || return 0
-  if scontrol show config | grep -q '^PreemptType *= preempt/qos'; then
+  if grep -q '^PreemptType *= preempt/qos' <<<"$(scontrol show config)"; then # no pipe, which grep would break
     say "jobs are preempted by QOS here: the GraceTime of \`sacctmgr show qos\` must be enough for a step and a save"
     return
   fi

@@ -61,8 +61,10 @@ at_notice() { # SIGNAL: the one of --signal before the time limit, or what Slurm
   local left state
   woken=yes asked=$1
   [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || true # before Slurm is asked, which may be slow to answer
-  left=$(seconds_left) state=$(job_field JobState)
-  if [[ $state != RUNNING ]]; then
+  # A trap that fails would end the script, and the job with it.
+  left=$(seconds_left) || left=$NO_LIMIT_S
+  state=$(job_field JobState) || state=
+  if [[ -n $state && $state != RUNNING ]]; then
     asked+=", the job is $state"
   elif preempted; then
     asked+=", preempted, $left s before the end of the grace time"
@@ -91,7 +93,11 @@ requeue() { # WHY; returns where that cannot be done
   # A job that is not running any more is Slurm's: it requeues a preempted job itself, and one that its user has
   # cancelled must not come back.
   local state
-  state=$(job_field JobState)
+  state=$(patiently job_field JobState) || state=
+  if [[ -z $state ]]; then
+    say "$1: not requeued, as Slurm does not answer; $again"
+    return
+  fi
   if [[ $state != RUNNING ]]; then
     say "$1: not requeued from here, the job is $state; Slurm requeues it where it was preempted"
     return
@@ -104,7 +110,7 @@ requeue() { # WHY; returns where that cannot be done
   event "$run_dir" requeued "$1"
   echo "$JOB ${SLURM_RESTART_COUNT:-0}" 2>/dev/null >"$run_dir/logs/requeued" || true
   trap '' TERM USR1 # Slurm now ends the job
-  scontrol requeue "$JOB" || say "scontrol requeue failed; $again"
+  patiently scontrol requeue "$JOB" || say "scontrol requeue failed; $again"
 }
 
 # What becomes of the job after a stage; returns only when the stage is done.
@@ -293,6 +299,8 @@ enter() { # looks at where the job is, and reads what is asked of Slurm
   # What sbatch was told of tasks would be each srun's wish as well, beside the placement's own.
   unset "${!SLURM_NTASKS@}" "${!SLURM_GPUS_PER_@}" "${!SLURM_TRES_PER_@}" SLURM_GPUS SLURM_GPU_BIND SLURM_DISTRIBUTION \
     SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_HINT SLURM_THREADS_PER_CORE
+  # What changes how scontrol writes a time, and which cluster it asks.
+  unset SLURM_TIME_FORMAT SLURM_CLUSTERS
 }
 
 begin() { # once it is known where the run is: what watches the job's end requeues it with these words
@@ -315,6 +323,10 @@ stage() { # CONFIG ARGUMENTS...: the whole job of a script that runs a stage; wi
       --run-dir) run_dir=${2:?--run-dir needs a folder} && shift ;;
       --run-dir=*) run_dir=${1#*=} ;;
       --resume) ;;
+      --cluster=* | --set=*)
+        set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        continue
+        ;;
       --cluster | --set)
         settings+=("$1" "${2:?$1 needs a value}")
         [[ $1 == --set && $2 != cluster.* ]] || machine+=("$1" "$2")

@@ -64,11 +64,13 @@ class Phase(enum.StrEnum):
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
     """Nobody remembers how it ended."""
+    UNCLEAR = "unclear"
+    """It may still wait or run: whoever knows could not be asked, or has said what is not understood."""
 
     @property
     def is_over(self) -> bool:
         """Whether it will not run any more, so far as is known."""
-        return self not in (Phase.WAITING, Phase.RUNNING)
+        return self not in (Phase.WAITING, Phase.RUNNING, Phase.UNCLEAR)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 What has become of a job is asked of squeue as long as Slurm remembers it (MinJobAge, five minutes unless a site says
 otherwise), then of sacct where there is accounting, and else read from the line that the script has left at its end
-(`job.EXITS`). So it is known where there is no Slurm any more, and on machines without its commands.
+(`job.EXITS`). So an end is known where there is no Slurm any more, and on machines without its commands. A job of
+which Slurm cannot be asked, and that may have been requeued, is not over.
 """
 
 import os
@@ -18,8 +19,8 @@ from r1mega.launchers.job import EXITS, JobState, LaunchOptions, Phase, StageJob
 from r1mega.runtime import files
 
 OURS = (
-    "--array", "--chdir", "--dependency", "--error", "--help", "--kill-on-invalid-dep", "--output", "--parsable",
-    "--test-only", "--version", "--wait", "--wrap",
+    "--array", "--chdir", "--clusters", "--dependency", "--error", "--help", "--kill-on-invalid-dep", "--output",
+    "--parsable", "--test-only", "--version", "--wait", "--wrap",
 )  # fmt: skip
 """Options of sbatch that are this launcher's, or with which a job would be no stage."""
 SQUEUE = "--Format=JobID:|,State:|,Reason:|,exit_code:|,RestartCnt:|"
@@ -62,7 +63,7 @@ def refuse_options(options: Iterable[str]) -> None:
             raise ConfigError(
                 f"--sbatch {option}: not an option of sbatch in one word; write --sbatch --time=24:00:00"
             )
-        if name in OURS:
+        if any(ours.startswith(name) for ours in OURS):  # sbatch takes the beginning of an option's name for it
             raise ConfigError(f"--sbatch {option}: {name} is set by the launcher, or would make the job no stage")
 
 
@@ -139,19 +140,26 @@ class SlurmLauncher:
         return done
 
     def states(self, jobs: Sequence[Submitted]) -> list[JobState]:
-        found, why = _squeue([job.id for job in jobs], self._run)
+        found, silent = _squeue([job.id for job in jobs], self._run)
         if missing := [job.id for job in jobs if job.id not in found]:
             found |= _sacct(missing, self._run)
-        return [found.get(job.id) or self._left(job, why) for job in jobs]
+        return [found.get(job.id) or self._left(job, silent) for job in jobs]
 
-    def _left(self, job: Submitted, why: str) -> JobState:
-        """By the line that its script left at its end."""
+    def _left(self, job: Submitted, silent: str) -> JobState:
+        """By the line that its script left at its end.
+
+        Args:
+            silent: why Slurm cannot be asked; "": it does not know the job any more.
+        """
         file = self._root / job.job.logs / EXITS
         lines = _EXIT.findall(self._written(file))
         codes = [int(code) for id, _, code in lines if id == job.id]
+        why = f"Slurm cannot be asked ({silent})" if silent else "Slurm does not know it any more"
         if not codes:
             told = f"{why}, and its script has left no exit code in {file}: it still waits or runs, or was killed"
-            return JobState(Phase.UNKNOWN, told)
+            return JobState(Phase.UNCLEAR if silent else Phase.UNKNOWN, told)
+        if silent and codes[-1] not in (0, 2):  # with any other one it may have been requeued
+            return JobState(Phase.UNCLEAR, f"{why}; a start of it ended with exit code {codes[-1]}", codes[-1])
         return _ended("FAILED" if codes[-1] else "COMPLETED", codes[-1], "")
 
     def _written(self, file: Path) -> str:
@@ -175,13 +183,13 @@ def _variable(name: str) -> str:
 
 
 def _squeue(ids: Sequence[str], run: Run) -> tuple[dict[str, JobState], str]:
-    """States of the jobs that Slurm remembers, by their numbers; and why it does not know the others."""
+    """States of the jobs that Slurm remembers, by their numbers; and why it cannot be asked, "" where it can."""
     said = run(["squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", SQUEUE], None)
     if said.returncode and "Invalid job id" not in said.stderr:
-        return {}, f"Slurm cannot be asked ({_error(said)})"
-    rows = (line.strip().split("|") for line in said.stdout.splitlines() if line.count("|") >= 4)
+        return {}, _error(said)
+    rows = ([cell.strip() for cell in line.split("|")] for line in said.stdout.splitlines() if line.count("|") >= 4)
     found = {id: _state(state, reason, _code(code), restarts) for id, state, reason, code, restarts, *_ in rows}
-    return found, "Slurm does not know it any more"
+    return found, ""
 
 
 def _sacct(ids: Sequence[str], run: Run) -> dict[str, JobState]:
@@ -212,7 +220,7 @@ def _ended(state: str, code: int, reason: str) -> JobState:
         told = {"PREEMPTED": "it was preempted and not requeued", "REVOKED": "another cluster has it"}.get(state)
         return JobState(Phase.CANCELLED, never or told or "it was cancelled", code or None)
     if state not in FAILED:
-        return JobState(Phase.UNKNOWN, f"Slurm says {state}")
+        return JobState(Phase.UNCLEAR, f"Slurm says {state}")
     return JobState(Phase.FAILED, ", ".join(filter(None, [FAILED[state], f"exit code {code}" if code else ""])), code)
 
 
@@ -226,9 +234,11 @@ def _code(text: str) -> int:
 
 
 def run_here(command: Sequence[str], cwd: Path | None) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; one that is not here fails as a shell would have it."""
+    """Run one of Slurm's commands; one that is not here fails as a shell would have it. A user's SQUEUE_PARTITION and
+    the like would hide jobs."""
+    around = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
     try:
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=around)
     except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: {error.strerror}")
 

@@ -200,7 +200,11 @@ def _submitted(
         return record, 0
     submitted = through.submit(new, earlier=still)
     record = record.with_launch(Submission(now(), through.name, settings, found.done, tuple(submitted)), found.stages)
-    record.write()
+    try:
+        record.write()
+    except RunDirError:  # of jobs that nobody has written down nobody would know
+        through.cancel(submitted)
+        raise
     return record, len(new)
 
 

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 from r1mega.config.slurm import GrantedNode
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, SlurmSilentError
 from r1mega.runtime import env
 
 _NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=(\S+) Mem=\S+ GRES=(\S*)")
@@ -15,7 +15,8 @@ def granted() -> tuple[GrantedNode, ...]:
     """The job's nodes in Slurm's order, with its CPUs and GPUs on each.
 
     Raises:
-        ConfigError: this is no Slurm job, or Slurm does not answer.
+        ConfigError: this is no Slurm job, or it has not its commands.
+        SlurmSilentError: Slurm does not answer.
     """
     job = env.slurm_job()
     if job is None:
@@ -48,5 +49,5 @@ def _ask(*arguments: str) -> str:
     except OSError as error:
         raise ConfigError(f"scontrol: {error.strerror}: Slurm's commands are not on PATH of the job") from None
     if done.returncode:
-        raise ConfigError(f"scontrol {' '.join(arguments)}: {done.stderr.strip()}")
+        raise SlurmSilentError(f"scontrol {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

@@ -109,7 +109,7 @@ def test_a_chain_whose_second_stage_fails_goes_on_after_the_mend(
     with monkeypatch.context() as without:
         without.setenv("PATH", str(tmp_path))
         left = {name: state for name, (_, state) in states(record).items()}
-    assert [left[name].phase for name in ids] == [Phase.DONE, Phase.FAILED, Phase.UNKNOWN, Phase.DONE]
+    assert [left[name].phase for name in ids] == [Phase.DONE, Phase.FAILED, Phase.UNCLEAR, Phase.DONE]
     assert left["two"].exit_code == 2 and "squeue: No such file or directory" in left["three"].reason
 
     (here / "chain.toml").write_text(CHAIN.replace("= 50", f"= {NUM_ROWS}"))

@@ -47,7 +47,7 @@ STATES = {
     "11": JobState(Phase.CANCELLED, "it was cancelled", 143),
     "12": JobState(Phase.FAILED, "its time limit came before it had left", 0),
     "13": JobState(Phase.FAILED, "a node of it failed, exit code 129", 129),
-    "14": JobState(Phase.UNKNOWN, "Slurm says POWER_UP_NODE"),
+    "14": JobState(Phase.UNCLEAR, "Slurm says POWER_UP_NODE"),
     "20": JobState(Phase.DONE, "", 0),
     "21": JobState(Phase.FAILED, "exit code 2", 2),
     "22": JobState(Phase.CANCELLED, "it was cancelled", 143),
@@ -108,6 +108,30 @@ def test_a_job_that_nobody_remembers_is_known_by_what_its_script_has_left(tmp_pa
     programs(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
     (state,) = SlurmLauncher(tmp_path).states(submitted(tmp_path, "3"))
     assert "Slurm cannot be asked (Unable to contact slurm controller)" in state.reason
+    assert state.phase is Phase.UNCLEAR and not state.phase.is_over
+
+
+def test_without_slurm_an_exit_code_with_which_jobs_are_requeued_is_no_end(tmp_path: Path, programs):
+    (tmp_path / ".jobs").mkdir()
+    left = "job 1 start 0 exit code 143\njob 2 start 0 exit code 2\njob 3 start 0 exit code 0\n"
+    (tmp_path / ".jobs/exits.txt").write_text(left)
+    told = SlurmLauncher(tmp_path).states(submitted(tmp_path, "1", "2", "3"))
+    assert [one.phase for one in told] == [Phase.UNCLEAR, Phase.FAILED, Phase.DONE]
+    assert told[0].reason.endswith("a start of it ended with exit code 143")
+
+
+def test_what_a_user_has_set_for_squeue_and_sacct_hides_no_job(tmp_path: Path, programs, monkeypatch):
+    for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    show = "echo ${SQUEUE_PARTITION-}${SACCT_FORMAT-}${SLURM_CONF-}"
+    programs(squeue=f"{show} >>{tmp_path}/set", sacct=f"{show} >>{tmp_path}/set")
+    SlurmLauncher(tmp_path).states(submitted(tmp_path, "1"))
+    assert (tmp_path / "set").read_text() == "x\nx\n"
+
+
+def test_cells_of_squeue_may_be_padded(tmp_path: Path, programs):
+    programs(squeue=says("  1       |RUNNING    |None  |0   |0   |\n"))
+    assert SlurmLauncher(tmp_path).states(submitted(tmp_path, "1")) == [JobState(Phase.RUNNING)]
 
 
 def checkout(folder: Path) -> SlurmLauncher:
@@ -156,7 +180,17 @@ def test_what_is_missing_or_refused_is_one_message(tmp_path: Path, programs):
     with pytest.raises(ConfigError, match="the slurm launcher has no settings"):
         launcher("slurm", LaunchOptions(tmp_path, ("time=3",)))
     refuse_options(["--time=24:00:00", "--hold", "--comment=a b\nc"])
-    for option in ("-p high", "time=3", "--time 3", "--dependency=afterok:3", "--output=x", "--wrap=true", "--array"):
+    for option in (
+        "-p high",
+        "time=3",
+        "--time 3",
+        "--dependency=afterok:3",
+        "--output=x",
+        "--wrap=true",
+        "--array",
+        "--out=x",
+        "--clusters=b",
+    ):
         with pytest.raises(ConfigError, match=f"^--sbatch {option}"):
             refuse_options([option])
 

@@ -8,6 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from r1mega.cli import app
+from r1mega.errors import RunDirError
 from r1mega.launchers.job import StageJob, Submitted
 from r1mega.launchers.record import LaunchRecord, Submission
 from r1mega.preflight.look import look
@@ -138,6 +139,26 @@ def test_a_job_that_waits_is_waited_for_by_those_of_the_next_launch(bench: Bench
     assert (bench.folder / "cancelled").read_text() == "--quiet 4 3 2 1\n"
     (bench.folder / "run/.jobs/two-2.out").write_text("said\n")
     assert bench.ask("jobs", "run", "--logs", "two").output == f"{bench.folder}/run/.jobs/two-2.out\n"
+
+
+def test_while_slurm_cannot_be_asked_no_job_is_taken_for_one_that_is_over(bench: Bench):
+    bench.ask("launch", *CHAIN_OF)
+    assert len(bench.submitted()) == 4
+    bench.program("squeue", "#!/bin/bash\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+    assert "nothing to submit" in bench.ask("launch", *CHAIN_OF).output and bench.submitted() == []
+    bench.program("scancel", '#!/bin/bash\necho "$@" >cancelled\n')
+    assert "cancelled: one, two, three, apart" in bench.ask("jobs", "run", "--cancel").output
+    assert (bench.folder / "cancelled").read_text() == "--quiet 4 3 2 1\n"
+
+
+def test_jobs_that_cannot_be_written_down_are_cancelled_again(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def full(record: LaunchRecord) -> None:
+        raise RunDirError(f"{record.folder}: cannot be written: No space left on device")
+
+    bench.program("scancel", '#!/bin/bash\necho "$@" >cancelled\n')
+    monkeypatch.setattr(LaunchRecord, "write", full)
+    assert "No space left" in bench.refused("launch", *CHAIN_OF)
+    assert (bench.folder / "cancelled").read_text() == "--quiet 1 2 3 4\n"
 
 
 def test_a_dry_run_writes_beside_the_run_and_starts_nothing(bench: Bench):

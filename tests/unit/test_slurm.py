@@ -8,7 +8,7 @@ import pytest
 from r1mega.config.cluster import Cluster
 from r1mega.config.load import load_cluster
 from r1mega.config.slurm import GrantedNode, Needs, needs, place
-from r1mega.errors import ConfigError
+from r1mega.errors import ConfigError, SlurmSilentError
 from r1mega.recipe.load import RECIPES, load
 from r1mega.runtime.slurm import granted
 
@@ -212,7 +212,8 @@ def test_what_was_granted_is_read_from_scontrol(tmp_path: Path, monkeypatch: pyt
     assert granted() == expected
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")  # the last task of an array: 7 would be all of its tasks
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    with pytest.raises(ConfigError, match="no answer to show --details --oneliner job 7_2"):
+    with pytest.raises(SlurmSilentError, match="no answer to show --details --oneliner job 7_2") as silent:
         granted()
+    assert silent.value.exit_code == 75  # the job is requeued, as nothing given to it is wrong
     monkeypatch.setenv("JOB", "7_2")
     assert granted() == expected

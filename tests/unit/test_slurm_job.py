@@ -85,6 +85,16 @@ def test_a_job_is_requeued_shortly_before_its_end_which_may_move(tmp_path: Path)
     assert bash(f"{moved}\nwatch_end 15", tmp_path) == ""  # `scontrol update` has given it an hour
 
 
+def test_a_job_is_requeued_in_time_by_a_slurm_that_does_not_answer_for_a_while(tmp_path: Path):
+    silent = """
+eval "$(declare -f scontrol | sed 's/^scontrol/answers/')"
+scontrol() { ((CLOCK != 60)) && answers "$@"; }
+sleep() { CLOCK=$((CLOCK + $1)); echo "sleep $1"; ((CLOCK < 300)) || exit 0; }
+"""
+    told = bash(f"END=1970-01-01T00:01:40\n{silent}\nwatch_end 15", tmp_path)
+    assert told.splitlines()[:3] == ["sleep 30", "sleep 30", "sleep 25"] and "requeue: the time limit" in told
+
+
 def test_slurm_itself_requeues_what_it_preempts_at_the_end_of_the_grace(tmp_path: Path):
     near = "END=1970-01-01T00:00:10 PREEMPTED=1970-01-01T00:00:01"
     assert bash(f"{near}\nwatch_end 15", tmp_path) == ""

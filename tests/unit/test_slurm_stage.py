@@ -119,3 +119,41 @@ def test_starts_of_a_conversion_count_until_a_part_is_written(checkout: Path):
     submit(checkout, "convert", *job, code=1, CODE="1")
     submit(checkout, "convert", *job, code=1, CODE="1")
     assert "the last 2 starts of this job came to nothing" in submit(checkout, "convert", *job, code=2, CODE="1")
+
+
+def test_a_setting_with_an_equals_sign_is_the_environments_as_well(checkout: Path):
+    asked = checkout / ".venv/bin/python"
+    asked.write_text(asked.read_text().replace("[[", '[[ $* != *environment* ]] || echo "$*" >>asked\n[[', 1))
+    submit(checkout, "sft_stage", "a.toml", "--cluster=c", "--set=cluster.trainer.dp=4", "--set=seed=1")
+    (line,) = (checkout / "asked").read_text().splitlines()
+    assert line == "-m r1mega.cli check a.toml --cluster c --set cluster.trainer.dp=4 --print environment"
+    words = (checkout / "words").read_text().splitlines()
+    assert words[words.index("a.toml") + 1 :][:6] == [
+        "--cluster", "c", "--set", "cluster.trainer.dp=4", "--set", "seed=1"
+    ]  # fmt: skip
+
+
+SILENT = """#!/usr/bin/env bash
+echo "${SLURM_TIME_FORMAT-}${SLURM_CLUSTERS-}" >>formats
+[[ ! -e silent ]] || { echo 'Unable to contact slurm controller' >&2; exit 1; }
+case "$*" in
+  requeue*) echo "$*" >>requeued ;;
+  *) echo JobState=RUNNING NodeAddr=10.0.0.1 PreemptTime=None Requeue=1 EndTime=Unknown ;;
+esac
+"""
+ASKED = """#!/usr/bin/env bash
+touch silent
+kill -USR1 $PPID
+/bin/sleep 0.5
+exit 138
+"""
+
+
+def test_a_notice_while_slurm_does_not_answer_still_ends_in_a_requeue(checkout: Path):
+    wait = "#!/usr/bin/env bash\n[[ $1 != 4 ]] || rm -f silent\n[[ $1 == 30 ]] || exit 0\nexec /bin/sleep 30\n"
+    for name, text in (("scontrol", SILENT), ("srun", ASKED), ("sleep", wait)):
+        (checkout / "bin" / name).write_text(text)
+        (checkout / "bin" / name).chmod(0o755)
+    said = submit(checkout, "sft_stage", "a.toml", code=137, SLURM_TIME_FORMAT="relative", SLURM_CLUSTERS="other")
+    assert (checkout / "requeued").read_text() == "requeue 7\n", said
+    assert {*(checkout / "formats").read_text().split()} == set()
