@@ -169,8 +169,8 @@ class Doing:
         try:
             yield
         finally:
+            self._ticked = self.clock()  # first: a wait around this one began to count anew only now
             self._waits.pop()
-            self._ticked = self.clock()
 
     def tick(self) -> None:
         if self._marks():

@@ -64,6 +64,7 @@ class ShownFolder:
         }
         tasks |= {"references": lambda: self._refer(last)}
         tasks |= {"summary": self._summarise, "tables": self._show_tables} if last else {}
+        tasks |= {"state": lambda: self._state.save(self._dir)}
         said: list[str] = []
         for what, task in tasks.items():
             try:
@@ -73,7 +74,6 @@ class ShownFolder:
                 if self._failed.get(what) != fault:
                     self._failed[what] = fault
                     said.append(fault)
-        self._state.save(self._dir)
         return said
 
     # ---- alerts -----------------------------------------------------------------------------------------
@@ -119,23 +119,22 @@ class ShownFolder:
             due = before < 0 or step >= before + max(self._settings["transcripts_every"], before // RARER)
             if step > before and due and (last or step < self.step):
                 self._state.table = step
-                rows = self._dir / f"samples/step_{step}.jsonl"
-                self._log_table("transcripts", _objects(rows), self._settings["transcripts"], step, TRANSCRIPT)
+                shown, of = _spread(self._dir / f"samples/step_{step}.jsonl", self._settings["transcripts"])
+                self._log_table("transcripts", shown, of, step, TRANSCRIPT)
 
     def _log_table(
-        self, name: str, rows: Sequence[Mapping[str, Any]], most: int, step: int | None, columns: Sequence[str] = ()
+        self, name: str, shown: Sequence[Mapping[str, Any]], of: int, step: int | None, columns: Sequence[str] = ()
     ) -> None:
-        """A row with a table of at most `most` of the rows, spread evenly, and how many there are."""
+        """A row with a table of some rows, and of how many they are."""
         import wandb
 
-        shown = [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else rows
         columns = columns or list(dict.fromkeys(chain.from_iterable(shown)))
         table = wandb.Table(
             columns=list(columns),
             data=[[_cell(row.get(c)) for c in columns] for row in shown],
             allow_mixed_types=True,
         )
-        counts = {f"{name}/shown": len(shown), f"{name}/of": len(rows)}
+        counts = {f"{name}/shown": len(shown), f"{name}/of": of}
         self._run.log(
             {name: table, **counts, "kind": name, "step": max(self.step, 0) if step is None else step},
             step=self._number(), commit=True,
@@ -196,13 +195,14 @@ class ShownFolder:
         for results in (self._dir / RESULTS, *sorted(self._dir.glob(f"*/{RESULTS}"))):
             if self._settings["transcripts"] and results.is_file():
                 model = "" if results.parent == self._dir else f"/{results.parent.name}"
-                self._log_table(f"judged_answers{model}", list(_judged(results)), most, None)
+                shown, of = _spread(results, most)
+                self._log_table(f"judged_answers{model}", list(_judged(shown)), of, None)
         rows = [
             {"time": e.time, "kind": e.kind, "level": e.level, "step": e.step, "text": e.text}
             for e in events.read(self._dir)
         ]
         if rows:
-            self._log_table("events", rows[-MOST_EVENTS:], MOST_EVENTS, None)
+            self._log_table("events", rows[-MOST_EVENTS:], len(rows), None)
 
 
 def cause_of(event: events.Event) -> str:
@@ -210,9 +210,9 @@ def cause_of(event: events.Event) -> str:
     return f"{event.kind}: {event.figures.get('cause') or re.sub(r'[0-9][0-9.,:e+-]*', '#', event.text)}"[:200]
 
 
-def _judged(results: Path) -> Iterator[dict[str, Any]]:
+def _judged(results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row for each question, with the first of its answers."""
-    for row in _objects(results):
+    for row in results:
         samples = row.get("samples") or [{}]
         values = [s["value"] for s in samples if s.get("status") == "scored"]
         mean = sum(values) / len(values) if values else None
@@ -225,8 +225,14 @@ def _steps(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _objects(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def _spread(file: Path, most: int) -> tuple[list[dict[str, Any]], int]:
+    """At most `most` rows of a JSONL file, spread evenly over it, and how many it has. A rollout's file may be larger
+    than the memory that training leaves, so no other row is held, or read as JSON."""
+    with file.open("rb") as lines:
+        of = sum(1 for _ in lines)
+        lines.seek(0)
+        wanted = {i * of // most for i in range(most)} if of > most else range(of)
+        return [json.loads(line) for i, line in enumerate(lines) if i in wanted], of
 
 
 def _cell(value: Any) -> Any:

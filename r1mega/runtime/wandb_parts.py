@@ -22,6 +22,8 @@ from r1mega.runtime import files
 from r1mega.runtime.provenance import RUN
 
 STATE, LEGACY_ID = "r1mega.json", "r1mega_id"
+OFFLINE = "offline-"
+"""Before the names of the folders of parts that wait to be sent."""
 BLOCK = 1000
 """RowNumbers that are set aside at once, in a file that outlives a crash; those of them that no row got stay free."""
 
@@ -102,7 +104,7 @@ def parts_of(run_dir: Path, id: str | None = None) -> list[Path]:
 
 def _begun(part: Path) -> tuple[str, str]:
     """The time in a part's name, offline or not."""
-    return part.parent.name.removeprefix("offline-"), part.name
+    return part.parent.name.removeprefix(OFFLINE), part.name
 
 
 def records(part: Path) -> Iterator[Any]:
@@ -144,13 +146,22 @@ def has_ended(part: Path) -> bool:
     return any(record.HasField("exit") for record in records(part))
 
 
-def left_out(metrics: Sequence[dict[str, Any]], earlier: Sequence[Path]) -> list[dict[str, Any]]:
+def left_out(
+    metrics: Sequence[dict[str, Any]], earlier: Sequence[Path], sent: int | None = None
+) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl that no part holds: W&B hung or died in an earlier one, or the machine did.
 
     Args:
         earlier: all parts that there were.
+        sent: the number behind the last that W&B itself has, where it has been asked: what an online part's file has
+            from there on was never sent, and nobody sends it any more.
     """
-    held = Counter((row.get("kind"), row.get("step")) for part in earlier for row in rows(part))
+    held = Counter(
+        (row.get("kind"), row.get("step"))
+        for part in earlier
+        for row in rows(part)
+        if sent is None or part.parent.name.startswith(OFFLINE) or row.get("_step", 0) < sent
+    )
     found: list[dict[str, Any]] = []
     for row in metrics:
         if held[name := (row["kind"], row["step"])]:

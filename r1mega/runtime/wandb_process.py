@@ -48,6 +48,7 @@ class WandbSession:
         self._run, self.mode = _begin(wanted, self._state)
         # Online W&B says at which number it is, which is higher where an earlier part was sent after a later one.
         self._numbers.go_on_from(self._run.starting_step)
+        self._sent: int | None = self._run.starting_step if self.mode == "online" else None
         self._state.parts += 1
         self._state.save(self._dir)
         self._folder = ShownFolder(self._dir, self._run, self._state, wanted["settings"], self._numbers.take)
@@ -67,7 +68,7 @@ class WandbSession:
         lines = (self._dir / "metrics.jsonl").read_bytes()[:size].splitlines()
         metrics = [{k: v for k, v in json.loads(line).items() if _is_shown(k, v)} for line in lines]
         self._folder.step = max((row["step"] for row in metrics if row["kind"] == "train"), default=-1)
-        rows = left_out(metrics, self._earlier)
+        rows = left_out(metrics, self._earlier, self._sent)
         for row in rows:
             self.log(row)
         # A part that is sent leaves nothing of an earlier one's summary.
@@ -138,8 +139,7 @@ def _serve(asked: Iterator[Any], answers: IO[str]) -> None:
     unsaid: list[str] = []
     for line in asked:
         if line is None:
-            with suppress(Exception):
-                unsaid += session.look_if_due() if session else []
+            unsaid += session.look_if_due() if session else []
             continue
         answer: dict[str, Any] = {}
         try:
@@ -152,7 +152,6 @@ def _serve(asked: Iterator[Any], answers: IO[str]) -> None:
                 unsaid += session.make_up(line["stands"])
             else:
                 session.log(line["row"])
-                unsaid += session.look_if_due()
             if unsaid:
                 answer["said"], unsaid = unsaid, []
         except BaseException as error:  # it raises what it likes, SystemExit among it
@@ -161,6 +160,8 @@ def _serve(asked: Iterator[Any], answers: IO[str]) -> None:
         answers.flush()
         if "finish" in line or "error" in answer:
             return
+        if session is not None:  # behind the answer: a look that takes long is no row that hangs
+            unsaid += session.look_if_due()
     if session is not None:  # the trainer is gone
         with suppress(BaseException):
             session.finish(1)

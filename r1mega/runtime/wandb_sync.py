@@ -23,7 +23,7 @@ from typing import IO
 
 from r1mega.runtime import events, locks, process
 from r1mega.runtime.provenance import CHAIN, RUN
-from r1mega.runtime.wandb_parts import has_ended, parts_of
+from r1mega.runtime.wandb_parts import OFFLINE, has_ended, parts_of
 
 log = logging.getLogger("wandb_sync")
 
@@ -73,7 +73,7 @@ class OfflineSync:
 
     def unsent(self, run_dir: Path) -> list[Path]:
         """A run's offline parts that are not sent yet; online ones send themselves."""
-        offline = (part for part in parts_of(run_dir) if part.parent.name.startswith("offline-"))
+        offline = (part for part in parts_of(run_dir) if part.parent.name.startswith(OFFLINE))
         return [part for part in offline if not part.with_name(part.name + MARK).exists()]
 
     def done(self) -> bool:

@@ -65,7 +65,7 @@ class _Guard(threading.Thread):
         self._doing = heartbeat.begin()
         self._events = Events(run_dir)
         self._over = threading.Event()
-        self._count, self._verdict, self._unwritten = 0, "", False
+        self._count, self._verdict, self._unwritten, self._fault = 0, "", False, ""
         self._seen = Signs(settings)
         self._stragglers = Stragglers(settings)
         self._stacks: IO[str] | None = None
@@ -98,24 +98,33 @@ class _Guard(threading.Thread):
         self._write()
         if self._stacks is not None:
             faulthandler.cancel_dump_traceback_later()
-            if Path(self._stacks.name).stat().st_size == 0:
+            if os.fstat(self._stacks.fileno()).st_size == 0:  # by its name it may be gone, with all of logs
                 Path(self._stacks.name).unlink(missing_ok=True)
 
     def run(self) -> None:
         while not self._over.wait(self._settings.beat_s):
-            now = time.monotonic()
-            passed, self._last = now - self._last, now
-            lost = passed - self._settings.beat_s
-            if lost > max(1.0, self._settings.beat_s):
-                self._doing.lost_s += lost
-            if self._stacks is None:
-                self._write()
-                continue
-            if lost > self._settings.silence_s and (text := self._slept(lost)):
-                self._end(text, tell=False)
-            faulthandler.dump_traceback_later(self._settings.silence_s, file=self._stacks)
+            try:
+                self._turn()
+            except Exception as error:  # else a rank that works would fall silent, and end all
+                if str(error) != self._fault:
+                    self._fault = str(error)
+                    log.exception("the watchdog's turn failed, and is tried again in %g s", self._settings.beat_s)
+
+    def _turn(self) -> None:
+        """One sign of life, and a look at the others'."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        lost = passed - self._settings.beat_s
+        if lost > max(1.0, self._settings.beat_s):
+            self._doing.lost_s += lost
+        if self._stacks is None:
             self._write()
-            self._look(passed)
+            return
+        if lost > self._settings.silence_s and (text := self._slept(lost)):
+            self._end(text, tell=False)
+        faulthandler.dump_traceback_later(self._settings.silence_s, file=self._stacks)
+        self._write()
+        self._look(passed)
 
     def _write(self) -> Beat:
         beat = self._doing.beat(self._rank, self._count, self._verdict)

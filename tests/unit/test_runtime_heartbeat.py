@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from r1mega.config.watchdog import Watchdog
-from r1mega.runtime import heartbeat
+from r1mega.runtime import heartbeat, watchdog
 from r1mega.runtime.heartbeat import Beat, Doing, Wait
 from r1mega.runtime.missing import Signs, late_text, silent_text
 from r1mega.runtime.stragglers import Stragglers
@@ -52,6 +53,45 @@ def test_a_wait_counts_from_its_last_tick_and_not_while_the_process_stands_still
         doing.lost_s += 990  # it was stopped
         assert doing.wait().seconds == 50
     assert doing.wait() is None
+
+
+def test_a_wait_within_another_one_ends_without_a_moment_in_which_the_outer_one_is_over(clock: list[float]):
+    """As a thread that looks just then would see it."""
+    doing = Doing()
+    seen: list[Wait | None] = []
+
+    class Looked(list):
+        def pop(self, *place):
+            found = super().pop(*place)
+            seen.append(doing.wait())
+            return found
+
+    doing._waits = Looked()
+    outer = doing.waiting("all ranks", 60.0, "collective_timeout_s")
+    with outer, doing.waiting("the first rank", 7200.0, "first_rank_timeout_s"):
+        clock[0] += 3600
+    assert seen == [Wait("all ranks", 0.0, 60.0, "collective_timeout_s"), None]
+
+
+def test_a_rank_whose_watchdog_fails_gives_signs_all_the_same(tmp_path: Path, monkeypatch, caplog):
+    """It would be taken for silent, and end all others. That somebody has removed the logs is no fault of its own."""
+    turns = list[int]()
+
+    def fail(*_: object, **__: object) -> None:
+        turns.append(1)
+        raise RuntimeError("no thread can be started")
+
+    with watchdog.guarded(tmp_path, 1, 2, Watchdog(beat_s=0.05, silence_s=60)):
+        monkeypatch.setattr(Signs, "take", fail)
+        deadline = time.monotonic() + 20
+        while len(turns) < 4:
+            assert time.monotonic() < deadline, "the thread has ended"
+            time.sleep(0.01)
+        (beat,) = heartbeat.read(tmp_path)
+        assert beat.count >= 3
+        shutil.rmtree(tmp_path / "logs")
+    assert caplog.text.count("no thread can be started") == 2  # one message, with its traceback
+    assert [beat.phase for beat in heartbeat.read(tmp_path)] == ["ended"]
 
 
 def test_marks_of_other_threads_are_not_the_training_loops():

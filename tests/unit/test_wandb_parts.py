@@ -1,13 +1,17 @@
 """Which run of W&B a run directory is, in which group, and at which number its rows go on."""
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from test_runtime_wandb import alone, begin, write_samples
 
 from r1mega.config.watching import Wandb
-from r1mega.runtime import wandb_folder, wandb_parts
+from r1mega.runtime import wandb_folder, wandb_parts, wandb_process
+from r1mega.runtime.events import Events
 from r1mega.runtime.mirror import group_of
 
 __all__ = ["alone"]  # a fixture
@@ -69,3 +73,54 @@ def test_a_rollout_is_shown_when_it_is_whole(tmp_path: Path):
     for written in (1004, 1009, 1010):
         write_samples(tmp_path / "run", written)
     assert folder.look(last=True) == [] and shown == [0, 2, 4, 1010]
+
+
+def test_of_a_long_file_no_row_is_read_but_those_that_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of ten rows the first, the fourth and the seventh; the others, which are no JSON, would be a fault."""
+    begin(tmp_path)
+    monkeypatch.setattr(wandb_folder, "MOST_EVENTS", 2)
+    monkeypatch.setattr("wandb.Table", lambda **table: table)
+    rows = [json.dumps({"text": f"{i}\x85\u2028"}, ensure_ascii=False) if i in (0, 3, 6) else "{" for i in range(10)]
+    (tmp_path / "samples/step_0.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    judged = [json.dumps({"id": f"q{i}", "samples": []}) if i in (0, 3, 6) else "{" for i in range(10)]
+    (tmp_path / "results.jsonl").write_text("".join(f"{row}\n" for row in judged))
+    for step in range(3):
+        Events(tmp_path).say("hacking", "reward rises", step=step)
+    logged: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda row, step, commit: logged.append(row), summary={})
+    settings = {"transcripts": 3, "transcripts_every": 1, "references": False, "alerts": False}
+    folder = wandb_folder.ShownFolder(tmp_path, run, wandb_parts.PartsState("id"), settings, lambda: 0)
+    assert folder.look(last=True) == []
+    found = {row["kind"]: row for row in logged}
+    texts, answers = found["transcripts"]["transcripts"], found["judged_answers"]["judged_answers"]
+    assert [row[texts["columns"].index("text")][:1] for row in texts["data"]] == ["0", "3", "6"]
+    assert [row[answers["columns"].index("id")] for row in answers["data"]] == ["q0", "q3", "q6"]
+    counts = {kind: (row[f"{kind}/shown"], row[f"{kind}/of"]) for kind, row in found.items()}
+    assert counts == {"transcripts": (3, 10), "judged_answers": (3, 10), "events": (2, 3)}
+
+
+def test_a_row_is_answered_before_the_folder_is_looked_at(monkeypatch: pytest.MonkeyPatch):
+    """Whoever waits for the answer gives up after a minute, which a slow file system may take for a look."""
+    answers, known = io.StringIO(), list[str]()
+
+    class Session:
+        mode = "offline"
+
+        def __init__(self, wanted: dict[str, Any]) -> None: ...
+
+        def log(self, row: dict[str, Any]) -> None: ...
+
+        def look_if_due(self) -> list[str]:
+            known.append(answers.getvalue())
+            return ["slow"] if len(known) == 2 else []
+
+        def finish(self, exit_code: int, *, preempted: bool) -> list[str]:
+            return []
+
+    monkeypatch.setattr(wandb_process, "WandbSession", Session)
+    asked = [{}, {"row": {"step": 1}}, {"finish": 0, "preempted": False}]
+    wandb_process._serve(iter(asked), answers)
+    assert [text.count("\n") for text in known] == [1, 2]
+    assert [json.loads(line) for line in answers.getvalue().splitlines()] == [
+        {"mode": "offline"}, {}, {"said": ["slow"]},
+    ]  # fmt: skip
