@@ -75,7 +75,9 @@ class Health(Section):
     grad_norm_z: float = Field(default=10.0, ge=0)
     """The same of gradient norms, before clipping; 0: they are not judged."""
     limit: int = Field(default=20, gt=0)
-    """Steps of a run that may be skipped, rolled back or have their data dropped; at one more the run stops."""
+    """Steps of a run that may be skipped, rolled back or have their data dropped; at one more the run stops.
+    A roll-back ends the process with 75, as a lost rank does, and whoever starts it again counts it as a crash:
+    a Slurm job, and by default `launchers/local.py`, gives up after 10."""
 
     def acts(self, action: str) -> list[str]:
         """The settings that choose an action."""
